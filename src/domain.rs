@@ -1,0 +1,34 @@
+//! What the words mean: values and rules that need no clock, no network and no serialiser.
+//!
+//! **Invariant:** nothing here is `async`, reads a clock or knows how a value travels.
+
+mod broadcast;
+mod dose;
+mod event;
+mod ids;
+mod job;
+mod notification;
+mod outcome;
+mod provider;
+pub mod recurrence;
+mod regimen;
+mod token;
+mod unavailable;
+mod version;
+
+pub use jiff::Timestamp;
+
+pub use self::{
+    broadcast::{BroadcastState, Cursor, PartId, Plan, Progress, Slice},
+    dose::{DoseKey, DueRow},
+    event::{DeadToken, DoseOutcome, Post, PostEvent, RegimenEvent, Report, Tick, Ticket, TicketBatch, UpstreamDose},
+    ids::{BroadcastId, DeviceId, NotificationId, PostId, ProfileId, RegimenId, UserId},
+    job::{DoseJob, Job, ListJob, SliceJob, Work},
+    notification::{Lane, Notification},
+    outcome::{Counts, Outcome},
+    provider::ProviderId,
+    regimen::{EveryDay, LocalTime, Regimen, Rule},
+    token::{InvalidToken, Platform, Registration, Token, TokenChange, TokenHash, TokenKind},
+    unavailable::{Dependency, Unavailable},
+    version::{AHEAD_MAX_MS, Judged, Version},
+};

@@ -1,0 +1,93 @@
+//! A broadcast and the parts it is cut into.
+
+use super::{BroadcastId, Counts, ProviderId};
+
+/// What was decided once about a broadcast; the first plan stands, whatever a replay says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Text and audience, in the words of whoever planned it; the store does not look inside.
+    pub spec: String,
+    /// How many parts it has, over all providers.
+    pub parts: u32,
+}
+
+/// Where a broadcast stands. It only moves forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BroadcastState {
+    /// Being sent.
+    Planned,
+    /// Cancelled upstream, or refused by a provider: no page is begun any more.
+    Stopped {
+        /// Why, in a word: `cancelled`, `refused`.
+        reason: String,
+    },
+    /// Every part is done and the total is published.
+    Done,
+}
+
+/// Names one part.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PartId {
+    /// Whose part.
+    pub broadcast: BroadcastId,
+    /// Sent through whom.
+    pub provider: ProviderId,
+    /// Its number, from 0.
+    pub part: u32,
+}
+
+/// An equal piece of the token ring. `of` is a power of two, so the borders are exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slice {
+    /// Which one, from 0.
+    pub index: u32,
+    /// Of how many.
+    pub of: u32,
+}
+
+/// How far a part is: everything up to here has its outcome. For a slice the position of the last token, for a list the
+/// number of users done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor(pub i64);
+
+/// What the progress row of a part says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Who may write: each new owner raises it.
+    pub epoch: i32,
+    /// Everything up to here is done; `None` = nothing yet.
+    pub cursor: Option<Cursor>,
+    /// Whether the part is finished.
+    pub done: bool,
+    /// The outcomes so far.
+    pub counts: Counts,
+}
+
+impl Slice {
+    /// First and last position of the slice, both included.
+    pub fn bounds(self) -> (i64, i64) {
+        let width = (1_i128 << 64) / i128::from(self.of);
+        let low = i128::from(i64::MIN) + i128::from(self.index) * width;
+        let high = low + width - 1;
+        // Position i64::MIN belongs to no token: the ring of the CQL partitioner leaves it out.
+        let low = low.max(i128::from(i64::MIN) + 1);
+        #[expect(clippy::expect_used, reason = "index < of keeps both within 64 bits")]
+        let position = |wide: i128| i64::try_from(wide).expect("a slice lies on the ring");
+        (position(low), position(high))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slices_cover_the_ring_without_gap_or_overlap() {
+        for of in [1, 2, 64, 1024] {
+            let bounds: Vec<_> = (0..of).map(|index| Slice { index, of }.bounds()).collect();
+            assert_eq!(bounds[0].0, i64::MIN + 1);
+            assert_eq!(bounds[of as usize - 1].1, i64::MAX);
+            assert!(bounds.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0));
+        }
+    }
+}

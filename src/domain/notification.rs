@@ -1,0 +1,59 @@
+//! One logical notification: what a person reads, and how urgently.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use sha2::{Digest, Sha256};
+
+use super::{NotificationId, Timestamp};
+
+/// How urgent a notification is. Each lane has topics, consumers and seats of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Takes the very next slot.
+    Urgent,
+    /// Broadcasts.
+    Bulk,
+}
+
+impl Lane {
+    /// Both, the urgent one first.
+    pub const ALL: [Self; 2] = [Self::Urgent, Self::Bulk];
+
+    /// `urgent` or `bulk`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Urgent => "urgent",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// What is sent to every token of an audience.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notification {
+    /// Which notification it is; a copy of it carries the same id.
+    pub id: NotificationId,
+    /// First line.
+    pub title: String,
+    /// Text.
+    pub body: String,
+    /// What the app receives beside the text. FCM carries strings only; its client turns other values into JSON text.
+    pub data: serde_json::Map<String, serde_json::Value>,
+    /// Sound to play, `default` or one that the app ships; none = silent.
+    pub sound: Option<String>,
+    /// Android channel. Android shows nothing on a channel that the app has not made.
+    pub channel: String,
+    /// When it is no longer worth ringing.
+    pub expires_at: Timestamp,
+}
+
+impl Notification {
+    /// A short text that is the same for every copy of this notification: Android `tag`, iOS collapse id. A repeat then
+    /// replaces the first on the screen.
+    ///
+    /// The first 22 characters of base64url(SHA-256(id)): 132 bits, and within APNs' 64 bytes.
+    pub fn tag(&self) -> String {
+        let mut tag = URL_SAFE_NO_PAD.encode(Sha256::digest(self.id.as_str()));
+        tag.truncate(22);
+        tag
+    }
+}

@@ -1,0 +1,1 @@
+//! When a regimen's doses are due.

@@ -1,0 +1,258 @@
+//! Device tokens: their forms, who they belong to, and what can happen to them.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use super::{DeviceId, ProviderId, UserId, Version};
+
+/// Which form a token has, and so who delivers to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TokenKind {
+    /// `ExponentPushToken[…]`, `ExpoPushToken[…]` or a UUID.
+    Expo,
+    /// A registration token of Firebase Cloud Messaging.
+    Fcm,
+    /// A Firebase Installation ID: what FCM is moving to.
+    Fid,
+}
+
+/// A device token. `Debug` and `Display` show its hash: a token never reaches a log.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token {
+    text: Box<str>,
+    kind: TokenKind,
+}
+
+/// What stands for a token in logs and in `inspect`: the first 12 hexadecimal digits of its SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 6]);
+
+/// The text is no token of any form we know.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid token format")]
+pub struct InvalidToken;
+
+/// What a device runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Platform {
+    /// iOS, iPadOS.
+    Ios,
+    /// Android.
+    Android,
+    /// A browser.
+    Web,
+}
+
+/// An active token, as the store holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Where to send.
+    pub token: Token,
+    /// The event that made it so; a verdict names it.
+    pub version: Version,
+    /// Whose it is; nobody's before login.
+    pub user: Option<UserId>,
+    /// What it runs, if known.
+    pub platform: Option<Platform>,
+    /// The device, if known.
+    pub device: Option<DeviceId>,
+    /// What the app told about the device: a JSON object's text.
+    pub device_info: Option<String>,
+}
+
+/// An event in the life of a token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenChange {
+    /// The token is alive and belongs to this user (or to nobody).
+    Registered {
+        /// The token.
+        token: Token,
+        /// Whose it is from now on; `None` = nobody's, never "as before".
+        user: Option<UserId>,
+        /// What it runs.
+        platform: Option<Platform>,
+        /// The device it sits on; its other tokens of the same kind are replaced.
+        device: Option<DeviceId>,
+        /// A JSON object's text.
+        device_info: Option<String>,
+        /// The token that this one takes the place of.
+        previous: Option<Token>,
+    },
+    /// The app was opened; changes nobody's ownership.
+    Seen(Token),
+    /// The user logged out or uninstalled, or the key's tombstone arrived.
+    Unregistered(Token),
+    /// Everything of this user goes, what registers late too.
+    UserDeleted(UserId),
+}
+
+// === impl TokenKind ===
+
+impl TokenKind {
+    /// Who delivers to it.
+    pub fn provider(self) -> ProviderId {
+        match self {
+            Self::Expo => ProviderId::Expo,
+            Self::Fcm | Self::Fid => ProviderId::Fcm,
+        }
+    }
+
+    /// `expo`, `fcm` or `fid`, as events and the store name it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Expo => "expo",
+            Self::Fcm => "fcm",
+            Self::Fid => "fid",
+        }
+    }
+
+    /// The kind of that label.
+    pub fn from_label(label: &str) -> Option<Self> {
+        [Self::Expo, Self::Fcm, Self::Fid].into_iter().find(|kind| kind.label() == label)
+    }
+
+    /// The form that `text` has. The forms do not overlap: Expo's have brackets or are UUIDs (36 characters), an
+    /// installation id has 22, a registration token 64 and more.
+    fn of(text: &str) -> Option<Self> {
+        let bracketed = |prefix: &str| {
+            text.strip_prefix(prefix)
+                .and_then(|rest| rest.strip_suffix(']'))
+                .is_some_and(|id| !id.is_empty() && id.len() <= 256 && id.bytes().all(|b| b.is_ascii_graphic()))
+        };
+        let url_safe = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if bracketed("ExponentPushToken[") || bracketed("ExpoPushToken[") || is_uuid(text) {
+            Some(Self::Expo)
+        } else if text.len() == 22 && text.bytes().all(url_safe) {
+            Some(Self::Fid)
+        } else if (64..=4096).contains(&text.len()) && text.bytes().all(|b| url_safe(b) || b == b':') {
+            Some(Self::Fcm)
+        } else {
+            None
+        }
+    }
+}
+
+// === impl Token ===
+
+impl Token {
+    /// Reads a token by its form.
+    ///
+    /// # Errors
+    /// The text has no known form.
+    pub fn parse(text: &str) -> Result<Self, InvalidToken> {
+        let kind = TokenKind::of(text).ok_or(InvalidToken)?;
+        Ok(Self { text: text.into(), kind })
+    }
+
+    /// Reads a token of which the kind is said: it must have that kind's form.
+    ///
+    /// # Errors
+    /// The text does not have the form of that kind.
+    pub fn parse_as(text: &str, kind: TokenKind) -> Result<Self, InvalidToken> {
+        Self::parse(text).and_then(|token| if token.kind == kind { Ok(token) } else { Err(InvalidToken) })
+    }
+
+    /// The token itself, for the provider and the store.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its form.
+    pub fn kind(&self) -> TokenKind {
+        self.kind
+    }
+
+    /// What stands for it where people read.
+    pub fn hash(&self) -> TokenHash {
+        let mut hash = [0; 6];
+        hash.copy_from_slice(&Sha256::digest(self.text.as_bytes())[..6]);
+        TokenHash(hash)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({})", self.hash())
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.hash().fmt(f)
+    }
+}
+
+impl fmt::Display for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Platform ===
+
+impl Platform {
+    /// `ios`, `android` or `web`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ios => "ios",
+            Self::Android => "android",
+            Self::Web => "web",
+        }
+    }
+
+    /// The platform of that label.
+    pub fn from_label(label: &str) -> Option<Self> {
+        [Self::Ios, Self::Android, Self::Web].into_iter().find(|platform| platform.label() == label)
+    }
+}
+
+/// Expo's third form, as its SDK's pattern has it: case-insensitive letters, not only hexadecimal ones.
+fn is_uuid(text: &str) -> bool {
+    let groups: Vec<&str> = text.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+        && groups.iter().all(|group| group.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_form_has_its_kind() {
+        let kind = |text: &str| Token::parse(text).map(|token| token.kind());
+        assert_eq!(kind("ExponentPushToken[AAA]"), Ok(TokenKind::Expo));
+        assert_eq!(kind("ExpoPushToken[x-1_Y]"), Ok(TokenKind::Expo));
+        assert_eq!(kind("F5741A13-BCDA-434B-A316-5DC0E6FFA94F"), Ok(TokenKind::Expo));
+        assert_eq!(kind("cIBxWSjHTQCvp4QfBUPZ-_"), Ok(TokenKind::Fid));
+        assert_eq!(kind(&format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134))), Ok(TokenKind::Fcm));
+    }
+
+    #[test]
+    fn anything_else_is_no_token() {
+        for text in [
+            "",
+            "AAA",
+            "ExponentPushToken[]",
+            "ExponentPushToken[a b]",
+            "ExponentPushToken[AAA",
+            &"x".repeat(63),
+            &"ü".repeat(70),
+            &"x".repeat(4097),
+        ] {
+            assert_eq!(Token::parse(text), Err(InvalidToken), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let token = Token::parse("ExponentPushToken[secret]").unwrap();
+        assert!(!format!("{token:?} {token}").contains("secret"));
+    }
+}

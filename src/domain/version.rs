@@ -1,0 +1,100 @@
+//! Which of two events about the same thing is the later one.
+//!
+//! A version is a pure function of the Kafka record that carried the event, so a replay gives the same number and
+//! changes nothing. Event versions are even; the odd slot above each belongs to a revocation *of that version*, so that
+//! a registration made after a failing send always beats the verdict on the send.
+
+use super::Timestamp;
+
+/// How far ahead of our clock a record's timestamp may be, in milliseconds, before it is refused as impossible.
+pub const AHEAD_MAX_MS: i64 = 5 * 60 * 1000;
+
+const STEP_MS: i64 = 10;
+const SLOTS: i64 = 5_000;
+
+/// A point in the order of events, in microseconds since 1970 with the record's offset folded into the last digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version(i64);
+
+/// What a dead-token verdict was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// The registration that was sent to.
+    Registration(Version),
+    /// Whatever registration was current at this time: verdicts from outsiders, who know no versions.
+    AsOf(Timestamp),
+}
+
+impl Version {
+    /// The version of the event in the record with this timestamp and offset.
+    ///
+    /// Steps of 10 ms: `LogAppendTime` gives a whole batch one millisecond, and the offset then keeps the batch's order.
+    pub fn of_record(timestamp: Timestamp, offset: i64) -> Self {
+        let step = timestamp.as_millisecond().div_euclid(STEP_MS);
+        Self(step * STEP_MS * 1_000 + offset.rem_euclid(SLOTS) * 2)
+    }
+
+    /// The version as the store and `invalid-tokens` carry it.
+    pub fn as_i64(self) -> i64 {
+        self.0
+    }
+
+    /// The version that the store or a record carries.
+    pub fn from_i64(value: i64) -> Self {
+        Self(value)
+    }
+
+    /// The slot of a revocation of this very version: above it, below every later event.
+    pub fn revocation(self) -> Self {
+        Self(self.0 | 1)
+    }
+
+    /// Whether this version was current, or could have been, at `at`.
+    pub fn not_after(self, at: Timestamp) -> bool {
+        self.0 < Self::of_record(at, 0).0 + STEP_MS * 1_000
+    }
+}
+
+impl Judged {
+    /// Whether the verdict speaks of the registration with version `current`.
+    pub fn names(self, current: Version) -> bool {
+        match self {
+            Self::Registration(version) => version == current,
+            Self::AsOf(at) => current.not_after(at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(ms).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_even_and_its_revocation_lies_between_it_and_the_next(ms in 0..4_000_000_000_000_i64, offset in 0..i64::MAX) {
+            let version = Version::of_record(at(ms), offset);
+            prop_assert_eq!(version.as_i64() % 2, 0);
+            prop_assert!(version < version.revocation());
+            prop_assert!(version.revocation() < Version::from_i64(version.as_i64() + 2));
+        }
+
+        #[test]
+        fn a_later_step_of_ten_milliseconds_wins_whatever_the_offsets(ms in 0..4_000_000_000_000_i64, a in 0..i64::MAX, b in 0..i64::MAX) {
+            prop_assert!(Version::of_record(at(ms), a) < Version::of_record(at(ms + 10), b));
+        }
+    }
+
+    #[test]
+    fn a_verdict_of_an_outsider_spares_what_was_registered_later() {
+        let current = Version::of_record(at(50_000), 3);
+        assert!(Judged::AsOf(at(50_000)).names(current));
+        assert!(Judged::AsOf(at(60_000)).names(current));
+        assert!(!Judged::AsOf(at(49_980)).names(current));
+    }
+}

@@ -1,0 +1,16 @@
+//! **pushcast**: Kafka in, push notifications out.
+//!
+//! Start with `ARCHITECTURE.md`, then [`stream`] (what a stage is), [`store`] (what it remembers) and [`delivery`]
+//! (how a message meets its outcome).
+
+pub mod delivery;
+pub mod domain;
+pub mod expo;
+pub mod fcm;
+pub mod http;
+pub mod kafka;
+pub mod metrics;
+pub mod stages;
+pub mod store;
+pub mod stream;
+pub mod telemetry;

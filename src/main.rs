@@ -1,0 +1,3 @@
+//! The operational life of pushcast: load, build, run, drain, exit code.
+
+fn main() {}

@@ -1,0 +1,313 @@
+//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and, for more than one node, CQL.
+//!
+//! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died half-way is
+//! simply run again. Every error is [`Unavailable`]: a store that is away or slow. What a store could not do by its
+//! caller's fault does not exist here; the types keep it out.
+
+pub mod embedded;
+
+use std::future::Future;
+
+use serde::Deserialize;
+
+use crate::domain::{
+    BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen,
+    RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+};
+
+/// `[store]` of config/default.toml.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml is the manual")]
+pub struct Settings {
+    pub url: secrecy::SecretString,
+    pub replication_factor: i32,
+}
+
+type Answer<T> = Result<T, Unavailable>;
+
+/// The tokens: who owns them, whether they live.
+pub trait Registry: Clone + Send + Sync + 'static {
+    /// Applies an event. The same events in any order end in the same state; an older event changes nothing.
+    fn apply(&self, change: &TokenChange, version: Version) -> impl Future<Output = Answer<()>> + Send;
+
+    /// The active tokens of a user.
+    fn tokens_of(&self, user: &UserId) -> impl Future<Output = Answer<Vec<Registration>>> + Send;
+
+    /// Takes a dead token out, if the verdict speaks of the registration that is current. Says whether it did.
+    fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Everything known of a token, active or not.
+    fn inspect(&self, token: &Token) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
+
+    /// The same for a token of which only the hash is known. Reads the whole table: for people, not for stages.
+    fn inspect_hash(&self, hash: TokenHash) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
+
+    /// How many tokens are active and how many inactive, by provider. Reads the whole table.
+    fn census(&self) -> impl Future<Output = Answer<Vec<Census>>> + Send;
+}
+
+/// A row of the token table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// The token.
+    pub token: Token,
+    /// Its version; odd = revoked.
+    pub version: Version,
+    /// Its registration, while it is active.
+    pub registration: Option<Registration>,
+    /// Why it is inactive.
+    pub reason: Option<String>,
+    /// When it was first registered.
+    pub created_at: Option<Timestamp>,
+    /// When the app was last opened, if it says so.
+    pub seen_at: Option<Timestamp>,
+}
+
+/// How many tokens there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// Of which provider.
+    pub provider: ProviderId,
+    /// Ringing.
+    pub active: u64,
+    /// Revoked, replaced or unregistered.
+    pub inactive: u64,
+}
+
+/// Reads the ring of tokens.
+pub trait Audience: Clone + Send + Sync + 'static {
+    /// The next active tokens of this provider in the slice, after `after`, at most `limit` (unless more than that
+    /// share one position: a page is cut between positions only).
+    fn page_of_slice(
+        &self,
+        provider: ProviderId,
+        slice: Slice,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> impl Future<Output = Answer<Page>> + Send;
+}
+
+/// A page of an audience. An empty page may have a next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Whom to send to.
+    pub registrations: Vec<Registration>,
+    /// Where this page ends.
+    pub end: Cursor,
+    /// Whether it is the slice's last one.
+    pub last: bool,
+}
+
+/// Broadcasts and how far their parts are.
+pub trait Broadcasts: Clone + Send + Sync + 'static {
+    /// Writes the plan if there is none; answers with the one that stands.
+    fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> impl Future<Output = Answer<Plan>> + Send;
+
+    /// The plan and where the broadcast stands. A broadcast may be stopped before it is planned.
+    fn broadcast(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<(Option<Plan>, Option<BroadcastState>)>> + Send;
+
+    /// Stops it, unless it is done.
+    fn stop(&self, broadcast: &BroadcastId, reason: &str) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Every part is done and the total published.
+    fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Takes a part over: raises its epoch, so that every earlier owner loses. A part that is done stays as it is.
+    fn take_over(&self, part: &PartId) -> impl Future<Output = Answer<Progress>> + Send;
+
+    /// Records a page, or the part's end, as one step. `progress` holds the owner's epoch and the new totals.
+    fn checkpoint(&self, part: &PartId, progress: &Progress) -> impl Future<Output = Answer<Checkpoint>> + Send;
+
+    /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
+    fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
+
+    /// The sum over all parts.
+    fn totals(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<Counts>> + Send;
+}
+
+/// What became of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// Written.
+    Kept,
+    /// Somebody else owns the part now.
+    Lost,
+}
+
+/// Regimens, what is due, and who rings it.
+pub trait Doses: Clone + Send + Sync + 'static {
+    /// Writes a regimen, or its removal, unless a later version is there.
+    fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> impl Future<Output = Answer<()>> + Send;
+
+    /// The regimen as it now is; `None` = unknown or removed.
+    fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = Answer<Option<Regimen>>> + Send;
+
+    /// Regimens that are not removed, in the order of their ids, after `after`: for the sweep.
+    fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> impl Future<Output = Answer<Vec<(RegimenId, Regimen)>>> + Send;
+
+    /// Inserts a due row; the same row twice is one.
+    fn insert_due(&self, shard: Shard, row: &DueRow) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Due rows after `after` up to and including `until`, by time and regimen; past the last row of the page before,
+    /// if there was one.
+    fn due_rows(
+        &self,
+        shard: Shard,
+        after: Timestamp,
+        until: Timestamp,
+        past: Option<&DueRow>,
+        limit: usize,
+    ) -> impl Future<Output = Answer<Vec<DueRow>>> + Send;
+
+    /// The marks of a shard. `init` writes them; missing ones are an error that names `pushcast init`.
+    fn marks(&self, shard: Shard) -> impl Future<Output = Answer<Marks>> + Send;
+
+    /// Writes both marks of every shard where there are none.
+    fn init_marks(&self, now: Timestamp) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Raises a mark; it never sinks.
+    fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is renewed.
+    fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> impl Future<Output = Answer<Claim>> + Send;
+
+    /// Records that the dose has its outcome, if the claim still stands.
+    fn mark(&self, dose: &DoseKey, lease: &Lease, outcome: DoseOutcome, at: Timestamp) -> impl Future<Output = Answer<Marked>> + Send;
+}
+
+/// A piece of the due rows, by a hash of the regimen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shard(pub u16);
+
+/// How many shards there are. Fixed: rows are found by it.
+pub const SHARDS: u16 = 64;
+
+/// A shard's marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Some tick has begun to read up to here: whoever inserts a row behind it hands it on himself.
+    pub opened: Timestamp,
+    /// Everything up to here is handed on.
+    pub handed: Timestamp,
+}
+
+/// Names a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// [`Marks::opened`].
+    Opened,
+    /// [`Marks::handed`].
+    Handed,
+}
+
+/// The right to ring a dose for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Random, one per handling: a process that freezes must not find its own claim again.
+    pub owner: String,
+    /// Counts take-overs.
+    pub attempt: i32,
+    /// By the clock of whoever claimed.
+    pub until: Timestamp,
+}
+
+/// What a claim gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Ours.
+    Mine(Lease),
+    /// Somebody else's, until then.
+    Held(Timestamp),
+    /// It has its outcome.
+    Marked,
+}
+
+/// What a mark gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// The dose has its outcome.
+    Kept,
+    /// The claim was taken over before.
+    Lost,
+}
+
+/// Whether a provider's route is open.
+pub trait Routes: Clone + Send + Sync + 'static {
+    /// The state of a provider's route; running where nothing was ever written.
+    fn route(&self, provider: ProviderId) -> impl Future<Output = Answer<Route>> + Send;
+
+    /// Sets it.
+    fn set_route(&self, provider: ProviderId, route: &Route) -> impl Future<Output = Answer<()>> + Send;
+}
+
+/// The state of a provider's route, the same for every instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Open or not.
+    pub state: RouteState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Who set it: an instance or a person.
+    pub set_by: String,
+    /// Why.
+    pub detail: String,
+}
+
+/// Whether a route sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RouteState {
+    /// Sends.
+    Running,
+    /// An operator closed it.
+    Paused,
+    /// The provider refuses our credentials.
+    Halted,
+    /// Too many tokens looked dead.
+    Braked,
+}
+
+/// All ports and what every store can do beside them.
+pub trait Store: Registry + Audience + Broadcasts + Doses + Routes {
+    /// Answers if the store does.
+    fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
+}
+
+// === impl Shard ===
+
+impl Shard {
+    /// The shard of a regimen: FNV-1a of its id, so that every instance and every release agrees.
+    pub fn of(regimen: &RegimenId) -> Self {
+        let hash =
+            regimen.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        #[expect(clippy::cast_possible_truncation, reason = "a remainder of SHARDS fits")]
+        Self((hash % u64::from(SHARDS)) as u16)
+    }
+
+    /// All shards.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..SHARDS).map(Self)
+    }
+}
+
+// === impl RouteState ===
+
+impl RouteState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::Halted, Self::Braked];
+
+    /// The word that the store, metrics and commands use.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+            Self::Braked => "braked",
+        }
+    }
+
+    /// The state of that word.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.label() == label)
+    }
+}
