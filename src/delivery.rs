@@ -4,11 +4,25 @@
 //! of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries, never waits for a rate and
 //! never decides what follows; that is decided here, once, for all of them.
 
+mod batcher;
+mod pace;
+mod page;
+mod queue;
+mod retry;
+mod route;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
 use crate::domain::{Notification, Platform, ProviderId, Token, Unavailable};
+
+pub use self::{
+    batcher::{Batcher, Desk},
+    pace::{Allowance, Pace, Share},
+    page::{Class, Final, Page, Returned},
+    route::{Gate, Keeper, Route, route},
+};
 
 /// `[push]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
