@@ -111,7 +111,7 @@ impl<B: Send + Sync + 'static> Desk<B> {
             source: None,
         };
         if page.recipients.is_empty() {
-            return Ok(Returned { finals: Vec::new() });
+            return Ok(Returned { recipients: Vec::new(), finals: Vec::new() });
         }
         let (submitted, number) = oneshot::channel();
         self.inbox.send(Command::Submit(page, submitted)).await.map_err(|_| gone())?;
@@ -230,7 +230,7 @@ impl<P: Provider> Batcher<P> {
     fn give_back(&mut self, id: PageId) {
         if let Some(open) = self.pages.remove(&id) {
             // Nobody waits for the page of an aborted handler.
-            let _aborted = open.back.send(Returned { finals: open.finals });
+            let _aborted = open.back.send(Returned { recipients: open.page.recipients, finals: open.finals });
         }
     }
 
@@ -376,7 +376,7 @@ impl<P: Provider> Batcher<P> {
             match verdict {
                 Verdict::Accepted { ticket } => self.decide(message, Final::Sent { ticket }),
                 Verdict::Dead { reason } => self.decide(message, Final::Dead { reason }),
-                Verdict::PayloadRefused { why } => self.decide(message, Final::Refused { why }),
+                Verdict::PayloadRefused { why } => self.decide(message, Final::Refused { why, whoever: true }),
                 Verdict::DeviceBusy { retry_after } => self.failed(alone(), false, retry_after, "the device gets too many messages"),
                 Verdict::Down { ambiguous, why } => self.failed(alone(), ambiguous, None, &why),
                 Verdict::Unrecognised { why } => self.failed(alone(), false, None, &why),
@@ -438,7 +438,7 @@ impl<P: Provider> Batcher<P> {
     fn refused(&mut self, batch: Batch, why: String) {
         if let [message] = batch.messages[..] {
             warn!(provider = %self.id, error = %why, "The provider refuses a message");
-            return self.decide(message, Final::Refused { why });
+            return self.decide(message, Final::Refused { why, whoever: false });
         }
         let (left, right) = batch.messages.split_at(batch.messages.len() / 2);
         for half in [right, left] {

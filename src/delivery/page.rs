@@ -47,10 +47,12 @@ pub enum Final {
         /// In its words.
         reason: String,
     },
-    /// The provider refuses the payload.
+    /// The provider refuses the message.
     Refused {
         /// In its words.
         why: String,
+        /// Whether it would refuse it whoever it is for.
+        whoever: bool,
     },
     /// Its life was over.
     Expired,
@@ -59,6 +61,8 @@ pub enum Final {
 /// A page that came back.
 #[derive(Debug)]
 pub struct Returned {
+    /// The page's recipients.
+    pub recipients: Vec<Registration>,
     /// What became of each message, in the page's order; `None` = not sent, because the page was withdrawn, went stale or
     /// ran out of its lease.
     pub finals: Vec<Option<Final>>,
