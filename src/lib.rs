@@ -11,6 +11,7 @@ pub mod fcm;
 pub mod http;
 pub mod kafka;
 pub mod metrics;
+pub mod sandbox;
 pub mod stages;
 pub mod store;
 pub mod stream;
