@@ -4,6 +4,9 @@
 //! of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries, never waits for a rate and
 //! never decides what follows; that is decided here, once, for all of them.
 
+pub mod answer;
+pub mod payload;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use serde::Deserialize;
