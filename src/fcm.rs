@@ -1,6 +1,6 @@
 //! Firebase Cloud Messaging, HTTP v1: one message a request, over a few HTTP/2 connections.
 //!
-//! [`client`](self) makes requests, `wire` is how they and their answers look, `verdict` is what an answer means, and
+//! `client` makes requests, `wire` is how they and their answers look, `verdict` is what an answer means, and
 //! `credentials` is where the OAuth token comes from.
 
 mod client;

@@ -56,8 +56,8 @@ pub enum BadCredentials {
     NotJson { path: String, line: usize, column: usize },
     #[error("the credentials of FCM lack {field} ({place})")]
     Lacks { field: &'static str, place: String },
-    #[error("the private key of FCM's credentials can't be used: {0}")]
-    Key(std::io::Error),
+    #[error("the credentials of FCM can't be used: {0}")]
+    Unusable(std::io::Error),
 }
 
 /// A token to show to FCM, as the header has it. `Debug` does not print it.
@@ -138,8 +138,8 @@ impl Account {
             key_type: None,
             project_id: Some(project_id.clone()),
             private_key_id: None,
-            // Environment files can't hold line breaks, so there they are written as two characters.
-            private_key: required("private_key", parts.private_key)?.replace("\\n", "\n"),
+            // Environment files can't hold line breaks, so there they are written as two characters, often in quotes.
+            private_key: required("private_key", parts.private_key)?.trim_matches('"').replace("\\n", "\n"),
             client_email: required("client_email", parts.client_email)?,
             client_id: None,
             auth_uri: None,
@@ -164,9 +164,9 @@ impl TokenSource {
     /// Begins to fetch.
     ///
     /// # Errors
-    /// The private key is none.
+    /// The private key is none, or the machine has no certificates to trust.
     pub(super) async fn start(account: Account) -> Result<Self, BadCredentials> {
-        let google = ServiceAccountAuthenticator::builder(account.key).build().await.map_err(BadCredentials::Key)?;
+        let google = ServiceAccountAuthenticator::builder(account.key).build().await.map_err(BadCredentials::Unusable)?;
         Ok(Self::keep(move || {
             let google = google.clone();
             async move { fetch(&google).await }
@@ -187,6 +187,9 @@ impl TokenSource {
 
     /// The latest token. Waits for the first one only, and not for long.
     pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
+        if let Some(credential) = &self.state.borrow().credential {
+            return Ok(credential.clone());
+        }
         let mut state = self.state.clone();
         let first = timeout(FIRST_WAIT, state.wait_for(|state| state.credential.is_some() || state.failure.is_some())).await;
         match first {

@@ -157,7 +157,7 @@ async fn without_credentials_there_is_no_account() {
 
 #[tokio::test]
 async fn what_parts_lack_is_named() {
-    let parts = Settings { project_id: "p".into(), client_email: "a@b".into(), private_key: "a\\nb".into(), ..settings() };
+    let parts = Settings { project_id: "p".into(), client_email: "a@b".into(), private_key: "\"a\\nb\"".into(), ..settings() };
     let account = Account::load(&parts).await.unwrap().unwrap();
     assert_eq!(account.key.private_key, "a\nb");
     assert!(refusal(&Settings { project_id: String::new(), ..parts.clone() }).await.contains("lack project_id"));
@@ -190,5 +190,5 @@ async fn what_is_wrong_with_a_file_is_said_without_its_contents() {
 async fn a_private_key_that_is_none_is_refused_at_the_start() {
     let parts = Settings { project_id: "p".into(), client_email: "a@b".into(), private_key: "none".into(), ..settings() };
     let account = Account::load(&parts).await.unwrap().unwrap();
-    assert!(matches!(TokenSource::start(account).await, Err(BadCredentials::Key(_))));
+    assert!(matches!(TokenSource::start(account).await, Err(BadCredentials::Unusable(_))));
 }
