@@ -4,9 +4,11 @@
 //! of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries, never waits for a rate and
 //! never decides what follows; that is decided here, once, for all of them.
 
+pub mod answer;
 mod batcher;
 mod pace;
 mod page;
+pub mod payload;
 mod queue;
 mod retry;
 mod route;
