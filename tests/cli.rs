@@ -1,5 +1,7 @@
 //! The command as a shell sees it: output and exit codes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this file is tests")]
+
 use std::process::{Command, Output, Stdio};
 
 use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};

@@ -1,5 +1,7 @@
 //! What an operator may write, and what is said when it is wrong.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this file is tests")]
+
 use std::{io::Write, time::Duration};
 
 use pushcast::config::{Config, Environment, Mistakes};

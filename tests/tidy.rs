@@ -3,6 +3,8 @@
 //! To read the code it is cut into words and signs, without comments and texts. That is enough to follow `crate::` and
 //! `super::` paths, groups in braces included, and needs no parser.
 
+#![allow(clippy::unwrap_used, reason = "all of this file is tests")]
+
 use std::{
     collections::BTreeSet,
     fs,
