@@ -5,11 +5,13 @@
 //! caller's fault does not exist here; the types keep it out.
 
 pub mod embedded;
+mod url;
 
 use std::future::Future;
 
 use serde::Deserialize;
 
+pub use self::url::{InvalidStoreUrl, StoreUrl};
 use crate::domain::{
     BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen,
     RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
