@@ -61,7 +61,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Another process, or this one, has it open.
-    #[error("{path} is in use by {holder}; an embedded store belongs to one process: stop that one, or give this one a store.url of its own")]
+    #[error(
+        "{path} is in use by {holder}; an embedded store belongs to one process: stop that one, or give this one a store.url of its own"
+    )]
     InUse {
         /// The store's file.
         path: PathBuf,

@@ -29,10 +29,7 @@ impl Broadcasts for EmbeddedStore {
 
     async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
         let broadcast = broadcast.clone();
-        self.read("read a broadcast", move |db| {
-            Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))
-        })
-        .await
+        self.read("read a broadcast", move |db| Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))).await
     }
 
     async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
@@ -163,12 +160,7 @@ fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progre
          WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3",
     )?
     .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
-        Ok(Progress {
-            epoch: row.get(0)?,
-            cursor: row.get::<_, Option<i64>>(1)?.map(Cursor),
-            done: row.get(2)?,
-            counts: counts(row, 3)?,
-        })
+        Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
     })
     .optional()
 }

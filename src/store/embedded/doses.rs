@@ -53,9 +53,11 @@ impl Doses for EmbeddedStore {
     async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
         let row = row.clone();
         self.write("insert a due row", move |db, _| {
-            db.prepare_cached("INSERT INTO regimen_due (shard, due_at, regimen_id, payload) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING")?
-                .execute((shard.0, micros(row.due_at), row.regimen.as_str(), row.payload.as_deref().unwrap_or_default()))
-                .map(drop)
+            db.prepare_cached(
+                "INSERT INTO regimen_due (shard, due_at, regimen_id, payload) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+            )?
+            .execute((shard.0, micros(row.due_at), row.regimen.as_str(), row.payload.as_deref().unwrap_or_default()))
+            .map(drop)
         })
         .await
     }

@@ -142,9 +142,7 @@ fn rule_from_text(text: &str) -> Option<Rule> {
     let days = match days.split_once('=')? {
         ("every", n) => EveryDay::Nth(n.parse().ok()?),
         ("weekdays", days) => EveryDay::Weekdays(
-            days.split(',')
-                .map(|name| WEEKDAYS.iter().find(|(_, known)| *known == name).map(|(day, _)| *day))
-                .collect::<Option<_>>()?,
+            days.split(',').map(|name| WEEKDAYS.iter().find(|(_, known)| *known == name).map(|(day, _)| *day)).collect::<Option<_>>()?,
         ),
         _ => return None,
     };

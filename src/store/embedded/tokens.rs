@@ -147,13 +147,7 @@ impl Registry for EmbeddedStore {
 }
 
 impl Audience for EmbeddedStore {
-    async fn page_of_slice(
-        &self,
-        provider: ProviderId,
-        slice: Slice,
-        after: Option<Cursor>,
-        limit: usize,
-    ) -> Result<Page, Unavailable> {
+    async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
         self.read("read a page of tokens", move |db| page(db, provider, slice, after, limit.max(1))).await
     }
 }
@@ -308,9 +302,7 @@ impl Holder {
 
 fn holder(db: &Connection, device: &DeviceId, kind: TokenKind) -> rusqlite::Result<Option<Holder>> {
     db.prepare_cached("SELECT version, push_token, holders FROM devices WHERE device_id = ?1 AND kind = ?2")?
-        .query_row((device.as_str(), kind.label()), |row| {
-            Ok(Holder { version: row.get(0)?, token: row.get(1)?, holders: row.get(2)? })
-        })
+        .query_row((device.as_str(), kind.label()), |row| Ok(Holder { version: row.get(0)?, token: row.get(1)?, holders: row.get(2)? }))
         .optional()
 }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use rusqlite::{Row, types::Type};
 
-use crate::domain::{ProviderId, Timestamp};
+use crate::domain::Timestamp;
 
 /// Whole microseconds since 1970; what is finer is cut.
 pub(super) fn micros(at: Timestamp) -> i64 {
@@ -19,10 +19,6 @@ pub(super) fn timestamp_if_any(row: &Row<'_>, column: usize) -> rusqlite::Result
     row.get::<_, Option<i64>>(column)?
         .map(|micros| Timestamp::from_microsecond(micros).map_err(|error| unreadable(column, error)))
         .transpose()
-}
-
-pub(super) fn provider(row: &Row<'_>, column: usize) -> rusqlite::Result<ProviderId> {
-    label(row, column, ProviderId::from_label)
 }
 
 /// A word out of a closed list.
