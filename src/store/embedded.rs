@@ -1,1 +1,161 @@
-//! SQLite.
+//! SQLite: the store of the demo, of tests and of small installations with one process.
+//!
+//! **One transaction is the whole protocol.** What takes a store of many nodes hints, flags and read-backs is here a
+//! closure run by the one writer thread. It takes whatever waits into one transaction, so that a disk's one flush pays
+//! for many operations, and answers everybody after the commit. Readers have connections of their own and see what is
+//! committed; in memory there is only one connection, so reads go through the writer as well.
+//!
+//! **Invariant:** rusqlite blocks, so it is never called on a worker of tokio.
+//!
+//! **Invariant:** one process a file. A lock on a file beside it says so; it ends with the process, however that ends.
+//! `sqlite3 file` may read along.
+
+mod broadcasts;
+mod doses;
+mod lock;
+mod purge;
+mod readers;
+mod regimens;
+mod routes;
+mod schema;
+mod tokens;
+mod values;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rusqlite::Connection;
+
+use self::{lock::Lock, readers::Readers, writer::Writer};
+use super::Store;
+use crate::domain::{Timestamp, Unavailable};
+
+/// A store in a file or in memory. Clones share it; it closes with the last one.
+#[derive(Clone)]
+pub struct EmbeddedStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// None in memory, where a second connection would be a second, empty store.
+    readers: Option<Readers>,
+    writer: Writer,
+}
+
+/// Why a store could not be opened, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The place is wrong or closed to us.
+    #[error("cannot write {path}: {source}; create the folder, give this user the right to write in it, or change store.url")]
+    NotWritable {
+        /// What was to be written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process, or this one, has it open.
+    #[error(
+        "{path} is in use by {holder}; an embedded store belongs to one process: stop that one, or give this one a store.url of its own"
+    )]
+    InUse {
+        /// The store's file.
+        path: PathBuf,
+        /// Process id and start, as far as the lock file tells.
+        holder: String,
+    },
+    /// A file of somebody else's.
+    #[error("{path} is not a pushcast store; nothing was changed in it: set store.url to another file")]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a later release.
+    #[error("{path} was written by a newer pushcast (its schema is {found}, this one knows {known}): start that release")]
+    Newer {
+        /// The store's file.
+        path: PathBuf,
+        /// The schema in the file.
+        found: usize,
+        /// The newest schema known here.
+        known: usize,
+    },
+    /// Anything else.
+    #[error("cannot open {path}: {source}")]
+    Broken {
+        /// The store's file, or `memory`.
+        path: PathBuf,
+        /// What SQLite, or the system, said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+// === impl EmbeddedStore ===
+
+impl EmbeddedStore {
+    /// Opens the store in this file; makes the file if there is none.
+    ///
+    /// Blocks for as long as SQLite needs to recover after a crash: call it at start.
+    ///
+    /// # Errors
+    /// The file can't be written, is not ours, is too new, or is in use.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let path = lock::full(path)?;
+        let lock = Lock::take(&path)?;
+        let writer = schema::open_file(&path)?;
+        let readers = Readers::open(&path).map_err(|source| broken(&path, source))?;
+        Self::start(&path, writer, Some(readers), Some(lock))
+    }
+
+    /// A store that is gone when its last clone is.
+    ///
+    /// # Errors
+    /// There is no memory or no thread left.
+    pub fn memory() -> Result<Self, OpenError> {
+        Self::start(Path::new("memory"), schema::open_memory()?, None, None)
+    }
+
+    fn start(path: &Path, db: Connection, readers: Option<Readers>, lock: Option<Lock>) -> Result<Self, OpenError> {
+        let writer = Writer::start(db, lock).map_err(|source| broken(path, source))?;
+        Ok(Self { inner: Arc::new(Inner { readers, writer }) })
+    }
+
+    /// Runs `work` in a transaction of the writer; answers when it is durable. `work` may be run again if another
+    /// operation spoils the transaction, so it changes nothing but the store. It is told the time.
+    async fn write<T: Send + 'static>(
+        &self,
+        context: &'static str,
+        work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.inner.writer.run(context, work).await
+    }
+
+    /// Runs `work` on a connection for reading.
+    async fn read<T: Send + 'static>(
+        &self,
+        context: &'static str,
+        work: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        match &self.inner.readers {
+            Some(readers) => readers.run(context, work).await,
+            None => self.inner.writer.run(context, move |db, _| work(db)).await,
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    async fn ping(&self) -> Result<(), Unavailable> {
+        self.inner.writer.alive()?;
+        self.read("ping", |db| db.query_row("SELECT 1", [], |_| Ok(()))).await
+    }
+}
+
+fn broken(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+    OpenError::Broken { path: path.to_owned(), source: source.into() }
+}

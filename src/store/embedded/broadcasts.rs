@@ -1,0 +1,176 @@
+//! Broadcasts and their parts.
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::{EmbeddedStore, values::micros};
+use crate::{
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
+    store::{Broadcasts, Checkpoint},
+};
+
+const PLANNED: &str = "planned";
+const STOPPED: &str = "stopped";
+const DONE: &str = "done";
+
+impl Broadcasts for EmbeddedStore {
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+        let (broadcast, plan) = (broadcast.clone(), plan.clone());
+        self.write("plan a broadcast", move |db, _| {
+            // A stop may have come first: it keeps its word, and the plan is still written.
+            db.prepare_cached(
+                "INSERT INTO broadcasts (broadcast_id, spec, parts, state, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET spec = excluded.spec, parts = excluded.parts WHERE spec IS NULL",
+            )?
+            .execute((broadcast.as_str(), &plan.spec, plan.parts, PLANNED, micros(now)))?;
+            Ok(read(db, &broadcast)?.and_then(|(standing, _)| standing).unwrap_or_else(|| plan.clone()))
+        })
+        .await
+    }
+
+    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+        let broadcast = broadcast.clone();
+        self.read("read a broadcast", move |db| Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))).await
+    }
+
+    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
+        let (broadcast, reason) = (broadcast.clone(), reason.to_owned());
+        self.write("stop a broadcast", move |db, now| {
+            db.prepare_cached(
+                "INSERT INTO broadcasts (broadcast_id, state, reason, created_at) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET state = excluded.state, reason = excluded.reason WHERE state = ?5",
+            )?
+            .execute((broadcast.as_str(), STOPPED, &reason, micros(now), PLANNED))
+            .map(drop)
+        })
+        .await
+    }
+
+    async fn close(&self, broadcast: &BroadcastId) -> Result<(), Unavailable> {
+        let broadcast = broadcast.clone();
+        self.write("close a broadcast", move |db, now| {
+            db.prepare_cached(
+                "INSERT INTO broadcasts (broadcast_id, state, created_at) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET state = excluded.state",
+            )?
+            .execute((broadcast.as_str(), DONE, micros(now)))
+            .map(drop)
+        })
+        .await
+    }
+
+    async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
+        let part = part.clone();
+        self.write("take a part over", move |db, now| {
+            db.prepare_cached(
+                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished, sent, dead, refused, failed,
+                     expired, created_at)
+                 VALUES (?1, ?2, ?3, 1, 0, 0, 0, 0, 0, 0, 0, ?4)
+                 ON CONFLICT DO UPDATE SET epoch = epoch + 1 WHERE NOT done",
+            )?
+            .execute((part.broadcast.as_str(), part.provider.label(), part.part, micros(now)))?;
+            progress_of(db, &part)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
+        })
+        .await
+    }
+
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
+        let (part, progress) = (part.clone(), *progress);
+        self.write("record a part's progress", move |db, _| {
+            let Progress { epoch, cursor, done, counts } = progress;
+            let [sent, dead, refused, failed, expired] = columns(&counts);
+            let kept = db
+                .prepare_cached(
+                    "UPDATE broadcast_parts
+                     SET cursor = ?5, done = ?6, sent = ?7, dead = ?8, refused = ?9, failed = ?10, expired = ?11
+                     WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3 AND epoch = ?4 AND NOT done",
+                )?
+                .execute((
+                    part.broadcast.as_str(),
+                    part.provider.label(),
+                    part.part,
+                    epoch,
+                    cursor.map(|Cursor(at)| at),
+                    done,
+                    sent,
+                    dead,
+                    refused,
+                    failed,
+                    expired,
+                ))?;
+            // The part's end, told a second time by an owner who did not hear the answer, is kept already.
+            if kept == 1 || progress_of(db, &part)? == Some(progress) { Ok(Checkpoint::Kept) } else { Ok(Checkpoint::Lost) }
+        })
+        .await
+    }
+
+    async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
+        let part = part.clone();
+        self.write("finish a part", move |db, now| {
+            db.prepare_cached(
+                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished, sent, dead, refused, failed,
+                     expired, created_at)
+                 VALUES (?1, ?2, ?3, 0, 1, 1, 0, 0, 0, 0, 0, ?4)
+                 ON CONFLICT DO UPDATE SET finished = 1",
+            )?
+            .execute((part.broadcast.as_str(), part.provider.label(), part.part, micros(now)))?;
+            db.prepare_cached("SELECT count(*) FROM broadcast_parts WHERE broadcast_id = ?1 AND finished")?
+                .query_row([part.broadcast.as_str()], |row| row.get(0))
+        })
+        .await
+    }
+
+    async fn totals(&self, broadcast: &BroadcastId) -> Result<Counts, Unavailable> {
+        let broadcast = broadcast.clone();
+        self.read("sum a broadcast's parts", move |db| {
+            let mut total = Counts::default();
+            let mut parts =
+                db.prepare_cached("SELECT sent, dead, refused, failed, expired FROM broadcast_parts WHERE broadcast_id = ?1")?;
+            let mut rows = parts.query([broadcast.as_str()])?;
+            while let Some(row) = rows.next()? {
+                total += counts(row, 0)?;
+            }
+            Ok(total)
+        })
+        .await
+    }
+}
+
+fn read(db: &Connection, broadcast: &BroadcastId) -> rusqlite::Result<Option<(Option<Plan>, BroadcastState)>> {
+    db.prepare_cached("SELECT spec, parts, state, reason FROM broadcasts WHERE broadcast_id = ?1")?
+        .query_row([broadcast.as_str()], |row| {
+            let plan = match (row.get(0)?, row.get(1)?) {
+                (Some(spec), Some(parts)) => Some(Plan { spec, parts }),
+                _ => None,
+            };
+            let reason: Option<String> = row.get(3)?;
+            let state = super::values::label(row, 2, |word| match word {
+                PLANNED => Some(BroadcastState::Planned),
+                STOPPED => Some(BroadcastState::Stopped { reason: reason.clone().unwrap_or_default() }),
+                DONE => Some(BroadcastState::Done),
+                _ => None,
+            })?;
+            Ok((plan, state))
+        })
+        .optional()
+}
+
+fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progress>> {
+    db.prepare_cached(
+        "SELECT epoch, cursor, done, sent, dead, refused, failed, expired FROM broadcast_parts
+         WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3",
+    )?
+    .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
+        Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
+    })
+    .optional()
+}
+
+/// SQLite's integers have a sign; no audience comes near the last bit.
+fn columns(counts: &Counts) -> [i64; 5] {
+    [counts.sent, counts.dead, counts.refused, counts.failed, counts.expired].map(u64::cast_signed)
+}
+
+fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<Counts> {
+    let count = |offset| row.get(first + offset).map(i64::cast_unsigned);
+    Ok(Counts { sent: count(0)?, dead: count(1)?, refused: count(2)?, failed: count(3)?, expired: count(4)? })
+}

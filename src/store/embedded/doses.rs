@@ -1,0 +1,210 @@
+//! Regimens, due rows, marks and claims.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{
+    EmbeddedStore,
+    regimens::{Definition, REGIMEN},
+    values::{micros, timestamp},
+};
+use crate::{
+    domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
+    store::{Claim, Doses, Lease, Mark, Marked, Marks, Shard},
+};
+
+impl Doses for EmbeddedStore {
+    async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Result<(), Unavailable> {
+        let new = Definition::of(definition);
+        let regimen = regimen.clone();
+        self.write("write a regimen", move |db, _| {
+            // Equal versions: the bigger definition stands, whichever came first.
+            match Definition::load(db, &regimen)? {
+                Some((known, old)) if (version, &new) <= (known, &old) => Ok(()),
+                _ => new.save(db, &regimen, version),
+            }
+        })
+        .await
+    }
+
+    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+        let regimen = regimen.clone();
+        self.read("read a regimen", move |db| {
+            Definition::load(db, &regimen)?.filter(|(_, definition)| !definition.removed).map(|(_, kept)| kept.read()).transpose()
+        })
+        .await
+    }
+
+    async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+        let after = after.map(|id| id.as_str().to_owned());
+        self.read("read regimens", move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {REGIMEN}, regimen_id FROM regimens WHERE (?1 IS NULL OR regimen_id > ?1) AND NOT removed
+                 ORDER BY regimen_id LIMIT ?2"
+            ))?
+            .query_and_then((&after, rows(limit)), |row| {
+                let (_, definition) = Definition::from_row(row)?;
+                Ok((RegimenId::new(row.get::<_, String>(11)?), definition.read()?))
+            })?
+            .collect()
+        })
+        .await
+    }
+
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
+        let row = row.clone();
+        self.write("insert a due row", move |db, _| {
+            db.prepare_cached(
+                "INSERT INTO regimen_due (shard, due_at, regimen_id, payload) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+            )?
+            .execute((shard.0, micros(row.due_at), row.regimen.as_str(), row.payload.as_deref().unwrap_or_default()))
+            .map(drop)
+        })
+        .await
+    }
+
+    async fn due_rows(
+        &self,
+        shard: Shard,
+        after: Timestamp,
+        until: Timestamp,
+        past: Option<&DueRow>,
+        limit: usize,
+    ) -> Result<Vec<DueRow>, Unavailable> {
+        let (time, regimen, payload) = match past {
+            Some(row) => (micros(row.due_at), row.regimen.as_str().to_owned(), row.payload.clone().unwrap_or_default()),
+            None => (i64::MIN, String::new(), String::new()),
+        };
+        self.read("read due rows", move |db| {
+            db.prepare_cached(
+                "SELECT due_at, regimen_id, payload FROM regimen_due
+                 WHERE shard = ?1 AND due_at > ?2 AND due_at <= ?3 AND (due_at, regimen_id, payload) > (?4, ?5, ?6)
+                 ORDER BY due_at, regimen_id, payload LIMIT ?7",
+            )?
+            .query_and_then((shard.0, micros(after), micros(until), time, &regimen, &payload, rows(limit)), |row| {
+                Ok(DueRow {
+                    due_at: timestamp(row, 0)?,
+                    regimen: RegimenId::new(row.get::<_, String>(1)?),
+                    payload: Some(row.get::<_, String>(2)?).filter(|payload| !payload.is_empty()),
+                })
+            })?
+            .collect()
+        })
+        .await
+    }
+
+    async fn marks(&self, shard: Shard) -> Result<Marks, Unavailable> {
+        self.read("read a shard's marks", move |db| {
+            db.prepare_cached("SELECT opened, handed FROM due_marks WHERE shard = ?1")?
+                .query_row([shard.0], |row| Ok(Marks { opened: timestamp(row, 0)?, handed: timestamp(row, 1)? }))
+                .optional()
+        })
+        .await?
+        .ok_or_else(|| no_marks(shard))
+    }
+
+    async fn init_marks(&self, now: Timestamp) -> Result<(), Unavailable> {
+        self.write("write the first marks", move |db, _| {
+            let mut insert =
+                db.prepare_cached("INSERT INTO due_marks (shard, opened, handed) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING")?;
+            Shard::all().try_for_each(|shard| insert.execute((shard.0, micros(now))).map(drop))
+        })
+        .await
+    }
+
+    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), Unavailable> {
+        let raised = self
+            .write("raise a shard's mark", move |db, _| {
+                db.prepare_cached(match mark {
+                    Mark::Opened => "UPDATE due_marks SET opened = max(opened, ?2) WHERE shard = ?1",
+                    Mark::Handed => "UPDATE due_marks SET handed = max(handed, ?2) WHERE shard = ?1",
+                })?
+                .execute((shard.0, micros(to)))
+            })
+            .await?;
+        if raised == 1 { Ok(()) } else { Err(no_marks(shard)) }
+    }
+
+    async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
+        let (dose, owner) = (dose.clone(), owner.to_owned());
+        self.write("claim a dose", move |db, _| {
+            let attempt = match claimed(db, &dose)? {
+                Some(Claimed { marked: true, .. }) => return Ok(Claim::Marked),
+                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+                Some(Claimed { lease, .. }) => lease.attempt + 1,
+                None => 1,
+            };
+            db.prepare_cached(
+                "INSERT INTO dose_log (profile_id, regimen_id, schedule_time, provider, owner, attempt, lease_until, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT DO UPDATE SET owner = excluded.owner, attempt = excluded.attempt, lease_until = excluded.lease_until",
+            )?
+            .execute((
+                dose.profile.as_str(),
+                dose.regimen.as_str(),
+                micros(dose.schedule_time),
+                dose.provider.label(),
+                &owner,
+                attempt,
+                micros(until),
+                micros(now),
+            ))?;
+            Ok(Claim::Mine(Lease { owner: owner.clone(), attempt, until }))
+        })
+        .await
+    }
+
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, outcome: DoseOutcome, at: Timestamp) -> Result<Marked, Unavailable> {
+        let (dose, lease) = (dose.clone(), lease.clone());
+        self.write("mark a dose", move |db, _| {
+            let own = |other: &Lease| (&other.owner, other.attempt) == (&lease.owner, lease.attempt);
+            match claimed(db, &dose)? {
+                Some(claimed) if own(&claimed.lease) && claimed.marked => Ok(Marked::Kept),
+                Some(claimed) if own(&claimed.lease) => {
+                    db.prepare_cached(
+                        "UPDATE dose_log SET outcome = ?5, marked_at = ?6
+                         WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
+                    )?
+                    .execute((
+                        dose.profile.as_str(),
+                        dose.regimen.as_str(),
+                        micros(dose.schedule_time),
+                        dose.provider.label(),
+                        outcome.label(),
+                        micros(at),
+                    ))?;
+                    Ok(Marked::Kept)
+                }
+                _ => Ok(Marked::Lost),
+            }
+        })
+        .await
+    }
+}
+
+struct Claimed {
+    lease: Lease,
+    marked: bool,
+}
+
+fn claimed(db: &Connection, dose: &DoseKey) -> rusqlite::Result<Option<Claimed>> {
+    db.prepare_cached(
+        "SELECT owner, attempt, lease_until, outcome IS NOT NULL FROM dose_log
+         WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
+    )?
+    .query_row((dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label()), |row| {
+        Ok(Claimed { lease: Lease { owner: row.get(0)?, attempt: row.get(1)?, until: timestamp(row, 2)? }, marked: row.get(3)? })
+    })
+    .optional()
+}
+
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn no_marks(shard: Shard) -> Unavailable {
+    Unavailable {
+        dependency: Dependency::Store,
+        context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
+        source: None,
+    }
+}

@@ -1,0 +1,91 @@
+//! Forgetting what is old, a few rows at a time, so that nobody waits for it.
+//!
+//! A step rides behind a write. Where nothing is written nothing grows, so no timer is needed.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::values::micros;
+use crate::domain::Timestamp;
+
+/// Rows a step removes of each table.
+const STEP_ROWS: u32 = 500;
+
+const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
+const SECOND_US: i64 = 1_000_000;
+
+/// A table whose rows are forgotten some days after the time in their `age` column. The column has an index.
+struct Aging {
+    table: &'static str,
+    key: &'static str,
+    age: &'static str,
+    days: i64,
+}
+
+const AGING: [Aging; 5] = [
+    // Longer than Kafka keeps `device-tokens`: a replay must not find the way free to revive a revoked token.
+    Aging { table: "tokens", key: "position, push_token", age: "inactive_since", days: 90 },
+    Aging { table: "broadcasts", key: "broadcast_id", age: "created_at", days: 30 },
+    Aging { table: "broadcast_parts", key: "broadcast_id, provider, part", age: "created_at", days: 30 },
+    Aging { table: "regimen_due", key: "shard, due_at, regimen_id, payload", age: "due_at", days: 7 },
+    Aging { table: "dose_log", key: "profile_id, regimen_id, schedule_time, provider", age: "created_at", days: 400 },
+];
+
+/// When to do the next step, and where.
+#[derive(Default)]
+pub(super) struct Purge {
+    /// Microseconds since 1970.
+    due_at: i64,
+    /// How far the walk over the devices is; they have no index by age.
+    device: (String, String),
+}
+
+impl Purge {
+    /// Does a step if a minute has passed, or a second if there was more to do.
+    pub(super) fn step_if_due(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+        if micros(now) < self.due_at {
+            return Ok(());
+        }
+        self.due_at = micros(now) + 60 * SECOND_US;
+        if self.step(db, now)? {
+            self.due_at = micros(now) + SECOND_US;
+        }
+        Ok(())
+    }
+
+    /// Removes a few rows of each table; says whether there may be more.
+    pub(super) fn step(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<bool> {
+        let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+        let mut more = false;
+        for Aging { table, key, age, days } in &AGING {
+            let gone = transaction
+                .prepare_cached(&format!(
+                    "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {age} < ?1 LIMIT {STEP_ROWS})"
+                ))?
+                .execute([micros(now) - days * DAY_US])?;
+            more |= gone == STEP_ROWS as usize;
+        }
+        self.devices(&transaction, micros(now) - 90 * DAY_US)?;
+        transaction.commit()?;
+        Ok(more)
+    }
+
+    /// Looks at the next few devices and forgets those whose holder is no active token any more.
+    fn devices(&mut self, db: &Connection, before: i64) -> rusqlite::Result<()> {
+        let end: Option<(String, String)> = db
+            .prepare_cached(
+                "SELECT device_id, kind FROM devices WHERE (device_id, kind) > (?1, ?2) ORDER BY device_id, kind LIMIT 1 OFFSET ?3",
+            )?
+            .query_row((&self.device.0, &self.device.1, STEP_ROWS), |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let (until_device, until_kind) = end.clone().unzip();
+        db.prepare_cached(
+            "DELETE FROM devices
+             WHERE (device_id, kind) > (?1, ?2) AND (?3 IS NULL OR (device_id, kind) <= (?3, ?4)) AND version < ?5
+               AND NOT EXISTS (SELECT 1 FROM tokens WHERE tokens.position = devices.position AND tokens.push_token = devices.push_token
+                               AND tokens.device_id = devices.device_id)",
+        )?
+        .execute((&self.device.0, &self.device.1, until_device, until_kind, before))?;
+        self.device = end.unwrap_or_default();
+        Ok(())
+    }
+}

@@ -1,0 +1,434 @@
+//! Tokens: the protocol of their life, and the ring they lie on.
+//!
+//! A token's state is a function of the *set* of events that were applied, whatever their order. The event with the
+//! highest version stands. What stands and names a user or a device may still be struck out, in the odd version above
+//! it: by the deletion of that user, if that is later, and by a later registration on that device. Both leave marks
+//! (`users_deleted`, `devices`) which an event that arrives late meets, and both look for what is there already. For the
+//! latter it does not matter that the later registration's own token may have moved on since: `devices` remembers it.
+//!
+//! A device id that many tokens take from each other is no device's ("unknown", an emulator): it is then left alone.
+
+use rusqlite::{Connection, OptionalExtension, Row};
+use sha2::{Digest, Sha256};
+
+use super::{
+    EmbeddedStore,
+    values::{label, micros, timestamp_if_any, unreadable},
+};
+use crate::{
+    domain::{
+        Cursor, DeviceId, Judged, Platform, ProviderId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, TokenKind,
+        Unavailable, UserId, Version,
+    },
+    store::{Audience, Census, Page, Registry, TokenRow},
+};
+
+/// A device that more tokens than that have held is no device.
+const HOLDERS_MAX: i64 = 20;
+
+/// What an event makes of a token.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct State {
+    version: Version,
+    standing: Standing,
+}
+
+/// In this order: of two events with one version the bigger state stands, and it is better to ring than not to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Inactive { reason: String },
+    Active(Owner),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
+    user: Option<UserId>,
+    platform: Option<&'static str>,
+    device: Option<DeviceId>,
+    device_info: Option<String>,
+}
+
+/// A row as it is before an event.
+struct Known {
+    /// None = only seen.
+    state: Option<State>,
+    created: Option<Timestamp>,
+}
+
+impl Registry for EmbeddedStore {
+    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), Unavailable> {
+        let change = change.clone();
+        self.write("apply a token event", move |db, now| match &change {
+            TokenChange::Registered { token, user, platform, device, device_info, previous } => {
+                let owner = Owner {
+                    user: user.clone(),
+                    platform: platform.map(Platform::label),
+                    device: device.clone(),
+                    device_info: device_info.clone(),
+                };
+                if let Some(device) = device {
+                    hold(db, device, token, version, now)?;
+                }
+                register(db, token, version, owner, now)?;
+                match previous {
+                    Some(previous) if previous != token => end(db, previous, version, "replaced", now),
+                    _ => Ok(()),
+                }
+            }
+            TokenChange::Seen(token) => see(db, token, version, now),
+            TokenChange::Unregistered(token) => end(db, token, version, "unregistered", now),
+            TokenChange::UserDeleted(user) => delete_user(db, user, version, now),
+        })
+        .await
+    }
+
+    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, Unavailable> {
+        let user = user.clone();
+        self.read("read a user's tokens", move |db| {
+            db.prepare_cached(&format!("SELECT {REGISTRATION} FROM tokens WHERE user_id = ?1 AND active"))?
+                .query_and_then([user.as_str()], |row| registration(row, 0))?
+                .collect()
+        })
+        .await
+    }
+
+    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, Unavailable> {
+        let (token, reason) = (token.clone(), reason.to_owned());
+        self.write("revoke a token", move |db, now| {
+            let current = known(db, &token)?.and_then(|known| known.state);
+            match current {
+                Some(State { version, standing: Standing::Active(_) }) if judged.names(version) => {
+                    strike(db, &token, &reason, now)?;
+                    Ok(true)
+                }
+                _ => Ok(false),
+            }
+        })
+        .await
+    }
+
+    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, Unavailable> {
+        let token = token.clone();
+        self.read("inspect a token", move |db| {
+            db.prepare_cached(&format!("SELECT {TOKEN_ROW} FROM tokens WHERE position = ?1 AND push_token = ?2 AND version IS NOT NULL"))?
+                .query_row((position(&token), token.as_str()), token_row)
+                .optional()
+        })
+        .await
+    }
+
+    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+        self.read("inspect a token by its hash", move |db| {
+            let (low, high) = positions(hash);
+            db.prepare_cached(&format!("SELECT {TOKEN_ROW} FROM tokens WHERE position BETWEEN ?1 AND ?2 AND version IS NOT NULL"))?
+                .query_map((low, high), token_row)?
+                .find(|row| row.as_ref().map_or(true, |row| row.token.hash() == hash))
+                .transpose()
+        })
+        .await
+    }
+
+    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+        self.read("count the tokens", |db| {
+            let mut census = ProviderId::ALL.map(|provider| Census { provider, active: 0, inactive: 0 });
+            let mut count = db.prepare("SELECT kind, active, count(*) FROM tokens WHERE version IS NOT NULL GROUP BY kind, active")?;
+            let mut rows = count.query([])?;
+            while let Some(row) = rows.next()? {
+                let provider = label(row, 0, TokenKind::from_label)?.provider();
+                let tokens = row.get::<_, i64>(2)?.unsigned_abs();
+                for of in census.iter_mut().filter(|of| of.provider == provider) {
+                    *if row.get(1)? { &mut of.active } else { &mut of.inactive } += tokens;
+                }
+            }
+            Ok(census.to_vec())
+        })
+        .await
+    }
+}
+
+impl Audience for EmbeddedStore {
+    async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
+        self.read("read a page of tokens", move |db| page(db, provider, slice, after, limit.max(1))).await
+    }
+}
+
+// === the protocol ===
+
+/// Takes the device for this token, unless a later registration holds it, and strikes out the token that held it.
+fn hold(db: &Connection, device: &DeviceId, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
+    let holder = holder(db, device, token.kind())?;
+    if holder.as_ref().is_some_and(|holder| !holder.is_before(version, token)) {
+        return Ok(());
+    }
+    let held_by_another = holder.as_ref().filter(|holder| holder.token != token.as_str());
+    let holders = holder.as_ref().map_or(1, |holder| holder.holders) + i64::from(held_by_another.is_some());
+    db.prepare_cached(
+        "INSERT INTO devices (device_id, kind, version, position, push_token, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET version = excluded.version, position = excluded.position, push_token = excluded.push_token,
+             holders = excluded.holders",
+    )?
+    .execute((device.as_str(), token.kind().label(), version.as_i64(), position(token), token.as_str(), holders))?;
+    let Some(before) = held_by_another else { return Ok(()) };
+    if holders > HOLDERS_MAX {
+        if before.holders == HOLDERS_MAX {
+            tracing::warn!(device.id = %device, "Device {device} was held by {holders} tokens, so it is no single device: from now on its tokens do not replace each other");
+        }
+        return Ok(());
+    }
+    let before = Token::parse(&before.token).map_err(|error| unreadable(1, error))?;
+    // It may sit on another device by now; then it is none of ours.
+    match known(db, &before)?.and_then(|known| known.state) {
+        Some(State { standing: Standing::Active(owner), .. }) if owner.device.as_ref() == Some(device) => {
+            strike(db, &before, "replaced", now)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The token is this owner's, unless something later is known of it, or struck out by a mark that is there already.
+fn register(db: &Connection, token: &Token, version: Version, owner: Owner, now: Timestamp) -> rusqlite::Result<()> {
+    let known = known(db, token)?;
+    let created = created_by(version);
+    let first = known.as_ref().and_then(|known| known.created).map_or(created, |known| known.min(created));
+    let registered = State { version, standing: Standing::Active(owner) };
+    if stands(&registered, known.as_ref()) {
+        let state = match struck_out(db, token, &registered)? {
+            Some(reason) => State { version: version.revocation(), standing: Standing::Inactive { reason: reason.to_owned() } },
+            None => registered,
+        };
+        put(db, token, &state, Some(first), now)
+    } else if known.is_some_and(|known| known.created != Some(first)) {
+        db.prepare_cached("UPDATE tokens SET created_at = ?3 WHERE position = ?1 AND push_token = ?2")?
+            .execute((position(token), token.as_str(), micros(first)))
+            .map(drop)
+    } else {
+        Ok(())
+    }
+}
+
+/// The token is nobody's from this version on.
+fn end(db: &Connection, token: &Token, version: Version, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+    let known = known(db, token)?;
+    let ended = State { version, standing: Standing::Inactive { reason: reason.to_owned() } };
+    if stands(&ended, known.as_ref()) {
+        put(db, token, &ended, known.and_then(|known| known.created), now)?;
+    }
+    Ok(())
+}
+
+/// When the app was opened is a cell of its own. A token that was never registered is forgotten like a dead one.
+fn see(db: &Connection, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO tokens (position, push_token, kind, active, seen_at, inactive_since) VALUES (?1, ?2, ?3, 0, ?4, ?5)
+         ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at WHERE seen_at IS NULL OR seen_at < excluded.seen_at",
+    )?
+    .execute((position(token), token.as_str(), token.kind().label(), micros(created_by(version)), micros(now)))
+    .map(drop)
+}
+
+/// Leaves the mark and strikes out what is there; what was registered later stays.
+fn delete_user(db: &Connection, user: &UserId, version: Version, now: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO users_deleted (user_id, version) VALUES (?1, ?2)
+         ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
+    )?
+    .execute((user.as_str(), version.as_i64()))?;
+    db.prepare_cached(&format!("UPDATE tokens SET {STRUCK_OUT} WHERE user_id = ?3 AND active AND version < ?4"))?
+        .execute(("userDeleted", micros(now), user.as_str(), version.as_i64()))
+        .map(drop)
+}
+
+/// Whether an event's state takes the place of what is known.
+fn stands(new: &State, known: Option<&Known>) -> bool {
+    known.and_then(|known| known.state.as_ref()).is_none_or(|old| new > old)
+}
+
+/// Why the marks strike a registration out, if they do.
+fn struck_out(db: &Connection, token: &Token, registered: &State) -> rusqlite::Result<Option<&'static str>> {
+    let Standing::Active(owner) = &registered.standing else { return Ok(None) };
+    if let Some(user) = &owner.user {
+        let deleted: Option<i64> = db
+            .prepare_cached("SELECT version FROM users_deleted WHERE user_id = ?1")?
+            .query_row([user.as_str()], |row| row.get(0))
+            .optional()?;
+        if deleted.is_some_and(|deleted| deleted > registered.version.as_i64()) {
+            return Ok(Some("userDeleted"));
+        }
+    }
+    if let Some(device) = &owner.device
+        && let Some(holder) = holder(db, device, token.kind())?
+        && holder.holders <= HOLDERS_MAX
+        && !holder.is_before(registered.version, token)
+        && holder.token != token.as_str()
+    {
+        return Ok(Some("replaced"));
+    }
+    Ok(None)
+}
+
+/// The time of an event, out of its version: the offset sits in the digits below ten milliseconds.
+fn created_by(version: Version) -> Timestamp {
+    let step_us = version.as_i64().div_euclid(10_000) * 10_000;
+    Timestamp::from_microsecond(step_us).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+// === rows ===
+
+/// A token's place on the ring: the first 8 bytes of its SHA-256. The smallest number is nobody's, as in CQL.
+pub(super) fn position(token: &Token) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&Sha256::digest(token.as_str().as_bytes())[..8]);
+    i64::from_be_bytes(first).max(i64::MIN + 1)
+}
+
+/// Where tokens with this hash lie: hash and position begin with the same bits.
+fn positions(hash: TokenHash) -> (i64, i64) {
+    let first = u64::from_str_radix(&hash.to_string(), 16).unwrap_or_default() << 16;
+    (first.cast_signed(), (first | 0xffff).cast_signed())
+}
+
+struct Holder {
+    version: i64,
+    token: String,
+    holders: i64,
+}
+
+impl Holder {
+    /// Versions of different tokens may be equal; the token then decides, for everybody in the same way.
+    fn is_before(&self, version: Version, token: &Token) -> bool {
+        (self.version, self.token.as_str()) < (version.as_i64(), token.as_str())
+    }
+}
+
+fn holder(db: &Connection, device: &DeviceId, kind: TokenKind) -> rusqlite::Result<Option<Holder>> {
+    db.prepare_cached("SELECT version, push_token, holders FROM devices WHERE device_id = ?1 AND kind = ?2")?
+        .query_row((device.as_str(), kind.label()), |row| Ok(Holder { version: row.get(0)?, token: row.get(1)?, holders: row.get(2)? }))
+        .optional()
+}
+
+fn known(db: &Connection, token: &Token) -> rusqlite::Result<Option<Known>> {
+    db.prepare_cached(
+        "SELECT version, active, reason, user_id, platform, device_id, device_info, created_at
+         FROM tokens WHERE position = ?1 AND push_token = ?2",
+    )?
+    .query_row((position(token), token.as_str()), |row| {
+        let standing = if row.get(1)? {
+            Standing::Active(Owner {
+                user: row.get::<_, Option<String>>(3)?.map(UserId::new),
+                platform: platform(row, 4)?.map(Platform::label),
+                device: row.get::<_, Option<String>>(5)?.map(DeviceId::new),
+                device_info: row.get(6)?,
+            })
+        } else {
+            Standing::Inactive { reason: row.get::<_, Option<String>>(2)?.unwrap_or_default() }
+        };
+        let version: Option<i64> = row.get(0)?;
+        let state = version.map(|version| State { version: Version::from_i64(version), standing });
+        Ok(Known { state, created: timestamp_if_any(row, 7)? })
+    })
+    .optional()
+}
+
+fn put(db: &Connection, token: &Token, state: &State, created: Option<Timestamp>, now: Timestamp) -> rusqlite::Result<()> {
+    let blank = Owner::default();
+    let (owner, reason) = match &state.standing {
+        Standing::Active(owner) => (owner, None),
+        Standing::Inactive { reason } => (&blank, Some(reason)),
+    };
+    db.prepare_cached(
+        "INSERT INTO tokens (position, push_token, kind, version, active, user_id, platform, device_id, device_info, created_at,
+             reason, inactive_since)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+         ON CONFLICT DO UPDATE SET version = excluded.version, active = excluded.active, user_id = excluded.user_id,
+             platform = excluded.platform, device_id = excluded.device_id, device_info = excluded.device_info,
+             created_at = excluded.created_at, reason = excluded.reason, inactive_since = excluded.inactive_since",
+    )?
+    .execute((
+        position(token),
+        token.as_str(),
+        token.kind().label(),
+        state.version.as_i64(),
+        reason.is_none(),
+        owner.user.as_ref().map(UserId::as_str),
+        owner.platform,
+        owner.device.as_ref().map(DeviceId::as_str),
+        &owner.device_info,
+        created.map(micros),
+        reason,
+        reason.map(|_| micros(now)),
+    ))
+    .map(drop)
+}
+
+/// What a revocation writes: ?1 = reason, ?2 = now.
+const STRUCK_OUT: &str = "version = version | 1, active = 0, user_id = NULL, platform = NULL, device_id = NULL, device_info = NULL, \
+                          reason = ?1, inactive_since = ?2";
+
+fn strike(db: &Connection, token: &Token, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached(&format!("UPDATE tokens SET {STRUCK_OUT} WHERE position = ?3 AND push_token = ?4"))?
+        .execute((reason, micros(now), position(token), token.as_str()))
+        .map(drop)
+}
+
+const REGISTRATION: &str = "push_token, version, user_id, platform, device_id, device_info";
+
+fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
+    Ok(Registration {
+        token: Token::parse(row.get_ref(first)?.as_str()?).map_err(|error| unreadable(first, error))?,
+        version: Version::from_i64(row.get(first + 1)?),
+        user: row.get::<_, Option<String>>(first + 2)?.map(UserId::new),
+        platform: platform(row, first + 3)?,
+        device: row.get::<_, Option<String>>(first + 4)?.map(DeviceId::new),
+        device_info: row.get(first + 5)?,
+    })
+}
+
+const TOKEN_ROW: &str = "push_token, version, user_id, platform, device_id, device_info, active, reason, created_at, seen_at";
+
+fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
+    let registration = registration(row, 0)?;
+    Ok(TokenRow {
+        token: registration.token.clone(),
+        version: registration.version,
+        reason: row.get(7)?,
+        created_at: timestamp_if_any(row, 8)?,
+        seen_at: timestamp_if_any(row, 9)?,
+        registration: row.get::<_, bool>(6)?.then_some(registration),
+    })
+}
+
+fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> {
+    if row.get_ref(column)?.as_str_or_null()?.is_none() {
+        return Ok(None);
+    }
+    label(row, column, Platform::from_label).map(Some)
+}
+
+fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> rusqlite::Result<Page> {
+    let (low, high) = slice.bounds();
+    let mut page = Page { registrations: Vec::new(), end: Cursor(high), last: true };
+    let start = match after {
+        Some(Cursor(after)) if after >= high => return Ok(page),
+        Some(Cursor(after)) => low.max(after + 1),
+        None => low,
+    };
+    let mut scan = db.prepare_cached(&format!(
+        "SELECT position, kind, {REGISTRATION} FROM tokens WHERE position >= ?1 AND position <= ?2 AND active ORDER BY position, push_token"
+    ))?;
+    let mut rows = scan.query((start, high))?;
+    let mut end = start;
+    while let Some(row) = rows.next()? {
+        if label(row, 1, TokenKind::from_label)?.provider() != provider {
+            continue;
+        }
+        let position = row.get(0)?;
+        // Two tokens on one position stay together: the cursor could not tell them apart.
+        if page.registrations.len() >= limit && position != end {
+            return Ok(Page { end: Cursor(end), last: false, ..page });
+        }
+        page.registrations.push(registration(row, 2)?);
+        end = position;
+    }
+    page.end = Cursor(high);
+    Ok(page)
+}

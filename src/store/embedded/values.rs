@@ -1,0 +1,33 @@
+//! How the domain's values are written in columns.
+
+use std::error::Error;
+
+use rusqlite::{Row, types::Type};
+
+use crate::domain::Timestamp;
+
+/// Whole microseconds since 1970; what is finer is cut.
+pub(super) fn micros(at: Timestamp) -> i64 {
+    at.as_microsecond()
+}
+
+pub(super) fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_microsecond(row.get(column)?).map_err(|error| unreadable(column, error))
+}
+
+pub(super) fn timestamp_if_any(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
+    row.get::<_, Option<i64>>(column)?
+        .map(|micros| Timestamp::from_microsecond(micros).map_err(|error| unreadable(column, error)))
+        .transpose()
+}
+
+/// A word out of a closed list.
+pub(super) fn label<T>(row: &Row<'_>, column: usize, from_label: impl Fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    from_label(text).ok_or_else(|| unreadable(column, format!("the word {text:?} is not known")))
+}
+
+/// The column holds what no release wrote.
+pub(super) fn unreadable(column: usize, cause: impl Into<Box<dyn Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, cause.into())
+}

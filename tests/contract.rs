@@ -1,0 +1,106 @@
+//! The contract of every store, held against the embedded one in memory and in a file.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "contract/suite.rs"]
+mod suite;
+
+use pushcast::{
+    domain::{TokenChange, UserId},
+    store::{
+        Registry, Store,
+        embedded::{EmbeddedStore, OpenError},
+    },
+};
+use suite::{login, user, v};
+use tempfile::TempDir;
+
+async fn in_memory() -> (EmbeddedStore, ()) {
+    (EmbeddedStore::memory().unwrap(), ())
+}
+
+async fn in_a_file() -> (EmbeddedStore, TempDir) {
+    let folder = TempDir::new().unwrap();
+    (EmbeddedStore::open(&folder.path().join("push.db")).unwrap(), folder)
+}
+
+mod memory {
+    use super::*;
+    suite::contract!(in_memory);
+    suite::facts!(in_memory, convergence: [the_same_events_in_any_order_end_in_the_same_state]);
+}
+
+mod file {
+    use super::*;
+    suite::contract!(in_a_file);
+    suite::facts!(in_a_file, convergence: [the_same_events_in_any_order_end_in_the_same_state]);
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("push.db");
+    let store = EmbeddedStore::open(&path).unwrap();
+    login("t1").by("ann").at(1).apply(&store).await;
+    drop(store);
+    let store = EmbeddedStore::open(&path).unwrap();
+    assert_eq!(store.tokens_of(&user("ann")).await.unwrap().len(), 1);
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_open_is_refused_and_names_who_has_the_file() {
+    let (store, folder) = in_a_file().await;
+    let path = folder.path().join("push.db");
+    let refusal = EmbeddedStore::open(&path).err().expect("one store a file");
+    assert!(matches!(refusal, OpenError::InUse { .. }));
+    let text = refusal.to_string();
+    assert!(text.contains(&format!("process {} since 20", std::process::id())), "{text}");
+    assert!(text.contains("store.url"), "{text}");
+    // The refusal has done no harm to the one who has it.
+    store.apply(&TokenChange::UserDeleted(UserId::new("ann")), v(1)).await.unwrap();
+    drop(store);
+    EmbeddedStore::open(&path).expect("free again");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn another_name_of_the_same_file_is_the_same_file() {
+    let (_store, folder) = in_a_file().await;
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(folder.path().join("push.db"), &link).unwrap();
+    assert!(matches!(EmbeddedStore::open(&link), Err(OpenError::InUse { .. })));
+}
+
+#[tokio::test]
+async fn somebody_elses_file_is_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let text = folder.path().join("notes.txt");
+    std::fs::write(&text, "not a database, and longer than the header of one, which has a hundred bytes. ".repeat(20)).unwrap();
+    let before = std::fs::read(&text).unwrap();
+    assert!(matches!(EmbeddedStore::open(&text), Err(OpenError::NotOurs { .. })));
+    assert_eq!(std::fs::read(&text).unwrap(), before);
+
+    let foreign = folder.path().join("foreign.db");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+    let before = std::fs::read(&foreign).unwrap();
+    assert!(matches!(EmbeddedStore::open(&foreign), Err(OpenError::NotOurs { .. })));
+    assert_eq!(std::fs::read(&foreign).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_release_is_left_alone() {
+    let (store, folder) = in_a_file().await;
+    let path = folder.path().join("push.db");
+    drop(store);
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(EmbeddedStore::open(&path), Err(OpenError::Newer { found: 99, .. })));
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_there_is_named() {
+    let folder = TempDir::new().unwrap();
+    let refusal = EmbeddedStore::open(&folder.path().join("missing/push.db")).err().unwrap();
+    assert!(matches!(refusal, OpenError::NotWritable { .. }));
+    assert!(refusal.to_string().contains("missing/push.db"), "{refusal}");
+}
