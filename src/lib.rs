@@ -5,6 +5,7 @@
 
 pub mod delivery;
 pub mod domain;
+pub mod events;
 pub mod expo;
 pub mod fcm;
 pub mod http;
