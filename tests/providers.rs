@@ -205,8 +205,10 @@ async fn hangs_up() -> (JoinSet<()>, String) {
             let (mut read, mut bytes) = (Vec::new(), [0; 4096]);
             // Both bodies hold the title.
             while !String::from_utf8_lossy(&read).contains("New Reflection") {
-                let count = connection.read(&mut bytes).await.unwrap();
-                read.extend_from_slice(&bytes[..count]);
+                match connection.read(&mut bytes).await {
+                    Ok(count @ 1..) => read.extend_from_slice(&bytes[..count]),
+                    Ok(0) | Err(_) => break,
+                }
             }
         }
     });
