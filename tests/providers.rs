@@ -31,6 +31,7 @@ use pushcast::{
 };
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncReadExt as _,
     net::{TcpListener, TcpSocket},
     task::JoinSet,
 };
@@ -185,6 +186,35 @@ static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
     format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()))
 });
 
+/// A port that is taken as long as the socket lives, and that nobody listens on.
+fn nobody_listens() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let origin = format!("http://{}", socket.local_addr().unwrap());
+    (socket, origin)
+}
+
+/// A server that reads all of a small request, and is gone.
+async fn hangs_up() -> (JoinSet<()>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let (mut read, mut bytes) = (Vec::new(), [0; 4096]);
+            // Both bodies hold the title.
+            while !String::from_utf8_lossy(&read).contains("New Reflection") {
+                match connection.read(&mut bytes).await {
+                    Ok(count @ 1..) => read.extend_from_slice(&bytes[..count]),
+                    Ok(0) | Err(_) => break,
+                }
+            }
+        }
+    });
+    (server, origin)
+}
+
 fn notification() -> Notification {
     Notification {
         id: NotificationId::new("post:p1"),
@@ -277,11 +307,8 @@ async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
     fake.never_answers();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: true, .. }));
 
-    // A port that is taken, and that nobody listens on.
-    let taken = TcpSocket::new_v4().unwrap();
-    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let nobody = taken.local_addr().unwrap();
-    let expo = Expo::new(&expo::Settings { url: format!("http://{nobody}/push/send"), ..fake.expo() }, metrics.clone()).unwrap();
+    let (_port, origin) = nobody_listens();
+    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, metrics.clone()).unwrap();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: false, .. }));
     assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="none"} 2"#));
 }
@@ -393,6 +420,26 @@ async fn fcm_silence_is_ambiguous() {
     fake.never_answers();
     let reply = fcm_send(&fcm).await;
     assert!(matches!(&reply, Reply::Down { ambiguous: true, why, .. } if why == "no answer within 2s"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn fcm_out_of_reach_took_nothing() {
+    let fake = Fake::start().await;
+    let (_port, url) = nobody_listens();
+    let reply = fcm_send(&fcm(&fcm::Settings { url, ..fake.fcm() }).await).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: false, .. }), "{reply:?}");
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_on_a_request_may_have_taken_it() {
+    let fake = Fake::start().await;
+    let (_server, origin) = hangs_up().await;
+    let reply = fcm_send(&fcm(&fcm::Settings { url: origin.clone(), ..fake.fcm() }).await).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
+
+    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
+    let reply = expo_send(&expo, 1).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
 }
 
 #[tokio::test]

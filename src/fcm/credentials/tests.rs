@@ -72,6 +72,8 @@ async fn however_many_senders_are_refused_one_token_is_fetched() {
     assert!(renewed.iter().all(|credential| shown(credential.as_ref().unwrap()) == "Bearer token-2"));
     // One that comes late with the old token finds the new one waiting.
     assert_eq!(shown(&source.after(&refused).await.unwrap()), "Bearer token-2");
+    // And what was refused once is no reason to renew its successor.
+    sleep(Duration::from_secs(40 * 60)).await;
     assert_eq!(endpoint.asked(), 2);
 }
 
