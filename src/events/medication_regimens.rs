@@ -181,10 +181,10 @@ fn not_a_rule(why: &str) -> Unreadable {
 }
 
 fn removed(key: Option<&[u8]>) -> Result<RegimenEvent, Unreadable> {
-    let key = key.ok_or_else(|| Unreadable::unreadable("a null value without a key"))?;
-    let id = std::str::from_utf8(key).map_err(|_| Unreadable::unreadable("key: not UTF-8"))?.trim();
+    let key = key.ok_or_else(|| Unreadable::malformed("a null value without a key"))?;
+    let id = std::str::from_utf8(key).map_err(|_| Unreadable::malformed("key: not UTF-8"))?.trim();
     if id.is_empty() {
-        return Err(Unreadable::unreadable("key: empty, expected a regimen's id"));
+        return Err(Unreadable::malformed("key: empty, expected a regimen's id"));
     }
     <Id as fields::Field>::of_text(id)
         .map(|id| RegimenEvent::Removed(RegimenId::new(id.0)))

@@ -75,7 +75,7 @@ fn a_null_value_erases_the_token_that_is_the_key() {
     assert_eq!(device_tokens::read(Some(b"ExponentPushToken[AAA]"), None), Ok(TokenChange::Unregistered(token("ExponentPushToken[AAA]"))));
     assert_eq!(device_tokens::read(Some(b"secret"), None), Err(Unreadable::invalid("key: invalid token format")));
     assert_eq!(device_tokens::read(Some(&[0xff]), None), Err(Unreadable::invalid("key: invalid token format")));
-    assert_eq!(device_tokens::read(None, None), Err(Unreadable::unreadable("a null value without a key")));
+    assert_eq!(device_tokens::read(None, None), Err(Unreadable::malformed("a null value without a key")));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn what_is_no_object_is_unreadable() {
     }
     assert_eq!(why("{"), "unreadable: not JSON: EOF while parsing an object at line 1 column 1");
     assert_eq!(why("{} {}"), "unreadable: not JSON: trailing characters at line 1 column 4");
-    assert_eq!(read_of(topics::MEDICATION_TICKS, b"{\"a\":\"\xff\"}"), Err(Unreadable::unreadable("not UTF-8")));
+    assert_eq!(read_of(topics::MEDICATION_TICKS, b"{\"a\":\"\xff\"}"), Err(Unreadable::malformed("not UTF-8")));
 }
 
 #[test]
@@ -183,8 +183,8 @@ fn what_is_wrong_with_a_post_is_named() {
         why(&format!(r#"{{"postId":"p1","audience":{{"users":[{users}]}}}}"#)),
         "invalid: `audience.users`: 100001 users, at most 100000 are allowed"
     );
-    assert_eq!(read_of(topics::POSTS_CREATED, b""), Err(Unreadable::unreadable("not a JSON object")));
-    assert_eq!(posts_created::read(Some(b"p1"), None), Err(Unreadable::unreadable("a null value, expected a JSON object")));
+    assert_eq!(read_of(topics::POSTS_CREATED, b""), Err(Unreadable::malformed("not a JSON object")));
+    assert_eq!(posts_created::read(Some(b"p1"), None), Err(Unreadable::malformed("a null value, expected a JSON object")));
 }
 
 // === medication-regimens ===

@@ -43,8 +43,8 @@ async fn judged_by(record: &Record) -> Judged {
     let verdicts = Verdicts::default();
     let stage = Cleanup::new(verdicts.clone(), Arc::new(Metrics::new()));
     assert_eq!(stage.handle(record, &Stop::default()).await.unwrap(), Fate::Done);
-    let judged = verdicts.0.lock().unwrap()[0].0;
-    judged
+    let judged: Vec<_> = verdicts.0.lock().unwrap().iter().map(|(judged, _)| *judged).collect();
+    judged[0]
 }
 
 #[tokio::test]

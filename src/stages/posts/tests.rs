@@ -7,16 +7,18 @@ use crate::{
     store::Checkpoint,
 };
 
+type Row = (Option<Plan>, Option<BroadcastState>);
+
 /// Broadcasts and what was done to them.
 #[derive(Clone, Default)]
-struct Rows(Arc<Mutex<HashMap<BroadcastId, (Option<Plan>, Option<BroadcastState>)>>>);
+struct Rows(Arc<Mutex<HashMap<BroadcastId, Row>>>);
 
 impl Broadcasts for Rows {
     async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
         Ok(self.0.lock().unwrap().entry(broadcast.clone()).or_default().0.get_or_insert_with(|| plan.clone()).clone())
     }
 
-    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<Row, Unavailable> {
         Ok(self.0.lock().unwrap().get(broadcast).cloned().unwrap_or_default())
     }
 
@@ -87,7 +89,7 @@ impl World {
         self.topics.take()
     }
 
-    async fn row(&self, post: &str) -> (Option<Plan>, Option<BroadcastState>) {
+    async fn row(&self, post: &str) -> Row {
         self.rows.broadcast(&BroadcastId::of_post(&PostId::new(post))).await.unwrap()
     }
 }
