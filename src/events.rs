@@ -56,7 +56,7 @@ pub fn schemas() -> [(&'static str, Schema); 8] {
 // === impl Unreadable ===
 
 impl Unreadable {
-    fn unreadable(detail: impl Into<String>) -> Self {
+    fn malformed(detail: impl Into<String>) -> Self {
         Self { label: "unreadable", detail: detail.into() }
     }
 

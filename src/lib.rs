@@ -3,6 +3,7 @@
 //! Start with `ARCHITECTURE.md`, then [`stream`] (what a stage is), [`store`] (what it remembers) and [`delivery`]
 //! (how a message meets its outcome).
 
+pub mod app;
 pub mod config;
 pub mod delivery;
 pub mod domain;

@@ -143,7 +143,7 @@ pub(super) fn of_kind(DeviceToken(token): DeviceToken, kind: Option<Kind>) -> Re
 }
 
 fn erased(key: Option<&[u8]>) -> Result<TokenChange, Unreadable> {
-    let key = key.ok_or_else(|| Unreadable::unreadable("a null value without a key"))?;
+    let key = key.ok_or_else(|| Unreadable::malformed("a null value without a key"))?;
     let token = std::str::from_utf8(key).ok().and_then(|key| Token::parse(key.trim()).ok());
     token.map(TokenChange::Unregistered).ok_or_else(|| Unreadable::invalid("key: invalid token format"))
 }

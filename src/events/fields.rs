@@ -213,7 +213,7 @@ impl Field for DeviceToken {
     fn schema() -> Schema {
         json_schema!({
             "type": "string",
-            "description": "ExponentPushToken[…], ExpoPushToken[…] or a UUID (expo); 22 url-safe characters (fid); 64 to 4096 of [A-Za-z0-9:_-] (fcm)",
+            "$comment": "ExponentPushToken[…], ExpoPushToken[…] or a UUID (expo); 22 url-safe characters (fid); 64 to 4096 of [A-Za-z0-9:_-] (fcm)",
             "minLength": 15,
             "maxLength": 4096,
         })
@@ -391,7 +391,7 @@ pub(super) fn shown(text: &str) -> String {
 /// Whether a token may be in there, cut off or in the middle of something else. The shortest form has 22 characters.
 pub(super) fn may_hold_a_token(text: &str) -> bool {
     let url_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | '-');
-    text.contains("PushToken") || text.split(|c| !url_safe(c)).any(|run| run.len() >= 22)
+    text.to_ascii_lowercase().contains("pushtoken") || text.split(|c| !url_safe(c)).any(|run| run.len() >= 22)
 }
 
 fn refused(text: &str, expected: &str) -> String {

@@ -6,11 +6,11 @@ use super::{Unreadable, fields};
 
 /// Reads the record's value as one JSON object.
 pub(super) fn object<T: DeserializeOwned>(value: Option<&[u8]>) -> Result<T, Unreadable> {
-    let value = value.ok_or_else(|| Unreadable::unreadable("a null value, expected a JSON object"))?;
-    let text = std::str::from_utf8(value).map_err(|_| Unreadable::unreadable("not UTF-8"))?;
+    let value = value.ok_or_else(|| Unreadable::malformed("a null value, expected a JSON object"))?;
+    let text = std::str::from_utf8(value).map_err(|_| Unreadable::malformed("not UTF-8"))?;
     // Left to itself serde would read `[…]` as the fields in their order.
     if !text.trim_start().starts_with('{') {
-        return Err(Unreadable::unreadable("not a JSON object"));
+        return Err(Unreadable::malformed("not a JSON object"));
     }
     let mut json = serde_json::Deserializer::from_str(text);
     let object = serde_path_to_error::deserialize(&mut json).map_err(|err| described(&err.path().to_string(), err.inner()))?;
@@ -35,7 +35,7 @@ pub(super) fn unknown_event(word: &str, known: &str) -> Unreadable {
 
 /// The field is not there, or null, or empty.
 pub(super) fn missing(field: &str) -> Unreadable {
-    Unreadable::unreadable(format!("missing field `{field}`"))
+    Unreadable::malformed(format!("missing field `{field}`"))
 }
 
 /// The field says something impossible.
@@ -51,17 +51,17 @@ pub(super) fn bytes(record: &impl Serialize) -> Vec<u8> {
 
 fn described(path: &str, err: &serde_json::Error) -> Unreadable {
     if !err.is_data() {
-        return Unreadable::unreadable(format!("not JSON: {err}"));
+        return Unreadable::malformed(format!("not JSON: {err}"));
     }
     let text = err.to_string();
     let text = text.strip_suffix(&format!(" at line {} column {}", err.line(), err.column())).unwrap_or(&text);
     let at = |why: &str| if path == "." { why.to_owned() } else { format!("`{path}`: {why}") };
     if let Some(unexpected) = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: ")) {
-        Unreadable::unreadable(at(&expectation(unexpected)))
+        Unreadable::malformed(at(&expectation(unexpected)))
     } else if let Some(unknown) = text.strip_prefix("unknown variant ") {
-        Unreadable::unreadable(at(&expectation(unknown)))
+        Unreadable::malformed(at(&expectation(unknown)))
     } else if text.starts_with("missing field ") || text.starts_with("duplicate field ") {
-        Unreadable::unreadable(at(text))
+        Unreadable::malformed(at(text))
     } else {
         // Ours: a field's own parser refused its text.
         Unreadable::invalid(at(text))

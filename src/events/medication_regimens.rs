@@ -140,8 +140,7 @@ impl Set {
         if self.days.is_some() || self.every_days.is_some() {
             return Err(json::invalid("rrule", "says on which days; `days` and `everyDays` can't be given with it"));
         }
-        let text = without_name(text).to_ascii_uppercase();
-        check_rrule(&text).map_err(|why| json::invalid("rrule", why))?;
+        let text = parse_rrule(text).map_err(|why| not_a_rule(&why.to_string()))?;
         if self.start_date.is_none() && text.contains("COUNT=") {
             return Err(json::invalid("rrule", "COUNT counts from the first day: `startDate` is missing"));
         }
@@ -175,33 +174,31 @@ impl Set {
     }
 }
 
+/// The reason may quote the rule's text, and any text may be a token in the wrong place.
+fn not_a_rule(why: &str) -> Unreadable {
+    let why = if fields::may_hold_a_token(why) { String::new() } else { format!(": {why}") };
+    json::invalid("rrule", format_args!("not a recurrence rule (RFC 5545){why}"))
+}
+
 fn removed(key: Option<&[u8]>) -> Result<RegimenEvent, Unreadable> {
-    let key = key.ok_or_else(|| Unreadable::unreadable("a null value without a key"))?;
-    let id = std::str::from_utf8(key).map_err(|_| Unreadable::unreadable("key: not UTF-8"))?.trim();
+    let key = key.ok_or_else(|| Unreadable::malformed("a null value without a key"))?;
+    let id = std::str::from_utf8(key).map_err(|_| Unreadable::malformed("key: not UTF-8"))?.trim();
     if id.is_empty() {
-        return Err(Unreadable::unreadable("key: empty, expected a regimen's id"));
+        return Err(Unreadable::malformed("key: empty, expected a regimen's id"));
     }
     <Id as fields::Field>::of_text(id)
         .map(|id| RegimenEvent::Removed(RegimenId::new(id.0)))
         .map_err(|why| Unreadable::invalid(format!("key: {why}")))
 }
 
-fn without_name(text: &str) -> &str {
-    match text.split_at_checked("RRULE:".len()) {
-        Some((name, rule)) if name.eq_ignore_ascii_case("RRULE:") => rule,
-        _ => text,
-    }
-}
-
-/// To be replaced by the check of `domain::recurrence`, which knows which rules it can count.
-fn check_rrule(text: &str) -> Result<(), String> {
+/// The rule in upper case, without `RRULE:`. Stands in for `domain::recurrence::parse_rrule`, which knows more.
+fn parse_rrule(text: &str) -> Result<String, String> {
+    let text = text.trim().to_ascii_uppercase();
+    let text = text.strip_prefix("RRULE:").unwrap_or(&text);
     // A line break would smuggle in other properties, EXDATE or a second DTSTART.
     if text.contains(|c: char| c.is_control()) {
-        return Err("has more than one line".to_owned());
+        return Err("more than one line".to_owned());
     }
     let checked = format!("DTSTART:19700101T000000Z\nRRULE:{text}").parse::<rrule::RRuleSet>();
-    checked.map(drop).map_err(|err| match err.to_string() {
-        why if fields::may_hold_a_token(&why) => "not a recurrence rule (RFC 5545)".to_owned(),
-        why => format!("not a recurrence rule (RFC 5545): {why}"),
-    })
+    checked.map(|_| text.to_owned()).map_err(|err| err.to_string())
 }
