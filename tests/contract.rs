@@ -5,6 +5,11 @@
 #[path = "contract/suite.rs"]
 mod suite;
 
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
 use pushcast::{
     domain::{TokenChange, UserId},
     store::{
@@ -103,4 +108,38 @@ async fn a_folder_that_is_not_there_is_named() {
     let refusal = EmbeddedStore::open(&folder.path().join("missing/push.db")).err().unwrap();
     assert!(matches!(refusal, OpenError::NotWritable { .. }));
     assert!(refusal.to_string().contains("missing/push.db"), "{refusal}");
+}
+
+/// Runs itself as a second process, which is killed while it has the file.
+#[test]
+fn a_killed_process_leaves_the_file_free_and_whole() {
+    const ITSELF: &str = "a_killed_process_leaves_the_file_free_and_whole";
+    const HOLD: &str = "PUSHCAST_TEST_HOLD";
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    if let Some(path) = std::env::var_os(HOLD) {
+        let store = EmbeddedStore::open(path.as_ref()).unwrap();
+        runtime.block_on(login("t1").by("ann").at(1).apply(&store));
+        println!("acknowledged");
+        loop {
+            std::thread::park();
+        }
+    }
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("push.db");
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", ITSELF, "--nocapture"])
+        .env(HOLD, &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(holder.stdout.take().unwrap()).lines().find(|line| line.as_ref().unwrap().ends_with("acknowledged"));
+    let refusal = EmbeddedStore::open(&path).err().map(|refusal| refusal.to_string());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    said.expect("the other process wrote").unwrap();
+    let refusal = refusal.expect("the other process has the file");
+    assert!(refusal.contains(&format!("process {} since", holder.id())), "{refusal}");
+
+    let store = EmbeddedStore::open(&path).unwrap();
+    assert_eq!(runtime.block_on(store.tokens_of(&user("ann"))).unwrap().len(), 1);
 }

@@ -30,7 +30,7 @@ pub fn expected(events: &[Event], token: &Token) -> Vec<Option<Final>> {
         let mut next = Vec::new();
         for order in orders(equals) {
             for state in &states {
-                let after = order.iter().fold(state.clone(), |state, event| step(state, event));
+                let after = order.iter().fold(state.clone(), step);
                 if !next.contains(&after) {
                     next.push(after);
                 }

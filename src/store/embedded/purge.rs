@@ -46,26 +46,27 @@ impl Purge {
             return Ok(());
         }
         self.due_at = micros(now) + 60 * SECOND_US;
-        if self.step(db, now)? {
+        let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+        let more = self.remove(&transaction, now)?;
+        transaction.commit()?;
+        if more {
             self.due_at = micros(now) + SECOND_US;
         }
         Ok(())
     }
 
     /// Removes a few rows of each table; says whether there may be more.
-    pub(super) fn step(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<bool> {
-        let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+    pub(super) fn remove(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<bool> {
         let mut more = false;
         for Aging { table, key, age, days } in &AGING {
-            let gone = transaction
+            let gone = db
                 .prepare_cached(&format!(
                     "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {age} < ?1 LIMIT {STEP_ROWS})"
                 ))?
                 .execute([micros(now) - days * DAY_US])?;
             more |= gone == STEP_ROWS as usize;
         }
-        self.devices(&transaction, micros(now) - 90 * DAY_US)?;
-        transaction.commit()?;
+        self.devices(db, micros(now) - 90 * DAY_US)?;
         Ok(more)
     }
 

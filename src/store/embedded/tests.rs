@@ -1,1 +1,217 @@
-//! What only this store promises.
+//! What only this store promises, or what only its inside can show.
+
+use super::*;
+use crate::{
+    domain::{
+        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, PartId, Plan, ProfileId, ProviderId, RegimenId, Slice, Token, TokenChange,
+        UserId, Version,
+    },
+    store::{Audience, Broadcasts, Claim, Doses, Registry, Shard},
+};
+
+fn token(name: &str) -> Token {
+    Token::parse(&format!("ExponentPushToken[{name}]")).unwrap()
+}
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(1_795_000_000_000 + ms).unwrap()
+}
+
+fn v(n: i64) -> Version {
+    Version::of_record(at(n * 10), 0)
+}
+
+fn registered(name: &str, user: &str, device: Option<&str>) -> TokenChange {
+    TokenChange::Registered {
+        token: token(name),
+        user: Some(UserId::new(user)),
+        platform: None,
+        device: device.map(DeviceId::new),
+        device_info: None,
+        previous: None,
+    }
+}
+
+async fn count(store: &EmbeddedStore, table: &'static str) -> i64 {
+    store.read("count", move |db| db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_device_id_that_strangers_share_silences_nobody() {
+    let store = EmbeddedStore::memory().unwrap();
+    for n in 0..40 {
+        store.apply(&registered(&format!("t{n}"), &format!("u{n}"), Some("unknown")), v(n)).await.unwrap();
+    }
+    let mut rung = Vec::new();
+    for n in 0..40 {
+        if !store.tokens_of(&UserId::new(format!("u{n}"))).await.unwrap().is_empty() {
+            rung.push(n);
+        }
+    }
+    // Each of the first twenty took the device from the one before; the twenty-first showed that it is none.
+    assert_eq!(rung, (19..40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn tokens_on_one_position_are_never_parted() {
+    let store = EmbeddedStore::memory().unwrap();
+    for n in 0..7 {
+        store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await.unwrap();
+    }
+    store
+        .write("collide", |db, _| db.execute("UPDATE tokens SET position = 5 WHERE push_token < 'ExponentPushToken[t4]'", []))
+        .await
+        .unwrap();
+    store.write("order", |db, _| db.execute("UPDATE tokens SET position = 6 WHERE position != 5", [])).await.unwrap();
+    let slice = Slice { index: 0, of: 1 };
+    let first = store.page_of_slice(ProviderId::Expo, slice, None, 2).await.unwrap();
+    assert_eq!((first.registrations.len(), first.end, first.last), (4, Cursor(5), false));
+    let second = store.page_of_slice(ProviderId::Expo, slice, Some(first.end), 2).await.unwrap();
+    assert_eq!((second.registrations.len(), second.last), (3, true));
+}
+
+#[tokio::test]
+async fn no_token_lies_on_the_smallest_position() {
+    assert!((0..1000).all(|n| tokens::position(&token(&n.to_string())) > i64::MIN));
+}
+
+#[tokio::test]
+async fn old_rows_are_forgotten_and_living_ones_kept() {
+    let store = EmbeddedStore::memory().unwrap();
+    for (name, device) in [("dead", "d1"), ("alive", "d2")] {
+        store.apply(&registered(name, "ann", Some(device)), v(1)).await.unwrap();
+    }
+    store.apply(&TokenChange::Seen(token("never-registered")), v(1)).await.unwrap();
+    assert!(store.revoke(&token("dead"), Judged::Registration(v(1)), "dead").await.unwrap());
+    let broadcast = BroadcastId::new("post:p1");
+    let now = Timestamp::now();
+    store.plan(&broadcast, &Plan { spec: String::new(), parts: 1 }, now).await.unwrap();
+    store.take_over(&PartId { broadcast, provider: ProviderId::Expo, part: 0 }).await.unwrap();
+    store.insert_due(Shard(0), &DueRow { due_at: now, regimen: RegimenId::new("r1"), payload: None }).await.unwrap();
+    let dose = DoseKey { profile: ProfileId::new("p"), regimen: RegimenId::new("r1"), schedule_time: now, provider: ProviderId::Expo };
+    assert!(matches!(store.claim(&dose, "me", now, now).await.unwrap(), Claim::Mine(_)));
+
+    let tables = ["tokens", "devices", "broadcasts", "broadcast_parts", "regimen_due", "dose_log"];
+    for (days, left) in
+        [(0, [3, 2, 1, 1, 1, 1]), (8, [3, 2, 1, 1, 0, 1]), (31, [3, 2, 0, 0, 0, 1]), (91, [1, 1, 0, 0, 0, 1]), (401, [1, 1, 0, 0, 0, 0])]
+    {
+        // The devices go by their registration's time, which lies in the future of this clock or in its past.
+        let then = now.max(at(0)) + jiff::SignedDuration::from_hours(24 * days + 1);
+        store.write("purge", move |db, _| purge::Purge::default().remove(db, then)).await.unwrap();
+        for (table, left) in tables.iter().zip(left) {
+            assert_eq!(count(&store, table).await, left, "{table} after {days} days");
+        }
+    }
+    assert_eq!(store.tokens_of(&UserId::new("ann")).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn forgetting_goes_by_small_steps() {
+    let store = EmbeddedStore::memory().unwrap();
+    store
+        .write("fill", |db, now| {
+            let mut insert = db.prepare("INSERT INTO broadcasts (broadcast_id, state, created_at) VALUES (?1, 'done', ?2)")?;
+            (0..700).try_for_each(|n| insert.execute((n.to_string(), values::micros(now))).map(drop))
+        })
+        .await
+        .unwrap();
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 31);
+    let step = async || store.write("purge", move |db, _| purge::Purge::default().remove(db, later)).await.unwrap();
+    assert!(step().await, "there is more to do");
+    assert_eq!(count(&store, "broadcasts").await, 200);
+    assert!(!step().await);
+    assert_eq!(count(&store, "broadcasts").await, 0);
+}
+
+#[tokio::test]
+async fn the_walk_over_the_devices_comes_round() {
+    let store = EmbeddedStore::memory().unwrap();
+    store
+        .write("fill", |db, _| {
+            let mut insert = db.prepare(
+                "INSERT INTO devices (device_id, kind, version, position, push_token, holders) VALUES (?1, 'expo', ?2, 0, 't', 1)",
+            )?;
+            // Every other one is old.
+            (0..1200).try_for_each(|n| insert.execute((format!("d{n:04}"), if n % 2 == 0 { 0 } else { i64::MAX })).map(drop))
+        })
+        .await
+        .unwrap();
+    store
+        .write("purge", |db, now| {
+            let mut purge = purge::Purge::default();
+            (0..4).try_for_each(|_| purge.remove(db, now).map(drop))
+        })
+        .await
+        .unwrap();
+    assert_eq!(count(&store, "devices").await, 600);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operation_that_fails_or_panics_harms_only_itself() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    // Everybody waits behind the first operation, so that the rest shares one transaction.
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let first = store.write("wait", move |_, _| {
+        let _closed = gate.lock().map(|gate| gate.recv());
+        Ok(())
+    });
+    let fails = store.write("fail", |db, _| {
+        db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
+        db.execute("INSERT INTO nowhere VALUES (1)", [])
+    });
+    let panics = store.write("panic", |_, _| -> rusqlite::Result<()> { panic!("on purpose") });
+    let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
+    let neighbours = futures::future::join(store.apply(&before, v(1)), store.apply(&after, v(2)));
+    let (first, fails, panics, neighbours, ()) = futures::join!(first, fails, panics, neighbours, async { drop(open) });
+    first.unwrap();
+    assert!(format!("{:?}", fails.unwrap_err()).contains("nowhere"));
+    assert!(format!("{:?}", panics.unwrap_err()).contains("on purpose"));
+    neighbours.0.unwrap();
+    neighbours.1.unwrap();
+    assert_eq!(store.tokens_of(&UserId::new("ann")).await.unwrap().len(), 2);
+    assert_eq!(count(&store, "users_deleted").await, 0, "the failed operation left nothing behind");
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_that_panics_leaves_the_readers_whole() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    for _ in 0..10 {
+        store.read("panic", |_| -> rusqlite::Result<()> { panic!("on purpose") }).await.unwrap_err();
+    }
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_takes_no_reader_along() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    for _ in 0..50 {
+        let read = store.read("left", |db| db.query_row("SELECT 1", [], |_| Ok(())));
+        futures::pin_mut!(read);
+        let _dropped_half_way = futures::poll!(read);
+    }
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_writer_that_has_ended_is_told() {
+    let gone = writer::Writer::ended();
+    assert!(gone.alive().is_err());
+    let refusal = gone.run("write", |_, _| Ok(())).await.unwrap_err();
+    assert!(format!("{refusal:?}").contains("thread has ended"), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn sqlite3_reads_along() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("push.db");
+    let store = EmbeddedStore::open(&path).unwrap();
+    store.apply(&registered("t1", "ann", None), v(1)).await.unwrap();
+    let shell = Connection::open(&path).unwrap();
+    let users: String = shell.query_row("SELECT user_id FROM tokens", [], |row| row.get(0)).unwrap();
+    assert_eq!(users, "ann");
+}

@@ -82,6 +82,14 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+impl Writer {
+    /// One whose thread is no more.
+    pub(super) fn ended() -> Self {
+        Self { queue: Some(mpsc::channel(1).0), thread: None }
+    }
+}
+
 impl Drop for Writer {
     /// Waits for what is queued, so that the file is free and whole when the last clone of the store is gone.
     fn drop(&mut self) {
