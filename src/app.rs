@@ -7,9 +7,9 @@
 
 mod selection;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::anyhow;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -19,22 +19,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use self::selection::{Selection, UnknownStage};
+pub use self::selection::{STAGES, Stages, UnknownStage};
 use crate::{
     config::Config,
     delivery::{self, Batcher, Pace, Provider, Share},
-    domain::{Lane, ProviderId},
+    domain::{Lane, ProviderId, Timestamp},
     events::{self, topics},
     expo::Expo,
     fcm::Fcm,
-    http::{Health, admin},
+    http::{self, Health, admin},
     kafka::{self, Assignment, Producer, Stage, StageSpec},
     metrics::Metrics,
     stages::{
         cleanup::Cleanup,
         delivery::{Delivery, Limits, keep_route},
-        medication::Medication,
-        posts::Posts,
+        medication::{self, Medication},
+        posts::{self, Posts},
         receipts::Receipts,
         tokens::Tokens,
     },
@@ -53,7 +53,7 @@ const URGENT_IN_FLIGHT: usize = 1_024;
 pub struct App<S> {
     config: Config,
     store: S,
-    selection: Selection,
+    stages: Stages,
     metrics: Arc<Metrics>,
     health: Health,
 }
@@ -64,14 +64,15 @@ struct Running<S> {
     instance: String,
     producer: Producer,
     providers: Vec<ProviderId>,
+    partitions: BTreeMap<String, usize>,
     stop: CancellationToken,
     tasks: JoinSet<(String, anyhow::Result<()>)>,
 }
 
 impl<S: Store> App<S> {
     /// A process with these settings over this store, running the selected stages.
-    pub fn new(config: Config, store: S, selection: Selection) -> Self {
-        Self { config, store, selection, metrics: Arc::new(Metrics::new()), health: Health::new(Vec::<String>::new()) }
+    pub fn new(config: Config, store: S, stages: Stages) -> Self {
+        Self { config, store, stages, metrics: Arc::new(Metrics::new()), health: Health::new(Vec::<String>::new()) }
     }
 
     /// Its metrics.
@@ -90,14 +91,21 @@ impl<S: Store> App<S> {
     /// It can't start (a port is taken, a topic is missing, Kafka is away), or a part of it ended before it was asked to.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let expo = if self.config.expo.enabled { Some(Arc::new(Expo::new(&self.config.expo, Arc::clone(&self.metrics))?)) } else { None };
-        let fcm = Fcm::new(&self.config.fcm, Arc::clone(&self.metrics))?.map(Arc::new);
+        let fcm = Fcm::new(&self.config.fcm, Arc::clone(&self.metrics)).await?.map(Arc::new);
         let providers = configured(expo.is_some(), fcm.is_some());
         let producer = Producer::new(&self.config.kafka)?;
-        let listener = listen(&self.config.http.admin_listen).await?;
-        kafka::admin::check_topics(&self.config.kafka).await?;
+        let listener = match self.config.http.admin_listen.as_str() {
+            "" => None,
+            address => Some(http::listen(address, "http.admin_listen").await?),
+        };
+        let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
 
-        let instance = if self.config.kafka.instance_id.is_empty() { format!("pid {}", std::process::id()) } else { self.config.kafka.instance_id.clone() };
-        let mut running = Running { app: self, instance, producer, providers, stop: stop.child_token(), tasks: JoinSet::new() };
+        let instance = if self.config.kafka.instance_id.is_empty() {
+            format!("pid {}", std::process::id())
+        } else {
+            self.config.kafka.instance_id.clone()
+        };
+        let mut running = Running { app: self, instance, producer, providers, partitions, stop: stop.child_token(), tasks: JoinSet::new() };
         running.edges(listener);
         running.planning()?;
         if let Some(expo) = expo {
@@ -127,8 +135,14 @@ impl<S: Store> Running<S> {
     }
 
     /// Starts a stage's consumer, unless it is not selected. Says which partitions it owns, as they come and go.
-    fn stage<H: Handler>(&mut self, name: &str, of: &[&str], in_flight: usize, handler: Arc<H>) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
-        if !self.app.selection.contains(name) {
+    fn stage<H: Handler>(
+        &mut self,
+        name: &str,
+        of: &[&str],
+        in_flight: usize,
+        handler: Arc<H>,
+    ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
+        if !self.app.stages.contains(name) {
             return Ok(None);
         }
         let spec = StageSpec { name: name.to_owned(), topics: of.iter().map(|&topic| topic.to_owned()).collect(), in_flight };
@@ -138,7 +152,7 @@ impl<S: Store> Running<S> {
         let (health, label, mut watched) = (self.app.health.clone(), name.to_owned(), stage.assignment());
         self.spawn(format!("assignment of {name}"), async move {
             loop {
-                health.assigned(&label, watched.borrow_and_update().is_ready());
+                health.assigned(&label, watched.borrow_and_update().arrived);
                 if watched.changed().await.is_err() {
                     return Ok(()); // The stage has ended, and says so itself.
                 }
@@ -157,13 +171,21 @@ impl<S: Store> Running<S> {
 
         self.stage("tokens", &[topics::DEVICE_TOKENS], in_flight, Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))))?;
         self.stage("cleanup", &[topics::INVALID_TOKENS], in_flight, Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))))?;
-        let posts = Posts::new(config.posts, config.push.bulk_life, self.providers.clone(), kafka::topics::WORK_PARTITIONS, store.clone(), producer.clone());
+        let rules = posts::Rules {
+            settings: config.posts,
+            providers: self.providers.clone(),
+            bulk_life: config.push.bulk_life,
+            partitions: self.bulk_partitions(),
+        };
+        let posts = Posts::new(store.clone(), producer.clone(), rules);
         self.stage("posts", &[topics::POSTS_CREATED], in_flight, Arc::new(posts))?;
 
-        let medication = Arc::new(Medication::new(&config.medication, config.push.urgent_life, self.providers.clone(), store, producer, metrics));
+        let (every, life) = (config.medication.tick_every, config.push.urgent_life);
+        let clock: medication::Clock = Arc::new(Timestamp::now);
+        let medication = Arc::new(Medication::new(store, producer, config.medication, self.providers.clone(), life, metrics, clock));
         let of = [topics::MEDICATION_REGIMENS, topics::MEDICATION_TICKS];
         if self.stage("medication", &of, in_flight, Arc::clone(&medication))?.is_some() {
-            self.tick(config.medication.tick_every);
+            self.tick(every);
             self.sweep(medication);
         }
         Ok(())
@@ -180,7 +202,7 @@ impl<S: Store> Running<S> {
             clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while let Some(_now) = stop.run_until_cancelled(clock.tick()).await {
                 // A tick that Kafka did not take is made up for by the next one.
-                if let Err(err) = producer.publish(Medication::<S, Producer>::clock_tick()).await {
+                if let Err(err) = producer.publish(medication::clock_tick(Timestamp::now())).await {
                     warn!(error = %err, "A clock tick was not published");
                 }
             }
@@ -205,8 +227,7 @@ impl<S: Store> Running<S> {
 
     fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
         let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
-        let receipts = Receipts::new(expo, self.app.config.expo.receipt_delay, producer, metrics);
-        let _ = store;
+        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, metrics);
         self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
     }
 
@@ -232,13 +253,26 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop).await;
             Ok(())
         });
-        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, share));
+        let of = self.bulk_partitions();
+        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share));
         Ok(())
     }
 
-    fn lane<H: Handler>(&mut self, id: ProviderId, lane: Lane, in_flight: usize, handler: Arc<H>) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
+    fn lane<H: Handler>(
+        &mut self,
+        id: ProviderId,
+        lane: Lane,
+        in_flight: usize,
+        handler: Arc<H>,
+    ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
         let name = format!("delivery.{id}.{}", lane.label());
         self.stage(&name, &[events::jobs::topic(id, lane)], in_flight, handler)
+    }
+
+    /// How many partitions a bulk topic has: slices are spread over them, and the rate is shared out by them.
+    fn bulk_partitions(&self) -> u32 {
+        let of = |id| self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
+        u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
     }
 
     /// The admin listener and the store's pulse.
@@ -298,34 +332,23 @@ fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
 }
 
-async fn listen(address: &str) -> anyhow::Result<Option<TcpListener>> {
-    if address.is_empty() {
-        return Ok(None);
-    }
-    let listener = TcpListener::bind(address).await.with_context(|| format!("http.admin_listen: can't listen on {address}; is another pushcast running?"))?;
-    Ok(Some(listener))
-}
-
-/// Turns the partitions that the two lanes own into the share of the provider's rate.
-async fn follow_share(urgent: Option<watch::Receiver<Assignment>>, bulk: Option<watch::Receiver<Assignment>>, share: watch::Sender<Share>) -> anyhow::Result<()> {
-    let count = |lane: &mut Option<watch::Receiver<Assignment>>| lane.as_mut().map_or(0, |lane| lane.borrow_and_update().partitions.len());
-    let (mut urgent, mut bulk) = (urgent, bulk);
+/// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not
+/// run owns none.
+async fn follow_share(
+    urgent: Option<watch::Receiver<Assignment>>,
+    bulk: Option<watch::Receiver<Assignment>>,
+    of: u32,
+    share: watch::Sender<Share>,
+) -> anyhow::Result<()> {
+    let idle = watch::Sender::new(Assignment::default());
+    let mut urgent = urgent.unwrap_or_else(|| idle.subscribe());
+    let mut bulk = bulk.unwrap_or_else(|| idle.subscribe());
     loop {
-        let (urgents, bulks) = (count(&mut urgent), count(&mut bulk));
-        ensure!(bulks <= kafka::topics::WORK_PARTITIONS as usize, "more bulk partitions than the topics have");
-        let now = Share { bulk: u32::try_from(bulks)?, of: kafka::topics::WORK_PARTITIONS as u32, urgent: urgents > 0 };
+        let owned = u32::try_from(bulk.borrow_and_update().partitions.len())?;
+        let now = Share { bulk: owned, of, urgent: !urgent.borrow_and_update().partitions.is_empty() };
         share.send_if_modified(|before| std::mem::replace(before, now) != now);
-        let changed = |lane: Option<&mut watch::Receiver<Assignment>>| {
-            let lane = lane.map(watch::Receiver::changed);
-            async move {
-                match lane {
-                    Some(changed) => changed.await,
-                    None => std::future::pending().await,
-                }
-            }
-        };
-        let ended = tokio::select! { ended = changed(urgent.as_mut()) => ended, ended = changed(bulk.as_mut()) => ended };
-        if ended.is_err() {
+        let changed = tokio::select! { changed = urgent.changed() => changed, changed = bulk.changed() => changed };
+        if changed.is_err() {
             return Ok(()); // The stages have ended, and say so themselves.
         }
     }

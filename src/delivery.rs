@@ -176,6 +176,12 @@ pub trait Receipts: Send + Sync + 'static {
     fn receipts(&self, tickets: &[String]) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
 }
 
+impl<R: Receipts> Receipts for Arc<R> {
+    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+        R::receipts(self, tickets).await
+    }
+}
+
 /// What became of a message that a provider had taken.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Receipt {

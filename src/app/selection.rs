@@ -1,52 +1,55 @@
 //! Which stages a process runs.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, str::FromStr};
 
-/// The stages that can be selected; `delivery` stands for all that begin with it.
-pub const STAGES: [&str; 6] = ["tokens", "posts", "medication", "delivery", "receipts", "cleanup"];
+/// Every stage, in the order of a record's life.
+pub const STAGES: [&str; 9] = [
+    "tokens",
+    "posts",
+    "medication",
+    "delivery.expo.urgent",
+    "delivery.expo.bulk",
+    "delivery.fcm.urgent",
+    "delivery.fcm.bulk",
+    "receipts",
+    "cleanup",
+];
 
-/// A selection of stages: `tokens,delivery.expo`. A name stands for all stages that it begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection(Vec<String>);
+/// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all below them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stages(BTreeSet<&'static str>);
 
 /// There is no such stage.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("there is no stage {0:?}; there are tokens, posts, medication, delivery.<provider>.<lane>, receipts and cleanup")]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no stage; there are {all}", all = STAGES.join(", "))]
 pub struct UnknownStage(String);
 
-impl Selection {
+impl Stages {
     /// All of them.
     pub fn all() -> Self {
-        Self::default()
+        Self(STAGES.into())
     }
 
-    /// Whether `stage` is selected.
+    /// Whether the stage of that name was picked.
     pub fn contains(&self, stage: &str) -> bool {
-        let begins = |name: &str| stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        self.0.is_empty() || self.0.iter().any(|name| begins(name))
+        self.0.contains(stage)
     }
 }
 
-impl FromStr for Selection {
+impl FromStr for Stages {
     type Err = UnknownStage;
 
-    fn from_str(text: &str) -> Result<Self, UnknownStage> {
-        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
-        names
-            .map(|name| {
-                let known = STAGES.iter().any(|stage| name == *stage) || ["delivery.expo", "delivery.fcm"].iter().any(|lane| {
-                    name.strip_prefix(lane).is_some_and(|rest| matches!(rest, "" | ".urgent" | ".bulk"))
-                });
-                if known { Ok(name.to_owned()) } else { Err(UnknownStage(name.to_owned())) }
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
-}
-
-impl fmt::Display for Selection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "all".to_owned() } else { self.0.join(",") }.as_str())
+    fn from_str(list: &str) -> Result<Self, UnknownStage> {
+        let mut picked = BTreeSet::new();
+        for name in list.split(',').map(str::trim) {
+            let is_named = |stage: &&str| stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let named: Vec<_> = STAGES.into_iter().filter(is_named).collect();
+            if named.is_empty() {
+                return Err(UnknownStage(name.to_owned()));
+            }
+            picked.extend(named);
+        }
+        Ok(Self(picked))
     }
 }
 
@@ -54,16 +57,21 @@ impl fmt::Display for Selection {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_name_stands_for_all_stages_that_it_begins() {
-        let some: Selection = "tokens, delivery.expo".parse().unwrap();
-        assert!(some.contains("tokens") && some.contains("delivery.expo.bulk"));
-        assert!(!some.contains("posts") && !some.contains("delivery.fcm.bulk"));
-        assert!(Selection::all().contains("posts"));
+    fn picked(list: &str) -> Vec<&'static str> {
+        list.parse::<Stages>().unwrap().0.into_iter().collect()
     }
 
     #[test]
-    fn an_unknown_stage_is_refused_by_name() {
-        assert_eq!("tokens,postz".parse::<Selection>(), Err(UnknownStage("postz".into())));
+    fn stages_are_picked_by_name_or_by_what_stands_before_a_dot() {
+        assert_eq!(picked("tokens, cleanup"), ["cleanup", "tokens"]);
+        assert_eq!(picked("delivery.expo"), ["delivery.expo.bulk", "delivery.expo.urgent"]);
+        assert_eq!(picked("delivery").len(), 4);
+    }
+
+    #[test]
+    fn a_stage_that_does_not_exist_is_refused() {
+        for list in ["", "token", "tokens,", "delivery.exp", "delivery."] {
+            assert!(list.parse::<Stages>().is_err(), "{list:?}");
+        }
     }
 }

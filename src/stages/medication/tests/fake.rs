@@ -11,10 +11,9 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     domain::{
-        DoseKey, DoseOutcome, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash, Unavailable,
-        UserId, Version,
+        DoseKey, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
-    store::{Census, Claim, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
+    store::{Census, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
     stream::{Message, Publish},
 };
 
@@ -229,7 +228,7 @@ impl Doses for Fake {
         unreachable!("delivery claims")
     }
 
-    async fn mark(&self, _: &DoseKey, _: &Lease, _: DoseOutcome, _: Timestamp) -> Answer<Marked> {
+    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Answer<Marked> {
         unreachable!("delivery marks")
     }
 }
