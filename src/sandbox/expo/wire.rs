@@ -22,8 +22,10 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn parse(body: &'a [u8]) -> Result<Self, String> {
-        let array = is_array(body);
-        let parsed = if array { serde_json::from_slice(body) } else { serde_json::from_slice(body).map(|message| vec![message]) };
+        // Checked once for all: parsing bytes would check each string on its own.
+        let body = str::from_utf8(body).map_err(|err| err.to_string())?;
+        let array = body.trim_start().starts_with('[');
+        let parsed = if array { serde_json::from_str(body) } else { serde_json::from_str(body).map(|message| vec![message]) };
         let messages: Vec<Message<'a>> = parsed.map_err(|err| err.to_string())?;
         if messages.is_empty() {
             return Err("\"value\" must contain at least 1 items".to_owned());
@@ -144,10 +146,6 @@ pub(super) fn nth(body: &[u8], index: usize) -> Value {
         Ok(message) => message,
         Err(_) => Value::Null,
     }
-}
-
-fn is_array(body: &[u8]) -> bool {
-    body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[')
 }
 
 /// `"to"`: one token or several.

@@ -73,7 +73,11 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// FCM would refuse it, whoever it is for.
     pub fn parse(body: &'a [u8]) -> Result<Self, Fault> {
-        let request: Request<'a> = serde_json::from_slice(body).map_err(|err| Fault::of_json(&err))?;
+        let not_text =
+            |_| Fault { field: "message".to_owned(), why: "Invalid JSON payload received. Not UTF-8.".to_owned(), by_fcm: false };
+        // Checked once for all: parsing bytes would check each string on its own.
+        let body = str::from_utf8(body).map_err(not_text)?;
+        let request: Request<'a> = serde_json::from_str(body).map_err(|err| Fault::of_json(&err))?;
         let message = request.message;
         let identity = message.check()?;
         Ok(Self { validate_only: request.validate_only, identity, target: message.target()? })
