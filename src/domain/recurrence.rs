@@ -4,7 +4,7 @@
 //! skipped hour rings when the clock jumps, two times in the same skipped hour ring once, and a repeated hour rings the
 //! first time only. Seen so, later local times never ring earlier, and the search may stop at the first hit.
 //!
-//! Every call is bounded: by the few days around `after` for times of day, by the limits of [`parse_rrule`] and of the
+//! Every call is bounded: by the first days from `after` on for times of day, by the limits of [`parse_rrule`] and of the
 //! `rrule` crate for recurrence rules.
 
 mod rrule;
@@ -14,7 +14,7 @@ mod tests;
 use std::iter;
 
 use jiff::{
-    Span, ToSpan,
+    Span, ToSpan as _,
     civil::{Date, DateTime},
     tz::{AmbiguousOffset, TimeZone},
 };
@@ -33,9 +33,9 @@ impl Regimen {
         if !self.enabled {
             return None;
         }
-        // Clocks jump by a day at most (Apia left one out in 2011), so what began two days ago has rung.
+        // Until a time rings, the clock has shown earlier ones only: none of yesterday's can still be to come.
         let today = self.timezone.to_datetime(after).date();
-        let from = today.saturating_sub(2.days()).max(self.start_date);
+        let from = today.max(self.start_date);
         self.local_times(from)
             .take_while(|local| self.is_within(local.date()))
             .map_while(|local| first_shown(&self.timezone, local))

@@ -154,7 +154,6 @@ impl State {
     }
 }
 
-#[expect(clippy::await_holding_lock, reason = "the lock is taken after the only await")]
 impl Doses for Fake {
     async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Answer<()> {
         let mut state = self.turn().await;
@@ -233,7 +232,6 @@ impl Doses for Fake {
     }
 }
 
-#[expect(clippy::await_holding_lock, reason = "the lock is taken after the only await")]
 impl Registry for Fake {
     async fn tokens_of(&self, user: &UserId) -> Answer<Vec<Registration>> {
         Ok(self.turn().await.registrations.get(user).cloned().unwrap_or_default())
@@ -260,7 +258,6 @@ impl Registry for Fake {
     }
 }
 
-#[expect(clippy::await_holding_lock, reason = "the lock is taken after the only await")]
 impl Publish for Fake {
     async fn publish(&self, message: Message) -> Answer<()> {
         let mut state = self.turn().await;

@@ -70,8 +70,10 @@ impl Schedule {
         let end = rng.random_range(8..28);
         let pace = [1, 4, 12, 40][rng.random_range(0..4)];
         let mut schedule = Self { rng, stage: Arc::new(stage), fake, now_ms, start, end, pace, definitions: Vec::new(), lanes: Vec::new() };
-        for regimen in ["r1", "r2"].into_iter().take(schedule.rng.random_range(1..=2)) {
-            schedule.add_regimen(regimen);
+        // Of one shard, so that they share its pages and marks.
+        let ids = (1..).map(|n| format!("r{n}")).filter(|id| Shard::of(&RegimenId::new(id.as_str())) == Shard::of(&RegimenId::new("r1")));
+        for regimen in ids.take(schedule.rng.random_range(1..=3)) {
+            schedule.add_regimen(&regimen);
         }
         schedule
     }
