@@ -216,9 +216,8 @@ impl<S: Store> Running<S> {
         self.spawn("sweep", async move {
             let mut daily = interval(SWEEP_EVERY);
             while let Some(_now) = stop.run_until_cancelled(daily.tick()).await {
-                match stop.run_until_cancelled(medication.sweep()).await {
-                    Some(Err(err)) => warn!(error = %err, "The sweep over regimens did not finish; the next one is in a day"),
-                    Some(Ok(_)) | None => {}
+                if let Some(Err(err)) = stop.run_until_cancelled(medication.sweep()).await {
+                    warn!(error = %err, "The sweep over regimens did not finish; the next one is in a day");
                 }
             }
             Ok(())

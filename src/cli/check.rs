@@ -1,9 +1,40 @@
 //! `pushcast check`: would it run?
 
-use pushcast::config::Config;
+use std::sync::Arc;
 
-/// Tells what is set. A configuration with a mistake never comes this far: all its mistakes are printed, with exit code 2.
+use anyhow::bail;
+use pushcast::{config::Config, events::topics, expo::Expo, fcm::Fcm, kafka::admin, metrics::Metrics, store::embedded::OpenError};
+
+use super::run::open;
+
+/// Tells what is set and tries every connection. A configuration with a mistake never comes this far: all its mistakes are
+/// printed, with exit code 2.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
-    Ok(())
+    let metrics = Arc::new(Metrics::new());
+    let kafka = admin::check_topics(&config.kafka, topics::ALL).await.map(|topics| format!("fine: {} topics", topics.len()));
+    let store = match open(&config) {
+        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => Ok(format!("fine: {:#}", err.root_cause())),
+        opened => opened.map(|_| "fine".to_owned()),
+    };
+    let expo = match config.expo.enabled {
+        true => Expo::new(&config.expo, Arc::clone(&metrics)).map(|_| format!("set: {}", config.expo.url)).map_err(anyhow::Error::from),
+        false => Ok("off".to_owned()),
+    };
+    let fcm = match Fcm::new(&config.fcm, metrics).await {
+        Ok(Some(_)) => Ok(format!("set: {}", config.fcm.url)),
+        Ok(None) => Ok("off: no credentials".to_owned()),
+        Err(err) => Err(err.into()),
+    };
+    let mut wrong = 0;
+    for (what, found) in [("kafka", kafka.map_err(anyhow::Error::from)), ("store", store), ("expo", expo), ("fcm", fcm)] {
+        match found {
+            Ok(fine) => println!("{what:13}  {fine}"),
+            Err(err) => {
+                wrong += 1;
+                println!("{what:13}  {err:#}");
+            }
+        }
+    }
+    if wrong > 0 { bail!("{wrong} of 4 would not work") } else { Ok(()) }
 }

@@ -1,6 +1,16 @@
 //! `pushcast produce TOPIC`: for those without kcat.
 
-use pushcast::config::Config;
+use anyhow::Context;
+use futures::{TryStreamExt, stream};
+use pushcast::{
+    config::Config,
+    kafka::Producer,
+    stream::{Message, Publish},
+};
+use tokio::io::{AsyncBufReadExt, BufReader, stdin};
+
+/// Lines on their way to Kafka at once.
+const IN_FLIGHT: usize = 1_000;
 
 /// Where to write.
 #[derive(Debug, clap::Args)]
@@ -8,14 +18,55 @@ pub struct Args {
     /// The topic
     pub topic: String,
 
-    /// What separates a key from its value in a line; without it lines have no key
+    /// What separates a key from its value in a line; without it lines have no key. A key with nothing behind it is a tombstone
     #[arg(long, value_name = "TEXT")]
     pub key_separator: Option<String>,
 }
 
-/// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one.
+/// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one. Empty lines are
+/// left out.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
-    let Args { topic, key_separator } = args;
-    let keys = if key_separator.is_some() { "with" } else { "without" };
-    anyhow::bail!("writing lines {keys} keys to {topic} on {} is not wired yet", config.kafka.bootstrap_servers)
+    let producer = Producer::new(&config.kafka)?;
+    let lines = BufReader::new(stdin()).lines();
+    let lines = stream::try_unfold(lines, |mut lines| async move {
+        let line = lines.next_line().await.context("reading standard input")?;
+        anyhow::Ok(line.map(|line| (line, lines)))
+    });
+    let written = lines
+        .try_filter(|line| std::future::ready(!line.is_empty()))
+        .and_then(|line| std::future::ready(message(&args, &line)))
+        .map_ok(|message| {
+            let producer = producer.clone();
+            async move { anyhow::Ok(producer.publish(message).await?) }
+        })
+        .try_buffered(IN_FLIGHT);
+    let count = written.try_fold(0_usize, |count, ()| std::future::ready(Ok(count + 1))).await?;
+    eprintln!("{count} records written to {}", args.topic);
+    Ok(())
+}
+
+fn message(args: &Args, line: &str) -> anyhow::Result<Message> {
+    let Some(separator) = &args.key_separator else {
+        return Ok(Message::new(args.topic.as_str(), None, line.into()));
+    };
+    let (key, value) = line.split_once(separator.as_str()).with_context(|| format!("no {separator:?} in the line {line:?}"))?;
+    let value = Some(value.as_bytes().to_vec()).filter(|value| !value.is_empty());
+    Ok(Message { value, ..Message::new(args.topic.as_str(), Some(key.to_owned()), Vec::new()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(separator: Option<&str>) -> Args {
+        Args { topic: "t".into(), key_separator: separator.map(Into::into) }
+    }
+
+    #[test]
+    fn a_line_is_a_value_and_with_a_separator_a_key_too() {
+        assert_eq!(message(&args(None), "a:b").unwrap(), Message::new("t", None, b"a:b".to_vec()));
+        assert_eq!(message(&args(Some(":")), "a:b").unwrap(), Message::new("t", Some("a".to_owned()), b"b".to_vec()));
+        assert_eq!(message(&args(Some(":")), "a:").unwrap().value, None, "a tombstone");
+        assert!(message(&args(Some("|")), "a:b").is_err());
+    }
 }

@@ -1,10 +1,11 @@
 //! `pushcast run`: the stages, until a signal.
 
 use anyhow::Context;
+use jiff::Timestamp;
 use pushcast::{
     app::{App, Stages},
     config::Config,
-    store::{StoreUrl, embedded::EmbeddedStore},
+    store::{Doses, StoreUrl, embedded::EmbeddedStore},
     stream::Stop,
 };
 
@@ -20,6 +21,8 @@ pub struct Args {
 pub async fn run(args: Args, config: Config, stop: Stop) -> anyhow::Result<()> {
     tracing::info!(config = %config.redacted(), "Starting pushcast {}", env!("CARGO_PKG_VERSION"));
     let store = open(&config)?;
+    // Its only owner may begin it; for a store that is shared `pushcast init` does.
+    store.init_marks(Timestamp::now()).await?;
     App::new(config, store, args.stages.unwrap_or_else(Stages::all)).run(stop.token()).await
 }
 

@@ -1,8 +1,13 @@
-//! `pushcast sandbox`: fake Expo and FCM.
+//! `pushcast sandbox`: fake Expo and FCM, and with `--kafka` a broker too.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
-use pushcast::stream::Stop;
+use anyhow::Context;
+use pushcast::{
+    kafka::mock::Broker,
+    sandbox::{Options, Sandbox},
+    stream::Stop,
+};
 
 /// What to fake, and where.
 #[derive(Debug, clap::Args)]
@@ -11,13 +16,35 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8085")]
     pub listen: SocketAddr,
 
-    /// Run an embedded Kafka broker too
+    /// Run an embedded Kafka broker too, with all topics; it forgets everything when it ends
     #[arg(long)]
     pub kafka: bool,
+
+    /// How many of the latest messages to keep, for GET /sandbox/messages
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    pub remember: usize,
+
+    /// Write the service account that the fake FCM accepts to this file
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
 }
 
 /// Serves until `stop`.
-pub async fn run(args: Args, _stop: Stop) -> anyhow::Result<()> {
-    let Args { listen, kafka } = args;
-    anyhow::bail!("the sandbox on {listen} (with Kafka: {kafka}) is not wired yet")
+pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
+    let options = Options { listen: args.listen, remember: args.remember, ..Options::default() };
+    let sandbox = Sandbox::start(options).await.with_context(|| format!("--listen: can't listen on {}", args.listen))?;
+    let broker = if args.kafka { Some(Broker::start()?) } else { None };
+    println!("PUSHCAST__EXPO__URL={}", sandbox.expo_url());
+    println!("PUSHCAST__FCM__URL={}", sandbox.fcm_url());
+    if let Some(path) = &args.credentials {
+        std::fs::write(path, sandbox.service_account()).with_context(|| format!("--credentials: can't write {}", path.display()))?;
+        println!("PUSHCAST__FCM__CREDENTIALS_FILE={}", path.display());
+    }
+    if let Some(broker) = &broker {
+        println!("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
+    }
+    eprintln!("serving; statistics at {}/sandbox/statistics, faults at {}/sandbox/faults", sandbox.url(), sandbox.url());
+    stop.wait().await;
+    sandbox.stop().await;
+    Ok(())
 }

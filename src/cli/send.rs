@@ -1,7 +1,20 @@
 //! `pushcast send TOKEN`: does this phone ring?
 
-use anyhow::Context;
-use pushcast::{config::Config, domain::Token};
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use pushcast::{
+    config::Config,
+    delivery::{Message, Provider, Reply, Verdict},
+    domain::{Notification, NotificationId, ProviderId, Token},
+    expo::Expo,
+    fcm::Fcm,
+    metrics::Metrics,
+};
+
+/// How long the provider may keep trying.
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// What to send to whom.
 #[derive(Debug, clap::Args)]
@@ -19,8 +32,36 @@ pub struct Args {
 }
 
 /// Sends one message past Kafka and the store, and tells what the provider said.
-pub async fn run(args: Args, _config: Config) -> anyhow::Result<()> {
-    let Args { token, title, body } = args;
-    let token = Token::parse(&token).context("a token looks like ExponentPushToken[…], or is one of FCM's")?;
-    anyhow::bail!("sending {title:?}, {body:?} to {token} through {} is not wired yet", token.kind().provider())
+pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
+    let token = Token::parse(&args.token).context("a token looks like ExponentPushToken[…], or is one of FCM's")?;
+    let metrics = Arc::new(Metrics::new());
+    let now = Timestamp::now();
+    let notification = Notification {
+        id: NotificationId::new(format!("test:{now}")),
+        title: args.title,
+        body: args.body,
+        data: serde_json::Map::new(),
+        sound: Some(config.posts.sound.clone()),
+        channel: config.posts.channel.clone(),
+        expires_at: now + LIFE,
+    };
+    let reply = match token.kind().provider() {
+        ProviderId::Expo => send(&Expo::new(&config.expo, metrics)?, &notification, &token).await?,
+        ProviderId::Fcm => {
+            let fcm = Fcm::new(&config.fcm, metrics).await?.context("FCM is not configured: set fcm.credentials_file")?;
+            send(&fcm, &notification, &token).await?
+        }
+    };
+    match reply {
+        Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Accepted { .. }]) => {
+            println!("{} took the message for {token}", token.kind().provider());
+            Ok(())
+        }
+        other => bail!("{} did not take the message for {token}: {other:?}", token.kind().provider()),
+    }
+}
+
+async fn send<P: Provider>(provider: &P, notification: &Notification, token: &Token) -> anyhow::Result<Reply> {
+    let body = Arc::new(provider.body(notification)?);
+    Ok(provider.send(&[Message { body, token: token.clone(), platform: None, ttl: LIFE }]).await)
 }

@@ -1,7 +1,7 @@
 //! `pushcast tick`: what an upstream cron job would write.
 
 use jiff::Timestamp;
-use pushcast::config::Config;
+use pushcast::{config::Config, kafka::Producer, stages::medication::clock_tick, stream::Publish};
 
 /// Which moment.
 #[derive(Debug, clap::Args)]
@@ -14,5 +14,7 @@ pub struct Args {
 /// Writes a tick.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let at = args.at.unwrap_or_else(Timestamp::now);
-    anyhow::bail!("writing a tick for {at} on {} is not wired yet", config.kafka.bootstrap_servers)
+    Producer::new(&config.kafka)?.publish(clock_tick(at)).await?;
+    println!("a tick for {at} is written");
+    Ok(())
 }

@@ -87,6 +87,16 @@ const fn reads(stage: &'static str, topic: &'static str, from: From) -> Subscrip
     Subscription { stage, topic, from }
 }
 
+impl From {
+    /// `beginning` or `end`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Beginning => "beginning",
+            Self::End => "end",
+        }
+    }
+}
+
 impl Stamp {
     /// The value of `message.timestamp.type`.
     pub fn label(self) -> &'static str {
