@@ -125,6 +125,7 @@ fn rule_to_text(rule: &Rule) -> String {
                 days.iter().filter_map(|day| WEEKDAYS.iter().find(|(weekday, _)| weekday == day)).map(|(_, name)| *name).collect();
             format!("times={};weekdays={}", times(at), days.join(","))
         }
+        Rule::Rrule { text, times: at } if at.is_empty() => format!("rrule={text}"),
         Rule::Rrule { text, times: at } => format!("rrule={text}|times={}", times(at)),
     }
 }
@@ -135,7 +136,7 @@ fn rule_from_text(text: &str) -> Option<Rule> {
         text.split(',').filter(|time| !time.is_empty()).map(|time| Time::strptime("%H:%M", time).ok()).collect()
     };
     if let Some(rule) = text.strip_prefix("rrule=") {
-        let (text, at) = rule.rsplit_once("|times=")?;
+        let (text, at) = rule.rsplit_once("|times=").unwrap_or((rule, ""));
         return Some(Rule::Rrule { text: text.to_owned(), times: times(at)? });
     }
     let (at, days) = text.strip_prefix("times=")?.split_once(';')?;
