@@ -4,11 +4,27 @@
 //! of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries, never waits for a rate and
 //! never decides what follows; that is decided here, once, for all of them.
 
+pub mod answer;
+mod batcher;
+mod pace;
+mod page;
+pub mod payload;
+mod queue;
+mod retry;
+mod route;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
 use crate::domain::{Notification, Platform, ProviderId, Token, Unavailable};
+
+pub use self::{
+    batcher::{Batcher, Desk},
+    pace::{Allowance, Pace, Share},
+    page::{Class, Final, Page, Returned},
+    route::{Gate, Keeper, Route, route},
+};
 
 /// `[push]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -158,6 +174,12 @@ pub trait Receipts: Send + Sync + 'static {
     /// # Errors
     /// The provider did not answer.
     fn receipts(&self, tickets: &[String]) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
+}
+
+impl<R: Receipts> Receipts for Arc<R> {
+    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+        R::receipts(self, tickets).await
+    }
 }
 
 /// What became of a message that a provider had taken.

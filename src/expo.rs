@@ -1,9 +1,20 @@
-//! Expo's push service.
+//! Expo's push service: up to 100 messages a request, a ticket each, a receipt later.
+//!
+//! `client` makes requests, `wire` is how they and their answers look, `verdict` is what an answer means.
+
+mod client;
+mod verdict;
+mod wire;
 
 use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
+
+pub use self::{
+    client::{Expo, Misconfigured},
+    wire::Body,
+};
 
 /// `[expo]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]

@@ -1,9 +1,23 @@
-//! Firebase Cloud Messaging, HTTP v1.
+//! Firebase Cloud Messaging, HTTP v1: one message a request, over a few HTTP/2 connections.
+//!
+//! `client` makes requests, `wire` is how they and their answers look, `verdict` is what an answer means, and
+//! `credentials` is where the OAuth token comes from.
+
+mod client;
+mod credentials;
+mod verdict;
+mod wire;
 
 use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
+
+pub use self::{
+    client::{Fcm, Misconfigured},
+    credentials::BadCredentials,
+    wire::Body,
+};
 
 /// `[fcm]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]

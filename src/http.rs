@@ -1,6 +1,14 @@
-//! The two HTTP listeners.
+//! The two HTTP listeners: the admin one, and the registration API.
+
+pub mod admin;
+mod health;
+
+use std::io;
 
 use serde::Deserialize;
+use tokio::net::TcpListener;
+
+pub use self::health::{Health, Report};
 
 /// `[http]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -9,4 +17,44 @@ use serde::Deserialize;
 pub struct Settings {
     pub listen: String,
     pub admin_listen: String,
+}
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen on {address} ({key}): {}", reason(.source))]
+pub struct CannotListen {
+    /// The setting that names the address.
+    pub key: &'static str,
+    /// The address.
+    pub address: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Opens the listener that the setting `key` names.
+///
+/// # Errors
+/// The address is taken, or is not this machine's.
+pub async fn listen(address: &str, key: &'static str) -> Result<TcpListener, CannotListen> {
+    TcpListener::bind(address).await.map_err(|source| CannotListen { key, address: address.to_owned(), source })
+}
+
+fn reason(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there already".to_owned(),
+        _ => source.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_its_setting() {
+        let first = listen("127.0.0.1:0", "http.admin_listen").await.unwrap();
+        let address = first.local_addr().unwrap().to_string();
+        let err = listen(&address, "http.admin_listen").await.unwrap_err();
+        assert_eq!(err.to_string(), format!("can't listen on {address} (http.admin_listen): another process listens there already"));
+    }
 }

@@ -17,6 +17,16 @@ macro_rules! metrics {
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
+        /// Name, kind, labels, buckets and help of each: an empty family does not show in an exposition.
+        #[cfg(test)]
+        const DECLARED: &[[&str; 5]] = &[$([
+            concat!("pushcast_", stringify!($field)),
+            stringify!($kind),
+            concat!("", $($($label, " "),+)?),
+            concat!("", $(stringify!($buckets))?),
+            concat!($($help),+),
+        ],)+];
+
         impl Metrics {
             /// All metrics at zero, in a registry of their own.
             #[allow(clippy::expect_used, reason = "names and labels are literals of this file; its test builds them all")]
@@ -118,5 +128,27 @@ impl Metrics {
         #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("encoding to memory");
         String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_that_others_rely_on_keep_their_names_and_labels() {
+        let lines = DECLARED.iter().map(|[name, kind, labels, buckets, help]| {
+            let labels = labels.trim().replace(' ', ",");
+            format!("{}\n   {help}", format!("{name}{{{labels}}} {kind} {buckets}").trim_end())
+        });
+        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+    }
+
+    #[test]
+    fn what_is_counted_shows() {
+        let metrics = Metrics::new();
+        metrics.notifications_total.with_label_values(&["expo", "urgent", "sent"]).inc_by(3);
+        let text = metrics.exposition();
+        assert!(text.contains(r#"pushcast_notifications_total{lane="urgent",outcome="sent",provider="expo"} 3"#), "{text}");
     }
 }

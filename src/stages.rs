@@ -1,4 +1,70 @@
 //! The stages: handlers of one topic each, over the ports.
 
+pub mod cleanup;
+pub mod delivery;
+#[cfg(test)]
+mod fakes;
 pub mod medication;
 pub mod posts;
+pub mod receipts;
+pub mod tokens;
+
+use jiff::SignedDuration;
+
+use crate::{
+    domain::{AHEAD_MAX_MS, Timestamp, Version},
+    events::{Unreadable, topics},
+    stream::{Cause, Fate, Record},
+};
+
+/// When and where an event came into the world: a replayed dead letter carries its original's place in its headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// When it was written.
+    pub timestamp: Timestamp,
+    /// Where it stood.
+    pub offset: i64,
+}
+
+impl Origin {
+    /// The origin of a record, as of `now`.
+    ///
+    /// # Errors
+    /// It lies more than [`AHEAD_MAX_MS`] ahead of the clock, and would win over everything that is yet to come; or the
+    /// headers of a replayed record make no sense.
+    pub fn of(record: &Record, now: Timestamp) -> Result<Self, Cause> {
+        let timestamp = match number(record, topics::ORIGIN_TIMESTAMP)? {
+            Some(ms) => {
+                Timestamp::from_millisecond(ms).map_err(|_| Cause::invalid(format_args!("header {}: no time", topics::ORIGIN_TIMESTAMP)))?
+            }
+            None => record.timestamp,
+        };
+        let ahead = timestamp.duration_since(now);
+        if ahead > SignedDuration::from_millis(AHEAD_MAX_MS) {
+            return Err(Cause::invalid(format_args!("its timestamp, {timestamp}, is {} s ahead of the clock", ahead.as_secs())));
+        }
+        let offset = number(record, topics::ORIGIN_OFFSET)?.unwrap_or(record.offset);
+        Ok(Self { timestamp, offset })
+    }
+
+    /// The version of what the record says.
+    pub fn version(self) -> Version {
+        Version::of_record(self.timestamp, self.offset)
+    }
+}
+
+impl From<Unreadable> for Cause {
+    fn from(unreadable: Unreadable) -> Self {
+        Self { label: unreadable.label, detail: unreadable.detail }
+    }
+}
+
+fn dead_letter(cause: impl Into<Cause>) -> Fate {
+    Fate::DeadLetter(cause.into())
+}
+
+fn number(record: &Record, header: &str) -> Result<Option<i64>, Cause> {
+    let Some(value) = record.header(header) else { return Ok(None) };
+    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    number.map(Some).ok_or_else(|| Cause::invalid(format_args!("header {header}: not a whole number")))
+}

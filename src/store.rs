@@ -5,11 +5,13 @@
 //! caller's fault does not exist here; the types keep it out.
 
 pub mod embedded;
+mod url;
 
 use std::future::Future;
 
 use serde::Deserialize;
 
+pub use self::url::{InvalidStoreUrl, StoreUrl};
 use crate::domain::{
     BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen,
     RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
@@ -93,6 +95,8 @@ pub trait Audience: Clone + Send + Sync + 'static {
 pub struct Page {
     /// Whom to send to.
     pub registrations: Vec<Registration>,
+    /// Where each of them stands, in the same order; never falls.
+    pub positions: Vec<Cursor>,
     /// Where this page ends.
     pub end: Cursor,
     /// Whether it is the slice's last one.
@@ -173,7 +177,7 @@ pub trait Doses: Clone + Send + Sync + 'static {
     fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> impl Future<Output = Answer<Claim>> + Send;
 
     /// Records that the dose has its outcome, if the claim still stands.
-    fn mark(&self, dose: &DoseKey, lease: &Lease, outcome: DoseOutcome, at: Timestamp) -> impl Future<Output = Answer<Marked>> + Send;
+    fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Marked>> + Send;
 }
 
 /// A piece of the due rows, by a hash of the regimen.
@@ -220,7 +224,18 @@ pub enum Claim {
     /// Somebody else's, until then.
     Held(Timestamp),
     /// It has its outcome.
-    Marked,
+    Marked(DoseMark),
+}
+
+/// What became of a dose, as long as the log is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoseMark {
+    /// In a word.
+    pub outcome: DoseOutcome,
+    /// Its messages.
+    pub counts: Counts,
+    /// When the provider had answered.
+    pub at: Timestamp,
 }
 
 /// What a mark gave.

@@ -164,6 +164,11 @@ impl Stop {
         Self(token)
     }
 
+    /// The token that sets it.
+    pub fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
+
     /// Whether it is set.
     pub fn is_set(&self) -> bool {
         self.0.is_cancelled()

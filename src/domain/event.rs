@@ -163,4 +163,9 @@ impl DoseOutcome {
             Self::Refused => "refused",
         }
     }
+
+    /// The outcome of that word.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.label() == label)
+    }
 }

@@ -183,6 +183,22 @@ impl fmt::Display for Token {
     }
 }
 
+// === impl TokenHash ===
+
+impl TokenHash {
+    /// The hash as it is printed: 12 hexadecimal digits. No token has that form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut hash = [0; 6];
+        if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
 impl fmt::Display for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -247,6 +263,15 @@ mod tests {
             &"x".repeat(4097),
         ] {
             assert_eq!(Token::parse(text), Err(InvalidToken), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_printed_hash_reads_back() {
+        let hash = Token::parse("ExponentPushToken[AAA]").unwrap().hash();
+        assert_eq!(TokenHash::parse(&hash.to_string()), Some(hash));
+        for text in ["", "0123456789a", "0123456789abc", "0123456789ag", "+1+2+3+4+5+6"] {
+            assert_eq!(TokenHash::parse(text), None, "{text:?}");
         }
     }
 

@@ -1,8 +1,29 @@
 //! Keeps regimens and their due rows; hands each dose on at its time.
+//!
+//! A clock tick, whoever sends it, becomes one record per shard. A shard's tick reads which regimens are due, asks each
+//! regimen whether that is so, hands the dose on to delivery, and inserts the regimen's next due row. These due rows
+//! form a chain per regimen that never breaks, whatever dies between two steps: `chain` says why. What is handed on,
+//! and what a person reads, is `dose`'s.
+//!
+//! Everything here may happen twice: ticks overlap, records are delivered again. A dose handed on twice has the same
+//! name both times, and delivery rings it once.
 
-use std::time::Duration;
+mod chain;
+mod dose;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
+
+use crate::{
+    domain::{AHEAD_MAX_MS, ProviderId, RegimenEvent, Tick, Timestamp, Unavailable, Version},
+    events::{self, Unreadable, topics},
+    metrics::Metrics,
+    store::{Doses, Registry, SHARDS, Shard},
+    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+};
 
 /// `[medication]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,4 +39,126 @@ pub struct Settings {
     pub screen: String,
     pub sound: String,
     pub channel: String,
+}
+
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The stage: handles `medication-regimens` and `medication-ticks`.
+pub struct Medication<S, P> {
+    store: S,
+    publish: P,
+    settings: Settings,
+    /// The configured providers: nothing is planned for others.
+    providers: Vec<ProviderId>,
+    /// How long a dose is worth ringing, from its schedule time.
+    life: Duration,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+enum Event {
+    Regimen(RegimenEvent),
+    Tick(Tick),
+}
+
+/// The tick of a clock that shows `now`, for `medication-ticks`: publish one every [`Settings::tick_every`].
+pub fn clock_tick(now: Timestamp) -> Message {
+    Message::new(topics::MEDICATION_TICKS, None, events::medication_ticks::write(&Tick::Clock { at: Some(now) }))
+}
+
+// === impl Medication ===
+
+impl<S: Doses + Registry, P: Publish> Medication<S, P> {
+    /// A stage for these providers. `urgent_life` is how long delivery may try a dose, from its schedule time; it is
+    /// taken to be at least [`Settings::max_lateness`], so that no dose is handed on only to expire.
+    pub fn new(
+        store: S,
+        publish: P,
+        settings: Settings,
+        providers: Vec<ProviderId>,
+        urgent_life: Duration,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        let life = urgent_life.max(settings.max_lateness);
+        Self { store, publish, settings, providers, life, metrics, clock }
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    async fn regimen_event(&self, event: &RegimenEvent, record: &Record) -> Result<Fate, Unavailable> {
+        let ahead_ms = record.timestamp.as_millisecond() - self.now().as_millisecond();
+        if ahead_ms > AHEAD_MAX_MS {
+            // Its version would beat every edit of the days to come.
+            let cause = format!("the record's time {} lies {} s ahead of our clock", record.timestamp, ahead_ms / 1_000);
+            return Ok(Fate::DeadLetter(Cause::invalid(cause)));
+        }
+        let version = Version::of_record(record.timestamp, record.offset);
+        match event {
+            RegimenEvent::Set(id, regimen) => self.define(id, regimen, version, record.timestamp).await?,
+            // Its due rows stay: they find no regimen.
+            RegimenEvent::Removed(id) => self.store.put_regimen(id, None, version).await?,
+        }
+        Ok(Fate::Done)
+    }
+
+    async fn tick(&self, tick: Tick, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+        match tick {
+            Tick::Clock { at } => {
+                self.split(at.unwrap_or(record.timestamp).min(self.now())).await?;
+                Ok(Fate::Done)
+            }
+            Tick::Shard { shard, .. } if shard >= SHARDS => {
+                Ok(Fate::DeadLetter(Cause::invalid(format!("there is no shard {shard}, only 0 to {}", SHARDS - 1))))
+            }
+            Tick::Shard { shard, at } => self.shard_tick(Shard(shard), at, stop).await,
+            Tick::Dose(dose) => {
+                self.upstream_dose(dose).await?;
+                Ok(Fate::Done)
+            }
+        }
+    }
+
+    /// Cuts a clock tick into one record per shard.
+    async fn split(&self, at: Timestamp) -> Result<(), Unavailable> {
+        let tick = |Shard(shard): Shard| {
+            let value = events::medication_ticks::write(&Tick::Shard { shard, at });
+            Message::new(topics::MEDICATION_TICKS, shard.to_string(), value)
+        };
+        self.publish.publish_all(Shard::all().map(tick).collect()).await?;
+        self.metrics.last_tick_timestamp_seconds.set(self.now().as_second());
+        Ok(())
+    }
+}
+
+impl<S: Doses + Registry, P: Publish> Handler for Medication<S, P> {
+    fn lane(&self, record: &Record) -> Option<LaneKey> {
+        let lane = match read(record).ok()? {
+            Event::Regimen(RegimenEvent::Set(id, _) | RegimenEvent::Removed(id)) => format!("regimen:{id}"),
+            Event::Tick(Tick::Clock { .. }) => return None,
+            Event::Tick(Tick::Shard { shard, .. }) => format!("shard:{shard}"),
+            Event::Tick(Tick::Dose(dose)) => format!("dose:{}", dose.regimen),
+        };
+        Some(LaneKey::of(&lane))
+    }
+
+    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+        match read(record) {
+            Ok(Event::Regimen(event)) => self.regimen_event(&event, record).await,
+            Ok(Event::Tick(tick)) => self.tick(tick, record, stop).await,
+            Err(Unreadable { label, detail }) => Ok(Fate::DeadLetter(Cause { label, detail })),
+        }
+    }
+}
+
+fn read(record: &Record) -> Result<Event, Unreadable> {
+    let (key, value) = (record.key.as_deref(), record.value.as_deref());
+    if &*record.topic == topics::MEDICATION_REGIMENS {
+        events::medication_regimens::read(key, value).map(Event::Regimen)
+    } else {
+        events::medication_ticks::read(key, value).map(Event::Tick)
+    }
 }

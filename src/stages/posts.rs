@@ -1,6 +1,38 @@
-//! Plans a broadcast for each post.
+//! Plans a broadcast for each post, and hands its parts to delivery.
+//!
+//! The first plan stands: text, audience and providers are decided once and kept in the broadcast's row. The parts are
+//! always produced from the plan that stands, however often the record comes, because a crash may have come between the
+//! row and the last of its parts. A part that arrives twice finds its progress row and is not sent twice.
+//!
+//! A post whose parts are produced again after the broadcast was done costs a look at each part's row; that is accepted.
 
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    domain::{
+        BroadcastId, Counts, Job, ListJob, Notification, Plan, Post, PostEvent, ProviderId, Report, Slice, SliceJob, Timestamp,
+        Unavailable, UserId, Work,
+    },
+    events::{
+        broadcast_specs::{self, Audience, Spec},
+        jobs, posts_created, push_outcomes, topics,
+    },
+    store::Broadcasts,
+    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+};
+
+use super::dead_letter;
+
+/// A phone shows a line of title and a few of text; a provider takes 4 KiB for everything.
+const TITLE_BYTES_MAX: usize = 256;
+const BODY_BYTES_MAX: usize = 1024;
+
+/// How many parts are on their way to Kafka at once.
+const PARTS_IN_FLIGHT: usize = 64;
 
 /// `[posts]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,3 +47,229 @@ pub struct Settings {
     pub sound: String,
     pub channel: String,
 }
+
+/// What a broadcast's plan depends on beside the post.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// `[posts]`.
+    pub settings: Settings,
+    /// The providers that are configured.
+    pub providers: Vec<ProviderId>,
+    /// How long a broadcast is worth sending, from the post's record on.
+    pub bulk_life: Duration,
+    /// How many partitions a bulk topic has.
+    pub partitions: u32,
+}
+
+/// The stage of `posts-created`.
+#[derive(Debug)]
+pub struct Posts<S, P> {
+    store: S,
+    publish: P,
+    rules: Arc<Rules>,
+}
+
+impl<S: Broadcasts, P: Publish> Posts<S, P> {
+    /// Plans by `rules`, in `store`, and hands the parts to `publish`.
+    pub fn new(store: S, publish: P, rules: Rules) -> Self {
+        Self { store, publish, rules: Arc::new(rules) }
+    }
+
+    async fn broadcast(&self, post: &Post, posted_at: Timestamp, now: Timestamp) -> Result<Fate, Unavailable> {
+        let id = BroadcastId::of_post(&post.id);
+        let spec = plan(post, &id, posted_at.min(now), &self.rules);
+        let standing = self.store.plan(&id, &Plan { spec: broadcast_specs::write(&spec), parts: parts(&spec) }, now).await?;
+        let spec = match broadcast_specs::read(&standing.spec) {
+            Ok(spec) => spec,
+            Err(err) => return Ok(dead_letter(Cause::invalid(format_args!("the plan of {id} can't be read: {err}")))),
+        };
+        if standing.parts == 0 {
+            // Nobody will ever finish the last part, so it ends here.
+            self.publish.publish(report_of_nobody(&id, &spec)).await?;
+            self.store.close(&id).await?;
+            tracing::info!(broadcast.id = %id, "Broadcast {id} is for nobody");
+            return Ok(Fate::Done);
+        }
+        futures::stream::iter(part_jobs(&id, &spec))
+            .map(|job| Ok(message(&job, self.rules.partitions)))
+            .try_for_each_concurrent(PARTS_IN_FLIGHT, |message| self.publish.publish(message))
+            .await?;
+        tracing::info!(broadcast.id = %id, parts = standing.parts, "Broadcast {id} is planned in {} parts", standing.parts);
+        Ok(Fate::Done)
+    }
+}
+
+impl<S: Broadcasts, P: Publish> Handler for Posts<S, P> {
+    /// A post and its cancelling keep their order.
+    fn lane(&self, record: &Record) -> Option<LaneKey> {
+        let event = posts_created::read(record.key.as_deref(), record.value.as_deref()).ok()?;
+        Some(LaneKey::of(match &event {
+            PostEvent::Posted(post) => post.id.as_str(),
+            PostEvent::Cancelled(id) => id.as_str(),
+        }))
+    }
+
+    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
+        match posts_created::read(record.key.as_deref(), record.value.as_deref()) {
+            Ok(PostEvent::Posted(post)) => self.broadcast(&post, record.timestamp, Timestamp::now()).await,
+            Ok(PostEvent::Cancelled(post)) => {
+                let id = BroadcastId::of_post(&post);
+                self.store.stop(&id, "cancelled").await?;
+                tracing::info!(broadcast.id = %id, "Broadcast {id} is cancelled");
+                Ok(Fate::Done)
+            }
+            Err(unreadable) => Ok(dead_letter(unreadable)),
+        }
+    }
+}
+
+// === What is planned ===
+
+/// The broadcast that a post causes.
+fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &Rules) -> Spec {
+    let Rules { settings, providers, bulk_life, .. } = rules;
+    let audience = match &post.audience {
+        Some(users) => Audience::Users(each_once(users, post.author.as_ref())),
+        None => {
+            Audience::Everybody { slices: settings.slices, exclude: post.author.clone(), include_anonymous: settings.include_anonymous }
+        }
+    };
+    let notification = Notification {
+        id: id.notification(),
+        title: shortened(render(&settings.title, post), TITLE_BYTES_MAX),
+        body: shortened(render(&settings.body, post), BODY_BYTES_MAX),
+        data: data(post, &settings.screen),
+        sound: (!settings.sound.is_empty()).then(|| settings.sound.clone()),
+        channel: settings.channel.clone(),
+        expires_at: posted_at.saturating_add(*bulk_life).unwrap_or(Timestamp::MAX),
+    };
+    Spec { notification, audience, providers: providers.clone(), posted_at }
+}
+
+fn each_once(users: &[UserId], author: Option<&UserId>) -> Vec<UserId> {
+    let mut told: HashSet<&UserId> = author.into_iter().collect();
+    users.iter().filter(|user| told.insert(user)).cloned().collect()
+}
+
+/// What the app needs to open the post; the post's own data goes over it.
+fn data(post: &Post, screen: &str) -> Map<String, Value> {
+    let mut data = Map::new();
+    data.insert("post_id".to_owned(), post.id.as_str().into());
+    data.insert("screen".to_owned(), screen.into());
+    data.extend(post.data.clone());
+    data
+}
+
+/// How many parts a plan has, over all providers.
+fn parts(spec: &Spec) -> u32 {
+    let of_one = match &spec.audience {
+        Audience::Everybody { slices, .. } => *slices,
+        Audience::Users(users) => u32::try_from(users.len().div_ceil(jobs::LIST_MAX)).unwrap_or(u32::MAX),
+    };
+    let providers = u32::try_from(spec.providers.len()).unwrap_or(u32::MAX);
+    of_one.saturating_mul(providers)
+}
+
+/// The parts of a plan. Providers take turns, so that none waits for the other's last part.
+fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item = Job> + Send + 'a> {
+    let works: Box<dyn Iterator<Item = Work> + Send + 'a> = match &spec.audience {
+        Audience::Everybody { slices, exclude, include_anonymous } => Box::new((0..*slices).map(|index| {
+            Work::Slice(SliceJob {
+                broadcast: id.clone(),
+                slice: Slice { index, of: *slices },
+                exclude: exclude.clone(),
+                include_anonymous: *include_anonymous,
+            })
+        })),
+        Audience::Users(users) => Box::new(
+            (0..)
+                .zip(users.chunks(jobs::LIST_MAX))
+                .map(|(part, users)| Work::List(ListJob { broadcast: id.clone(), part, users: users.to_vec() })),
+        ),
+    };
+    Box::new(works.flat_map(move |work| {
+        spec.providers.iter().map(move |provider| Job { provider: *provider, notification: spec.notification.clone(), work: work.clone() })
+    }))
+}
+
+/// A part on its way. Slices are dealt out to the partitions, so that work, partitions and rate share agree; lists go
+/// where their key says.
+fn message(job: &Job, partitions: u32) -> Message {
+    let partition = match &job.work {
+        Work::Slice(slice) => i32::try_from(slice.slice.index % partitions.max(1)).ok(),
+        Work::List(_) | Work::Dose(_) => None,
+    };
+    let message = Message::new(jobs::topic(job.provider, job.work.lane()), jobs::key(job), jobs::write(job));
+    Message { partition, ..message }
+}
+
+/// The outcome of a broadcast without parts; the same content whenever it is published again.
+fn report_of_nobody(id: &BroadcastId, spec: &Spec) -> Message {
+    let report = Report::Broadcast { notification: id.notification(), counts: Counts::default(), at: spec.posted_at };
+    Message::new(topics::PUSH_OUTCOMES, id.as_str().to_owned(), push_outcomes::write(&report))
+}
+
+// === Its text ===
+
+/// A template with the post's fields in it. A placeholder that the post has nothing for goes, and so does the word before
+/// it: without an author's name "New Reflection from {author_name}" reads "New Reflection".
+fn render(template: &str, post: &Post) -> String {
+    let mut text = String::with_capacity(template.len());
+    // Where the template's own words begin that have come since the last placeholder.
+    let mut words_at = 0;
+    let mut rest = template;
+    while let Some((before, name, after)) = next_placeholder(rest) {
+        text.push_str(before);
+        match value(name, post) {
+            Some(Some(value)) => text.push_str(value),
+            Some(None) => drop_last_word(&mut text, words_at),
+            // Braces of the template's own.
+            None => {
+                text.push('{');
+                text.push_str(name);
+                text.push('}');
+            }
+        }
+        words_at = text.len();
+        rest = after;
+    }
+    text.push_str(rest);
+    text.trim().to_owned()
+}
+
+fn next_placeholder(template: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = template.split_once('{')?;
+    let (name, after) = rest.split_once('}')?;
+    Some((before, name, after))
+}
+
+/// What the placeholder stands for; `None` = there is no such placeholder.
+fn value<'a>(name: &str, post: &'a Post) -> Option<Option<&'a str>> {
+    match name {
+        "author_name" => Some(post.author_name.as_deref()),
+        "title" => Some(post.title.as_deref()),
+        "body" => Some(post.body.as_deref()),
+        "post_id" => Some(Some(post.id.as_str())),
+        "author_id" => Some(post.author.as_ref().map(UserId::as_str)),
+        _ => None,
+    }
+}
+
+fn drop_last_word(text: &mut String, words_at: usize) {
+    let words = text[words_at..].trim_end();
+    let kept = words.rfind(char::is_whitespace).unwrap_or(0);
+    text.truncate(words_at + kept);
+}
+
+/// Cut where a character ends, and marked as cut.
+fn shortened(mut text: String, bytes_max: usize) -> String {
+    const MARK: char = '…';
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max - MARK.len_utf8()));
+        text.push(MARK);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,8 @@ use jiff::{
     tz::TimeZone,
 };
 use pushcast::{
-    domain::{DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule, Timestamp},
-    store::{Claim, Doses, Lease, Mark, Marked, Marks, Shard, Store},
+    domain::{Counts, DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule, Timestamp},
+    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, Store},
 };
 
 use super::{at, user, v};
@@ -191,8 +191,12 @@ fn lease(claim: Claim) -> Lease {
     }
 }
 
+fn sent(at: Timestamp) -> DoseMark {
+    DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 2, dead: 1, ..Counts::default() }, at }
+}
+
 async fn mark(store: &impl Doses, lease: &Lease, at: Timestamp) -> Marked {
-    store.mark(&dose(ProviderId::Expo), lease, DoseOutcome::Sent, at).await.unwrap()
+    store.mark(&dose(ProviderId::Expo), lease, &sent(at)).await.unwrap()
 }
 
 pub async fn the_first_claim_wins_until_its_lease_is_over(store: &impl Store) {
@@ -213,7 +217,7 @@ pub async fn a_marked_dose_is_claimed_by_nobody(store: &impl Store) {
     let own = lease(claim(store, "a", 0, 10).await);
     assert_eq!(mark(store, &own, at(3)).await, Marked::Kept);
     for owner in ["a", "b"] {
-        assert_eq!(claim(store, owner, 50, 60).await, Claim::Marked);
+        assert_eq!(claim(store, owner, 50, 60).await, Claim::Marked(sent(at(3))));
     }
 }
 
@@ -224,7 +228,7 @@ pub async fn a_claim_that_was_taken_over_cannot_mark(store: &impl Store) {
     assert_eq!(mark(store, &renewed, at(13)).await, Marked::Kept);
     let older = Lease { attempt: 1, ..renewed };
     let other = dose(ProviderId::Fcm);
-    assert_eq!(store.mark(&other, &older, DoseOutcome::Sent, at(14)).await.unwrap(), Marked::Lost, "never claimed");
+    assert_eq!(store.mark(&other, &older, &sent(at(14))).await.unwrap(), Marked::Lost, "never claimed");
 }
 
 pub async fn a_mark_told_twice_is_kept(store: &impl Store) {

@@ -1,8 +1,11 @@
 //! Broadcasts and their parts.
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension};
 
-use super::{EmbeddedStore, values::micros};
+use super::{
+    EmbeddedStore,
+    values::{columns, counts, micros},
+};
 use crate::{
     domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
     store::{Broadcasts, Checkpoint},
@@ -163,14 +166,4 @@ fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progre
         Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
     })
     .optional()
-}
-
-/// SQLite's integers have a sign; no audience comes near the last bit.
-fn columns(counts: &Counts) -> [i64; 5] {
-    [counts.sent, counts.dead, counts.refused, counts.failed, counts.expired].map(u64::cast_signed)
-}
-
-fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<Counts> {
-    let count = |offset| row.get(first + offset).map(i64::cast_unsigned);
-    Ok(Counts { sent: count(0)?, dead: count(1)?, refused: count(2)?, failed: count(3)?, expired: count(4)? })
 }

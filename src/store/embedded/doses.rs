@@ -5,11 +5,11 @@ use rusqlite::{Connection, OptionalExtension};
 use super::{
     EmbeddedStore,
     regimens::{Definition, REGIMEN},
-    values::{micros, timestamp},
+    values::{columns, counts, label, micros, timestamp, timestamp_if_any},
 };
 use crate::{
     domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, Doses, Lease, Mark, Marked, Marks, Shard},
+    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
 };
 
 impl Doses for EmbeddedStore {
@@ -128,7 +128,7 @@ impl Doses for EmbeddedStore {
         let (dose, owner) = (dose.clone(), owner.to_owned());
         self.write("claim a dose", move |db, _| {
             let attempt = match claimed(db, &dose)? {
-                Some(Claimed { marked: true, .. }) => return Ok(Claim::Marked),
+                Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark)),
                 Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
                 Some(Claimed { lease, .. }) => lease.attempt + 1,
                 None => 1,
@@ -153,15 +153,16 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn mark(&self, dose: &DoseKey, lease: &Lease, outcome: DoseOutcome, at: Timestamp) -> Result<Marked, Unavailable> {
-        let (dose, lease) = (dose.clone(), lease.clone());
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
+        let (dose, lease, mark) = (dose.clone(), lease.clone(), mark.clone());
         self.write("mark a dose", move |db, _| {
             let own = |other: &Lease| (&other.owner, other.attempt) == (&lease.owner, lease.attempt);
             match claimed(db, &dose)? {
-                Some(claimed) if own(&claimed.lease) && claimed.marked => Ok(Marked::Kept),
+                Some(claimed) if own(&claimed.lease) && claimed.mark.is_some() => Ok(Marked::Kept),
                 Some(claimed) if own(&claimed.lease) => {
+                    let [sent, dead, refused, failed, expired] = columns(&mark.counts);
                     db.prepare_cached(
-                        "UPDATE dose_log SET outcome = ?5, marked_at = ?6
+                        "UPDATE dose_log SET outcome = ?5, marked_at = ?6, sent = ?7, dead = ?8, refused = ?9, failed = ?10, expired = ?11
                          WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
                     )?
                     .execute((
@@ -169,8 +170,13 @@ impl Doses for EmbeddedStore {
                         dose.regimen.as_str(),
                         micros(dose.schedule_time),
                         dose.provider.label(),
-                        outcome.label(),
-                        micros(at),
+                        mark.outcome.label(),
+                        micros(mark.at),
+                        sent,
+                        dead,
+                        refused,
+                        failed,
+                        expired,
                     ))?;
                     Ok(Marked::Kept)
                 }
@@ -183,16 +189,20 @@ impl Doses for EmbeddedStore {
 
 struct Claimed {
     lease: Lease,
-    marked: bool,
+    mark: Option<DoseMark>,
 }
 
 fn claimed(db: &Connection, dose: &DoseKey) -> rusqlite::Result<Option<Claimed>> {
     db.prepare_cached(
-        "SELECT owner, attempt, lease_until, outcome IS NOT NULL FROM dose_log
+        "SELECT owner, attempt, lease_until, outcome, marked_at, sent, dead, refused, failed, expired FROM dose_log
          WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
     )?
     .query_row((dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label()), |row| {
-        Ok(Claimed { lease: Lease { owner: row.get(0)?, attempt: row.get(1)?, until: timestamp(row, 2)? }, marked: row.get(3)? })
+        let mark = match timestamp_if_any(row, 4)? {
+            Some(at) => Some(DoseMark { outcome: label(row, 3, DoseOutcome::from_label)?, counts: counts(row, 5)?, at }),
+            None => None,
+        };
+        Ok(Claimed { lease: Lease { owner: row.get(0)?, attempt: row.get(1)?, until: timestamp(row, 2)? }, mark })
     })
     .optional()
 }

@@ -34,7 +34,7 @@ pub(super) fn positions(hash: TokenHash) -> (i64, i64) {
 
 fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> rusqlite::Result<Page> {
     let (low, high) = slice.bounds();
-    let mut page = Page { registrations: Vec::new(), end: Cursor(high), last: true };
+    let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
     let start = match after {
         Some(Cursor(after)) if after >= high => return Ok(page),
         Some(Cursor(after)) => low.max(after + 1),
@@ -55,6 +55,7 @@ fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Curso
             return Ok(Page { end: Cursor(end), last: false, ..page });
         }
         page.registrations.push(registration(row, 2)?);
+        page.positions.push(Cursor(position));
         end = position;
     }
     page.end = Cursor(high);

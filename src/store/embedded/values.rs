@@ -4,7 +4,7 @@ use std::error::Error;
 
 use rusqlite::{Row, types::Type};
 
-use crate::domain::Timestamp;
+use crate::domain::{Counts, Timestamp};
 
 /// Whole microseconds since 1970; what is finer is cut.
 pub(super) fn micros(at: Timestamp) -> i64 {
@@ -30,4 +30,14 @@ pub(super) fn label<T>(row: &Row<'_>, column: usize, from_label: impl Fn(&str) -
 /// The column holds what no release wrote.
 pub(super) fn unreadable(column: usize, cause: impl Into<Box<dyn Error + Send + Sync>>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, cause.into())
+}
+
+/// SQLite's integers have a sign; no audience comes near the last bit.
+pub(super) fn columns(counts: &Counts) -> [i64; 5] {
+    [counts.sent, counts.dead, counts.refused, counts.failed, counts.expired].map(u64::cast_signed)
+}
+
+pub(super) fn counts(row: &Row<'_>, first: usize) -> rusqlite::Result<Counts> {
+    let count = |offset| row.get(first + offset).map(i64::cast_unsigned);
+    Ok(Counts { sent: count(0)?, dead: count(1)?, refused: count(2)?, failed: count(3)?, expired: count(4)? })
 }

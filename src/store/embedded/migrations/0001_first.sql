@@ -106,6 +106,11 @@ CREATE TABLE dose_log (
     lease_until   INTEGER NOT NULL,
     outcome       TEXT,
     marked_at     INTEGER,
+    sent          INTEGER NOT NULL DEFAULT 0,
+    dead          INTEGER NOT NULL DEFAULT 0,
+    refused       INTEGER NOT NULL DEFAULT 0,
+    failed        INTEGER NOT NULL DEFAULT 0,
+    expired       INTEGER NOT NULL DEFAULT 0,
     created_at    INTEGER NOT NULL,
     PRIMARY KEY (profile_id, regimen_id, schedule_time, provider)
 ) WITHOUT ROWID;

@@ -1,0 +1,47 @@
+# What people and CI type. Both say the same words.
+
+# The version that CI builds when there is none on the PATH.
+DENY_VERSION := 0.20.2
+DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-deny)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show these words
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: ## See it work: everything in one process, nothing to install
+	cargo build --release
+	./target/release/pushcast demo
+
+.PHONY: build
+build: ## Build the release binary
+	cargo build --release
+
+.PHONY: test
+test: ## Run the tests
+	cargo test
+
+.PHONY: check
+check: fmt clippy doc deny ## Check everything that is not a test
+
+.PHONY: fmt
+fmt: ## Check the format
+	cargo fmt --check
+
+.PHONY: clippy
+clippy: ## Check with clippy; every warning is an error
+	cargo clippy --all-targets --locked -- -D warnings
+
+.PHONY: doc
+doc: ## Check that the documentation builds, links included
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
+
+.PHONY: deny
+deny: $(DENY) ## Check licences, sources and bans of the dependencies
+	$(DENY) check bans licenses sources
+
+# A debug build: it takes half the time of a release build and checks us in seconds all the same.
+target/tools/bin/cargo-deny:
+	cargo install cargo-deny --locked --version $(DENY_VERSION) --root target/tools --debug

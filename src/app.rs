@@ -1,0 +1,355 @@
+//! Ties everything together: the only place that knows all types.
+//!
+//! A process is a set of named tasks in one [`JoinSet`]: a consumer per stage, a batcher per provider, and the small loops
+//! beside them. The first to end before it was asked to stops the process with its name. A stop has an order that nobody
+//! keeps by hand: only consumers, timers and listeners hear of it; a batcher ends when the last handler that could hand it
+//! a page is gone, and then the producer is flushed.
+
+mod selection;
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use self::selection::{STAGES, Stages, UnknownStage};
+use crate::{
+    config::Config,
+    delivery::{self, Batcher, Pace, Provider, Share},
+    domain::{Lane, ProviderId, Timestamp},
+    events::{self, topics},
+    expo::Expo,
+    fcm::Fcm,
+    http::{self, Health, admin},
+    kafka::{self, Assignment, Producer, Stage, StageSpec},
+    metrics::Metrics,
+    stages::{
+        cleanup::Cleanup,
+        delivery::{Delivery, Limits, keep_route},
+        medication::{self, Medication},
+        posts::{self, Posts},
+        receipts::Receipts,
+        tokens::Tokens,
+    },
+    store::Store,
+    stream::{Handler, Publish, Stop},
+};
+
+/// How long a stop may take: longer than a drain, which is longer than a request.
+const GRACE: Duration = Duration::from_secs(40);
+/// How often missing due rows are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Doses that one consumer has in hand at once.
+const URGENT_IN_FLIGHT: usize = 1_024;
+
+/// A process of pushcast, not yet running.
+pub struct App<S> {
+    config: Config,
+    store: S,
+    stages: Stages,
+    metrics: Arc<Metrics>,
+    health: Health,
+}
+
+/// The tasks of a running process, and what they share.
+struct Running<S> {
+    app: App<S>,
+    instance: String,
+    producer: Producer,
+    providers: Vec<ProviderId>,
+    partitions: BTreeMap<String, usize>,
+    stop: CancellationToken,
+    tasks: JoinSet<(String, anyhow::Result<()>)>,
+}
+
+impl<S: Store> App<S> {
+    /// A process with these settings over this store, running the selected stages.
+    pub fn new(config: Config, store: S, stages: Stages) -> Self {
+        Self { config, store, stages, metrics: Arc::new(Metrics::new()), health: Health::new(Vec::<String>::new()) }
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Its health.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Runs until `stop`, and then to the end of the drain.
+    ///
+    /// # Errors
+    /// It can't start (a port is taken, a topic is missing, Kafka is away), or a part of it ended before it was asked to.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let expo = if self.config.expo.enabled { Some(Arc::new(Expo::new(&self.config.expo, Arc::clone(&self.metrics))?)) } else { None };
+        let fcm = Fcm::new(&self.config.fcm, Arc::clone(&self.metrics)).await?.map(Arc::new);
+        let providers = configured(expo.is_some(), fcm.is_some());
+        let producer = Producer::new(&self.config.kafka)?;
+        let listener = match self.config.http.admin_listen.as_str() {
+            "" => None,
+            address => Some(http::listen(address, "http.admin_listen").await?),
+        };
+        let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
+
+        let instance = if self.config.kafka.instance_id.is_empty() {
+            format!("pid {}", std::process::id())
+        } else {
+            self.config.kafka.instance_id.clone()
+        };
+        let mut running = Running { app: self, instance, producer, providers, partitions, stop: stop.child_token(), tasks: JoinSet::new() };
+        running.edges(listener);
+        running.planning()?;
+        if let Some(expo) = expo {
+            running.receipts(Arc::clone(&expo))?;
+            let settings = &running.app.config.expo;
+            let pace = Pace::new(settings.rate_per_second, Duration::ZERO, tokio::time::Instant::now());
+            let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
+            running.delivery(expo, pace, slots, timeout)?;
+        }
+        if let Some(fcm) = fcm {
+            let settings = &running.app.config.fcm;
+            let pace = Pace::new(settings.rate_per_second, settings.ramp_up, tokio::time::Instant::now());
+            let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
+            running.delivery(fcm, pace, slots, timeout)?;
+        }
+        running.until_stopped().await
+    }
+}
+
+impl<S: Store> Running<S> {
+    fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let name = name.into();
+        self.tasks.spawn(async move {
+            let ended = task.await;
+            (name, ended)
+        });
+    }
+
+    /// Starts a stage's consumer, unless it is not selected. Says which partitions it owns, as they come and go.
+    fn stage<H: Handler>(
+        &mut self,
+        name: &str,
+        of: &[&str],
+        in_flight: usize,
+        handler: Arc<H>,
+    ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
+        if !self.app.stages.contains(name) {
+            return Ok(None);
+        }
+        let spec = StageSpec { name: name.to_owned(), topics: of.iter().map(|&topic| topic.to_owned()).collect(), in_flight };
+        let stage = Stage::new(&self.app.config.kafka, spec, handler, self.producer.clone(), Arc::clone(&self.app.metrics))?;
+        let assignment = stage.assignment();
+        self.app.health.assigned(name, false);
+        let (health, label, mut watched) = (self.app.health.clone(), name.to_owned(), stage.assignment());
+        self.spawn(format!("assignment of {name}"), async move {
+            loop {
+                health.assigned(&label, watched.borrow_and_update().arrived);
+                if watched.changed().await.is_err() {
+                    return Ok(()); // The stage has ended, and says so itself.
+                }
+            }
+        });
+        let stop = self.stop.clone();
+        self.spawn(name, async move { Ok(stage.run(stop).await?) });
+        Ok(Some(assignment))
+    }
+
+    /// Everything that plans: tokens, posts, medication, cleanup.
+    fn planning(&mut self) -> anyhow::Result<()> {
+        let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
+        let in_flight = self.app.config.kafka.in_flight;
+        let config = self.app.config.clone();
+
+        self.stage("tokens", &[topics::DEVICE_TOKENS], in_flight, Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))))?;
+        self.stage("cleanup", &[topics::INVALID_TOKENS], in_flight, Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))))?;
+        let rules = posts::Rules {
+            settings: config.posts,
+            providers: self.providers.clone(),
+            bulk_life: config.push.bulk_life,
+            partitions: self.bulk_partitions(),
+        };
+        let posts = Posts::new(store.clone(), producer.clone(), rules);
+        self.stage("posts", &[topics::POSTS_CREATED], in_flight, Arc::new(posts))?;
+
+        let (every, life) = (config.medication.tick_every, config.push.urgent_life);
+        let clock: medication::Clock = Arc::new(Timestamp::now);
+        let medication = Arc::new(Medication::new(store, producer, config.medication, self.providers.clone(), life, metrics, clock));
+        let of = [topics::MEDICATION_REGIMENS, topics::MEDICATION_TICKS];
+        if self.stage("medication", &of, in_flight, Arc::clone(&medication))?.is_some() {
+            self.tick(every);
+            self.sweep(medication);
+        }
+        Ok(())
+    }
+
+    /// Ticks, so that doses ring without anybody else's clock.
+    fn tick(&mut self, every: Duration) {
+        if every.is_zero() {
+            return;
+        }
+        let (producer, stop) = (self.producer.clone(), self.stop.clone());
+        self.spawn("ticker", async move {
+            let mut clock = interval(every);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while let Some(_now) = stop.run_until_cancelled(clock.tick()).await {
+                // A tick that Kafka did not take is made up for by the next one.
+                if let Err(err) = producer.publish(medication::clock_tick(Timestamp::now())).await {
+                    warn!(error = %err, "A clock tick was not published");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Restores due rows that are missing, now and daily.
+    fn sweep(&mut self, medication: Arc<Medication<S, Producer>>) {
+        let stop = self.stop.clone();
+        self.spawn("sweep", async move {
+            let mut daily = interval(SWEEP_EVERY);
+            while let Some(_now) = stop.run_until_cancelled(daily.tick()).await {
+                match stop.run_until_cancelled(medication.sweep()).await {
+                    Some(Err(err)) => warn!(error = %err, "The sweep over regimens did not finish; the next one is in a day"),
+                    Some(Ok(_)) | None => {}
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
+        let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
+        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, metrics);
+        self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
+    }
+
+    /// One provider: its batcher, its route, and a consumer for each lane.
+    fn delivery<P: Provider>(&mut self, provider: Arc<P>, pace: Pace, slots: usize, request_timeout: Duration) -> anyhow::Result<()> {
+        let id = provider.id();
+        let push = self.app.config.push.clone();
+        let (route, keeper) = delivery::route();
+        let share = watch::Sender::new(Share::NONE);
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));
+        let limits = Limits { page_size: push.page_size, page_stale_after: push.page_stale_after, request_timeout };
+        let handler =
+            Arc::new(Delivery::new(provider, desk, self.app.store.clone(), self.producer.clone(), limits, Arc::clone(&self.app.metrics)));
+
+        let urgent = self.lane(id, Lane::Urgent, URGENT_IN_FLIGHT, Arc::clone(&handler))?;
+        let bulk = self.lane(id, Lane::Bulk, push.open_pages, handler)?;
+        self.spawn(format!("sender of {id}"), async move {
+            batcher.run().await;
+            Ok(())
+        });
+        let (store, instance, stop) = (self.app.store.clone(), self.instance.clone(), self.stop.clone());
+        self.spawn(format!("route of {id}"), async move {
+            keep_route(store, id, push.enabled, instance, keeper, stop).await;
+            Ok(())
+        });
+        let of = self.bulk_partitions();
+        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share));
+        Ok(())
+    }
+
+    fn lane<H: Handler>(
+        &mut self,
+        id: ProviderId,
+        lane: Lane,
+        in_flight: usize,
+        handler: Arc<H>,
+    ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
+        let name = format!("delivery.{id}.{}", lane.label());
+        self.stage(&name, &[events::jobs::topic(id, lane)], in_flight, handler)
+    }
+
+    /// How many partitions a bulk topic has: slices are spread over them, and the rate is shared out by them.
+    fn bulk_partitions(&self) -> u32 {
+        let of = |id| self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
+        u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
+    }
+
+    /// The admin listener and the store's pulse.
+    fn edges(&mut self, listener: Option<TcpListener>) {
+        let health = self.app.health.clone();
+        let stop = Stop::of(self.stop.clone());
+        if let Some(listener) = listener {
+            let admin = admin::Admin { metrics: Arc::clone(&self.app.metrics), health: health.clone(), store: self.app.store.clone() };
+            let stop = stop.clone();
+            self.spawn("admin listener", async move { Ok(admin::serve(listener, admin, stop).await?) });
+        }
+        let store = self.app.store.clone();
+        self.spawn("the store's pulse", async move {
+            health.ask_the_store(|| store.ping(), &stop).await;
+            Ok(())
+        });
+    }
+
+    /// Waits for the stop, or for a task that ends before it; then drains.
+    async fn until_stopped(mut self) -> anyhow::Result<()> {
+        info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
+        let first = tokio::select! {
+            () = self.stop.cancelled() => None,
+            ended = self.tasks.join_next() => ended,
+        };
+        let early = first.map(|ended| match ended {
+            Ok((name, Ok(()))) => anyhow!("{name} ended, although nobody asked it to"),
+            Ok((name, Err(err))) => err.context(format!("{name} failed")),
+            Err(panicked) => anyhow!(panicked).context("a task panicked"),
+        });
+        info!("Stopping: what is on the wire is waited for");
+        self.stop.cancel();
+        let drained = timeout(GRACE, async {
+            while let Some(ended) = self.tasks.join_next().await {
+                match ended {
+                    Ok((_, Ok(()))) => {}
+                    Ok((name, Err(err))) => warn!(error = format!("{err:#}"), "{name} failed while stopping"),
+                    Err(panicked) => warn!(error = %panicked, "A task panicked while stopping"),
+                }
+            }
+        });
+        if drained.await.is_err() {
+            warn!(grace_seconds = GRACE.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
+        }
+        self.producer.flush(Duration::from_secs(5)).await?;
+        info!("Stopped");
+        early.map_or(Ok(()), Err)
+    }
+}
+
+fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
+    for (is, id) in [(expo, ProviderId::Expo), (fcm, ProviderId::Fcm)] {
+        if !is {
+            info!(provider = %id, "{id} is not configured: nothing is planned for it");
+        }
+    }
+    ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
+}
+
+/// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not
+/// run owns none.
+async fn follow_share(
+    urgent: Option<watch::Receiver<Assignment>>,
+    bulk: Option<watch::Receiver<Assignment>>,
+    of: u32,
+    share: watch::Sender<Share>,
+) -> anyhow::Result<()> {
+    let idle = watch::Sender::new(Assignment::default());
+    let mut urgent = urgent.unwrap_or_else(|| idle.subscribe());
+    let mut bulk = bulk.unwrap_or_else(|| idle.subscribe());
+    loop {
+        let owned = u32::try_from(bulk.borrow_and_update().partitions.len())?;
+        let now = Share { bulk: owned, of, urgent: !urgent.borrow_and_update().partitions.is_empty() };
+        share.send_if_modified(|before| std::mem::replace(before, now) != now);
+        let changed = tokio::select! { changed = urgent.changed() => changed, changed = bulk.changed() => changed };
+        if changed.is_err() {
+            return Ok(()); // The stages have ended, and say so themselves.
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Which stages a process runs.
+
+use std::{collections::BTreeSet, str::FromStr};
+
+/// Every stage, in the order of a record's life.
+pub const STAGES: [&str; 9] = [
+    "tokens",
+    "posts",
+    "medication",
+    "delivery.expo.urgent",
+    "delivery.expo.bulk",
+    "delivery.fcm.urgent",
+    "delivery.fcm.bulk",
+    "receipts",
+    "cleanup",
+];
+
+/// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all below them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stages(BTreeSet<&'static str>);
+
+/// There is no such stage.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no stage; there are {all}", all = STAGES.join(", "))]
+pub struct UnknownStage(String);
+
+impl Stages {
+    /// All of them.
+    pub fn all() -> Self {
+        Self(STAGES.into())
+    }
+
+    /// Whether the stage of that name was picked.
+    pub fn contains(&self, stage: &str) -> bool {
+        self.0.contains(stage)
+    }
+}
+
+impl FromStr for Stages {
+    type Err = UnknownStage;
+
+    fn from_str(list: &str) -> Result<Self, UnknownStage> {
+        let mut picked = BTreeSet::new();
+        for name in list.split(',').map(str::trim) {
+            let is_named = |stage: &&str| stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let named: Vec<_> = STAGES.into_iter().filter(is_named).collect();
+            if named.is_empty() {
+                return Err(UnknownStage(name.to_owned()));
+            }
+            picked.extend(named);
+        }
+        Ok(Self(picked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picked(list: &str) -> Vec<&'static str> {
+        list.parse::<Stages>().unwrap().0.into_iter().collect()
+    }
+
+    #[test]
+    fn stages_are_picked_by_name_or_by_what_stands_before_a_dot() {
+        assert_eq!(picked("tokens, cleanup"), ["cleanup", "tokens"]);
+        assert_eq!(picked("delivery.expo"), ["delivery.expo.bulk", "delivery.expo.urgent"]);
+        assert_eq!(picked("delivery").len(), 4);
+    }
+
+    #[test]
+    fn a_stage_that_does_not_exist_is_refused() {
+        for list in ["", "token", "tokens,", "delivery.exp", "delivery."] {
+            assert!(list.parse::<Stages>().is_err(), "{list:?}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What a value's type cannot say: ranges with a reason, forms, and rules between settings.
+
+use std::{net::SocketAddr, time::Duration};
+
+use reqwest::Url;
+use secrecy::ExposeSecret;
+
+use super::Config;
+use crate::{
+    delivery, expo, fcm, http, kafka,
+    stages::{medication, posts},
+    store, telemetry,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Partitions of each topic, which the slices of a broadcast are spread over evenly.
+const PARTITIONS: u32 = 16;
+
+/// A rule that a setting breaks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    /// The setting that is named.
+    pub key: &'static str,
+    /// What the rule says, and why if that is not plain.
+    pub expected: String,
+}
+
+/// Every rule that these settings break.
+pub(super) fn broken(config: &Config) -> Vec<Broken> {
+    let mut rules = Rules::default();
+    kafka(&mut rules, &config.kafka);
+    store(&mut rules, &config.store);
+    push(&mut rules, &config.push);
+    expo(&mut rules, &config.expo);
+    fcm(&mut rules, &config.fcm);
+    drain(&mut rules, config);
+    posts(&mut rules, &config.posts);
+    medication(&mut rules, &config.medication);
+    http(&mut rules, &config.http);
+    log(&mut rules, &config.log);
+    rules.0
+}
+
+fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
+    rules.hold(
+        "kafka.bootstrap_servers",
+        kafka.bootstrap_servers.split(',').all(|server| is_host_and_port(server.trim())),
+        || "expected host:port, or several of them separated by commas",
+    );
+    let prefix = &kafka.group_prefix;
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    rules.hold("kafka.group_prefix", !prefix.is_empty() && prefix.bytes().all(legal), || "expected letters, digits, '.', '_' or '-'");
+    rules.hold(
+        "kafka.session_timeout",
+        (SECOND * 6..=SECOND * 1800).contains(&kafka.session_timeout),
+        || "expected 6s to 30m, what brokers allow (group.min.session.timeout.ms, group.max.session.timeout.ms)",
+    );
+    rules.hold("kafka.commit_every", (SECOND / 10..=SECOND * 60).contains(&kafka.commit_every), || "expected 100ms to 60s");
+    rules.at_least_one("kafka.in_flight", kafka.in_flight);
+    rules.at_least_one("kafka.in_flight_bytes", kafka.in_flight_bytes);
+    rules.at_least_one("kafka.span", kafka.span);
+    rules.hold(
+        "kafka.replication_factor",
+        kafka.replication_factor >= 0,
+        || "expected 0 (as many as there are brokers, at most 3) or more",
+    );
+    // Auto-commit would commit what was read rather than what is settled; one group id would join all stages into one group.
+    for name in ["enable.auto.commit", "enable.auto.offset.store", "group.id"] {
+        rules.hold("kafka.properties", !kafka.properties.contains_key(name), || {
+            format!("{name} is not yours to set: records would be lost with it")
+        });
+    }
+}
+
+fn store(rules: &mut Rules, store: &store::Settings) {
+    if let Err(invalid) = store.location() {
+        rules.breaks("store.url", invalid);
+    }
+    rules.hold("store.replication_factor", store.replication_factor >= 0, || "expected 0 (as many as there are nodes, at most 3) or more");
+}
+
+fn push(rules: &mut Rules, push: &delivery::Settings) {
+    rules.at_least_one("push.open_pages", push.open_pages);
+    rules.hold("push.page_size", (1..=500).contains(&push.page_size), || "expected 1 to 500");
+    let provider_max = DAY * 28;
+    rules.hold("push.bulk_life", (SECOND..=provider_max).contains(&push.bulk_life), || "expected 1s to 28 days (672h)");
+    rules.hold("push.urgent_life", (SECOND..=provider_max).contains(&push.urgent_life), || "expected 1s to 28 days (672h)");
+    rules.hold("push.page_stale_after", push.page_stale_after >= SECOND, || "expected 1s or more");
+}
+
+fn expo(rules: &mut Rules, expo: &expo::Settings) {
+    rules.url("expo.url", &expo.url);
+    rules.rate("expo.rate_per_second", expo.rate_per_second);
+    rules.request_slots("expo.requests_in_flight", expo.requests_in_flight);
+    rules.hold("expo.receipt_delay", expo.receipt_delay < DAY, || "expected less than 24h: Expo forgets receipts then");
+    rules.hold("expo.dead_token_errors", expo.dead_token_errors.iter().all(|word| !word.trim().is_empty()), || "expected no empty text");
+}
+
+fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
+    rules.hold(
+        "fcm.url",
+        url_of(&fcm.url).is_some_and(|url| url.path() == "/" && url.query().is_none()),
+        || "expected an origin: http:// or https://, a host, perhaps a port, and no path",
+    );
+    rules.url("fcm.token_url", &fcm.token_url);
+    rules.rate("fcm.rate_per_second", fcm.rate_per_second);
+    rules.request_slots("fcm.requests_in_flight", fcm.requests_in_flight);
+    rules.at_least_one("fcm.connections", fcm.connections);
+    let key = fcm.private_key.expose_secret();
+    rules.hold("fcm.private_key", key.is_empty() || key.contains("-----BEGIN "), || "expected a PEM key: -----BEGIN PRIVATE KEY-----…");
+    if !fcm.credentials_file.is_empty() {
+        return;
+    }
+    // Credentials in parts: both and a project, or none.
+    match (fcm.client_email.is_empty(), key.is_empty()) {
+        (true, true) => {}
+        (false, false) => rules.hold(
+            "fcm.project_id",
+            !fcm.project_id.is_empty(),
+            || "needed beside fcm.client_email and fcm.private_key, which do not name the project",
+        ),
+        (false, true) => rules.breaks("fcm.private_key", "needed beside fcm.client_email (or fcm.credentials_file instead of both)"),
+        (true, false) => rules.breaks("fcm.client_email", "needed beside fcm.private_key (or fcm.credentials_file instead of both)"),
+    }
+}
+
+/// A stop waits for requests that are on the wire; one that may outlast it would be cut, and its messages sent twice.
+fn drain(rules: &mut Rules, config: &Config) {
+    let drain = config.kafka.drain_timeout;
+    let timeouts = [("expo.request_timeout", config.expo.request_timeout), ("fcm.request_timeout", config.fcm.request_timeout)];
+    for (key, timeout) in timeouts {
+        rules.hold(key, !timeout.is_zero() && timeout < drain, || {
+            format!("expected more than 0s and less than kafka.drain_timeout ({drain:?}), or a stop cuts requests short")
+        });
+    }
+}
+
+fn posts(rules: &mut Rules, posts: &posts::Settings) {
+    rules.hold("posts.slices", posts.slices.is_power_of_two() && (PARTITIONS..=4096).contains(&posts.slices), || {
+        format!("expected a power of two and a multiple of the {PARTITIONS} partitions: {PARTITIONS}, 32, 64, … 4096")
+    });
+    let fields = ["author_name", "title", "body", "post_id", "author_id"];
+    rules.template("posts.title", &posts.title, &fields);
+    rules.template("posts.body", &posts.body, &fields);
+}
+
+fn medication(rules: &mut Rules, medication: &medication::Settings) {
+    rules.hold("medication.max_lateness", medication.max_lateness >= SECOND, || "expected 1s or more");
+    rules.hold("medication.tick_every", medication.tick_every < medication.max_lateness, || {
+        format!("expected less than medication.max_lateness ({:?}), or doses are missed between two ticks", medication.max_lateness)
+    });
+    let fields = ["medicine_name", "dosage", "local_time"];
+    rules.template("medication.title", &medication.title, &fields);
+    rules.template("medication.body", &medication.body, &fields);
+}
+
+fn http(rules: &mut Rules, http: &http::Settings) {
+    let listens = |address: &str| address.is_empty() || address.parse::<SocketAddr>().is_ok();
+    let expected = || "expected address:port, as in 127.0.0.1:8080 or [::]:8080, or an empty text for none";
+    rules.hold("http.listen", listens(&http.listen), expected);
+    rules.hold("http.admin_listen", listens(&http.admin_listen), expected);
+    // Port 0 is a different port each time.
+    let same = http.listen == http.admin_listen && !http.listen.is_empty() && !http.listen.ends_with(":0");
+    rules.hold("http.listen", !same, || "expected another address than http.admin_listen");
+}
+
+fn log(rules: &mut Rules, log: &telemetry::Settings) {
+    if let Err(err) = telemetry::filter(log) {
+        rules.breaks("log.filter", format!("expected a filter as in \"info\" or \"pushcast=debug,info\": {err}"));
+    }
+}
+
+/// Gathers what is broken.
+#[derive(Default)]
+struct Rules(Vec<Broken>);
+
+impl Rules {
+    fn breaks(&mut self, key: &'static str, expected: impl ToString) {
+        self.0.push(Broken { key, expected: expected.to_string() });
+    }
+
+    fn hold<T: ToString>(&mut self, key: &'static str, holds: bool, expected: impl FnOnce() -> T) {
+        if !holds {
+            self.breaks(key, expected().to_string());
+        }
+    }
+
+    fn at_least_one(&mut self, key: &'static str, number: usize) {
+        self.hold(key, number >= 1, || "expected 1 or more");
+    }
+
+    fn request_slots(&mut self, key: &'static str, number: usize) {
+        self.hold(key, number >= 2, || "expected 2 or more: one is kept for urgent ones");
+    }
+
+    fn rate(&mut self, key: &'static str, rate: u32) {
+        self.hold(key, rate != 1, || "expected 2 or more, or 0 for no limit");
+    }
+
+    fn url(&mut self, key: &'static str, text: &str) {
+        self.hold(key, url_of(text).is_some(), || "expected a URL with http:// or https://");
+    }
+
+    /// Braces around a word stand for a field; any other brace is text.
+    fn template(&mut self, key: &'static str, template: &str, fields: &[&str]) {
+        for piece in template.split('{').skip(1) {
+            let Some((word, _)) = piece.split_once('}') else { continue };
+            let is_word = !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            self.hold(key, !is_word || fields.contains(&word), || {
+                let known: Vec<_> = fields.iter().map(|field| format!("{{{field}}}")).collect();
+                format!("{{{word}}} stands for nothing; expected {}", known.join(", "))
+            });
+        }
+    }
+}
+
+fn url_of(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_reads = match bare {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)),
+    };
+    host_reads && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        for good in ["kafka:9092", "127.0.0.1:9092", "[::1]:9092", "b-1.msk.example.com:9096"] {
+            assert!(is_host_and_port(good), "{good}");
+        }
+        for bad in ["", "kafka", "kafka:", "kafka:0", "kafka:99999", ":9092", "::1:9092", "http://kafka:9092", "a b:9092"] {
+            assert!(!is_host_and_port(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_template_may_hold_other_braces_but_no_unknown_word() {
+        let broken = |template: &str| {
+            let mut rules = Rules::default();
+            rules.template("posts.title", template, &["title"]);
+            rules.0.len()
+        };
+        assert_eq!(broken("{title}: {} {a b} { and }, :-}"), 0);
+        assert_eq!(broken("{titel} by {author}"), 2);
+    }
+}

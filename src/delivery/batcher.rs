@@ -1,0 +1,490 @@
+//! One provider's sender: it alone decides which messages go next, and what an answer means for them.
+//!
+//! Handlers hand pages in at the [`Desk`] and get them back with an outcome for each message. In between the batcher fills
+//! requests from the most urgent pages, keeps the rate, keeps some request slots for urgent messages, and sends again what
+//! the provider did not take, until it is taken, refused or its life is over. A page is held nowhere but here and at its
+//! handler, so what is open is bounded by the handlers' seats.
+//!
+//! It ends when every desk is gone and nothing is on the wire; nobody tells it to stop.
+
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    Message, Provider, Reply, Verdict,
+    pace::{Pace, Share},
+    page::{Final, Page, Returned},
+    queue::{Batch, PageId, Queue, Ref},
+    retry,
+    route::{Gate, Route},
+};
+use crate::{
+    domain::{ProviderId, Unavailable},
+    metrics::Metrics,
+};
+
+/// Commands that wait for the batcher. Small: it takes them at once, and the pages it holds are bounded by the handlers.
+const INBOX: usize = 64;
+/// How often a repeated failure is logged.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Where pages are handed in.
+#[derive(Debug)]
+pub struct Desk<B> {
+    inbox: mpsc::Sender<Command<B>>,
+    provider: ProviderId,
+}
+
+/// One provider's sender.
+pub struct Batcher<P: Provider> {
+    provider: Arc<P>,
+    id: ProviderId,
+    inbox: mpsc::Receiver<Command<P::Body>>,
+    inbox_open: bool,
+    queue: Queue,
+    pages: HashMap<PageId, Open<P::Body>>,
+    next_page: u64,
+    requests: JoinSet<(Batch, Reply)>,
+    slots: Slots,
+    pace: Pace,
+    share: watch::Receiver<Share>,
+    route: Route,
+    gate: watch::Receiver<Gate>,
+    waiting_until: Option<Instant>,
+    complained: Option<Instant>,
+    shown: Option<&'static str>,
+    shown_rate: Option<f64>,
+    metrics: Arc<Metrics>,
+}
+
+/// How many requests may be on the wire, and how many of these only for urgent messages.
+#[derive(Clone, Copy, Debug)]
+struct Slots {
+    all: usize,
+    urgent: usize,
+}
+
+#[derive(Debug)]
+enum Command<B> {
+    Submit(Page<B>, oneshot::Sender<Submitted>),
+    Withdraw(PageId),
+}
+
+/// The answer to a submitted page: its number, and where it comes back.
+type Submitted = (PageId, oneshot::Receiver<Returned>);
+
+#[derive(Debug)]
+struct Open<B> {
+    page: Page<B>,
+    finals: Vec<Option<Final>>,
+    undecided: usize,
+    on_wire: usize,
+    withdrawn: bool,
+    back: oneshot::Sender<Returned>,
+}
+
+// === impl Desk ===
+
+impl<B> Clone for Desk<B> {
+    fn clone(&self) -> Self {
+        Self { inbox: self.inbox.clone(), provider: self.provider }
+    }
+}
+
+impl<B: Send + Sync + 'static> Desk<B> {
+    /// Hands a page in and waits until it comes back. When `withdraw` ends first, what is not on the wire is taken back,
+    /// and what is on the wire is waited for.
+    ///
+    /// # Errors
+    /// The batcher has ended.
+    pub async fn send(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Result<Returned, Unavailable> {
+        let gone = || Unavailable {
+            dependency: crate::domain::Dependency::Provider,
+            context: format!("the sender of {} has ended", self.provider),
+            source: None,
+        };
+        if page.recipients.is_empty() {
+            return Ok(Returned { recipients: Vec::new(), finals: Vec::new() });
+        }
+        let (submitted, number) = oneshot::channel();
+        self.inbox.send(Command::Submit(page, submitted)).await.map_err(|_| gone())?;
+        let (id, mut back) = number.await.map_err(|_| gone())?;
+        tokio::select! {
+            biased;
+            returned = &mut back => return returned.map_err(|_| gone()),
+            () = withdraw => {}
+        }
+        self.inbox.send(Command::Withdraw(id)).await.map_err(|_| gone())?;
+        back.await.map_err(|_| gone())
+    }
+}
+
+// === impl Batcher ===
+
+impl<P: Provider> Batcher<P> {
+    /// A sender through `provider` with at most `requests_in_flight` requests on the wire, and the desk before it.
+    pub fn new(
+        provider: Arc<P>,
+        requests_in_flight: usize,
+        pace: Pace,
+        share: watch::Receiver<Share>,
+        route: Route,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Desk<P::Body>) {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let id = provider.id();
+        let gate = route.gate();
+        let slots = Slots { all: requests_in_flight.max(2), urgent: (requests_in_flight / 8).max(1) };
+        let batcher = Self {
+            provider,
+            id,
+            inbox,
+            inbox_open: true,
+            queue: Queue::default(),
+            pages: HashMap::new(),
+            next_page: 0,
+            requests: JoinSet::new(),
+            slots,
+            pace,
+            share,
+            route,
+            gate,
+            waiting_until: None,
+            complained: None,
+            shown: None,
+            shown_rate: None,
+            metrics,
+        };
+        (batcher, Desk { inbox: sender, provider: id })
+    }
+
+    /// Sends until every desk is gone.
+    pub async fn run(mut self) {
+        let share = *self.share.borrow_and_update();
+        self.pace.share(share, Instant::now());
+        let mut share_open = true;
+        loop {
+            let wake = self.start_requests();
+            self.show();
+            if !self.inbox_open && self.pages.is_empty() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                Some(ended) = self.requests.join_next() => match ended {
+                    Ok((batch, reply)) => self.apply(batch, reply),
+                    // The task catches panics; only a runtime that shuts down cancels it, and then nobody waits.
+                    Err(err) => { error!(provider = %self.id, error = %err, "A request's task was cancelled"); return }
+                },
+                command = self.inbox.recv(), if self.inbox_open => match command {
+                    Some(Command::Submit(page, submitted)) => self.submit(page, submitted),
+                    Some(Command::Withdraw(page)) => self.withdraw(page),
+                    None => self.inbox_open = false,
+                },
+                changed = self.share.changed(), if share_open => {
+                    share_open = changed.is_ok();
+                    let share = *self.share.borrow_and_update();
+                    self.pace.share(share, Instant::now());
+                }
+                Ok(()) = self.gate.changed() => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    fn submit(&mut self, page: Page<P::Body>, submitted: oneshot::Sender<Submitted>) {
+        let id = PageId(self.next_page);
+        self.next_page += 1;
+        let (back, returned) = oneshot::channel();
+        let len = page.recipients.len();
+        self.queue.push(page.class, id, len);
+        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, withdrawn: false, back });
+        if submitted.send((id, returned)).is_err() {
+            self.withdraw(id); // Its handler was aborted in between.
+        }
+    }
+
+    /// Takes back what is not on the wire.
+    fn withdraw(&mut self, id: PageId) {
+        self.queue.withdraw(id);
+        if let Some(open) = self.pages.get_mut(&id) {
+            open.withdrawn = true;
+        }
+        self.give_back_if_over(id);
+    }
+
+    /// Gives a page back when all its messages are decided, or when it is withdrawn and nothing of it is on the wire.
+    fn give_back_if_over(&mut self, id: PageId) {
+        if self.pages.get(&id).is_some_and(|open| open.undecided == 0 || (open.withdrawn && open.on_wire == 0)) {
+            self.give_back(id);
+        }
+    }
+
+    fn give_back(&mut self, id: PageId) {
+        if let Some(open) = self.pages.remove(&id) {
+            // Nobody waits for the page of an aborted handler.
+            let _aborted = open.back.send(Returned { recipients: open.page.recipients, finals: open.finals });
+        }
+    }
+
+    /// Starts every request that may start now. Returns when to look again, if nothing else happens before.
+    fn start_requests(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.queue.wake(now);
+        let due = self.queue.next_due();
+        if *self.gate.borrow_and_update() != Gate::Open {
+            return None;
+        }
+        if let Some(until) = self.waiting_until {
+            if now < until {
+                return Some(until);
+            }
+            self.waiting_until = None;
+        }
+        loop {
+            let free = self.slots.all.saturating_sub(self.requests.len());
+            if free == 0 {
+                return due;
+            }
+            let Some(batch) = self.next_batch(free <= self.slots.urgent, now) else { return due };
+            match self.pace.admit(batch.messages.len(), now) {
+                Ok(()) => self.start(batch, now),
+                Err(at) => {
+                    self.queue.push_again(batch);
+                    return [at, due].into_iter().flatten().min();
+                }
+            }
+        }
+    }
+
+    /// The next messages that are still worth a request.
+    fn next_batch(&mut self, urgent_only: bool, now: Instant) -> Option<Batch> {
+        let max = self.pace.batch_max(self.provider.batch_max(), now);
+        loop {
+            let mut stale = Vec::new();
+            let pages = &self.pages;
+            let taken = self.queue.take(max, urgent_only, |id| {
+                let fresh = pages.get(&id).is_some_and(|open| now < open.page.stale_at);
+                if !fresh {
+                    stale.push(id);
+                }
+                fresh
+            });
+            for id in stale {
+                self.give_back(id);
+            }
+            let mut batch = taken?;
+            let mut over = Vec::new();
+            batch.messages.retain(|message| {
+                let Some(open) = self.pages.get(&message.page) else { return false };
+                let in_time = now < open.page.expires && open.page.start_before.is_none_or(|end| now < end);
+                if !in_time {
+                    over.push(*message);
+                }
+                in_time
+            });
+            for message in over {
+                self.too_late(message, now);
+            }
+            if !batch.messages.is_empty() {
+                return Some(batch);
+            }
+        }
+    }
+
+    /// A message whose life is over has its outcome; one whose lease is over goes back to its handler.
+    fn too_late(&mut self, message: Ref, now: Instant) {
+        let Some(open) = self.pages.get(&message.page) else { return };
+        if now >= open.page.expires {
+            self.decide(message, Final::Expired);
+            self.give_back_if_over(message.page);
+        } else {
+            self.withdraw(message.page);
+        }
+    }
+
+    fn start(&mut self, batch: Batch, now: Instant) {
+        let messages: Vec<Message<P::Body>> = batch
+            .messages
+            .iter()
+            .filter_map(|message| {
+                let open = self.pages.get_mut(&message.page)?;
+                open.on_wire += 1;
+                let to = &open.page.recipients[message.index as usize];
+                let ttl = open.page.expires.saturating_duration_since(now);
+                Some(Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl })
+            })
+            .collect();
+        let provider = Arc::clone(&self.provider);
+        self.requests.spawn(async move {
+            let asked = AssertUnwindSafe(provider.send(&messages)).catch_unwind().await;
+            let panicked = |_| Reply::Down { ambiguous: true, retry_after: None, why: "the client panicked".to_owned() };
+            (batch, asked.unwrap_or_else(panicked))
+        });
+    }
+
+    /// What an answer means for the messages of its request.
+    fn apply(&mut self, batch: Batch, reply: Reply) {
+        let mut pages: Vec<PageId> = batch.messages.iter().map(|message| message.page).collect();
+        for page in &pages {
+            if let Some(open) = self.pages.get_mut(page) {
+                open.on_wire -= 1;
+            }
+        }
+        pages.dedup();
+        self.apply_reply(batch, reply);
+        for page in pages {
+            self.give_back_if_over(page);
+        }
+    }
+
+    fn apply_reply(&mut self, mut batch: Batch, reply: Reply) {
+        batch.tries = batch.tries.saturating_add(1);
+        match reply {
+            Reply::Each(verdicts) if verdicts.len() == batch.messages.len() => self.apply_each(&batch, verdicts),
+            Reply::Each(verdicts) => {
+                let why = format!("{} verdicts for {} messages", verdicts.len(), batch.messages.len());
+                self.failed(batch, true, None, &why);
+            }
+            Reply::Throttled { retry_after } => {
+                let wait = retry_after.unwrap_or(retry::THROTTLED).min(retry::RETRY_AFTER_MAX);
+                info!(provider = %self.id, wait_seconds = wait.as_secs(), "The provider asks us to wait");
+                self.waiting_until = Some(Instant::now() + wait);
+                self.again(batch);
+            }
+            Reply::Down { ambiguous, retry_after, why } => self.failed(batch, ambiguous, retry_after, &why),
+            Reply::CredentialsRefused { why } => {
+                self.halt(&why);
+                self.again(batch);
+            }
+            Reply::Split(groups) => self.split(batch, groups),
+            Reply::Refused { why } => self.refused(batch, why),
+            Reply::Unrecognised { status, why } => self.failed(batch, false, None, &format!("unknown answer, HTTP {status}: {why}")),
+        }
+    }
+
+    fn apply_each(&mut self, batch: &Batch, verdicts: Vec<Verdict>) {
+        for (&message, verdict) in batch.messages.iter().zip(verdicts) {
+            let alone = || Batch { messages: vec![message], ..*batch };
+            match verdict {
+                Verdict::Accepted { ticket } => self.decide(message, Final::Sent { ticket }),
+                Verdict::Dead { reason } => self.decide(message, Final::Dead { reason }),
+                Verdict::PayloadRefused { why } => self.decide(message, Final::Refused { why, whoever: true }),
+                Verdict::DeviceBusy { retry_after } => self.failed(alone(), false, retry_after, "the device gets too many messages"),
+                Verdict::Down { ambiguous, why } => self.failed(alone(), ambiguous, None, &why),
+                Verdict::Unrecognised { why } => self.failed(alone(), false, None, &why),
+                Verdict::CredentialsRefused { why } => {
+                    self.halt(&why);
+                    self.again(alone());
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, message: Ref, fate: Final) {
+        let Some(open) = self.pages.get_mut(&message.page) else { return };
+        let slot = &mut open.finals[message.index as usize];
+        debug_assert!(slot.is_none(), "a message is decided once");
+        if slot.replace(fate).is_none() {
+            open.undecided -= 1;
+        }
+    }
+
+    /// These go again as soon as the route lets them.
+    fn again(&mut self, batch: Batch) {
+        let batch = self.without_withdrawn(batch);
+        self.queue.push_again(batch);
+    }
+
+    fn failed(&mut self, batch: Batch, ambiguous: bool, retry_after: Option<Duration>, why: &str) {
+        if ambiguous {
+            self.metrics.ambiguous_sends_total.with_label_values(&[self.id.label()]).inc_by(batch.messages.len() as u64);
+        }
+        self.complain(why, &batch);
+        let pause = retry::pause(self.id, batch.tries, retry_after, rand::random());
+        let batch = self.without_withdrawn(batch);
+        self.queue.push_later(Instant::now() + pause, batch);
+    }
+
+    /// Messages of a withdrawn page are not tried again.
+    fn without_withdrawn(&self, mut batch: Batch) -> Batch {
+        batch.messages.retain(|message| self.pages.get(&message.page).is_some_and(|open| !open.withdrawn));
+        batch
+    }
+
+    /// Each group goes on alone, before anything else.
+    fn split(&mut self, batch: Batch, groups: Vec<Vec<usize>>) {
+        let batches: Vec<Batch> = groups
+            .into_iter()
+            .map(|group| Batch { messages: group.into_iter().filter_map(|i| batch.messages.get(i).copied()).collect(), ..batch })
+            .collect();
+        let named: usize = batches.iter().map(|group| group.messages.len()).sum();
+        if batches.len() < 2 || named != batch.messages.len() {
+            return self.refused(batch, "tokens of several projects in one request".to_owned());
+        }
+        for group in batches {
+            self.again(group);
+        }
+    }
+
+    /// A request that is refused for an unknown reason is halved until the message at fault stands alone.
+    fn refused(&mut self, batch: Batch, why: String) {
+        if let [message] = batch.messages[..] {
+            warn!(provider = %self.id, error = %why, "The provider refuses a message");
+            return self.decide(message, Final::Refused { why, whoever: false });
+        }
+        let (left, right) = batch.messages.split_at(batch.messages.len() / 2);
+        for half in [right, left] {
+            self.again(Batch { messages: half.to_vec(), ..batch });
+        }
+    }
+
+    fn halt(&mut self, why: &str) {
+        if *self.gate.borrow_and_update() == Gate::Open {
+            error!(
+                provider = %self.id, error = %why,
+                "{} refuses our credentials: its route is halted, nothing is lost; mend them, then `pushcast resume {}`", self.id, self.id
+            );
+            self.route.halt(why);
+        }
+    }
+
+    fn complain(&mut self, why: &str, batch: &Batch) {
+        let now = Instant::now();
+        if self.complained.is_none_or(|before| now.duration_since(before) >= COMPLAIN_EVERY) {
+            self.complained = Some(now);
+            warn!(provider = %self.id, messages = batch.messages.len(), tries = batch.tries, error = %why, "A request failed and is tried again");
+        }
+    }
+
+    /// The route's state as a metric: one of the states is 1.
+    fn show(&mut self) {
+        let state = match &*self.gate.borrow() {
+            Gate::Closed { state } => state,
+            Gate::Open if self.waiting_until.is_some() => "waiting",
+            Gate::Open => "running",
+        };
+        let label = self.id.label();
+        if self.shown_rate != Some(self.pace.rate()) {
+            self.shown_rate = Some(self.pace.rate());
+            self.metrics.rate_limit.with_label_values(&[label, "instance"]).set(self.pace.rate());
+        }
+        if self.shown != Some(state) {
+            if let Some(before) = self.shown {
+                self.metrics.route_state.with_label_values(&[label, before]).set(0);
+            }
+            self.metrics.route_state.with_label_values(&[label, state]).set(1);
+            self.shown = Some(state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

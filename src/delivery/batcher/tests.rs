@@ -1,0 +1,323 @@
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    delivery::{PayloadRefused, page::Class, route::route},
+    domain::{Notification, Registration, Timestamp, Token, Version},
+};
+
+type Script = Box<dyn Fn(usize, &[String]) -> Reply + Send + Sync>;
+
+/// A provider that answers as the script says and remembers every request.
+struct Scripted {
+    script: Script,
+    latency: Duration,
+    asked: AtomicUsize,
+    requests: Mutex<Vec<(Instant, Vec<String>)>>,
+}
+
+impl Provider for Scripted {
+    type Body = &'static str;
+
+    fn id(&self) -> ProviderId {
+        ProviderId::Expo
+    }
+
+    fn batch_max(&self) -> usize {
+        100
+    }
+
+    fn body(&self, _: &Notification) -> Result<Self::Body, PayloadRefused> {
+        Ok("")
+    }
+
+    async fn send(&self, messages: &[Message<Self::Body>]) -> Reply {
+        let tokens: Vec<String> = messages.iter().map(|message| format!("{}{}", message.body, message.token.as_str())).collect();
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.requests.lock().unwrap().push((Instant::now(), tokens.clone()));
+        tokio::time::sleep(self.latency).await;
+        (self.script)(number, &tokens)
+    }
+}
+
+/// A batcher at work on a scripted provider.
+struct World {
+    provider: Arc<Scripted>,
+    desk: Desk<&'static str>,
+    keeper: crate::delivery::Keeper,
+    tasks: JoinSet<()>,
+    _share: watch::Sender<Share>,
+}
+
+impl World {
+    fn new(limit: u32, script: impl Fn(usize, &[String]) -> Reply + Send + Sync + 'static) -> Self {
+        Self::slow(limit, Duration::from_millis(50), script)
+    }
+
+    fn slow(limit: u32, latency: Duration, script: impl Fn(usize, &[String]) -> Reply + Send + Sync + 'static) -> Self {
+        let provider = Arc::new(Scripted { script: Box::new(script), latency, asked: AtomicUsize::new(0), requests: Mutex::default() });
+        let (route, keeper) = route();
+        keeper.follow(Gate::Open);
+        let share = watch::Sender::new(Share::WHOLE);
+        let pace = Pace::new(limit, Duration::ZERO, Instant::now());
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::new(Metrics::new()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(batcher.run());
+        Self { provider, desk, keeper, tasks, _share: share }
+    }
+
+    fn requests(&self) -> Vec<Vec<String>> {
+        self.provider.requests.lock().unwrap().iter().map(|(_, tokens)| tokens.clone()).collect()
+    }
+
+    /// How often each token was in a request.
+    fn sent(&self) -> HashMap<String, usize> {
+        let mut sent = HashMap::new();
+        for token in self.requests().concat() {
+            *sent.entry(token).or_default() += 1;
+        }
+        sent
+    }
+}
+
+fn accept_all(_: usize, tokens: &[String]) -> Reply {
+    Reply::Each(tokens.iter().map(|_| Verdict::Accepted { ticket: None }).collect())
+}
+
+fn registration(name: &str) -> Registration {
+    let token = Token::parse(&format!("ExponentPushToken[{name}]")).unwrap();
+    let version = Version::of_record(Timestamp::UNIX_EPOCH, 0);
+    Registration { token, version, user: None, platform: None, device: None, device_info: None }
+}
+
+fn page(class: Class, prefix: &str, n: usize) -> Page<&'static str> {
+    let recipients = (0..n).map(|i| registration(&format!("{prefix}{i}"))).collect();
+    let hour = Instant::now() + Duration::from_secs(3600);
+    Page { class, body: Arc::new(""), recipients, expires: hour, start_before: None, stale_at: hour }
+}
+
+fn outcomes(returned: &Returned) -> Vec<&'static str> {
+    returned.finals.iter().map(|fate| fate.as_ref().map_or("-", |fate| fate.outcome().label())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_message_of_every_page_has_its_outcome_and_requests_are_full() {
+    let w = World::new(0, accept_all);
+    let (a, b) = tokio::join!(w.desk.send(page(Class::Slice, "a", 250), pending()), w.desk.send(page(Class::Slice, "b", 250), pending()));
+    assert!(a.unwrap().is_complete() && b.unwrap().is_complete());
+    assert!(w.sent().values().all(|&times| times == 1) && w.sent().len() == 500);
+    assert!(w.requests().iter().all(|request| request.len() <= 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_urgent_message_takes_the_next_slot_of_a_full_route() {
+    let w = World::new(600, accept_all);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let bulk = w.desk.send(page(Class::Slice, "bulk", 500), pending());
+    let urgent = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let begun = Instant::now();
+        w.desk.send(page(Class::Urgent, "dose", 1), pending()).await.unwrap();
+        let on_wire = w.provider.requests.lock().unwrap().iter().find(|(_, tokens)| tokens[0].contains("dose")).unwrap().0;
+        assert!(on_wire - begun <= Duration::from_millis(25), "{:?}", on_wire - begun);
+    };
+    let (bulk, ()) = tokio::join!(bulk, urgent);
+    assert!(bulk.unwrap().is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn some_slots_are_urgent_alone() {
+    let w = World::slow(0, Duration::from_secs(10), accept_all);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let pages = (0..20).map(|i| w.desk.send(page(Class::Slice, &format!("bulk{i}-"), 100), pending()));
+    let urgent = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let before = w.requests().len();
+        let _dose = tokio::time::timeout(Duration::from_millis(5), w.desk.send(page(Class::Urgent, "dose", 1), pending())).await;
+        assert_eq!(before, 7, "one of eight slots is free");
+        assert!(w.requests()[7][0].contains("dose"));
+    };
+    tokio::join!(futures::future::join_all(pages), urgent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_provider_did_not_take_is_sent_again_and_nothing_else_is() {
+    let w = World::new(0, |number, tokens| {
+        if number < 3 { Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() } } else { accept_all(number, tokens) }
+    });
+    let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
+    assert!(returned.is_complete());
+    assert!(w.sent().values().sum::<usize>() == 800, "three requests of a hundred went twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_withdrawn_page_keeps_the_outcome_of_what_was_on_the_wire() {
+    let w = World::new(600, accept_all);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let withdraw = tokio::time::sleep(Duration::from_millis(110));
+    let returned = w.desk.send(page(Class::Slice, "a", 500), withdraw).await.unwrap();
+    let sent = w.sent().len();
+    assert!(sent > 0 && sent < 500);
+    assert_eq!(returned.settled_prefix(), sent, "each message that was sent has its outcome");
+    assert!(!returned.is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_credentials_halt_the_route_and_lose_nothing() {
+    let mut w =
+        World::new(
+            0,
+            |number, tokens| if number < 5 { Reply::CredentialsRefused { why: "UNAUTHORIZED".into() } } else { accept_all(number, tokens) },
+        );
+    let page = w.desk.send(page(Class::Slice, "a", 500), pending());
+    let operator = async {
+        assert_eq!(w.keeper.halted().await.as_deref(), Some("UNAUTHORIZED"));
+        let before = w.provider.requests.lock().unwrap().len();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(w.provider.requests.lock().unwrap().len(), before, "a halted route sends nothing");
+        w.keeper.follow(Gate::Open);
+    };
+    let (returned, ()) = tokio::join!(page, operator);
+    assert!(returned.unwrap().is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_route_waits_as_long_as_it_is_told() {
+    let w = World::new(0, |number, tokens| {
+        if number == 0 { Reply::Throttled { retry_after: Some(Duration::from_secs(7)) } } else { accept_all(number, tokens) }
+    });
+    let begun = Instant::now();
+    let returned = w.desk.send(page(Class::Urgent, "a", 1), pending()).await.unwrap();
+    assert!(returned.is_complete());
+    assert!(begun.elapsed() >= Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_spoils_its_request_is_found_and_the_others_are_sent() {
+    let w = World::new(0, |number, tokens| {
+        if tokens.iter().any(|token| token.contains("[a33]")) {
+            Reply::Refused { why: "HTTP 400".into() }
+        } else {
+            accept_all(number, tokens)
+        }
+    });
+    let returned = w.desk.send(page(Class::Slice, "a", 100), pending()).await.unwrap();
+    let refused: Vec<usize> = (0..100).filter(|&i| returned.finals[i].as_ref().unwrap().outcome().label() == "refused").collect();
+    assert_eq!(refused, [33]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_of_two_projects_go_in_requests_of_their_own() {
+    let w = World::new(0, |number, tokens| {
+        let foreign: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].contains("7]")).collect();
+        let own: Vec<usize> = (0..tokens.len()).filter(|&i| !tokens[i].contains("7]")).collect();
+        if foreign.is_empty() || own.is_empty() { accept_all(number, tokens) } else { Reply::Split(vec![own, foreign]) }
+    });
+    let returned = w.desk.send(page(Class::Slice, "a", 100), pending()).await.unwrap();
+    assert!(returned.finals.iter().all(|fate| matches!(fate, Some(Final::Sent { .. }))));
+    assert_eq!(w.requests().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_comes_back_unsent() {
+    let w = World::new(0, accept_all);
+    w.keeper.follow(Gate::Closed { state: "paused" });
+    let mut old = page(Class::Slice, "a", 3);
+    old.stale_at = Instant::now() + Duration::from_secs(60);
+    let reopen = async {
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        w.keeper.follow(Gate::Open);
+    };
+    let (returned, ()) = tokio::join!(w.desk.send(old, pending()), reopen);
+    assert_eq!(outcomes(&returned.unwrap()), ["-", "-", "-"]);
+    assert!(w.requests().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_expires_and_what_has_no_lease_left_goes_home() {
+    let w = World::new(0, |_, _| Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() });
+    let mut short = page(Class::Slice, "a", 2);
+    short.expires = Instant::now() + Duration::from_secs(30);
+    let mut dose = page(Class::Urgent, "d", 1);
+    dose.start_before = Some(Instant::now() + Duration::from_secs(30));
+    let (short, dose) = tokio::join!(w.desk.send(short, pending()), w.desk.send(dose, pending()));
+    assert_eq!(outcomes(&short.unwrap()), ["expired", "expired"]);
+    assert_eq!(outcomes(&dose.unwrap()), ["-"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_panics_loses_no_message() {
+    let w = World::new(0, |number, tokens| if number == 0 { panic!("a bug") } else { accept_all(number, tokens) });
+    assert!(w.desk.send(page(Class::Slice, "a", 3), pending()).await.unwrap().is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_when_the_last_desk_is_gone() {
+    let mut w = World::new(0, accept_all);
+    w.desk.send(page(Class::Slice, "a", 3), pending()).await.unwrap();
+    drop(w.desk);
+    w.tasks.join_next().await.unwrap().unwrap();
+}
+
+/// A reply of the given kind that takes or does not take these messages.
+fn reply_of(kind: u8, tokens: &[String]) -> Reply {
+    match kind {
+        0 => Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() },
+        1 => Reply::Throttled { retry_after: Some(Duration::from_secs(1)) },
+        2 => Reply::Refused { why: "HTTP 400".into() },
+        3 => Reply::Split((0..tokens.len()).map(|i| vec![i]).collect()),
+        4 => Reply::Unrecognised { status: 418, why: "a teapot".into() },
+        5 => Reply::Each(tokens.iter().map(|_| Verdict::DeviceBusy { retry_after: None }).collect()),
+        6 => Reply::Each(Vec::new()),
+        _ => accept_all(0, tokens),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_the_provider_answers_each_message_is_taken_once_or_refused_once(
+        kinds in prop::collection::vec(0_u8..14, 1..40), sizes in prop::collection::vec(1_usize..300, 1..6), withdrawn in prop::option::of(0_u64..3_000),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let taken = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+            let seen = Arc::clone(&taken);
+            let w = World::new(0, move |number, tokens| {
+                let reply = reply_of(kinds.get(number).copied().unwrap_or(u8::MAX), tokens);
+                if matches!(&reply, Reply::Each(verdicts) if matches!(verdicts.first(), Some(Verdict::Accepted { .. }))) {
+                    for token in tokens {
+                        *seen.lock().unwrap().entry(token.clone()).or_default() += 1;
+                    }
+                }
+                reply
+            });
+            let pages = sizes.iter().enumerate().map(|(i, &n)| {
+                let withdraw = async move {
+                    match withdrawn.filter(|_| i % 2 == 0) {
+                        Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                        None => pending().await,
+                    }
+                };
+                w.desk.send(page(Class::Slice, &format!("p{i}-"), n), withdraw)
+            });
+            for (i, returned) in futures::future::join_all(pages).await.into_iter().enumerate() {
+                let returned = returned.unwrap();
+                assert!(returned.is_complete() || (withdrawn.is_some() && i % 2 == 0));
+                for (k, fate) in returned.finals.iter().enumerate() {
+                    let times = taken.lock().unwrap().get(&format!("ExponentPushToken[p{i}-{k}]")).copied().unwrap_or(0);
+                    assert_eq!(times, usize::from(matches!(fate, Some(Final::Sent { .. }))), "page {i}, message {k}: {fate:?}");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,325 @@
+//! How fast this instance may send, so that all instances together stay below the provider's limit in every second.
+//!
+//! The limit is the deployment's. An instance's share follows from the partitions of the provider's bulk topic that it
+//! owns, so that the shares add up to the limit without anybody counting. A share shrinks at once, before the partitions
+//! are given away, and grows a second after they came: the seconds in between are sent by nobody rather than by two.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::Clock,
+    middleware::NoOpMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
+use tokio::time::Instant;
+
+/// How long a grown share waits before it is used.
+const GROWS_AFTER: Duration = Duration::from_secs(1);
+/// A ramp climbs in that many steps.
+const RAMP_STEPS: u32 = 20;
+
+/// Which part of a provider's bulk partitions an instance owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Bulk partitions owned.
+    pub bulk: u32,
+    /// Of how many.
+    pub of: u32,
+    /// Whether urgent partitions are owned.
+    pub urgent: bool,
+}
+
+/// What follows from a share: messages per second, and how many may go at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Allowance {
+    /// Steady rate, messages per second.
+    pub rate: f64,
+    /// Messages that may leave at one moment.
+    pub burst: u32,
+}
+
+/// The rate limiter of one provider.
+#[derive(Debug)]
+pub struct Pace {
+    limit: u32,
+    ramp_up: Duration,
+    started: Instant,
+    share: Share,
+    grows: Option<(Instant, Share)>,
+    step: u32,
+    limiter: Limiter,
+}
+
+type Governor = RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>;
+
+#[derive(Debug)]
+enum Limiter {
+    Unlimited,
+    Nothing,
+    Limited { allowance: Allowance, clock: TokioClock, governor: Box<Governor> },
+}
+
+/// tokio's clock, so that tests own the time.
+#[derive(Clone, Debug)]
+struct TokioClock(Instant);
+
+// === impl Share ===
+
+impl Share {
+    /// Owns nothing.
+    pub const NONE: Self = Self { bulk: 0, of: 1, urgent: false };
+    /// Owns everything: a single instance.
+    pub const WHOLE: Self = Self { bulk: 1, of: 1, urgent: true };
+
+    /// The part of the deployment's limit that falls to this instance. An owner of urgent partitions alone takes one
+    /// hundredth, out of the margin that [`Share::allowance`] leaves.
+    pub fn fraction(self) -> f64 {
+        if self.bulk > 0 {
+            f64::from(self.bulk) / f64::from(self.of.max(1))
+        } else if self.urgent {
+            0.01
+        } else {
+            0.0
+        }
+    }
+
+    /// What a share of `limit` messages per second allows. A burst of b at any moment and 0.98·s − b a second keep every
+    /// window of one second at or below s; a shared fiftieth of a second bounds what urgent messages wait for.
+    pub fn allowance(self, limit: u32) -> Option<Allowance> {
+        let s = f64::from(limit) * self.fraction();
+        if s <= 0.0 {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=100")]
+        let burst = (s / 50.0).clamp(1.0, 100.0) as u32;
+        // Below two a second a burst of one is most of the share: then half of it is what no window can exceed.
+        let rate = (0.98 * s - f64::from(burst)).max(s / 2.0);
+        Some(Allowance { rate, burst })
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// Owns nothing yet. `limit` in messages per second, 0 = none; the rate climbs to it over `ramp_up`.
+    pub fn new(limit: u32, ramp_up: Duration, now: Instant) -> Self {
+        Self { limit, ramp_up, started: now, share: Share::NONE, grows: None, step: 0, limiter: Limiter::Nothing }
+    }
+
+    /// The share has changed: less counts now, more in a second.
+    pub fn share(&mut self, share: Share, now: Instant) {
+        if share.fraction() > self.share.fraction() {
+            self.grows = Some((now + GROWS_AFTER, share));
+        } else {
+            self.grows = None;
+            self.share = share;
+            self.rebuild(now);
+        }
+    }
+
+    /// Lets `n` messages go, or says when to ask again. `None` = not before the share changes.
+    pub fn admit(&self, n: usize, now: Instant) -> Result<(), Option<Instant>> {
+        let later = self.grows.map(|(at, _)| at);
+        match &self.limiter {
+            Limiter::Unlimited => Ok(()),
+            Limiter::Nothing => Err(later),
+            Limiter::Limited { clock, governor, allowance } => {
+                let n = u32::try_from(n).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+                debug_assert!(n.get() <= allowance.burst, "a request carries at most `batch_max` messages");
+                match governor.check_n(n) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(not_until)) => Err(Some(now + not_until.wait_time_from(clock.now()).max(Duration::from_micros(100)))),
+                    // More than the burst: not from our callers, who ask `batch_max` first. Never sent, asked again.
+                    Err(_too_many) => Err(Some(now + GROWS_AFTER)),
+                }
+            }
+        }
+    }
+
+    /// How many messages a request may carry now: the provider's most, or half of what may leave at one moment. Half,
+    /// because timers fire up to a millisecond late: with the other half in hand the next request makes up for it.
+    pub fn batch_max(&mut self, provider_max: usize, now: Instant) -> usize {
+        self.advance(now);
+        match &self.limiter {
+            Limiter::Limited { allowance, .. } => provider_max.min(allowance.burst.div_ceil(2) as usize),
+            Limiter::Unlimited | Limiter::Nothing => provider_max,
+        }
+    }
+
+    /// Messages per second that this instance may send now; infinite without a limit.
+    pub fn rate(&self) -> f64 {
+        match &self.limiter {
+            Limiter::Unlimited => f64::INFINITY,
+            Limiter::Nothing => 0.0,
+            Limiter::Limited { allowance, .. } => allowance.rate,
+        }
+    }
+
+    /// A growth that is due counts now; the ramp takes its next step.
+    fn advance(&mut self, now: Instant) {
+        if let Some((at, share)) = self.grows
+            && at <= now
+        {
+            self.grows = None;
+            self.share = share;
+            self.rebuild(now);
+        } else if self.step < RAMP_STEPS && self.step_at(now) > self.step {
+            self.rebuild(now);
+        }
+    }
+
+    fn step_at(&self, now: Instant) -> u32 {
+        if self.ramp_up.is_zero() {
+            return RAMP_STEPS;
+        }
+        let part = now.saturating_duration_since(self.started).as_secs_f64() / self.ramp_up.as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and RAMP_STEPS")]
+        let step = (part * f64::from(RAMP_STEPS)).clamp(1.0, f64::from(RAMP_STEPS)) as u32;
+        step
+    }
+
+    /// A new limiter starts empty: what the old one had let go still counts in this second.
+    fn rebuild(&mut self, now: Instant) {
+        self.step = self.step_at(now);
+        if self.share.fraction() <= 0.0 {
+            self.limiter = Limiter::Nothing;
+            return;
+        }
+        if self.limit == 0 {
+            self.limiter = Limiter::Unlimited;
+            return;
+        }
+        let climbed = Share { bulk: self.share.bulk * self.step, of: self.share.of * RAMP_STEPS, ..self.share };
+        self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, now));
+    }
+}
+
+// === impl Limiter ===
+
+impl Limiter {
+    fn limited(allowance: Allowance, now: Instant) -> Self {
+        let clock = TokioClock(now);
+        let burst = NonZeroU32::new(allowance.burst).unwrap_or(NonZeroU32::MIN);
+        let Some(quota) = Quota::with_period(Duration::from_secs_f64(1.0 / allowance.rate)) else {
+            return Self::Unlimited; // Faster than one a nanosecond.
+        };
+        let governor = RateLimiter::direct_with_clock(quota.allow_burst(burst), clock.clone());
+        let _emptied = governor.check_n(burst);
+        Self::Limited { allowance, clock, governor: Box::new(governor) }
+    }
+}
+
+// === impl TokioClock ===
+
+impl Clock for TokioClock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Sends as fast as `pace` lets it until `until`; the moments of all messages.
+    async fn send_all(pace: &mut Pace, provider_max: usize, until: Instant) -> Vec<Instant> {
+        let mut sent = Vec::new();
+        while Instant::now() < until {
+            let n = pace.batch_max(provider_max, Instant::now());
+            match pace.admit(n, Instant::now()) {
+                Ok(()) => sent.extend(std::iter::repeat_n(Instant::now(), n)),
+                Err(at) => tokio::time::sleep_until(at.unwrap_or(until).min(until)).await,
+            }
+        }
+        sent
+    }
+
+    /// The most messages in any window of one second.
+    fn greatest_second(sent: &[Instant]) -> usize {
+        let mut window = VecDeque::new();
+        sent.iter()
+            .map(|&at| {
+                window.push_back(at);
+                while window.front().is_some_and(|&first| at.duration_since(first) >= Duration::from_secs(1)) {
+                    window.pop_front();
+                }
+                window.len()
+            })
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(work)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn no_second_exceeds_the_limit_and_nearly_all_of_it_is_used(limit in 100_u32..5_000, max in prop::sample::select(vec![1_usize, 100])) {
+            let sent = in_virtual_time(async {
+                let mut pace = Pace::new(limit, Duration::ZERO, Instant::now());
+                pace.share(Share::WHOLE, Instant::now());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                send_all(&mut pace, max, Instant::now() + Duration::from_secs(20)).await
+            });
+            prop_assert!(greatest_second(&sent) <= limit as usize, "{} > {limit}", greatest_second(&sent));
+            // Timers fire on the millisecond; below 95 % something is wrong with the arithmetic.
+            prop_assert!(sent.len() as f64 >= 0.95 * 20.0 * f64::from(limit), "{} of {}", sent.len(), 20 * limit);
+        }
+    }
+
+    #[test]
+    fn shares_that_come_and_go_stay_below_the_limit_together() {
+        let limit = 600;
+        let share = |bulk| Share { bulk, of: 16, urgent: true };
+        let (a, b) = in_virtual_time(async {
+            let start = Instant::now();
+            let member = |plan: Vec<(u64, u32)>| async move {
+                let mut pace = Pace::new(limit, Duration::ZERO, start);
+                let mut sent = Vec::new();
+                for (at, bulk) in plan {
+                    let until = start + Duration::from_secs(at);
+                    sent.extend(send_all(&mut pace, 100, until).await);
+                    pace.share(share(bulk), Instant::now());
+                }
+                sent.extend(send_all(&mut pace, 100, start + Duration::from_secs(30)).await);
+                sent
+            };
+            // The first one owns all, gives half away at second 5, and gets it back at second 12.
+            tokio::join!(member(vec![(0, 16), (5, 8), (12, 16)]), member(vec![(0, 0), (5, 8), (12, 0)]))
+        });
+        let mut all = [a, b].concat();
+        all.sort();
+        assert!(greatest_second(&all) <= 600, "{}", greatest_second(&all));
+        assert!(all.len() as f64 >= 0.95 * 600.0 * 26.0, "{}", all.len());
+    }
+
+    #[test]
+    fn a_ramp_climbs() {
+        let sent = in_virtual_time(async {
+            let start = Instant::now();
+            let mut pace = Pace::new(1_000, Duration::from_secs(60), start);
+            pace.share(Share::WHOLE, start);
+            send_all(&mut pace, 1, start + Duration::from_secs(70)).await
+        });
+        let first = sent[0];
+        let in_second = |s: u64| sent.iter().filter(|at| at.duration_since(first).as_secs() == s).count();
+        assert!(in_second(2) < 120, "{}", in_second(2));
+        assert!((400..600).contains(&in_second(30)), "{}", in_second(30));
+        assert!(in_second(65) > 900, "{}", in_second(65));
+    }
+
+    #[test]
+    fn without_a_share_nothing_goes() {
+        let pace = Pace::new(600, Duration::ZERO, Instant::now());
+        assert_eq!(pace.admit(1, Instant::now()), Err(None));
+    }
+}

@@ -1,0 +1,98 @@
+//! What is handed in and what comes back: a page of one notification's messages.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::domain::{Outcome, Registration};
+
+/// What goes first. Within a class pages keep the order in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A dose.
+    Urgent,
+    /// A broadcast's named users.
+    List,
+    /// A broadcast's piece of the ring.
+    Slice,
+}
+
+/// Messages of one notification, at most a page of them.
+#[derive(Debug)]
+pub struct Page<B> {
+    /// What goes first.
+    pub class: Class,
+    /// What is sent.
+    pub body: Arc<B>,
+    /// To whom.
+    pub recipients: Vec<Registration>,
+    /// When the notification is no longer worth sending.
+    pub expires: Instant,
+    /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such end.
+    pub start_before: Option<Instant>,
+    /// A page whose first request would start later than this is given back unsent, to be read again.
+    pub stale_at: Instant,
+}
+
+/// What finally became of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Final {
+    /// The provider took it.
+    Sent {
+        /// To be asked about later.
+        ticket: Option<String>,
+    },
+    /// The provider says the token is dead.
+    Dead {
+        /// In its words.
+        reason: String,
+    },
+    /// The provider refuses the message.
+    Refused {
+        /// In its words.
+        why: String,
+        /// Whether it would refuse it whoever it is for.
+        whoever: bool,
+    },
+    /// Its life was over.
+    Expired,
+}
+
+/// A page that came back.
+#[derive(Debug)]
+pub struct Returned {
+    /// The page's recipients.
+    pub recipients: Vec<Registration>,
+    /// What became of each message, in the page's order; `None` = not sent, because the page was withdrawn, went stale or
+    /// ran out of its lease.
+    pub finals: Vec<Option<Final>>,
+}
+
+impl Class {
+    /// All of them, first things first.
+    pub const ALL: [Self; 3] = [Self::Urgent, Self::List, Self::Slice];
+}
+
+impl Final {
+    /// The outcome that is counted.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Sent { .. } => Outcome::Sent,
+            Self::Dead { .. } => Outcome::Dead,
+            Self::Refused { .. } => Outcome::Refused,
+            Self::Expired => Outcome::Expired,
+        }
+    }
+}
+
+impl Returned {
+    /// How many messages from the page's start have their outcome without a gap: what a checkpoint may cover.
+    pub fn settled_prefix(&self) -> usize {
+        self.finals.iter().take_while(|fate| fate.is_some()).count()
+    }
+
+    /// Whether every message has its outcome.
+    pub fn is_complete(&self) -> bool {
+        self.settled_prefix() == self.finals.len()
+    }
+}

@@ -1,0 +1,249 @@
+//! Which messages go next. Pure: no clock, no channel; the batcher asks.
+//!
+//! Urgent pages first, then lists, then slices; within a class what failed before goes first, then pages in the order
+//! they came. A batch never mixes classes, but it may take from several pages, so that requests are full.
+
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, VecDeque},
+};
+
+use tokio::time::Instant;
+
+use super::page::Class;
+
+/// A page that is handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct PageId(pub u64);
+
+/// One message: a page and a place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ref {
+    pub page: PageId,
+    pub index: u32,
+}
+
+/// Messages that go in one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub class: Class,
+    pub messages: Vec<Ref>,
+    /// How often they were tried before.
+    pub tries: u8,
+}
+
+/// Everything that waits to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    fresh: [VecDeque<Fresh>; 3],
+    again: [VecDeque<Batch>; 3],
+    later: BinaryHeap<Later>,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Fresh {
+    page: PageId,
+    next: u32,
+    len: u32,
+}
+
+#[derive(Debug)]
+struct Later {
+    at: Instant,
+    sequence: u64,
+    batch: Batch,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// A page has come.
+    pub(super) fn push(&mut self, class: Class, page: PageId, len: usize) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.fresh[class as usize].push_back(Fresh { page, next: 0, len });
+    }
+
+    /// These go before anything fresh of their class.
+    pub(super) fn push_again(&mut self, batch: Batch) {
+        if !batch.messages.is_empty() {
+            self.again[batch.class as usize].push_front(batch);
+        }
+    }
+
+    /// These wait until `at`.
+    pub(super) fn push_later(&mut self, at: Instant, batch: Batch) {
+        if !batch.messages.is_empty() {
+            self.sequence += 1;
+            self.later.push(Later { at, sequence: self.sequence, batch });
+        }
+    }
+
+    /// When the next of those who wait comes due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.later.peek().map(|later| later.at)
+    }
+
+    /// Moves what is due to the front of its class.
+    pub(super) fn wake(&mut self, now: Instant) {
+        while self.later.peek().is_some_and(|later| later.at <= now) {
+            if let Some(later) = self.later.pop() {
+                self.again[later.batch.class as usize].push_back(later.batch);
+            }
+        }
+    }
+
+    /// The next messages, at most `max`, of the most urgent class that has any; only urgent ones if `urgent_only`.
+    /// `begin` is asked when a page's first message is about to be taken; a page that it declines is gone.
+    pub(super) fn take(&mut self, max: usize, urgent_only: bool, mut begin: impl FnMut(PageId) -> bool) -> Option<Batch> {
+        let classes = if urgent_only { &Class::ALL[..1] } else { &Class::ALL[..] };
+        classes.iter().find_map(|&class| self.take_again(class, max).or_else(|| self.take_fresh(class, max, &mut begin)))
+    }
+
+    fn take_again(&mut self, class: Class, max: usize) -> Option<Batch> {
+        let waiting = &mut self.again[class as usize];
+        let mut batch = waiting.pop_front()?;
+        if batch.messages.len() > max {
+            let rest = batch.messages.split_off(max);
+            waiting.push_front(Batch { messages: rest, ..batch });
+        }
+        Some(batch)
+    }
+
+    fn take_fresh(&mut self, class: Class, max: usize, begin: &mut impl FnMut(PageId) -> bool) -> Option<Batch> {
+        let pages = &mut self.fresh[class as usize];
+        let mut messages = Vec::new();
+        while let Some(page) = pages.front_mut()
+            && messages.len() < max
+        {
+            if page.next == 0 && !begin(page.page) {
+                pages.pop_front();
+                continue;
+            }
+            let n = u32::try_from(max - messages.len()).unwrap_or(u32::MAX).min(page.len - page.next);
+            messages.extend((page.next..page.next + n).map(|index| Ref { page: page.page, index }));
+            page.next += n;
+            if page.next == page.len {
+                pages.pop_front();
+            }
+        }
+        (!messages.is_empty()).then_some(Batch { class, messages, tries: 0 })
+    }
+
+    /// Takes back everything of a page that is not on the wire.
+    pub(super) fn withdraw(&mut self, withdrawn: PageId) {
+        for pages in &mut self.fresh {
+            pages.retain(|page| page.page != withdrawn);
+        }
+        let keep = |batch: &mut Batch| {
+            batch.messages.retain(|message| message.page != withdrawn);
+            !batch.messages.is_empty()
+        };
+        for waiting in &mut self.again {
+            waiting.retain_mut(keep);
+        }
+        let later = std::mem::take(&mut self.later).into_vec();
+        self.later = later.into_iter().filter_map(|mut later| keep(&mut later.batch).then_some(later)).collect();
+    }
+}
+
+// === impl Later === (the heap's greatest is the earliest)
+
+impl Ord for Later {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.sequence).cmp(&(self.at, self.sequence))
+    }
+}
+
+impl PartialOrd for Later {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Later {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Later {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn take(queue: &mut Queue, max: usize) -> Vec<(u64, u32)> {
+        let batch = queue.take(max, false, |_| true);
+        batch.map(|batch| batch.messages.iter().map(|message| (message.page.0, message.index)).collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn urgent_goes_first_then_lists_then_slices() {
+        let mut queue = Queue::default();
+        queue.push(Class::Slice, PageId(1), 2);
+        queue.push(Class::List, PageId(2), 2);
+        queue.push(Class::Urgent, PageId(3), 1);
+        assert_eq!(take(&mut queue, 10), [(3, 0)]);
+        assert_eq!(take(&mut queue, 10), [(2, 0), (2, 1)]);
+        assert_eq!(take(&mut queue, 10), [(1, 0), (1, 1)]);
+        assert_eq!(take(&mut queue, 10), []);
+    }
+
+    #[test]
+    fn requests_are_filled_across_pages() {
+        let mut queue = Queue::default();
+        queue.push(Class::Slice, PageId(1), 3);
+        queue.push(Class::Slice, PageId(2), 3);
+        assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
+        assert_eq!(take(&mut queue, 2), [(1, 2), (2, 0)]);
+        assert_eq!(take(&mut queue, 9), [(2, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn what_failed_before_goes_first_and_is_cut_to_size() {
+        let mut queue = Queue::default();
+        queue.push(Class::Slice, PageId(1), 4);
+        let batch = queue.take(3, false, |_| true).unwrap();
+        queue.push_again(batch);
+        assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
+        assert_eq!(take(&mut queue, 2), [(1, 2)]);
+        assert_eq!(take(&mut queue, 2), [(1, 3)]);
+    }
+
+    #[test]
+    fn a_withdrawn_page_is_gone_wherever_it_waits() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.push(Class::Slice, PageId(1), 2);
+        queue.push(Class::Slice, PageId(2), 2);
+        let mixed = queue.take(3, false, |_| true).unwrap();
+        queue.push_later(now, mixed.clone());
+        queue.push_later(now + Duration::from_secs(1), Batch { messages: mixed.messages[..2].to_vec(), ..mixed });
+        queue.withdraw(PageId(1));
+        queue.wake(now + Duration::from_secs(2));
+        assert_eq!(take(&mut queue, 9), [(2, 0)]);
+        assert_eq!(take(&mut queue, 9), [(2, 1)]);
+        assert_eq!(take(&mut queue, 9), []);
+    }
+
+    #[test]
+    fn a_page_that_is_declined_when_it_begins_is_not_sent() {
+        let mut queue = Queue::default();
+        queue.push(Class::Slice, PageId(1), 2);
+        queue.push(Class::Slice, PageId(2), 1);
+        let batch = queue.take(9, false, |page| page != PageId(1)).unwrap();
+        assert_eq!(batch.messages, [Ref { page: PageId(2), index: 0 }]);
+    }
+
+    #[test]
+    fn seats_kept_for_urgent_take_nothing_else() {
+        let mut queue = Queue::default();
+        queue.push(Class::List, PageId(1), 1);
+        assert_eq!(queue.take(9, true, |_| true), None);
+        queue.push(Class::Urgent, PageId(2), 1);
+        assert!(queue.take(9, true, |_| true).is_some());
+    }
+}

@@ -1,0 +1,75 @@
+//! Whether a provider's route is open for this instance.
+//!
+//! The state that counts lies in the store, where every instance and every operator sees it. This is this instance's
+//! copy of it, and the way a refusal of our credentials gets there: the gate closes at once, the row follows.
+
+use tokio::sync::{mpsc, watch};
+
+/// Whether requests may start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// They may.
+    Open,
+    /// They may not: `paused`, `halted`, `braked`, or `disabled` by the switch.
+    Closed {
+        /// The state's word.
+        state: &'static str,
+    },
+}
+
+/// The engine's side of a route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    gate: watch::Sender<Gate>,
+    halts: mpsc::Sender<String>,
+}
+
+/// The keeper's side: whoever mirrors the store's row.
+#[derive(Debug)]
+pub struct Keeper {
+    gate: watch::Sender<Gate>,
+    halts: mpsc::Receiver<String>,
+}
+
+/// A route that is closed until its keeper has seen the row.
+pub fn route() -> (Route, Keeper) {
+    let gate = watch::Sender::new(Gate::Closed { state: "unknown" });
+    let (halt, halts) = mpsc::channel(1);
+    (Route { gate: gate.clone(), halts: halt }, Keeper { gate, halts })
+}
+
+// === impl Route ===
+
+impl Route {
+    /// Closes the gate now and asks the keeper to write it down. Called once for many refusals at the same time.
+    pub fn halt(&self, why: &str) {
+        self.gate.send_replace(Gate::Closed { state: "halted" });
+        // A full channel holds an earlier refusal that says the same.
+        let _noted_before = self.halts.try_send(why.to_owned());
+    }
+
+    /// Follows the gate.
+    pub fn gate(&self) -> watch::Receiver<Gate> {
+        self.gate.subscribe()
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// What the row says. Ignored while a halt waits to be written: the row is older than the refusal.
+    pub fn follow(&self, gate: Gate) {
+        if self.halts.is_empty() {
+            self.gate.send_if_modified(|current| {
+                let changed = *current != gate;
+                *current = gate;
+                changed
+            });
+        }
+    }
+
+    /// The next refusal to be written to the row; `None` when the engine has ended.
+    pub async fn halted(&mut self) -> Option<String> {
+        self.halts.recv().await
+    }
+}

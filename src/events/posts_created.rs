@@ -1,0 +1,102 @@
+//! `posts-created`: a post, or that it is taken back.
+
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    Unreadable,
+    fields::{self, Id, Text},
+    json,
+};
+use crate::domain::{Post, PostEvent, PostId, UserId};
+
+/// How many users a post may name.
+pub const USERS_MAX: usize = 100_000;
+
+/// Reads a record.
+///
+/// # Errors
+/// The record tells of no post.
+pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<PostEvent, Unreadable> {
+    match json::event_of(value)?.as_deref() {
+        None | Some("posted") => json::object::<Posted>(value)?.post().map(PostEvent::Posted),
+        Some("cancelled") => {
+            let Cancelled { post_id } = json::object(value)?;
+            Ok(PostEvent::Cancelled(PostId::new(post_id.0)))
+        }
+        Some(word) => Err(json::unknown_event(word, "posted, cancelled")),
+    }
+}
+
+pub(super) fn schema() -> Schema {
+    schema_for!(Event)
+}
+
+/// A post that people are told of. Every name may be written in snake_case too.
+#[derive(JsonSchema)]
+#[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
+#[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
+enum Event {
+    /// Somebody has posted.
+    Posted(Posted),
+    /// What has not been sent yet is not sent.
+    Cancelled(Cancelled),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+struct Posted {
+    /// The same post twice is one broadcast.
+    #[serde(alias = "post_id")]
+    post_id: Id,
+    /// Is not told.
+    #[serde(default, alias = "author_id", deserialize_with = "fields::optional")]
+    author_id: Option<Id>,
+    #[serde(default, alias = "author_name", deserialize_with = "fields::optional")]
+    author_name: Option<Text>,
+    #[serde(default, deserialize_with = "fields::optional")]
+    title: Option<Text>,
+    #[serde(default, deserialize_with = "fields::optional")]
+    body: Option<Text>,
+    /// What the app receives beside the text; goes over `post_id` and `screen`.
+    #[serde(default, deserialize_with = "fields::data")]
+    data: Map<String, Value>,
+    /// Absent = everybody but the author.
+    #[serde(default)]
+    audience: Option<Audience>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(expecting = "an object")]
+struct Audience {
+    /// Who is told.
+    #[schemars(length(max = USERS_MAX))]
+    users: Vec<Id>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+struct Cancelled {
+    /// Which post.
+    #[serde(alias = "post_id")]
+    post_id: Id,
+}
+
+impl Posted {
+    fn post(self) -> Result<Post, Unreadable> {
+        let audience = self.audience.map(|audience| audience.users);
+        if let Some(users) = audience.as_ref().filter(|users| users.len() > USERS_MAX) {
+            return Err(json::invalid("audience.users", format_args!("{} users, at most {USERS_MAX} are allowed", users.len())));
+        }
+        Ok(Post {
+            id: PostId::new(self.post_id.0),
+            author: self.author_id.map(|id| UserId::new(id.0)),
+            author_name: self.author_name.map(|text| text.0),
+            title: self.title.map(|text| text.0),
+            body: self.body.map(|text| text.0),
+            data: self.data,
+            audience: audience.map(|users| users.into_iter().map(|id| UserId::new(id.0)).collect()),
+        })
+    }
+}

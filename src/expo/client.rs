@@ -1,0 +1,211 @@
+//! Requests to Expo.
+//!
+//! **Invariant:** a request is made once. Whether to try again is not decided here.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use reqwest::{
+    Url,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
+    redirect,
+};
+use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
+
+use super::{
+    Settings,
+    verdict::{self, Answer},
+    wire::{Body, Request},
+};
+use crate::{
+    delivery::{
+        Message, PayloadRefused, Provider, Receipt, Receipts, Reply, Verdict,
+        answer::{causes, retry_after},
+    },
+    domain::{Dependency, Notification, ProviderId, Token, Unavailable},
+    metrics::Metrics,
+};
+
+/// What one request may carry.
+const BATCH_MAX: usize = 100;
+
+/// Expo's answer to 1,000 receipts is below 200 KB.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// Expo's push service.
+#[derive(Debug)]
+pub struct Expo {
+    http: reqwest::Client,
+    send_url: Url,
+    receipts_url: Url,
+    dead_token_errors: Vec<String>,
+    metrics: Arc<Metrics>,
+}
+
+/// The settings are no way to reach Expo.
+#[derive(Debug, thiserror::Error)]
+pub enum Misconfigured {
+    /// `expo.url` is no URL of HTTP.
+    #[error("expo.url is no http:// or https:// URL: {0:?}")]
+    Url(String),
+    /// `expo.access_token` can't stand in a header.
+    #[error("expo.access_token has characters that a header can't carry")]
+    AccessToken,
+    /// TLS could not be set up.
+    #[error("the HTTP client could not be made: {}", causes(.0))]
+    Client(#[source] reqwest::Error),
+}
+
+/// There was no answer.
+struct NoAnswer {
+    ambiguous: bool,
+    why: String,
+}
+
+// === impl Expo ===
+
+impl Expo {
+    /// A client for these settings. Connects when the first request is made.
+    ///
+    /// # Errors
+    /// The URL or the access token can't be used.
+    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Misconfigured> {
+        let send_url = http_url(&settings.url).ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
+        let receipts_url = send_url.join("getReceipts").map_err(|_| Misconfigured::Url(settings.url.clone()))?;
+
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if !settings.access_token.expose_secret().is_empty() {
+            let bearer = format!("Bearer {}", settings.access_token.expose_secret());
+            let mut bearer = HeaderValue::try_from(bearer).map_err(|_| Misconfigured::AccessToken)?;
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
+
+        let mut http = reqwest::Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("pushcast/", env!("CARGO_PKG_VERSION")))
+            // A redirected POST may become a GET; an answer we don't know is said to be one.
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT_MAX.min(settings.request_timeout / 2))
+            .timeout(settings.request_timeout)
+            .pool_max_idle_per_host(settings.requests_in_flight);
+        if send_url.scheme() == "http" {
+            http = http.http1_only();
+        }
+        Ok(Self {
+            http: http.build().map_err(Misconfigured::Client)?,
+            send_url,
+            receipts_url,
+            dead_token_errors: settings.dead_token_errors.clone(),
+            metrics,
+        })
+    }
+
+    /// One request, counted and timed.
+    async fn ask(&self, url: &Url, request: Request) -> Result<Answer<Bytes>, NoAnswer> {
+        let started = Instant::now();
+        let answer = self.exchange(url, request).await;
+        let took = started.elapsed().as_secs_f64();
+        let provider = ProviderId::Expo.label();
+        self.metrics.provider_request_duration_seconds.with_label_values(&[provider]).observe(took);
+        let status = answer.as_ref().map_or_else(|_| "none".to_owned(), |answer| answer.status.to_string());
+        self.metrics.provider_requests_total.with_label_values(&[provider, status.as_str()]).inc();
+        answer
+    }
+
+    async fn exchange(&self, url: &Url, request: Request) -> Result<Answer<Bytes>, NoAnswer> {
+        let mut post = self.http.post(url.clone()).body(request.bytes);
+        if request.gzipped {
+            post = post.header(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let mut response = post.send().await.map_err(NoAnswer::of)?;
+        let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()), Timestamp::now());
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(NoAnswer::of)? {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(NoAnswer { ambiguous: true, why: format!("HTTP {status} with more than {ANSWER_BYTES_MAX} bytes") });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, retry_after, body: body.freeze() })
+    }
+
+    fn count_unrecognised(&self, reply: &Reply) {
+        let count = match reply {
+            Reply::Unrecognised { .. } => 1,
+            Reply::Each(verdicts) => verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Unrecognised { .. })).count(),
+            _ => 0,
+        };
+        if count > 0 {
+            self.metrics.unrecognised_answers_total.with_label_values(&[ProviderId::Expo.label()]).inc_by(count as u64);
+        }
+    }
+}
+
+impl Provider for Expo {
+    type Body = Body;
+
+    fn id(&self) -> ProviderId {
+        ProviderId::Expo
+    }
+
+    fn batch_max(&self) -> usize {
+        BATCH_MAX
+    }
+
+    fn body(&self, notification: &Notification) -> Result<Body, PayloadRefused> {
+        Body::of(notification)
+    }
+
+    async fn send(&self, messages: &[Message<Body>]) -> Reply {
+        if messages.is_empty() {
+            return Reply::Each(Vec::new());
+        }
+        let reply = match self.ask(&self.send_url, Request::send(messages)).await {
+            Ok(answer) => {
+                let tokens: Vec<&Token> = messages.iter().map(|message| &message.token).collect();
+                verdict::reply(&answer, &tokens, &self.dead_token_errors)
+            }
+            Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
+        };
+        self.count_unrecognised(&reply);
+        reply
+    }
+}
+
+impl Receipts for Expo {
+    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+        if tickets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unavailable = |why: String| Unavailable {
+            dependency: Dependency::Provider,
+            context: format!("asking Expo for {} receipts", tickets.len()),
+            source: Some(why.into()),
+        };
+        let request = Request::receipts(tickets).map_err(|error| unavailable(error.to_string()))?;
+        let answer = self.ask(&self.receipts_url, request).await.map_err(|no| unavailable(no.why))?;
+        verdict::receipts(&answer, &self.dead_token_errors).map_err(unavailable)
+    }
+}
+
+// === impl NoAnswer ===
+
+impl NoAnswer {
+    /// A connection that was never made carried nothing; after that, nobody knows.
+    fn of(error: reqwest::Error) -> Self {
+        Self { ambiguous: !error.is_connect(), why: causes(&error.without_url()) }
+    }
+}
+
+fn http_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text.trim_end_matches('/')).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+}

@@ -1,0 +1,324 @@
+//! The OAuth token that FCM wants with every message.
+//!
+//! One task fetches it, renews it well before its end and publishes it; senders read the latest one and never fetch.
+//! yup-oauth2 signs and asks; what it leaves open is done here: it has no single flight, so that only the one task asks;
+//! it keeps an answer without a token for ever, so that every fetch is a forced one and no token is an error; it has no
+//! time-out.
+//!
+//! When FCM refuses a token, the sender names the token that was refused. However many do, the task fetches once: a
+//! token is renewed only if it is the one that was refused.
+
+use std::{fmt, future::Future, path::Path, time::Duration};
+
+use jiff::Timestamp;
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::{info, warn};
+use yup_oauth2::{ServiceAccountAuthenticator, ServiceAccountKey, authenticator::DefaultAuthenticator, error::AuthErrorCode};
+
+use super::{Settings, wire::ServiceAccountFile};
+use crate::delivery::answer::causes;
+
+const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+
+/// How long the token endpoint may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a sender waits for the first token.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+
+/// Two fetches are at least that far apart, even if FCM refuses every token we show.
+const FETCHES_APART: Duration = Duration::from_secs(1);
+
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What a token lives that does not say how long: what Google gives.
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// A service account: who we are to Google.
+pub(super) struct Account {
+    pub project_id: String,
+    key: ServiceAccountKey,
+}
+
+/// The credentials can't be used as they are.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum BadCredentials {
+    #[error("fcm.credentials_file {path} can't be read: {source}")]
+    Unreadable { path: String, source: std::io::Error },
+    #[error("fcm.credentials_file {path} is no service account's JSON: line {line}, column {column}")]
+    NotJson { path: String, line: usize, column: usize },
+    #[error("the credentials of FCM lack {field} ({place})")]
+    Lacks { field: &'static str, place: String },
+    #[error("the credentials of FCM can't be used: {0}")]
+    Unusable(std::io::Error),
+}
+
+/// A token to show to FCM, as the header has it. `Debug` does not print it.
+#[derive(Clone, Debug)]
+pub(super) struct Credential {
+    /// `Bearer …`, marked sensitive.
+    pub bearer: HeaderValue,
+    /// Counts the tokens of this process, from 1.
+    generation: u64,
+    expires_at: Instant,
+}
+
+/// There is no token to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NoCredential {
+    /// Google refused *us*: asking again won't help.
+    pub refused: bool,
+    /// For the log.
+    pub why: String,
+}
+
+/// The latest token, kept fresh by a task that ends with this.
+pub(super) struct TokenSource {
+    state: watch::Receiver<State>,
+    /// The generation that FCM refused last.
+    rejected: watch::Sender<u64>,
+    _renewal: JoinSet<()>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    credential: Option<Credential>,
+    /// What the last fetch failed with.
+    failure: Option<NoCredential>,
+    fetches: u64,
+}
+
+/// A token as it was fetched.
+struct Fresh {
+    token: SecretString,
+    lifetime: Duration,
+}
+
+// === impl Account ===
+
+impl Account {
+    /// The account of these settings; the file goes before the parts. `None` where there are neither.
+    ///
+    /// # Errors
+    /// Something is there, and it is not enough.
+    pub(super) async fn load(settings: &Settings) -> Result<Option<Self>, BadCredentials> {
+        let own = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (parts, place) = if !settings.credentials_file.is_empty() {
+            let path = settings.credentials_file.as_str();
+            let mut file = read(Path::new(path)).await?;
+            file.project_id = own(&settings.project_id).or(file.project_id);
+            (file, path.to_owned())
+        } else if !settings.client_email.is_empty() || !settings.private_key.expose_secret().is_empty() {
+            let parts = ServiceAccountFile {
+                project_id: own(&settings.project_id),
+                private_key: own(settings.private_key.expose_secret()),
+                client_email: own(&settings.client_email),
+                token_uri: own(&settings.token_url),
+            };
+            (parts, "given in parts".to_owned())
+        } else {
+            return Ok(None);
+        };
+        Self::of(parts, &place).map(Some)
+    }
+
+    fn of(parts: ServiceAccountFile, place: &str) -> Result<Self, BadCredentials> {
+        let required = |field, value: Option<String>| {
+            value.filter(|value| !value.is_empty()).ok_or_else(|| BadCredentials::Lacks { field, place: place.to_owned() })
+        };
+        let project_id = required("project_id", parts.project_id)?;
+        let key = ServiceAccountKey {
+            key_type: None,
+            project_id: Some(project_id.clone()),
+            private_key_id: None,
+            // Environment files can't hold line breaks, so there they are written as two characters, often in quotes.
+            private_key: required("private_key", parts.private_key)?.trim_matches('"').replace("\\n", "\n"),
+            client_email: required("client_email", parts.client_email)?,
+            client_id: None,
+            auth_uri: None,
+            token_uri: required("token_uri", parts.token_uri)?,
+            auth_provider_x509_cert_url: None,
+            client_x509_cert_url: None,
+        };
+        Ok(Self { project_id, key })
+    }
+}
+
+async fn read(path: &Path) -> Result<ServiceAccountFile, BadCredentials> {
+    let shown = path.display().to_string();
+    let bytes = tokio::fs::read(path).await.map_err(|source| BadCredentials::Unreadable { path: shown.clone(), source })?;
+    // serde's own message may quote the file, and the file holds the key.
+    serde_json::from_slice(&bytes).map_err(|error| BadCredentials::NotJson { path: shown, line: error.line(), column: error.column() })
+}
+
+// === impl TokenSource ===
+
+impl TokenSource {
+    /// Begins to fetch.
+    ///
+    /// # Errors
+    /// The private key is none, or the machine has no certificates to trust.
+    pub(super) async fn start(account: Account) -> Result<Self, BadCredentials> {
+        let google = ServiceAccountAuthenticator::builder(account.key).build().await.map_err(BadCredentials::Unusable)?;
+        Ok(Self::keep(move || {
+            let google = google.clone();
+            async move { fetch(&google).await }
+        }))
+    }
+
+    fn keep<F, Fut>(fetch: F) -> Self
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Fresh, NoCredential>> + Send + 'static,
+    {
+        let (publish, state) = watch::channel(State::default());
+        let (rejected, refusals) = watch::channel(0);
+        let mut renewal = JoinSet::new();
+        renewal.spawn(renew(fetch, publish, refusals));
+        Self { state, rejected, _renewal: renewal }
+    }
+
+    /// The latest token. Waits for the first one only, and not for long.
+    pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
+        if let Some(credential) = &self.state.borrow().credential {
+            return Ok(credential.clone());
+        }
+        let mut state = self.state.clone();
+        let first = timeout(FIRST_WAIT, state.wait_for(|state| state.credential.is_some() || state.failure.is_some())).await;
+        match first {
+            Ok(Ok(state)) => state.usable(),
+            Ok(Err(_)) | Err(_) => Err(NoCredential { refused: false, why: format!("no OAuth token within {FIRST_WAIT:?}") }),
+        }
+    }
+
+    /// A token that is newer than this one, which FCM refused. Waits until the next fetch has ended.
+    pub(super) async fn after(&self, refused: &Credential) -> Result<Credential, NoCredential> {
+        let mut state = self.state.clone();
+        let fetches = state.borrow_and_update().fetches;
+        self.rejected.send_if_modified(|rejected| {
+            let newer = refused.generation > *rejected;
+            *rejected = refused.generation.max(*rejected);
+            newer
+        });
+        let renewed = |state: &State| state.credential.as_ref().is_some_and(|credential| credential.generation > refused.generation);
+        match state.wait_for(|state| renewed(state) || state.fetches > fetches).await {
+            Ok(state) if renewed(&state) => state.usable(),
+            Ok(state) => Err(state.failure.clone().unwrap_or_else(NoCredential::ended)),
+            Err(_) => Err(NoCredential::ended()),
+        }
+    }
+}
+
+impl State {
+    fn usable(&self) -> Result<Credential, NoCredential> {
+        self.credential.clone().ok_or_else(|| self.failure.clone().unwrap_or_else(NoCredential::ended))
+    }
+}
+
+impl NoCredential {
+    fn ended() -> Self {
+        Self { refused: false, why: "no OAuth token".to_owned() }
+    }
+}
+
+/// Fetches, publishes, waits; for ever.
+async fn renew<F, Fut>(fetch: F, publish: watch::Sender<State>, mut rejected: watch::Receiver<u64>)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<Fresh, NoCredential>>,
+{
+    let (mut generation, mut failures) = (0, 0);
+    loop {
+        let fetched = fetch().await.and_then(|fresh| Ok((bearer(&fresh.token)?, fresh.lifetime)));
+        let now = Instant::now();
+        match fetched {
+            Ok((bearer, lifetime)) => {
+                (generation, failures) = (generation + 1, 0);
+                info!(lifetime = ?lifetime, "Fetched OAuth token {generation} for FCM");
+                let credential = Credential { bearer, generation, expires_at: now + lifetime };
+                publish.send_modify(|state| {
+                    *state = State { credential: Some(credential), failure: None, fetches: state.fetches + 1 };
+                });
+                let refused = async {
+                    let _ends_with_the_source = rejected.wait_for(|rejected| *rejected >= generation).await.is_err();
+                    sleep_until(now + FETCHES_APART).await;
+                };
+                tokio::select! {
+                    () = sleep(renew_after(lifetime)) => {}
+                    () = refused => {}
+                }
+            }
+            Err(failure) => {
+                let wait = retry_after(failures, rand::random());
+                failures += 1;
+                warn!(failures, "No OAuth token for FCM, trying again in {wait:?}: {}", failure.why);
+                publish.send_modify(|state| {
+                    state.fetches += 1;
+                    state.failure = Some(failure);
+                    // A token that is still good is still shown.
+                    state.credential.take_if(|credential| credential.expires_at <= now || credential.generation <= *rejected.borrow());
+                });
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// A token is renewed after five sixths of its life: 50 minutes of Google's hour.
+fn renew_after(lifetime: Duration) -> Duration {
+    lifetime.mul_f64(5.0 / 6.0).max(FETCHES_APART)
+}
+
+/// 1 s, 2 s, 4 s … 60 s, less up to half of it by `jitter` in 0..1.
+fn retry_after(failures: u32, jitter: f64) -> Duration {
+    let step = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_MAX);
+    step.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+async fn fetch(google: &DefaultAuthenticator) -> Result<Fresh, NoCredential> {
+    let unreachable = |why| NoCredential { refused: false, why };
+    let token = timeout(FETCH_TIMEOUT, google.force_refreshed_token(&[SCOPE]))
+        .await
+        .map_err(|_| unreachable(format!("the token endpoint did not answer within {FETCH_TIMEOUT:?}")))?
+        .map_err(|error| NoCredential { refused: is_refusal(&error), why: causes(&error) })?;
+    let text = token.token().filter(|text| !text.is_empty());
+    let text = text.ok_or_else(|| unreachable("the token endpoint answered without a token".to_owned()))?;
+    let lifetime = token.expiration_time().map_or(LIFETIME, |end| {
+        let seconds = end.unix_timestamp().saturating_sub(Timestamp::now().as_second());
+        Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+    });
+    Ok(Fresh { token: text.into(), lifetime })
+}
+
+/// Whether Google says that it won't have this account, rather than that it has trouble of its own.
+fn is_refusal(error: &yup_oauth2::Error) -> bool {
+    use AuthErrorCode::{AccessDenied, InvalidClient, InvalidGrant, UnauthorizedClient};
+    matches!(
+        error,
+        yup_oauth2::Error::AuthError(said)
+            if matches!(said.error, InvalidClient | InvalidGrant | UnauthorizedClient | AccessDenied)
+    )
+}
+
+fn bearer(token: &SecretString) -> Result<HeaderValue, NoCredential> {
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
+        .map_err(|_| NoCredential { refused: false, why: "the OAuth token can't stand in a header".to_owned() })?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenSource").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! What an answer of FCM means: a table, told everything it needs. No side effects; tests are rows.
+//!
+//! FCM's own error code decides before the HTTP status does: a 404 may be a dead token or a wrong project, a 403 a token
+//! of another project or a missing permission. A token is dead only where FCM's own code says so of *it*.
+
+use std::time::Duration;
+
+use super::wire::{Failure, Taken};
+use crate::{
+    delivery::{Reply, Verdict, answer::words},
+    domain::Token,
+};
+
+/// The one form of `INVALID_ARGUMENT` that speaks of the token.
+const NO_TOKEN: &str = "The registration token is not a valid FCM registration token";
+
+/// An answer as far as its meaning goes.
+pub(super) struct Answer<B> {
+    /// HTTP status.
+    pub status: u16,
+    /// What `Retry-After` asks for.
+    pub retry_after: Option<Duration>,
+    /// As it came.
+    pub body: B,
+}
+
+/// What FCM said to a message to this token.
+pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, token: &Token) -> Reply {
+    let Answer { status, retry_after, .. } = *answer;
+    let body = answer.body.as_ref();
+    if (200..=299).contains(&status) {
+        return match serde_json::from_slice::<Taken<'_>>(body) {
+            Ok(_) => one(Verdict::Accepted { ticket: None }),
+            Err(_) => Reply::Down { ambiguous: true, retry_after, why: said(status, body, token) },
+        };
+    }
+    let failure = Failure::parse(body);
+    let code = failure.as_ref().and_then(Failure::fcm_code).unwrap_or_default();
+    let why = failure.as_ref().map_or_else(
+        || said(status, body, token),
+        |failure| format!("HTTP {status} {} {code}: {}", failure.status, words(&failure.message, [token])),
+    );
+    match (status, code) {
+        // A token of another project looks just as dead as one of ours; when many do, the brake is what tells.
+        (_, "UNREGISTERED" | "SENDER_ID_MISMATCH") => one(Verdict::Dead { reason: code.to_owned() }),
+        // The key that Firebase holds for APNs is wrong: other platforms go on.
+        (_, "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR") => one(Verdict::CredentialsRefused { why }),
+        (429, _) | (_, "QUOTA_EXCEEDED") => {
+            if failure.as_ref().is_some_and(is_devices_quota) {
+                one(Verdict::DeviceBusy { retry_after })
+            } else {
+                Reply::Throttled { retry_after }
+            }
+        }
+        (408 | 500..=599, _) | (_, "UNAVAILABLE" | "INTERNAL") => Reply::Down { ambiguous: true, retry_after, why },
+        (400, _) => match &failure {
+            Some(failure) => bad_request(failure, code, why),
+            // A proxy's page: FCM itself answers in JSON.
+            None => Reply::Down { ambiguous: true, retry_after, why },
+        },
+        // A bare 404 among them: the path names a project that does not exist.
+        (401 | 403, _) | (404, "") => Reply::CredentialsRefused { why },
+        _ => Reply::Unrecognised { status, why },
+    }
+}
+
+fn bad_request(failure: &Failure<'_>, code: &str, why: String) -> Reply {
+    if code == "INVALID_ARGUMENT" && failure.message.trim_end_matches('.') == NO_TOKEN {
+        return one(Verdict::Dead { reason: code.to_owned() });
+    }
+    let mut wrong = failure.wrong_fields().peekable();
+    // What is wrong with the payload is wrong for everybody; what is wrong with the target is not.
+    if wrong.peek().is_some() && wrong.any(|field| !matches!(field, "message.token" | "message.fid")) {
+        return one(Verdict::PayloadRefused { why });
+    }
+    Reply::Refused { why }
+}
+
+/// Whether the quota that is used up is one device's. FCM has device, topic and project quotas and says which in
+/// `QuotaFailure`; a project's rate limit may come without.
+fn is_devices_quota(failure: &Failure<'_>) -> bool {
+    let mut quotas = failure.violated_quotas().peekable();
+    quotas.peek().is_some() && quotas.all(|quota| quota.contains("device") || !(quota.contains("project") || quota.contains("topic")))
+}
+
+fn one(verdict: Verdict) -> Reply {
+    Reply::Each(vec![verdict])
+}
+
+fn said(status: u16, body: &[u8], token: &Token) -> String {
+    format!("HTTP {status}: {}", words(&String::from_utf8_lossy(body), [token]))
+}
+
+#[cfg(test)]
+mod tests;

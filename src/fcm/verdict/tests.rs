@@ -1,0 +1,159 @@
+//! The bodies are FCM's own, from its documentation and from the issues of those who met them.
+
+use super::*;
+
+const WAIT: Option<Duration> = Some(Duration::from_secs(9));
+
+fn token() -> Token {
+    Token::parse(&format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134))).unwrap()
+}
+
+fn to(status: u16, body: &str) -> Reply {
+    reply(&Answer { status, retry_after: WAIT, body }, &token())
+}
+
+/// An error body as FCM writes them.
+fn error(code: u16, status: &str, message: &str, details: &str) -> String {
+    format!(r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#)
+}
+
+fn fcm(code: &str) -> String {
+    format!(r#"{{"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError","errorCode":"{code}"}}"#)
+}
+
+fn dead(reason: &str) -> Reply {
+    Reply::Each(vec![Verdict::Dead { reason: reason.to_owned() }])
+}
+
+#[test]
+fn a_message_with_a_name_was_taken() {
+    let taken = Reply::Each(vec![Verdict::Accepted { ticket: None }]);
+    assert_eq!(to(200, r#"{"name":"projects/myproject/messages/0:1500415314455276%31bd1c9631bd1c96"}"#), taken);
+    assert_eq!(to(200, r#"{"name":"projects/myproject/messages/fake_message_id"}"#), taken);
+}
+
+#[test]
+fn a_success_that_makes_no_sense_is_ambiguous() {
+    for body in ["", "{}", "<html>"] {
+        assert!(matches!(to(200, body), Reply::Down { ambiguous: true, .. }), "{body}");
+    }
+}
+
+#[test]
+fn an_unregistered_token_is_dead() {
+    assert_eq!(to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &fcm("UNREGISTERED"))), dead("UNREGISTERED"));
+}
+
+#[test]
+fn a_detail_we_cannot_read_hides_no_other() {
+    let details = format!(r#"{{"@type":5,"violations":"x"}},{}"#, fcm("UNREGISTERED"));
+    assert_eq!(to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &details)), dead("UNREGISTERED"));
+}
+
+#[test]
+fn a_bare_404_is_a_wrong_project_and_no_dead_token() {
+    for body in [error(404, "NOT_FOUND", "Requested entity was not found.", ""), "<html>404</html>".into(), String::new()] {
+        assert!(matches!(to(404, &body), Reply::CredentialsRefused { .. }), "{body}");
+    }
+}
+
+#[test]
+fn an_invalid_argument_is_a_dead_token_only_in_its_one_form() {
+    let no_token = "The registration token is not a valid FCM registration token";
+    assert_eq!(to(400, &error(400, "INVALID_ARGUMENT", no_token, &fcm("INVALID_ARGUMENT"))), dead("INVALID_ARGUMENT"));
+    // Without FCM's own code, or with other words, it is not.
+    assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", no_token, "")), Reply::Refused { .. }));
+    let other = "Request contains an invalid argument.";
+    assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", other, &fcm("INVALID_ARGUMENT"))), Reply::Refused { .. }));
+}
+
+#[test]
+fn a_wrong_field_of_the_payload_is_everybodys_and_a_wrong_target_is_not() {
+    let violation = |field: &str| {
+        let bad = format!(
+            r#"{{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[{{"field":"{field}","description":"Invalid value at '{field}' (TYPE_STRING), 12"}}]}}"#
+        );
+        to(400, &error(400, "INVALID_ARGUMENT", "Invalid value at 'message.data[0].value' (TYPE_STRING), 12", &bad))
+    };
+    assert!(
+        matches!(&violation("message.data[0].value"), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::PayloadRefused { .. }]))
+    );
+    assert!(matches!(violation("message.token"), Reply::Refused { .. }));
+    assert!(matches!(violation("message.fid"), Reply::Refused { .. }));
+}
+
+#[test]
+fn a_token_of_another_project_is_dead() {
+    assert_eq!(to(403, &error(403, "PERMISSION_DENIED", "SenderId mismatch", &fcm("SENDER_ID_MISMATCH"))), dead("SENDER_ID_MISMATCH"));
+}
+
+#[test]
+fn the_projects_quota_throttles_the_route() {
+    let throttled = Reply::Throttled { retry_after: WAIT };
+    let rate_limit = r#"{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"RATE_LIMIT_EXCEEDED","domain":"googleapis.com",
+        "metadata":{"quota_limit_value":"600000","consumer":"projects/1","quota_metric":"fcm.googleapis.com/send_requests","quota_unit":"1/min/{project}","quota_limit":"SendsPerMinutePerProject"}},
+        {"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Request a higher quota limit.","url":"https://cloud.google.com/docs/quotas/help/request_increase"}]}"#;
+    let message = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service 'fcm.googleapis.com' for consumer 'project_number:1'.";
+    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", message, rate_limit)), throttled);
+    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &fcm("QUOTA_EXCEEDED"))), throttled);
+    assert_eq!(to(429, "<html>"), throttled);
+    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"subject":"project:1","description":"Project quota exceeded"}]}"#;
+    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", quota)), throttled);
+    let none = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[]}"#;
+    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", none)), throttled);
+}
+
+#[test]
+fn a_devices_quota_parks_that_device() {
+    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"subject":"device:abc","description":"Device message rate exceeded"}]}"#;
+    let details = format!("{},{quota}", fcm("QUOTA_EXCEEDED"));
+    let busy = Reply::Each(vec![Verdict::DeviceBusy { retry_after: WAIT }]);
+    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &details)), busy);
+}
+
+#[test]
+fn a_server_error_is_ambiguous_and_waits_as_long_as_fcm_asks() {
+    for (status, body) in [
+        (503, error(503, "UNAVAILABLE", "The service is currently unavailable.", &fcm("UNAVAILABLE"))),
+        (500, error(500, "INTERNAL", "Internal error encountered.", &fcm("INTERNAL"))),
+        (502, "<html>502</html>".into()),
+        (504, String::new()),
+        (400, "<html>400</html>".into()),
+    ] {
+        let reply = to(status, &body);
+        assert!(matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. }), "{status} {reply:?}");
+    }
+}
+
+#[test]
+fn a_wrong_apns_key_concerns_that_platform_only() {
+    let body = error(401, "UNAUTHENTICATED", "Auth error from APNS or Web Push Service", &fcm("THIRD_PARTY_AUTH_ERROR"));
+    assert!(matches!(&to(401, &body), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }])));
+}
+
+#[test]
+fn our_own_credentials_halt_the_route() {
+    let unauthenticated = error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.", "");
+    let denied = error(403, "PERMISSION_DENIED", "Permission 'cloudmessaging.messages.create' denied", "");
+    assert!(matches!(to(401, &unauthenticated), Reply::CredentialsRefused { .. }));
+    assert!(matches!(to(403, &denied), Reply::CredentialsRefused { why } if why.contains("PERMISSION_DENIED")));
+}
+
+#[test]
+fn anything_else_is_unrecognised() {
+    for (status, body) in [(404, error(404, "NOT_FOUND", "?", &fcm("NOVELTY"))), (302, String::new()), (409, "{}".into())] {
+        assert!(matches!(to(status, &body), Reply::Unrecognised { status: told, .. } if told == status), "{status}");
+    }
+}
+
+#[test]
+fn no_reply_holds_a_token() {
+    let token = token();
+    for reply in [
+        to(400, &error(400, "INVALID_ARGUMENT", &format!("{} is bad", token.as_str()), "")),
+        to(409, token.as_str()),
+        to(503, token.as_str()),
+    ] {
+        assert!(!format!("{reply:?}").contains(token.as_str()), "{reply:?}");
+    }
+}

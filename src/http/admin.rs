@@ -1,0 +1,140 @@
+//! The admin listener: metrics, health, and what the commands ask a running process.
+//!
+//! It has no authentication and listens on this machine alone unless told otherwise. **Invariant:** an answer shows a
+//! token's hash, never the token.
+
+use std::{future::IntoFuture, io, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::{Health, Report};
+use crate::{
+    domain::{Registration, Token, TokenHash, Unavailable, UserId},
+    metrics::Metrics,
+    store::{Registry, TokenRow},
+    stream::Stop,
+};
+
+/// What the routes read.
+#[derive(Clone, Debug)]
+pub struct Admin<S> {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/ready`.
+    pub health: Health,
+    /// For `/inspect`.
+    pub store: S,
+}
+
+/// Answers until `stop`, and then what is being asked.
+///
+/// # Errors
+/// The listener broke.
+pub async fn serve<S: Registry>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
+    let stopped = async move { stop.wait().await };
+    axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
+}
+
+/// Every route of this listener.
+fn routes<S: Registry>(admin: Admin<S>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/live", get(async || "alive\n"))
+        .route("/ready", get(ready))
+        .route("/inspect/token/{token}", get(inspect_token))
+        .route("/inspect/user/{user}", get(inspect_user))
+        .with_state(admin)
+}
+
+async fn metrics<S: Registry>(State(admin): State<Admin<S>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.exposition())
+}
+
+async fn ready<S: Registry>(State(admin): State<Admin<S>>) -> impl IntoResponse {
+    let report = admin.health.report();
+    let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(told(&report)))
+}
+
+/// `{token}` is a token, or the hash that stands for it in logs.
+async fn inspect_token<S: Registry>(State(admin): State<Admin<S>>, Path(text): Path<String>) -> Result<Json<Value>, Refusal> {
+    let row = match (TokenHash::parse(&text), Token::parse(&text)) {
+        (Some(hash), _) => admin.store.inspect_hash(hash).await?,
+        (None, Ok(token)) => admin.store.inspect(&token).await?,
+        (None, Err(_)) => return Err(Refusal::NeitherTokenNorHash),
+    };
+    row.map(|row| Json(token_row(&row))).ok_or(Refusal::Unknown)
+}
+
+async fn inspect_user<S: Registry>(State(admin): State<Admin<S>>, Path(user): Path<String>) -> Result<Json<Value>, Refusal> {
+    let registrations = admin.store.tokens_of(&UserId::new(user.clone())).await?;
+    let tokens: Vec<_> = registrations.iter().map(registration).collect();
+    Ok(Json(json!({ "user": user, "tokens": tokens })))
+}
+
+/// Why a question has no answer.
+#[derive(Debug)]
+enum Refusal {
+    NeitherTokenNorHash,
+    Unknown,
+    Unavailable(Unavailable),
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, error) = match self {
+            Self::NeitherTokenNorHash => (StatusCode::BAD_REQUEST, "neither a token nor a token's hash (12 hexadecimal digits)".to_owned()),
+            Self::Unknown => (StatusCode::NOT_FOUND, "no such token was ever registered".to_owned()),
+            Self::Unavailable(unavailable) => (StatusCode::SERVICE_UNAVAILABLE, unavailable.to_string()),
+        };
+        (status, Json(json!({ "error": error }))).into_response()
+    }
+}
+
+fn told(report: &Report) -> Value {
+    let store = report.store.as_deref().unwrap_or("answers");
+    json!({ "ready": report.is_ready(), "store": store, "stages": report.stages, "details": report.details })
+}
+
+fn token_row(row: &TokenRow) -> Value {
+    let mut told = match &row.registration {
+        Some(active) => registration(active),
+        None => json!({ "token": row.token.hash().to_string(), "kind": row.token.kind().label() }),
+    };
+    told["active"] = row.registration.is_some().into();
+    told["version"] = row.version.as_i64().into();
+    told["reason"] = json!(row.reason);
+    told["createdAt"] = json!(row.created_at);
+    told["seenAt"] = json!(row.seen_at);
+    told
+}
+
+fn registration(registration: &Registration) -> Value {
+    let Registration { token, version, user, platform, device, device_info } = registration;
+    json!({
+        "token": token.hash().to_string(),
+        "kind": token.kind().label(),
+        "user": user.as_ref().map(UserId::as_str),
+        "platform": platform.map(|platform| platform.label()),
+        "device": device.as_ref().map(|device| device.as_str()),
+        "deviceInfo": device_info.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
+        "version": version.as_i64(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use std::net::SocketAddr;
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    domain::{Judged, Platform, TokenChange, Version},
+    store::Census,
+};
+
+const TOKEN: &str = "ExponentPushToken[ada-1]";
+
+/// A registry that knows Ada and her phone; or one that is away.
+#[derive(Clone)]
+struct Known {
+    away: bool,
+}
+
+impl Known {
+    fn phone() -> Registration {
+        Registration {
+            token: Token::parse(TOKEN).unwrap(),
+            version: Version::from_i64(42),
+            user: Some(UserId::new("ada")),
+            platform: Some(Platform::Ios),
+            device: None,
+            device_info: Some(r#"{"model":"iPhone15,2"}"#.to_owned()),
+        }
+    }
+
+    fn answer<T>(&self, answer: T) -> Result<T, Unavailable> {
+        if self.away { Err(Unavailable::store("looking", "no route")) } else { Ok(answer) }
+    }
+
+    fn row(&self, known: bool) -> Result<Option<TokenRow>, Unavailable> {
+        let row = || TokenRow {
+            token: Self::phone().token,
+            version: Version::from_i64(42),
+            registration: Some(Self::phone()),
+            reason: None,
+            created_at: None,
+            seen_at: None,
+        };
+        self.answer(known.then(row))
+    }
+}
+
+impl Registry for Known {
+    async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), Unavailable> {
+        self.answer(())
+    }
+    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, Unavailable> {
+        self.answer(if user.as_str() == "ada" { vec![Self::phone()] } else { vec![] })
+    }
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, Unavailable> {
+        self.answer(false)
+    }
+    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, Unavailable> {
+        self.row(*token == Self::phone().token)
+    }
+    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+        self.row(hash == Self::phone().token.hash())
+    }
+    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+        self.answer(vec![])
+    }
+}
+
+/// Serves while `questions` are asked, and ends in good order.
+async fn serving(store: Known, questions: impl AsyncFnOnce(SocketAddr, &Health)) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, health, stop) = (listener.local_addr().unwrap(), Health::new(["tokens"]), CancellationToken::new());
+    let admin = Admin { metrics: Arc::new(Metrics::new()), health: health.clone(), store };
+    let asking = async {
+        questions(address, &health).await;
+        stop.cancel();
+    };
+    let (served, ()) = tokio::join!(serve(listener, admin, Stop::of(stop.clone())), asking);
+    served.unwrap();
+}
+
+/// The status and the body of an answer.
+async fn ask(address: SocketAddr, path: &[&str]) -> (u16, String) {
+    let mut url = reqwest::Url::parse(&format!("http://{address}")).unwrap();
+    url.path_segments_mut().unwrap().extend(path);
+    let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn ask_json(address: SocketAddr, path: &[&str]) -> (u16, Value) {
+    let (status, body) = ask(address, path).await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test]
+async fn ready_follows_the_stages_and_tells_why_not() {
+    serving(Known { away: false }, async |address, health: &Health| {
+        health.store(Ok(()));
+        let (status, told) = ask_json(address, &["ready"]).await;
+        assert_eq!((status, told), (503, json!({"ready": false, "store": "answers", "stages": {"tokens": false}, "details": {}})));
+
+        health.assigned("tokens", true);
+        health.detail("route.fcm", Some("halted: 401".to_owned()));
+        let (status, told) = ask_json(address, &["ready"]).await;
+        assert_eq!((status, &told["details"]["route.fcm"]), (200, &json!("halted: 401")));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_and_life_are_told_before_the_process_is_ready() {
+    serving(Known { away: true }, async |address, _: &Health| {
+        assert_eq!(ask(address, &["live"]).await, (200, "alive\n".to_owned()));
+        let (status, text) = ask(address, &["metrics"]).await;
+        assert!(status == 200 && text.contains("# TYPE pushcast_last_tick_timestamp_seconds gauge"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_is_found_by_itself_and_by_its_hash_and_shown_as_its_hash() {
+    serving(Known { away: false }, async |address, _: &Health| {
+        let hash = Token::parse(TOKEN).unwrap().hash().to_string();
+        let (status, told) = ask_json(address, &["inspect", "token", TOKEN]).await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            told,
+            json!({"token": hash, "kind": "expo", "user": "ada", "platform": "ios", "device": null, "version": 42, "active": true,
+                   "deviceInfo": {"model": "iPhone15,2"}, "reason": null, "createdAt": null, "seenAt": null})
+        );
+        assert_eq!(ask_json(address, &["inspect", "token", &hash]).await, (200, told));
+        assert_eq!(ask(address, &["inspect", "token", "ExponentPushToken[other]"]).await.0, 404);
+        assert_eq!(ask(address, &["inspect", "token", "nonsense"]).await.0, 400);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_users_tokens_are_shown_as_hashes_too() {
+    serving(Known { away: false }, async |address, _: &Health| {
+        let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
+        assert_eq!((status, told["tokens"].as_array().unwrap().len()), (200, 1));
+        assert!(!told.to_string().contains("ada-1"), "{told}");
+        assert_eq!(ask_json(address, &["inspect", "user", "bob/ö"]).await, (200, json!({"user": "bob/ö", "tokens": []})));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_said_to_be() {
+    serving(Known { away: true }, async |address, _: &Health| {
+        let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
+        assert_eq!((status, told), (503, json!({"error": "the store is unavailable: looking"})));
+    })
+    .await;
+}

@@ -1,0 +1,153 @@
+//! Whether this process does its work, as others can see it: fed by whoever knows, read by `/ready`.
+//!
+//! Ready = every stage has its assignment, perhaps an empty one, and the store answers. A route that is halted or braked
+//! is told as detail and makes nobody unready: a restart would not mend it.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{sleep, timeout};
+
+use crate::{domain::Unavailable, stream::Stop};
+
+/// How often the store is asked, and how long it may take to answer.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// The shared state. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Mutex<Report>>);
+
+/// The state at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Each enabled stage, and whether it has its assignment.
+    pub stages: BTreeMap<String, bool>,
+    /// `None` = the store answers; otherwise what is wrong with it.
+    pub store: Option<String>,
+    /// What else is worth knowing, by subject: `route.expo` → `halted: …`.
+    pub details: BTreeMap<String, String>,
+}
+
+// === impl Health ===
+
+impl Health {
+    /// No stage has its assignment yet, and the store has not been asked.
+    pub fn new<S: Into<String>>(stages: impl IntoIterator<Item = S>) -> Self {
+        Self(Arc::new(Mutex::new(Report {
+            stages: stages.into_iter().map(|stage| (stage.into(), false)).collect(),
+            store: Some("not asked yet".to_owned()),
+            details: BTreeMap::new(),
+        })))
+    }
+
+    /// The stage has its assignment, perhaps an empty one; or has lost its place in the group.
+    pub fn assigned(&self, stage: &str, has: bool) {
+        self.lock().stages.insert(stage.to_owned(), has);
+    }
+
+    /// What the store said when it was last asked.
+    pub fn store(&self, answer: Result<(), String>) {
+        self.lock().store = answer.err();
+    }
+
+    /// Sets the detail of a subject; `None` takes it out.
+    pub fn detail(&self, subject: &str, text: Option<String>) {
+        let details = &mut self.lock().details;
+        match text {
+            Some(text) => drop(details.insert(subject.to_owned(), text)),
+            None => drop(details.remove(subject)),
+        }
+    }
+
+    /// The state now.
+    pub fn report(&self) -> Report {
+        self.lock().clone()
+    }
+
+    /// Asks the store every two seconds, until `stop`. A store that does not answer within that time is away.
+    pub async fn ask_the_store<F>(&self, ping: impl Fn() -> F, stop: &Stop)
+    where
+        F: Future<Output = Result<(), Unavailable>>,
+    {
+        while !stop.is_set() {
+            self.store(match timeout(ASK_EVERY, ping()).await {
+                Ok(answer) => answer.map_err(|err| err.to_string()),
+                Err(_) => Err(format!("no answer within {ASK_EVERY:?}")),
+            });
+            tokio::select! {
+                () = stop.wait() => {}
+                () = sleep(ASK_EVERY) => {}
+            }
+        }
+    }
+
+    /// A panic cannot leave the report half-written: every write to it is one assignment.
+    fn lock(&self) -> MutexGuard<'_, Report> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Whether work can be expected of this process.
+    pub fn is_ready(&self) -> bool {
+        self.store.is_none() && self.stages.values().all(|assigned| *assigned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_ready_once_every_stage_is_assigned_and_the_store_answers() {
+        let health = Health::new(["tokens", "posts"]);
+        assert!(!health.report().is_ready());
+        health.store(Ok(()));
+        health.assigned("tokens", true);
+        assert!(!health.report().is_ready());
+        health.assigned("posts", true);
+        assert!(health.report().is_ready());
+        health.store(Err("away".to_owned()));
+        assert!(!health.report().is_ready());
+    }
+
+    #[test]
+    fn a_halted_route_makes_nobody_unready() {
+        let health = Health::new(["tokens"]);
+        health.store(Ok(()));
+        health.assigned("tokens", true);
+        health.detail("route.expo", Some("halted: 401".to_owned()));
+        assert!(health.report().is_ready());
+        health.detail("route.expo", None);
+        assert_eq!(health.report().details, BTreeMap::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_away_and_one_that_comes_back_is_there() {
+        let (health, token) = (Health::new(["tokens"]), tokio_util::sync::CancellationToken::new());
+        let hangs = std::sync::atomic::AtomicBool::new(true);
+        let ping = async || {
+            if hangs.load(std::sync::atomic::Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        };
+        let stop = Stop::of(token.clone());
+        let asking = health.ask_the_store(ping, &stop);
+        let watching = async {
+            sleep(ASK_EVERY + Duration::from_millis(1)).await;
+            assert_eq!(health.report().store.as_deref(), Some("no answer within 2s"));
+            hangs.store(false, std::sync::atomic::Ordering::SeqCst);
+            sleep(ASK_EVERY).await;
+            assert_eq!(health.report().store, None);
+            token.cancel();
+        };
+        tokio::join!(asking, watching);
+    }
+}

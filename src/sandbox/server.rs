@@ -1,0 +1,79 @@
+//! One listener that speaks HTTP/1.1 and HTTP/2 with prior knowledge.
+//!
+//! Not `axum::serve`: its connections outlive it, and it can't be told how many streams a connection may carry. A stop
+//! cuts every connection at once, as a provider that vanishes would.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// What FCM allows on a connection.
+const STREAMS_MAX: u32 = 100;
+
+/// Serves until `stop`.
+pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _peer)) => drop(connections.spawn(converse(stream, router.clone()))),
+            // Out of file descriptors, most likely: they come back when connections end.
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn converse(stream: TcpStream, router: Router) {
+    if stream.set_nodelay(true).is_err() {
+        return; // gone already
+    }
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http2().max_concurrent_streams(STREAMS_MAX);
+    // A connection that breaks is the client's affair; it knows.
+    let _broken = server.serve_connection(TokioIo::new(Gathered(stream)), TowerToHyperService::new(router)).await;
+}
+
+/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is made, one system
+/// call an answer; to this one it writes what it has once a turn, which makes small answers several times cheaper.
+struct Gathered(TcpStream);
+
+impl AsyncRead for Gathered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

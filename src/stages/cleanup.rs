@@ -1,0 +1,63 @@
+//! Takes dead tokens out of the registry, whoever says that they are dead.
+//!
+//! A verdict names a registration. What was registered later than that is spared: the phone came back.
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{DeadToken, Judged, Timestamp, Unavailable},
+    events::invalid_tokens,
+    metrics::Metrics,
+    store::Registry,
+    stream::{Fate, Handler, LaneKey, Record, Stop},
+};
+
+use super::{Origin, dead_letter};
+
+/// The stage of `invalid-tokens`.
+#[derive(Debug)]
+pub struct Cleanup<S> {
+    store: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S: Registry> Cleanup<S> {
+    /// Revokes in `store`.
+    pub fn new(store: S, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics }
+    }
+}
+
+impl<S: Registry> Handler for Cleanup<S> {
+    fn lane(&self, record: &Record) -> Option<LaneKey> {
+        let dead = invalid_tokens::read(record.key.as_deref(), record.value.as_deref()).ok()?;
+        Some(LaneKey::of(dead.token.as_str()))
+    }
+
+    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
+        let dead = match invalid_tokens::read(record.key.as_deref(), record.value.as_deref()) {
+            Ok(dead) => dead,
+            Err(unreadable) => return Ok(dead_letter(unreadable)),
+        };
+        let origin = match Origin::of(record, Timestamp::now()) {
+            Ok(origin) => origin,
+            Err(cause) => return Ok(dead_letter(cause)),
+        };
+        let revoked = self.store.revoke(&dead.token, judged(&dead, origin.timestamp), &dead.reason).await?;
+        let change = if revoked { "revoked" } else { "spared" };
+        self.metrics.token_changes_total.with_label_values(&[change]).inc();
+        tracing::debug!(token = %dead.token, change, "Token {} was {change}", dead.token);
+        Ok(Fate::Done)
+    }
+}
+
+/// What the verdict was passed on. Outsiders know no registrations: they mean the one that was current when they saw it.
+fn judged(dead: &DeadToken, written_at: Timestamp) -> Judged {
+    match dead.registration {
+        Some(version) => Judged::Registration(version),
+        None => Judged::AsOf(dead.detected_at.map_or(written_at, |detected_at| detected_at.min(written_at))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

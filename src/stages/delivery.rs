@@ -1,0 +1,102 @@
+//! Carries jobs out: a lane of one provider's work, record by record, each to its last outcome.
+//!
+//! A *part* of a broadcast is walked page by page ([`part`]); a *dose* is claimed, rung and marked ([`dose`]). Both hand
+//! their messages in at the provider's desk and then see to what follows from the answers ([`ledger`]), in an order in
+//! which a death at any line costs at most a repeat.
+
+mod dose;
+mod ledger;
+mod part;
+mod switch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+pub use self::switch::keep_route;
+use crate::{
+    delivery::{Desk, Provider},
+    domain::{Job, ProviderId, Timestamp, Unavailable, Work},
+    events,
+    metrics::Metrics,
+    store::Store,
+    stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
+};
+
+/// The longest pause between two tries of what follows from an answer.
+const INSIST_EVERY_MAX: Duration = Duration::from_secs(5);
+
+/// The handler of `push.<provider>.<lane>`.
+pub struct Delivery<S, Q, P: Provider> {
+    provider: Arc<P>,
+    desk: Desk<P::Body>,
+    store: S,
+    publish: Q,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+/// What delivery is bounded by.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Messages in a page.
+    pub page_size: usize,
+    /// How old a page may be at its first request.
+    pub page_stale_after: Duration,
+    /// How long a request to the provider may take.
+    pub request_timeout: Duration,
+}
+
+impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
+    /// Carries jobs out through `provider`, whose batcher is behind `desk`.
+    pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self { provider, desk, store, publish, limits, metrics }
+    }
+
+    fn id(&self) -> ProviderId {
+        self.provider.id()
+    }
+}
+
+impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
+    /// The same part, or the doses of one regimen, one after the other.
+    fn lane(&self, record: &Record) -> Option<LaneKey> {
+        record.key.as_deref().map(|key| LaneKey(key.into()))
+    }
+
+    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+        let job: Job = match events::jobs::read(record.key.as_deref(), record.value.as_deref()) {
+            Ok(job) => job,
+            Err(unreadable) => return Ok(Fate::DeadLetter(Cause { label: unreadable.label, detail: unreadable.detail })),
+        };
+        if job.provider != self.id() {
+            return Ok(Fate::DeadLetter(Cause::invalid(format!("a job for {} in a topic of {}", job.provider, self.id()))));
+        }
+        match &job.work {
+            Work::Dose(dose) => self.dose(record, &job, dose, stop).await,
+            Work::List(_) | Work::Slice(_) => self.part(record, &job, stop).await,
+        }
+    }
+}
+
+/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is never sent again
+/// because Kafka or the store was away. The end of a drain aborts the handler, and only that ends this.
+async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(mut follow: impl FnMut() -> F) -> T {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match follow().await {
+            Ok(done) => return done,
+            Err(err) => {
+                warn!(error = %err, "What follows from an answer is not durable yet, trying again");
+                sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
+                pause = (pause * 2).min(INSIST_EVERY_MAX);
+            }
+        }
+    }
+}
+
+/// The moment on tokio's clock that is `at` on the wall; the present for a time that has passed.
+fn instant(at: Timestamp, now: Timestamp) -> Instant {
+    Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+}

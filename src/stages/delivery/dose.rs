@@ -1,0 +1,151 @@
+//! A dose: claimed, rung on all of the user's devices of this provider, marked.
+//!
+//! The claim is a row with a lease. A request starts only while the lease outlasts it by a margin, so that nobody else can
+//! own the dose while one of ours may still reach the provider. What was answered is marked before anything else is done
+//! with it; whoever finds the mark publishes the outcome again and is done. A death between the answer and the mark is the
+//! one window in which a dose rings twice.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep_until;
+
+use super::{Delivery, insist, instant, ledger::counts};
+use crate::{
+    delivery::{Class, Final, Page, Provider},
+    domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Registration, Report, Timestamp, Unavailable},
+    store::{Claim, DoseMark, Lease, Marked, Store},
+    stream::{Fate, Publish, Record, Stop},
+};
+
+/// How long a claim holds.
+const LEASE: Duration = Duration::from_secs(60);
+/// What a lease must outlast the last possible answer by: the skew of two clocks and the time that the mark takes.
+const MARGIN: Duration = Duration::from_secs(12);
+
+/// One handling of a dose.
+struct Handling<'a> {
+    record: &'a Record,
+    job: &'a Job,
+    dose: &'a DoseJob,
+    key: DoseKey,
+    /// Random for each handling: a process that froze must not take its old claim for a new one.
+    owner: String,
+    /// Whom it has rung so far; a claim that had to be renewed does not ring them again.
+    rung: Vec<(Registration, Final)>,
+}
+
+impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
+    pub(super) async fn dose(&self, record: &Record, job: &Job, dose: &DoseJob, stop: &Stop) -> Result<Fate, Unavailable> {
+        let key = DoseKey {
+            profile: dose.profile.clone(),
+            regimen: dose.regimen.clone(),
+            schedule_time: dose.schedule_time,
+            provider: self.id(),
+        };
+        let owner = format!("{:032x}", rand::random::<u128>());
+        let mut handling = Handling { record, job, dose, key, owner, rung: Vec::new() };
+        while !stop.is_set() {
+            let now = Timestamp::now();
+            match self.store.claim(&handling.key, &handling.owner, now, now + LEASE).await? {
+                Claim::Marked(mark) => {
+                    self.publish_report(&report(job, &handling.key, &mark)).await;
+                    return Ok(Fate::Done);
+                }
+                Claim::Held(until) => {
+                    tokio::select! { () = sleep_until(instant(until, now) + Duration::from_millis(1)) => {}, () = stop.wait() => {} }
+                }
+                Claim::Mine(lease) => {
+                    if let Some(mark) = self.ring(&mut handling, &lease, stop).await? {
+                        self.publish_report(&report(job, &handling.key, &mark)).await;
+                        return Ok(Fate::Done);
+                    }
+                }
+            }
+        }
+        Ok(Fate::Unfinished)
+    }
+
+    /// Rings whoever is not rung yet. `None` = look at the claim again: the lease ran out, or somebody took the dose over.
+    async fn ring(&self, handling: &mut Handling<'_>, lease: &Lease, stop: &Stop) -> Result<Option<DoseMark>, Unavailable> {
+        let body = match self.provider.body(&handling.job.notification) {
+            Ok(body) => Arc::new(body),
+            Err(refused) => {
+                tracing::warn!(notification.id = %handling.job.notification.id, error = %refused, "A dose's notification can't be sent");
+                let mark = DoseMark { outcome: DoseOutcome::Refused, counts: Counts::default(), at: Timestamp::now() };
+                return Ok(self.mark(handling, lease, mark).await);
+            }
+        };
+        let recipients = self.unrung(handling).await?;
+        let now = Timestamp::now();
+        let last_start = instant(lease.until, now).checked_sub(self.limits.request_timeout + MARGIN);
+        let page = Page {
+            class: Class::Urgent,
+            body,
+            recipients,
+            expires: instant(handling.job.notification.expires_at, now),
+            start_before: last_start,
+            stale_at: instant(lease.until, now),
+        };
+        let returned = self.desk.send(page, stop.wait()).await?;
+
+        let is_complete = returned.is_complete();
+        let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
+        let before = handling.rung.len();
+        handling.rung.extend(answered);
+        let new: Vec<_> = handling.rung[before..].iter().map(|(to, fate)| (to, fate)).collect();
+        let now = Timestamp::now();
+        self.count(handling.record, Lane::Urgent, &new, now);
+        if !new.is_empty() {
+            let late = now.duration_since(handling.dose.schedule_time).as_secs_f64();
+            self.metrics.dose_lateness_seconds.observe(late.max(0.0));
+        }
+        if !is_complete {
+            self.publish_verdicts(&new, now).await;
+            return Ok(None);
+        }
+        let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
+        let counts = counts(&all);
+        let mark = DoseMark { outcome: outcome(counts), counts, at: now };
+        // The mark does not wait for Kafka: the lease is running. Each is tried until it succeeds.
+        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(&new, now));
+        Ok(mark)
+    }
+
+    /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
+    async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Registration>, Unavailable> {
+        let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
+        tokens.retain(|registration| {
+            let is_rung = handling.rung.iter().any(|(rung, _)| rung.token == registration.token);
+            registration.token.kind().provider() == self.id() && !is_rung
+        });
+        Ok(tokens)
+    }
+
+    async fn mark(&self, handling: &Handling<'_>, lease: &Lease, mark: DoseMark) -> Option<DoseMark> {
+        match insist(|| self.store.mark(&handling.key, lease, &mark)).await {
+            Marked::Kept => Some(mark),
+            Marked::Lost => None,
+        }
+    }
+}
+
+/// What became of a dose whose messages ended like this.
+fn outcome(counts: Counts) -> DoseOutcome {
+    match counts {
+        Counts { sent: 1.., .. } => DoseOutcome::Sent,
+        Counts { refused: 1.., .. } => DoseOutcome::Refused,
+        Counts { expired: 1.., .. } => DoseOutcome::Expired,
+        Counts { dead: 0, failed: 0, .. } => DoseOutcome::NoTokens,
+        _ => DoseOutcome::Failed,
+    }
+}
+
+fn report(job: &Job, key: &DoseKey, mark: &DoseMark) -> Report {
+    Report::Dose {
+        notification: job.notification.id.clone(),
+        provider: Some(key.provider),
+        outcome: mark.outcome,
+        counts: mark.counts,
+        at: mark.at,
+    }
+}

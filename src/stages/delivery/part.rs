@@ -1,0 +1,278 @@
+//! A part of a broadcast: page by page, each checkpointed when all its messages have their outcome.
+//!
+//! STORE.md's protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
+//! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two steps repeats at
+//! most the open page; a second owner is found out at the next checkpoint and stops.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use super::{Delivery, insist, instant, ledger::counts};
+use crate::{
+    delivery::{Class, Final, Page as Sending, Provider, Returned},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, Job, Lane, ListJob, PartId, Progress, Registration, Report, SliceJob, Timestamp,
+        Unavailable, Work,
+    },
+    store::{Checkpoint, Page, Store},
+    stream::{Cause, Fate, Publish, Record, Stop},
+};
+
+/// How often a part looks whether its broadcast was stopped.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a part that was taken over waits before it looks again.
+const LOST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How the walk over a part ended.
+enum Ended {
+    Done,
+    Unfinished,
+    Lost,
+}
+
+impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
+    pub(super) async fn part(&self, record: &Record, job: &Job, stop: &Stop) -> Result<Fate, Unavailable> {
+        let Some(part) = part_of(job) else { return Ok(Fate::DeadLetter(Cause::invalid("not a part of a broadcast"))) };
+        let (Some(plan), _) = self.store.broadcast(&part.broadcast).await? else {
+            return Ok(Fate::DeadLetter(Cause::invalid(format!("there is no broadcast {}", part.broadcast))));
+        };
+        loop {
+            let progress = self.store.take_over(&part).await?;
+            let ended = if progress.done { Ended::Done } else { self.walk(record, job, &part, progress, stop).await? };
+            match ended {
+                Ended::Done => break,
+                Ended::Unfinished => return Ok(Fate::Unfinished),
+                Ended::Lost => {
+                    debug!(broadcast = %part.broadcast, part = part.part, "Somebody else has taken the part over");
+                    tokio::select! { () = sleep(LOST_PAUSE) => {}, () = stop.wait() => return Ok(Fate::Unfinished) }
+                }
+            }
+        }
+        self.finish(&part, plan.parts).await?;
+        Ok(Fate::Done)
+    }
+
+    async fn walk(&self, record: &Record, job: &Job, part: &PartId, mut progress: Progress, stop: &Stop) -> Result<Ended, Unavailable> {
+        let body = match self.provider.body(&job.notification) {
+            Ok(body) => Arc::new(body),
+            Err(refused) => {
+                self.refuse(&part.broadcast, &refused.reason).await;
+                return self.end(part, progress).await;
+            }
+        };
+        let mut looked = None;
+        loop {
+            if stop.is_set() {
+                return Ok(Ended::Unfinished);
+            }
+            if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK_EVERY) {
+                looked = Some(Instant::now());
+                if self.is_stopped(&part.broadcast).await? {
+                    return self.end(part, progress).await;
+                }
+            }
+            let page = self.read_page(job, progress.cursor).await?;
+            let now = Timestamp::now();
+            let sending = Sending {
+                class: if matches!(job.work, Work::List(_)) { Class::List } else { Class::Slice },
+                body: Arc::clone(&body),
+                recipients: page.registrations,
+                expires: instant(job.notification.expires_at, now),
+                start_before: None,
+                stale_at: Instant::now() + self.limits.page_stale_after,
+            };
+            let withdraw = async {
+                tokio::select! { () = stop.wait() => {}, () = self.stopped(&part.broadcast) => {} }
+            };
+            let returned = self.desk.send(sending, withdraw).await?;
+
+            let cover = covered(&returned, &page.positions, page.end);
+            self.follow_up(record, &part.broadcast, &returned).await;
+            // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
+            let stopped = !returned.is_complete() && !stop.is_set() && insist(|| self.is_stopped(&part.broadcast)).await;
+            let counted = if stopped { returned.finals.len() } else { cover.messages };
+            progress.counts += counts(&decided(&returned, counted));
+            progress.cursor = cover.cursor.or(progress.cursor);
+            progress.done = stopped || (returned.is_complete() && page.last);
+            if let Checkpoint::Lost = insist(|| self.store.checkpoint(part, &progress)).await {
+                return Ok(Ended::Lost);
+            }
+            if progress.done {
+                return Ok(Ended::Done);
+            }
+        }
+    }
+
+    /// The next messages of the part.
+    async fn read_page(&self, job: &Job, after: Option<Cursor>) -> Result<Page, Unavailable> {
+        match &job.work {
+            Work::Slice(slice) => {
+                let page = self.store.page_of_slice(self.id(), slice.slice, after, self.limits.page_size).await?;
+                Ok(only(page, |registration| is_in(slice, registration)))
+            }
+            Work::List(list) => self.page_of_list(list, after).await,
+            Work::Dose(_) => Ok(Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(0), last: true }),
+        }
+    }
+
+    /// The tokens of the next users; a user is never cut, so a page may be a few messages longer than a page.
+    async fn page_of_list(&self, list: &ListJob, after: Option<Cursor>) -> Result<Page, Unavailable> {
+        let done = after.map_or(0, |Cursor(done)| usize::try_from(done).unwrap_or(0));
+        let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
+        for (index, user) in list.users.iter().enumerate().skip(done) {
+            if page.registrations.len() >= self.limits.page_size {
+                page.last = false;
+                break;
+            }
+            #[expect(clippy::cast_possible_wrap, reason = "a list has at most 500 users")]
+            let position = Cursor(index as i64 + 1);
+            let tokens =
+                self.store.tokens_of(user).await?.into_iter().filter(|registration| registration.token.kind().provider() == self.id());
+            page.registrations.extend(tokens);
+            page.positions.resize(page.registrations.len(), position);
+            page.end = position;
+        }
+        Ok(page)
+    }
+
+    /// Publishes and counts what the page's answers say.
+    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned) {
+        let now = Timestamp::now();
+        let decided = decided(returned, returned.finals.len());
+        self.count(record, Lane::Bulk, &decided, now);
+        self.publish_verdicts(&decided, now).await;
+        let refused = decided.iter().find_map(|(_, fate)| match fate {
+            Final::Refused { why, whoever: true } => Some(why),
+            _ => None,
+        });
+        if let Some(why) = refused {
+            self.refuse(broadcast, why).await;
+        }
+    }
+
+    /// The provider refuses the payload whoever it is for: one refusal stops the whole broadcast.
+    async fn refuse(&self, broadcast: &BroadcastId, why: &str) {
+        warn!(broadcast = %broadcast, provider = %self.id(), error = %why, "{} refuses the payload of {broadcast}: the broadcast is stopped", self.id());
+        insist(|| self.store.stop(broadcast, "refused")).await;
+    }
+
+    /// Nothing more is sent of this part.
+    async fn end(&self, part: &PartId, progress: Progress) -> Result<Ended, Unavailable> {
+        let progress = Progress { done: true, ..progress };
+        Ok(match self.store.checkpoint(part, &progress).await? {
+            Checkpoint::Kept => Ended::Done,
+            Checkpoint::Lost => Ended::Lost,
+        })
+    }
+
+    async fn is_stopped(&self, broadcast: &BroadcastId) -> Result<bool, Unavailable> {
+        let (_, state) = self.store.broadcast(broadcast).await?;
+        Ok(matches!(state, Some(BroadcastState::Stopped { .. })))
+    }
+
+    /// Returns when the broadcast is stopped.
+    async fn stopped(&self, broadcast: &BroadcastId) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            // A store that does not answer stops nothing.
+            if self.is_stopped(broadcast).await.unwrap_or(false) {
+                return;
+            }
+        }
+    }
+
+    /// The own number first, then the set: whoever sees it full publishes the total, and only then closes the broadcast.
+    async fn finish(&self, part: &PartId, parts: u32) -> Result<(), Unavailable> {
+        let finished = self.store.finish_part(part).await?;
+        let (_, state) = self.store.broadcast(&part.broadcast).await?;
+        if finished < parts || state == Some(BroadcastState::Done) {
+            return Ok(());
+        }
+        let counts: Counts = self.store.totals(&part.broadcast).await?;
+        self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at: Timestamp::now() }).await;
+        info!(broadcast = %part.broadcast, sent = counts.sent, dead = counts.dead, "Broadcast {} is complete: {} messages", part.broadcast, counts.total());
+        self.store.close(&part.broadcast).await
+    }
+}
+
+fn part_of(job: &Job) -> Option<PartId> {
+    let (broadcast, part) = match &job.work {
+        Work::Slice(slice) => (&slice.broadcast, slice.slice.index),
+        Work::List(list) => (&list.broadcast, list.part),
+        Work::Dose(_) => return None,
+    };
+    Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
+}
+
+/// Whether a token of the slice hears of it: not the author's, and nobody's only if they are asked too.
+fn is_in(slice: &SliceJob, registration: &Registration) -> bool {
+    match &registration.user {
+        Some(user) => slice.exclude.as_ref() != Some(user),
+        None => slice.include_anonymous,
+    }
+}
+
+fn only(page: Page, keep: impl Fn(&Registration) -> bool) -> Page {
+    let (registrations, positions) =
+        page.registrations.into_iter().zip(page.positions).filter(|(registration, _)| keep(registration)).unzip();
+    Page { registrations, positions, ..page }
+}
+
+/// What a checkpoint may cover.
+#[derive(Debug, PartialEq, Eq)]
+struct Cover {
+    /// Everything up to here has its outcome; `None` = not even the first position.
+    cursor: Option<Cursor>,
+    /// So many messages from the page's start.
+    messages: usize,
+}
+
+/// A checkpoint covers the messages from the page's start that have their outcome, cut between positions: a cursor names a
+/// position, and everything that stands there must be done.
+fn covered(returned: &Returned, positions: &[Cursor], end: Cursor) -> Cover {
+    let settled = returned.settled_prefix();
+    let Some(&open) = positions.get(settled) else { return Cover { cursor: Some(end), messages: settled } };
+    let messages = positions[..settled].iter().take_while(|&&position| position < open).count();
+    Cover { cursor: messages.checked_sub(1).map(|last| positions[last]), messages }
+}
+
+/// The first `messages` of the page that have their outcome.
+fn decided(returned: &Returned, messages: usize) -> Vec<(&Registration, &Final)> {
+    let fates = returned.recipients.iter().zip(&returned.finals).take(messages);
+    fates.filter_map(|(to, fate)| Some((to, fate.as_ref()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn returned(settled: &[bool]) -> Returned {
+        Returned { recipients: Vec::new(), finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect() }
+    }
+
+    fn cover(settled: &[bool], positions: &[i64]) -> (Option<i64>, usize) {
+        let positions: Vec<Cursor> = positions.iter().copied().map(Cursor).collect();
+        let cover = covered(&returned(settled), &positions, Cursor(100));
+        (cover.cursor.map(|Cursor(at)| at), cover.messages)
+    }
+
+    #[test]
+    fn a_complete_page_is_covered_to_its_end() {
+        assert_eq!(cover(&[true, true], &[5, 7]), (Some(100), 2));
+        assert_eq!(cover(&[], &[]), (Some(100), 0));
+    }
+
+    #[test]
+    fn a_page_that_was_withdrawn_is_covered_up_to_its_first_gap() {
+        assert_eq!(cover(&[true, true, false, true], &[5, 7, 8, 9]), (Some(7), 2));
+        assert_eq!(cover(&[false, true], &[5, 7]), (None, 0));
+    }
+
+    #[test]
+    fn tokens_that_share_a_position_are_covered_together_or_not_at_all() {
+        assert_eq!(cover(&[true, true, false], &[5, 7, 7]), (Some(5), 1));
+        assert_eq!(cover(&[true, false], &[7, 7]), (None, 0));
+    }
+}

@@ -1,0 +1,65 @@
+//! Keeps this instance's copy of a route's state equal to the store's row, and writes halts down.
+
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::insist;
+use crate::{
+    delivery::{Gate, Keeper},
+    domain::{ProviderId, Timestamp},
+    store::{Route, RouteState, Routes},
+};
+
+/// How often the row is read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Follows the row of `provider` until `stop`. With `enabled` false (`push.enabled`) the gate stays closed whatever the row
+/// says: jobs wait in Kafka.
+pub async fn keep_route<S: Routes>(
+    store: S,
+    provider: ProviderId,
+    enabled: bool,
+    instance: String,
+    mut keeper: Keeper,
+    stop: CancellationToken,
+) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    if !enabled {
+        info!(provider = %provider, "push.enabled is false: {provider} sends nothing, jobs wait in Kafka");
+    }
+    let mut shown = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            why = keeper.halted() => {
+                let Some(why) = why else { return };
+                let halted = Route { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
+                insist(|| store.set_route(provider, &halted)).await;
+            }
+            _ = look.tick() => match store.route(provider).await {
+                Ok(route) => {
+                    if shown.is_some_and(|state| state != route.state) {
+                        info!(provider = %provider, state = route.state.label(), set_by = %route.set_by, "The route of {provider} is {}", route.state.label());
+                    }
+                    shown = Some(route.state);
+                    keeper.follow(gate(enabled, route.state));
+                }
+                // A store that is away changes nothing: what is open stays open, nothing can be read to be sent anyway.
+                Err(err) => warn!(provider = %provider, error = %err, "The state of the route of {provider} can't be read"),
+            },
+        }
+    }
+}
+
+fn gate(enabled: bool, state: RouteState) -> Gate {
+    match state {
+        RouteState::Running if enabled => Gate::Open,
+        RouteState::Running => Gate::Closed { state: RouteState::Paused.label() },
+        state => Gate::Closed { state: state.label() },
+    }
+}

@@ -1,0 +1,67 @@
+//! The smallest fakes of the ports that the stages' tests need.
+
+use std::sync::{Arc, Mutex};
+
+use crate::{
+    domain::{Timestamp, Unavailable},
+    stream::{Header, Message, Publish, Record},
+};
+
+/// A record written at a quiet moment of the past.
+pub(super) fn record(value: &str) -> Record {
+    Record {
+        topic: "topic".into(),
+        partition: 0,
+        offset: 7,
+        timestamp: "2026-11-20T01:00:00Z".parse().unwrap(),
+        key: None,
+        value: Some(value.as_bytes().to_vec()),
+        headers: Vec::new(),
+    }
+}
+
+/// The same with the headers of a replayed dead letter.
+pub(super) fn replayed(record: Record, timestamp: &str, offset: &str) -> Record {
+    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.as_bytes().to_vec()) };
+    let headers = vec![header("pushcast.origin.timestamp", timestamp), header("pushcast.origin.offset", offset)];
+    Record { headers, ..record }
+}
+
+/// The same, written that many seconds from now.
+pub(super) fn written_in(record: Record, seconds: i64) -> Record {
+    Record { timestamp: Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap(), ..record }
+}
+
+/// Keeps what is published; can be away for some messages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Topics(Arc<Mutex<Inside>>);
+
+#[derive(Debug, Default)]
+struct Inside {
+    written: Vec<Message>,
+    refusals: usize,
+}
+
+impl Topics {
+    /// Refuses the next messages.
+    pub(super) fn refuse(&self, messages: usize) {
+        self.0.lock().unwrap().refusals = messages;
+    }
+
+    /// Everything that was written since the last look.
+    pub(super) fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut self.0.lock().unwrap().written)
+    }
+}
+
+impl Publish for Topics {
+    async fn publish(&self, message: Message) -> Result<(), Unavailable> {
+        let mut inside = self.0.lock().unwrap();
+        if inside.refusals > 0 {
+            inside.refusals -= 1;
+            return Err(Unavailable::kafka("write a message", "away"));
+        }
+        inside.written.push(message);
+        Ok(())
+    }
+}

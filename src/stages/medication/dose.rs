@@ -1,0 +1,149 @@
+//! A dose that is due: who is rung, and what they read.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jiff::tz::TimeZone;
+use serde_json::json;
+
+use super::{Medication, Settings};
+use crate::{
+    domain::{
+        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, ProviderId, Regimen, RegimenId, Report,
+        Timestamp, Unavailable, UpstreamDose, UserId, Work,
+    },
+    events::{self, topics},
+    store::{Doses, Registry},
+    stream::{Message, Publish},
+};
+
+/// One dose, from its regimen or from upstream.
+#[derive(Debug)]
+pub(super) struct Dose {
+    profile: ProfileId,
+    regimen: RegimenId,
+    user: UserId,
+    schedule_time: Timestamp,
+    medicine_name: String,
+    dosage: String,
+    timezone: TimeZone,
+}
+
+impl<S: Doses + Registry, P: Publish> Medication<S, P> {
+    /// Hands a dose on to delivery, or says why nobody is rung. Returns when that is acknowledged.
+    pub(super) async fn ring(&self, dose: &Dose) -> Result<(), Unavailable> {
+        let missed_at = later(dose.schedule_time, self.settings.max_lateness);
+        if self.now() > missed_at {
+            return self.publish.publish(dose.unrung(DoseOutcome::Missed, missed_at)).await;
+        }
+        let registrations = self.store.tokens_of(&dose.user).await?;
+        let owned: BTreeSet<ProviderId> = registrations.iter().map(|registration| registration.token.kind().provider()).collect();
+        let jobs: Vec<Message> = owned
+            .into_iter()
+            .filter(|provider| self.providers.contains(provider))
+            .map(|provider| dose.job(provider, &self.settings, self.life))
+            .collect();
+        if jobs.is_empty() {
+            return self.publish.publish(dose.unrung(DoseOutcome::NoTokens, dose.schedule_time)).await;
+        }
+        self.publish.publish_all(jobs).await
+    }
+}
+
+// === impl Dose ===
+
+impl Dose {
+    pub(super) fn of_regimen(id: &RegimenId, regimen: &Regimen, schedule_time: Timestamp) -> Self {
+        Self {
+            profile: regimen.profile.clone(),
+            regimen: id.clone(),
+            user: regimen.user.clone(),
+            schedule_time,
+            medicine_name: regimen.medicine_name.clone(),
+            dosage: regimen.dosage.clone(),
+            timezone: regimen.timezone.clone(),
+        }
+    }
+
+    /// In the zone that upstream names, else in the regimen's, else in UTC.
+    pub(super) fn of_upstream(dose: UpstreamDose, regimen: Option<&Regimen>) -> Self {
+        let UpstreamDose { regimen: id, profile, user, schedule_time, medicine_name, dosage, timezone } = dose;
+        let named = timezone.and_then(|name| TimeZone::get(&name).ok());
+        let timezone = named.or_else(|| regimen.map(|regimen| regimen.timezone.clone())).unwrap_or(TimeZone::UTC);
+        Self { profile, regimen: id, user, schedule_time, medicine_name, dosage, timezone }
+    }
+
+    fn notification_id(&self) -> NotificationId {
+        DoseKey::notification(&self.profile, &self.regimen, self.schedule_time)
+    }
+
+    fn job(&self, provider: ProviderId, settings: &Settings, life: Duration) -> Message {
+        let local_time = self.timezone.to_datetime(self.schedule_time).strftime("%H:%M").to_string();
+        let values = [("medicine_name", &*self.medicine_name), ("dosage", &*self.dosage), ("local_time", &*local_time)];
+        let data = [("screen", json!(settings.screen)), ("regimen_id", json!(self.regimen.as_str()))];
+        let notification = Notification {
+            id: self.notification_id(),
+            title: filled(&settings.title, &values),
+            body: filled(&settings.body, &values),
+            data: data.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
+            sound: Some(settings.sound.clone()).filter(|sound| !sound.is_empty()),
+            channel: settings.channel.clone(),
+            expires_at: later(self.schedule_time, life),
+        };
+        let work = DoseJob {
+            profile: self.profile.clone(),
+            regimen: self.regimen.clone(),
+            user: self.user.clone(),
+            schedule_time: self.schedule_time,
+        };
+        let job = Job { provider, notification, work: Work::Dose(work) };
+        let key = format!("{}:{}", self.profile, self.regimen);
+        Message::new(events::jobs::topic(provider, Lane::Urgent), key, events::jobs::write(&job))
+    }
+
+    /// The outcome of a dose of which no provider was asked. `at` follows from the dose, so that a repeat says the same.
+    fn unrung(&self, outcome: DoseOutcome, at: Timestamp) -> Message {
+        let notification = self.notification_id();
+        let key = notification.as_str().to_owned();
+        let report = Report::Dose { notification, provider: None, outcome, counts: Counts::default(), at };
+        Message::new(topics::PUSH_OUTCOMES, key, events::push_outcomes::write(&report))
+    }
+}
+
+/// The template with `{name}` replaced by its value. What a value holds is not looked at again, and an unknown name
+/// stays as it is.
+fn filled(template: &str, values: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    let mut rest = template;
+    while let Some((before, from_brace)) = rest.find('{').map(|brace| rest.split_at(brace)) {
+        text.push_str(before);
+        let known = values.iter().find_map(|(name, value)| {
+            let after = from_brace[1..].strip_prefix(name)?.strip_prefix('}')?;
+            Some((*value, after))
+        });
+        let (value, after) = known.unwrap_or(("{", &from_brace[1..]));
+        text.push_str(value);
+        rest = after;
+    }
+    text + rest
+}
+
+/// That much later, or the end of time.
+pub(super) fn later(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// That much earlier, or the beginning of time.
+pub(super) fn earlier(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_sub(by).unwrap_or(Timestamp::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::filled;
+
+    #[test]
+    fn a_template_is_filled_once_and_unknown_names_stay() {
+        let values = [("medicine_name", "{dosage}"), ("dosage", "5 mg")];
+        assert_eq!(filled("Time for {medicine_name}: {dosage}, {colour} {", &values), "Time for {dosage}: 5 mg, {colour} {");
+    }
+}

@@ -1,0 +1,254 @@
+//! The chain under random schedules: definitions, ticks of several tickers and a clock, one operation at a time, in any
+//! order, with a crash between any two operations and what Kafka delivers again after it.
+//!
+//! Promised: every occurrence that no later edit takes away is handed on, none before its time, and the chain goes on.
+//! A failure prints its seed.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+
+use super::{fake::Broken, *};
+use crate::domain::Regimen;
+
+const MINUTE: i64 = 60_000;
+
+/// What a lane does next: handles that record once the clock shows that minute.
+struct Task {
+    not_before: i64,
+    record: Record,
+    /// Which definition it is, if it is one.
+    defines: Option<usize>,
+}
+
+/// Tasks that run one after the other, in a process that may die.
+struct Lane {
+    tasks: Vec<Task>,
+    next: usize,
+    running: Option<Pin<Box<dyn Future<Output = Fate>>>>,
+    crashes: u32,
+    /// Whether a task that died is done again; a ticker's own tick is not.
+    redelivered: bool,
+    speed: f64,
+}
+
+struct Definition {
+    regimen: RegimenId,
+    /// The minute of its record.
+    since: i64,
+    parsed: Regimen,
+    /// From when on it promises to ring: its own time, or what was not too late when it was first applied.
+    stands_after: Option<Timestamp>,
+}
+
+struct Schedule {
+    rng: StdRng,
+    stage: Arc<Medication<Fake, Fake>>,
+    fake: Fake,
+    now_ms: Arc<AtomicI64>,
+    start: Timestamp,
+    end: i64,
+    pace: u32,
+    definitions: Vec<Definition>,
+    lanes: Vec<Lane>,
+}
+
+impl Schedule {
+    fn of(seed: u64, broken: Option<Broken>) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let start = at("2026-11-20T00:00:00Z");
+        let now_ms = Arc::new(AtomicI64::new(start.as_millisecond()));
+        let fake = Fake::paced(rng.random(), broken);
+        futures::executor::block_on(fake.init_marks(start)).unwrap();
+        let settings = Settings { max_lateness: Duration::from_secs(6 * 60), ..settings() };
+        let metrics = Arc::new(Metrics::new());
+        let stage = Medication::new(fake.clone(), fake.clone(), settings, Vec::new(), Duration::ZERO, metrics, clock_of(&now_ms));
+        let end = rng.random_range(8..28);
+        let pace = [1, 4, 12, 40][rng.random_range(0..4)];
+        let mut schedule = Self { rng, stage: Arc::new(stage), fake, now_ms, start, end, pace, definitions: Vec::new(), lanes: Vec::new() };
+        for regimen in ["r1", "r2"].into_iter().take(schedule.rng.random_range(1..=2)) {
+            schedule.add_regimen(regimen);
+        }
+        schedule
+    }
+
+    fn minute(&self, minute: i64) -> Timestamp {
+        Timestamp::from_millisecond(self.start.as_millisecond() + minute * MINUTE).unwrap()
+    }
+
+    fn now(&self) -> i64 {
+        (self.now_ms.load(Ordering::SeqCst) - self.start.as_millisecond()) / MINUTE
+    }
+
+    fn add_lane(&mut self, tasks: Vec<Task>, crashes: u32, redelivered: bool) {
+        let speed = [1.0, 1.0, 0.3, 0.05][self.rng.random_range(0..4)];
+        self.lanes.push(Lane { tasks, next: 0, running: None, crashes, redelivered, speed });
+    }
+
+    /// A regimen with its edits, and tickers for its shard.
+    fn add_regimen(&mut self, id: &str) {
+        let mut minutes: Vec<i64> = (0..self.end).collect();
+        minutes.shuffle(&mut self.rng);
+        minutes.truncate(self.rng.random_range(1..=4));
+        minutes.sort_unstable();
+        let edits = minutes.into_iter().map(|minute| self.definition(id, minute)).collect();
+        let crashes = self.rng.random_range(0..3);
+        self.add_lane(edits, crashes, true);
+
+        let Shard(shard) = Shard::of(&RegimenId::new(id));
+        for _ in 0..self.rng.random_range(0..4) {
+            let ahead = if self.rng.random_bool(0.2) { 3 } else { 0 };
+            let mut ticks: Vec<i64> = (1..=self.end).collect();
+            ticks.shuffle(&mut self.rng);
+            ticks.truncate(self.rng.random_range(1..8));
+            ticks.sort_unstable();
+            let ticks = ticks.into_iter().map(|minute| self.tick(shard, minute, minute - ahead)).collect();
+            let (crashes, redelivered) = (self.rng.random_range(0..3), self.rng.random());
+            self.add_lane(ticks, crashes, redelivered);
+        }
+        let last = self.tick(shard, self.end, self.end);
+        self.add_lane(vec![last], 1, true);
+    }
+
+    fn definition(&mut self, id: &str, minute: i64) -> Task {
+        let times: Vec<String> = (0..40).filter(|_| self.rng.random_bool(0.3)).map(|minute| format!("00:{minute:02}")).collect();
+        let json =
+            regimen_json(id, "UTC", &times.iter().map(String::as_str).chain(["12:00"]).collect::<Vec<_>>(), self.rng.random_bool(0.85));
+        let record = record(topics::MEDICATION_REGIMENS, self.minute(minute), json.clone());
+        let Ok(RegimenEvent::Set(regimen, parsed)) = events::medication_regimens::read(None, Some(json.as_bytes())) else {
+            panic!("{json}")
+        };
+        self.definitions.push(Definition { regimen, since: minute, parsed: *parsed, stands_after: None });
+        Task { not_before: minute, record, defines: Some(self.definitions.len() - 1) }
+    }
+
+    fn tick(&self, shard: u16, minute: i64, not_before: i64) -> Task {
+        let at = self.minute(minute);
+        let record = record(topics::MEDICATION_TICKS, at, events::medication_ticks::write(&Tick::Shard { shard, at }));
+        Task { not_before, record, defines: None }
+    }
+
+    /// Runs everything to its end and says what went wrong.
+    fn run(mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for _ in 0..200_000 {
+            let now = self.now();
+            let ready: Vec<usize> = (0..self.lanes.len()).filter(|lane| self.lanes[*lane].is_ready(now)).collect();
+            let clock_ticks = now < self.end && self.rng.random_ratio(1, self.pace);
+            if clock_ticks || (ready.is_empty() && now < self.end) {
+                self.now_ms.fetch_add(MINUTE, Ordering::SeqCst);
+            } else if let Some(lane) = ready.get(self.rng.random_range(0..ready.len().max(1))) {
+                self.step(*lane);
+                wrong.extend(self.too_early());
+            } else {
+                wrong.extend(self.forgotten());
+                return wrong;
+            }
+        }
+        wrong.push("it does not end".to_owned());
+        wrong
+    }
+
+    /// Lets a lane do one operation, or die.
+    fn step(&mut self, lane: usize) {
+        let lane = &mut self.lanes[lane];
+        if self.rng.random_bool(1.0 - lane.speed) {
+            return;
+        }
+        if lane.running.is_some() && lane.crashes > 0 && self.rng.random_bool(0.06) {
+            lane.crashes -= 1;
+            lane.running = None;
+            // What was settled but not committed comes again too.
+            lane.next = if lane.redelivered { self.rng.random_range(0..=lane.next) } else { lane.next + 1 };
+            return;
+        }
+        let task = &lane.tasks[lane.next];
+        let running = lane.running.get_or_insert_with(|| {
+            let (stage, record) = (Arc::clone(&self.stage), task.record.clone());
+            Box::pin(async move { stage.handle(&record, &Stop::default()).await.unwrap() })
+        });
+        if let Poll::Ready(fate) = running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            assert_eq!(fate, Fate::Done);
+            if let Some(defined) = task.defines {
+                let definition = &mut self.definitions[defined];
+                let not_too_late = self.now_ms.load(Ordering::SeqCst) - 6 * MINUTE;
+                let after = (self.start.as_millisecond() + definition.since * MINUTE).max(not_too_late);
+                let after = Timestamp::from_millisecond(after).unwrap();
+                definition.stands_after = Some(definition.stands_after.map_or(after, |before| before.min(after)));
+            }
+            lane.running = None;
+            lane.next += 1;
+        }
+    }
+
+    fn too_early(&self) -> Vec<String> {
+        let now = self.minute(self.now());
+        let keys = self.fake.published().into_iter().filter_map(|message| String::from_utf8(message.key?).ok());
+        keys.filter(|id| at(&id[id.len() - "2026-11-20T00:00:00Z".len()..]) > now).map(|id| format!("{id} before its time")).collect()
+    }
+
+    /// Occurrences that nobody handed on, and chains that ended.
+    fn forgotten(&self) -> Vec<String> {
+        let mut by_regimen: BTreeMap<&RegimenId, Vec<&Definition>> = BTreeMap::new();
+        for definition in &self.definitions {
+            by_regimen.entry(&definition.regimen).or_default().push(definition);
+        }
+        let handed_on = self.fake.keys();
+        let mut wrong = Vec::new();
+        for (id, definitions) in by_regimen {
+            for minute in 1..=self.end {
+                let time = self.minute(minute);
+                let Some(standing) = definitions.iter().rposition(|definition| definition.since < minute) else { continue };
+                let due = definitions[standing..].iter().all(|definition| definition.parsed.is_occurrence(time));
+                let promised = definitions[standing].stands_after.is_some_and(|after| after < time);
+                let dose = dose_id(id.as_str(), &time.to_string());
+                if due && promised && !handed_on.contains(dose.as_str().as_bytes()) {
+                    wrong.push(format!("{dose} was never handed on"));
+                }
+            }
+            let next = definitions.last().and_then(|last| last.parsed.next_after(self.minute(self.end)));
+            if next.is_some_and(|next| self.fake.due(id).iter().all(|row| row.due_at != next)) {
+                wrong.push(format!("the chain of {id} ended"));
+            }
+        }
+        wrong
+    }
+}
+
+impl Lane {
+    fn is_ready(&self, now: i64) -> bool {
+        self.running.is_some() || self.tasks.get(self.next).is_some_and(|task| task.not_before <= now)
+    }
+}
+
+#[test]
+fn every_occurrence_is_handed_on_and_the_chain_never_ends_whatever_dies_and_in_whatever_order() {
+    for seed in 0..1_500 {
+        assert_eq!(Schedule::of(seed, None).run(), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+/// The schedules are good for something: they find each broken order of steps.
+fn is_found(broken: Broken) {
+    let found = (0..5_000).find(|seed| !Schedule::of(*seed, Some(broken)).run().is_empty());
+    assert!(found.is_some(), "no schedule shows what is wrong with {broken:?}");
+}
+
+#[test]
+fn the_schedules_find_a_tick_that_raises_opened_after_it_has_read_the_rows() {
+    is_found(Broken::OpenedAfterTheRows);
+}
+
+#[test]
+fn the_schedules_find_an_inserter_that_reads_opened_before_its_row_shows() {
+    is_found(Broken::RowsShowLate);
+}
+
+#[test]
+fn the_schedules_find_a_tick_that_raises_handed_before_its_work() {
+    is_found(Broken::HandedBeforeTheWork);
+}

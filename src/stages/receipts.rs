@@ -1,0 +1,225 @@
+//! Asks Expo what became of messages that it took, and passes the dead tokens on.
+//!
+//! A batch is asked for once it is due. What is not ready then goes to the tail of the topic with the time at which it was
+//! first sent, and is given up a day after that, when Expo has forgotten it. Asking is reading: after a crash the whole
+//! batch is simply asked for again.
+//!
+//! A flood of dead tokens brakes the route before any of them is published: it looks the same when *we* are the mistake
+//! (foreign credentials, another project). While the route is braked the verdicts are held here, unsettled in Kafka,
+//! until somebody has looked and released it. Only messages sent after the release count from then on, so that the held
+//! ones don't brake it again; for the same reason late receipts don't halt a route whose credentials have been mended.
+
+mod brake;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::SignedDuration;
+
+use crate::{
+    delivery::{self, Receipt},
+    domain::{DeadToken, ProviderId, Ticket, TicketBatch, Timestamp, Unavailable},
+    events::{invalid_tokens, receipts, topics},
+    metrics::Metrics,
+    store::{Route, RouteState, Routes},
+    stream::{Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+};
+
+use self::brake::Brake;
+use super::dead_letter;
+
+/// How long Expo keeps receipts.
+const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
+
+/// How often a closed route is looked at again, and what follows from an answer is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The stage of `expo-receipts`.
+#[derive(Debug)]
+pub struct Receipts<R, S, P> {
+    expo: R,
+    routes: S,
+    publish: P,
+    delay: Duration,
+    metrics: Arc<Metrics>,
+    brake: Mutex<Brake>,
+}
+
+impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
+    /// Asks `expo` when `delay` has passed since a record was written.
+    pub fn new(expo: R, routes: S, publish: P, delay: Duration, metrics: Arc<Metrics>) -> Self {
+        Self { expo, routes, publish, delay, metrics, brake: Mutex::default() }
+    }
+
+    /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
+    /// this is tried again, until it succeeds or the drain ends.
+    async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &Stop) -> Fate {
+        let mut counted = false;
+        loop {
+            match self.step(follows, written_at, &mut counted).await {
+                Ok(Step::Settled) => return Fate::Done,
+                Ok(Step::Held) => {}
+                Err(err) => tracing::warn!(error = %err, "What follows from receipts waits, because {err}"),
+            }
+            tokio::select! {
+                () = stop.wait() => return Fate::Unfinished,
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
+            }
+        }
+    }
+
+    async fn step(&self, follows: &Follows, written_at: Timestamp, counted: &mut bool) -> Result<Step, Unavailable> {
+        if follows.needs_the_route() {
+            let route = self.routes.route(ProviderId::Expo).await?;
+            let now = Timestamp::now();
+            if !std::mem::replace(counted, true)
+                && let Some(closed) = self.closed_by(follows, written_at, &route, now)
+            {
+                tracing::error!(state = closed.state.label(), "Receipts close the route to Expo: {}", closed.detail);
+                if let Err(err) = self.routes.set_route(ProviderId::Expo, &closed).await {
+                    *counted = false;
+                    return Err(err);
+                }
+                if closed.state == RouteState::Braked {
+                    return Ok(Step::Held);
+                }
+            } else if route.state == RouteState::Braked && !follows.dead.is_empty() {
+                return Ok(Step::Held);
+            }
+        }
+        self.publish.publish_all(follows.messages()).await?;
+        follows.count(&self.metrics);
+        Ok(Step::Settled)
+    }
+
+    /// The route as it has to become, if these receipts close it.
+    fn closed_by(&self, follows: &Follows, written_at: Timestamp, route: &Route, now: Timestamp) -> Option<Route> {
+        if route.state != RouteState::Running || written_at <= route.since {
+            return None;
+        }
+        let closed = |state, detail| Some(Route { state, since: now, set_by: "receipts".to_owned(), detail });
+        if let Some(why) = &follows.credentials_refused {
+            return closed(RouteState::Halted, format!("Expo's receipts say that our credentials are refused: {why}"));
+        }
+        let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
+        brake.forget_before(route.since);
+        brake.add(now, follows.answers(), follows.dead.len() as u64);
+        let flood = brake.flood(now)?;
+        closed(RouteState::Braked, format!("{} of {} receipts in 5 minutes call the token dead", flood.dead, flood.answers))
+    }
+}
+
+impl<R: delivery::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P> {
+    fn lane(&self, _: &Record) -> Option<LaneKey> {
+        None
+    }
+
+    fn due(&self, record: &Record) -> Option<Timestamp> {
+        Some(record.timestamp.saturating_add(self.delay).unwrap_or(Timestamp::MAX))
+    }
+
+    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+        let batch = match receipts::read(record.key.as_deref(), record.value.as_deref()) {
+            Ok(batch) if batch.tickets.is_empty() => return Ok(Fate::Done),
+            Ok(batch) => batch,
+            Err(unreadable) => return Ok(dead_letter(unreadable)),
+        };
+        let sent_at = batch.first_sent_at.unwrap_or(record.timestamp);
+        let ids: Vec<String> = batch.tickets.iter().map(|ticket| ticket.id.clone()).collect();
+        let answers = self.expo.receipts(&ids).await?;
+        let follows = follows(batch, answers, sent_at, Timestamp::now());
+        Ok(self.settle(&follows, sent_at, stop).await)
+    }
+}
+
+enum Step {
+    Settled,
+    /// The route is braked: nothing is published before somebody has looked.
+    Held,
+}
+
+/// What follows from the receipts of a batch.
+#[derive(Debug, Default, PartialEq)]
+struct Follows {
+    dead: Vec<DeadToken>,
+    /// To be asked for again.
+    waiting: Option<TicketBatch>,
+    /// What Expo said of our credentials, if it refuses them.
+    credentials_refused: Option<String>,
+    credentials: u64,
+    delivered: u64,
+    failed: u64,
+    missing: u64,
+}
+
+fn follows(batch: TicketBatch, answers: Vec<(String, Receipt)>, first_sent_at: Timestamp, now: Timestamp) -> Follows {
+    let answers: HashMap<String, Receipt> = answers.into_iter().collect();
+    let mut follows = Follows::default();
+    let mut waiting = Vec::new();
+    for ticket in batch.tickets {
+        match answers.get(&ticket.id) {
+            Some(Receipt::Delivered) => follows.delivered += 1,
+            Some(Receipt::Dead { reason }) => follows.dead.push(dead(ticket, reason, now)),
+            Some(Receipt::CredentialsRefused { why }) => {
+                follows.credentials += 1;
+                follows.credentials_refused = Some(why.clone());
+            }
+            Some(Receipt::Failed { .. }) => follows.failed += 1,
+            None => waiting.push(ticket),
+        }
+    }
+    if now.duration_since(first_sent_at) < KEPT_FOR {
+        follows.waiting = (!waiting.is_empty()).then_some(TicketBatch { tickets: waiting, first_sent_at: Some(first_sent_at) });
+    } else {
+        follows.missing = waiting.len() as u64;
+    }
+    follows
+}
+
+fn dead(ticket: Ticket, reason: &str, now: Timestamp) -> DeadToken {
+    DeadToken {
+        token: ticket.token,
+        provider: Some(ProviderId::Expo),
+        reason: reason.to_owned(),
+        source: Some("receipt".to_owned()),
+        registration: Some(ticket.registration),
+        detected_at: Some(now),
+    }
+}
+
+// === impl Follows ===
+
+impl Follows {
+    /// Whether any of it may close the route, or has to wait for it to open.
+    fn needs_the_route(&self) -> bool {
+        self.answers() > 0
+    }
+
+    fn answers(&self) -> u64 {
+        self.delivered + self.failed + self.credentials + self.dead.len() as u64
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        let dead =
+            self.dead.iter().map(|dead| Message::new(topics::INVALID_TOKENS, dead.token.as_str().to_owned(), invalid_tokens::write(dead)));
+        let waiting = self.waiting.iter().map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(batch)));
+        dead.chain(waiting).collect()
+    }
+
+    fn count(&self, metrics: &Metrics) {
+        for (result, count) in [
+            ("delivered", self.delivered),
+            ("dead", self.dead.len() as u64),
+            ("failed", self.failed),
+            ("credentials", self.credentials),
+            ("missing", self.missing),
+        ] {
+            metrics.receipts_total.with_label_values(&[result]).inc_by(count);
+        }
+    }
+}

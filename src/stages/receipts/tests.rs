@@ -1,0 +1,212 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::{
+    domain::{Token, Version},
+    stages::fakes::{Topics, record, written_in},
+    stream::Cause,
+};
+
+/// Expo: knows some receipts, and counts how often it is asked.
+#[derive(Clone, Default)]
+struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
+
+impl delivery::Receipts for Expo {
+    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+        let mut inside = self.0.lock().unwrap();
+        inside.1 += 1;
+        assert!(tickets.len() <= 1000);
+        Ok(tickets.iter().filter_map(|id| Some((id.clone(), inside.0.get(id)?.clone()))).collect())
+    }
+}
+
+/// The route of Expo.
+#[derive(Clone)]
+struct OneRoute(Arc<Mutex<Route>>);
+
+impl Routes for OneRoute {
+    async fn route(&self, _: ProviderId) -> Result<Route, Unavailable> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
+        *self.0.lock().unwrap() = route.clone();
+        Ok(())
+    }
+}
+
+struct World {
+    expo: Expo,
+    route: OneRoute,
+    topics: Topics,
+    metrics: Arc<Metrics>,
+    stage: Arc<Receipts<Expo, OneRoute, Topics>>,
+    stop: Stop,
+}
+
+fn world() -> World {
+    let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
+    let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
+    let route = OneRoute(Arc::new(Mutex::new(running)));
+    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), metrics.clone());
+    World { expo, route, topics, metrics, stage: Arc::new(stage), stop: Stop::default() }
+}
+
+impl World {
+    fn answers(&self, id: &str, receipt: Receipt) {
+        self.expo.0.lock().unwrap().0.insert(id.to_owned(), receipt);
+    }
+
+    async fn handle(&self, record: &Record) -> Fate {
+        self.stage.handle(record, &self.stop).await.unwrap()
+    }
+
+    fn count(&self, result: &str) -> u64 {
+        self.metrics.receipts_total.with_label_values(&[result]).get()
+    }
+
+    fn state(&self) -> RouteState {
+        self.route.0.lock().unwrap().state
+    }
+
+    fn release(&self) {
+        let mut route = self.route.0.lock().unwrap();
+        route.state = RouteState::Running;
+        route.since = Timestamp::now();
+    }
+}
+
+fn ticket(id: &str) -> Ticket {
+    let token = Token::parse(&format!("ExponentPushToken[{id}]")).unwrap();
+    Ticket { id: id.to_owned(), token, registration: Version::from_i64(42) }
+}
+
+/// A record of these tickets, sent that many seconds ago.
+fn sent(ids: &[&str], seconds_ago: i64) -> Record {
+    let batch = TicketBatch { tickets: ids.iter().map(|id| ticket(id)).collect(), first_sent_at: None };
+    written_in(record(&String::from_utf8(receipts::write(&batch)).unwrap()), -seconds_ago)
+}
+
+fn unregistered() -> Receipt {
+    Receipt::Dead { reason: "DeviceNotRegistered".to_owned() }
+}
+
+/// A world in which every token of a batch is called dead.
+fn flood(world: &World) -> Record {
+    let ids: Vec<String> = (0..60).map(|n| format!("t{n}")).collect();
+    ids.iter().for_each(|id| world.answers(id, unregistered()));
+    sent(&ids.iter().map(String::as_str).collect::<Vec<_>>(), 900)
+}
+
+#[test]
+fn a_batch_is_due_when_expo_may_have_an_answer() {
+    let record = record("{}");
+    assert_eq!(world().stage.due(&record).unwrap().to_string(), "2026-11-20T01:15:00Z");
+}
+
+#[tokio::test]
+async fn a_dead_token_is_published_with_the_registration_that_was_sent_to() {
+    let world = world();
+    world.answers("a", Receipt::Delivered);
+    world.answers("b", unregistered());
+    world.answers("c", Receipt::Failed { why: "MessageTooBig".to_owned() });
+    assert_eq!(world.handle(&sent(&["a", "b", "c"], 900)).await, Fate::Done);
+    let messages = world.topics.take();
+    let [message] = messages.as_slice() else { panic!("{messages:?}") };
+    assert_eq!((message.topic.as_str(), message.key.as_deref()), ("invalid-tokens", Some(b"ExponentPushToken[b]".as_slice())));
+    let dead = invalid_tokens::read(None, message.value.as_deref()).unwrap();
+    assert_eq!((dead.token, dead.registration), (ticket("b").token, Some(Version::from_i64(42))));
+    assert_eq!((dead.reason.as_str(), dead.source.as_deref()), ("DeviceNotRegistered", Some("receipt")));
+    assert_eq!((world.count("delivered"), world.count("dead"), world.count("failed")), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn what_is_not_ready_goes_to_the_tail_with_the_time_of_its_first_sending() {
+    let world = world();
+    world.answers("a", Receipt::Delivered);
+    let record = sent(&["a", "b"], 900);
+    world.handle(&record).await;
+    let messages = world.topics.take();
+    let [message] = messages.as_slice() else { panic!("{messages:?}") };
+    assert_eq!(message.topic, topics::EXPO_RECEIPTS);
+    let expected = TicketBatch { tickets: vec![ticket("b")], first_sent_at: Some(record.timestamp) };
+    assert_eq!(receipts::read(None, message.value.as_deref()), Ok(expected));
+
+    // And keeps that time from then on.
+    let back = Record { value: message.value.clone(), ..sent(&[], 0) };
+    world.handle(&back).await;
+    assert_eq!(world.topics.take()[0].value, message.value);
+    assert_eq!(world.count("missing"), 0);
+}
+
+#[tokio::test]
+async fn after_a_day_a_receipt_is_missing() {
+    let world = world();
+    assert_eq!(world.handle(&sent(&["a", "b"], 24 * 3600)).await, Fate::Done);
+    assert_eq!(world.topics.take(), []);
+    assert_eq!(world.count("missing"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn kafka_being_away_does_not_make_us_ask_again() {
+    let world = world();
+    world.answers("a", unregistered());
+    world.topics.refuse(3);
+    assert_eq!(world.handle(&sent(&["a"], 900)).await, Fate::Done);
+    assert_eq!(world.topics.take().len(), 1);
+    assert_eq!((world.expo.0.lock().unwrap().1, world.count("dead")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
+    let world = world();
+    let record = flood(&world);
+    let (stage, stop) = (world.stage.clone(), world.stop.clone());
+    let handling = async { stage.handle(&record, &stop).await.unwrap() };
+    let looking = async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(world.state(), RouteState::Braked);
+        assert_eq!(world.topics.take(), []);
+        world.release();
+    };
+    let (fate, ()) = tokio::join!(handling, looking);
+    assert_eq!(fate, Fate::Done);
+    let tokens: HashSet<_> = world.topics.take().into_iter().map(|message| message.key).collect();
+    assert_eq!(tokens.len(), 60);
+    assert_eq!(world.state(), RouteState::Running, "the held ones don't brake it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_the_wait_and_leaves_the_record_to_its_next_owner() {
+    let world = world();
+    let record = flood(&world);
+    let token = tokio_util::sync::CancellationToken::new();
+    let stop = Stop::of(token.clone());
+    let stopping = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        token.cancel();
+    };
+    let (fate, ()) = tokio::join!(world.stage.handle(&record, &stop), stopping);
+    assert_eq!(fate.unwrap(), Fate::Unfinished);
+    assert_eq!(world.topics.take(), []);
+}
+
+#[tokio::test]
+async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
+    let world = world();
+    world.answers("a", Receipt::CredentialsRefused { why: "InvalidCredentials".to_owned() });
+    world.handle(&sent(&["a"], 900)).await;
+    assert_eq!((world.state(), world.count("credentials")), (RouteState::Halted, 1));
+    world.release();
+    world.handle(&sent(&["a"], 900)).await;
+    assert_eq!(world.state(), RouteState::Running);
+    assert_eq!(world.topics.take(), [], "no token dies of our credentials");
+}
+
+#[tokio::test]
+async fn a_batch_that_can_not_be_read_is_a_dead_letter() {
+    let world = world();
+    assert_eq!(world.handle(&record("{}")).await, Fate::DeadLetter(Cause::unreadable("missing field `tickets`")));
+    assert_eq!(world.handle(&record(r#"{"tickets":[]}"#)).await, Fate::Done);
+    assert_eq!(world.expo.0.lock().unwrap().1, 0);
+}

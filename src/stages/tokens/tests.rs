@@ -1,0 +1,118 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::{
+    domain::{Judged, Registration, TokenHash, UserId, Version},
+    stages::fakes::{record, replayed, written_in},
+    store::{Census, TokenRow},
+    stream::Cause,
+};
+
+/// Writes down what is applied.
+#[derive(Clone, Default)]
+struct Applied(Arc<Mutex<Vec<(TokenChange, Version)>>>);
+
+impl Registry for Applied {
+    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), Unavailable> {
+        self.0.lock().unwrap().push((change.clone(), version));
+        Ok(())
+    }
+
+    async fn tokens_of(&self, _: &UserId) -> Result<Vec<Registration>, Unavailable> {
+        unreachable!("this stage only writes")
+    }
+
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, Unavailable> {
+        unreachable!("this stage only applies events")
+    }
+
+    async fn inspect(&self, _: &Token) -> Result<Option<TokenRow>, Unavailable> {
+        unreachable!("this stage only writes")
+    }
+
+    async fn inspect_hash(&self, _: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+        unreachable!("this stage only writes")
+    }
+
+    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+        unreachable!("this stage only writes")
+    }
+}
+
+const SEEN: &str = r#"{"event":"seen","token":"ExponentPushToken[AAA]"}"#;
+
+struct World {
+    applied: Applied,
+    metrics: Arc<Metrics>,
+    stage: Tokens<Applied>,
+}
+
+fn world() -> World {
+    let (applied, metrics) = (Applied::default(), Arc::new(Metrics::new()));
+    World { stage: Tokens::new(applied.clone(), metrics.clone()), applied, metrics }
+}
+
+impl World {
+    async fn handle(&self, record: &Record) -> Fate {
+        self.stage.handle(record, &Stop::default()).await.unwrap()
+    }
+
+    fn versions(&self) -> Vec<Version> {
+        self.applied.0.lock().unwrap().iter().map(|(_, version)| *version).collect()
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_applied_with_the_version_of_its_record() {
+    let world = world();
+    let record = record(SEEN);
+    assert_eq!(world.handle(&record).await, Fate::Done);
+    let expected = (TokenChange::Seen(Token::parse("ExponentPushToken[AAA]").unwrap()), Version::of_record(record.timestamp, 7));
+    assert_eq!(*world.applied.0.lock().unwrap(), [expected]);
+    assert_eq!(world.metrics.token_changes_total.with_label_values(&["seen"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_replayed_dead_letter_keeps_the_version_of_its_original() {
+    let world = world();
+    let original = record(SEEN);
+    let replay = replayed(written_in(record(SEEN), 0), &original.timestamp.as_millisecond().to_string(), "7");
+    world.handle(&original).await;
+    world.handle(&replay).await;
+    let versions = world.versions();
+    assert_eq!(versions[0], versions[1]);
+}
+
+#[tokio::test]
+async fn a_record_from_the_future_is_a_dead_letter() {
+    let world = world();
+    assert_eq!(world.handle(&written_in(record(SEEN), 200)).await, Fate::Done);
+    let late = written_in(record(SEEN), 400);
+    let Fate::DeadLetter(Cause { label: "invalid", .. }) = world.handle(&late).await else { panic!() };
+    // Neither does a header help it.
+    let header = replayed(record(SEEN), &late.timestamp.as_millisecond().to_string(), "7");
+    let Fate::DeadLetter(Cause { label: "invalid", .. }) = world.handle(&header).await else { panic!() };
+    let Fate::DeadLetter(cause) = world.handle(&replayed(record(SEEN), "yesterday", "7")).await else { panic!() };
+    assert_eq!(cause, Cause::invalid("header pushcast.origin.timestamp: not a whole number"));
+    assert_eq!(world.versions().len(), 1);
+}
+
+#[tokio::test]
+async fn a_line_that_can_not_be_read_is_a_dead_letter() {
+    let world = world();
+    assert_eq!(world.handle(&record("{}")).await, Fate::DeadLetter(Cause::unreadable("missing field `token`")));
+    assert_eq!(world.handle(&record(r#"{"token":"AAA"}"#)).await, Fate::DeadLetter(Cause::invalid("`token`: invalid token format")));
+    assert_eq!(world.versions(), []);
+}
+
+#[test]
+fn the_events_of_one_token_share_a_lane_whatever_their_key() {
+    let stage = world().stage;
+    let lane = |value| stage.lane(&record(value));
+    assert_eq!(lane(SEEN), Some(LaneKey::of("ExponentPushToken[AAA]")));
+    assert_eq!(lane(r#"{"push_token":"ExponentPushToken[AAA]","userId":"u1"}"#), lane(SEEN));
+    let erased = Record { key: Some(b"ExponentPushToken[AAA]".to_vec()), value: None, ..record("") };
+    assert_eq!(stage.lane(&erased), lane(SEEN));
+    assert_eq!(lane(r#"{"event":"userDeleted","userId":"u1"}"#), Some(LaneKey::of("u1")));
+    assert_eq!(lane("junk"), None);
+}

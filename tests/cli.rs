@@ -1,0 +1,77 @@
+//! The command as a shell sees it: output and exit codes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this file is tests")]
+
+use std::process::{Command, Output, Stdio};
+
+use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
+use serde_json::{Value, json};
+
+fn pushcast(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pushcast"));
+    command.env_clear().envs(environment.iter().copied()).args(arguments).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn an_invalid_configuration_ends_every_command_with_two_and_all_its_mistakes() {
+    for command in [&["check"][..], &["run"], &["tick"], &["inspect", "user", "ada"]] {
+        let ended = pushcast(command, &[("PUSHCAST__POSTS__SLICES", "48"), ("PUSHCAST__PUSH__ENABLED", "maybe")]);
+        let said = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{command:?}: {said}");
+        assert!(said.contains("PUSHCAST__POSTS__SLICES") && said.contains("PUSHCAST__PUSH__ENABLED"), "{command:?}: {said}");
+    }
+}
+
+#[test]
+fn an_unknown_command_or_stage_ends_with_two() {
+    for line in [&["sned"][..], &["run", "--stages", "tokens,mail"]] {
+        assert_eq!(pushcast(line, &[]).status.code(), Some(2), "{line:?}");
+    }
+}
+
+#[test]
+fn the_help_tells_the_exit_codes() {
+    let help = pushcast(&["--help"], &[]);
+    assert!(text(&help.stdout).contains("Exit codes: 0 done, 1 failed, 2 invalid"), "{}", text(&help.stdout));
+}
+
+#[test]
+fn a_valid_configuration_is_said_to_be_fine() {
+    let ended = pushcast(&["check"], &[("PUSHCAST__EXPO__RATE_PER_SECOND", "300"), ("PUSHCAST__EXPO__ACCESS_TOKEN", "S3CRET")]);
+    let said = text(&ended.stdout);
+    assert!(said.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{said}");
+    assert!(!said.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_prints_what_the_instance_answers_and_fails_when_it_refuses() {
+    let token = async |Path(token): Path<String>| (StatusCode::OK, Json(json!({ "asked": token })));
+    let user = async |Path(_): Path<String>| (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "the store is away" })));
+    let routes = Router::new().route("/inspect/token/{token}", get(token)).route("/inspect/user/{user}", get(user));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asking = tokio::task::spawn_blocking(move || {
+        let variables = [("PUSHCAST__HTTP__ADMIN_LISTEN", address.as_str())];
+        (pushcast(&["inspect", "token", "ExponentPushToken[a/b]"], &variables), pushcast(&["inspect", "user", "ada"], &variables))
+    });
+    let (answered, refused) = tokio::select! {
+        ended = asking => ended.unwrap(),
+        _ = axum::serve(listener, routes).into_future() => unreachable!("it serves for ever"),
+    };
+    assert_eq!(serde_json::from_slice::<Value>(&answered.stdout).unwrap(), json!({"asked": "ExponentPushToken[a/b]"}));
+    assert_eq!((refused.status.code(), text(&refused.stderr)), (Some(1), "error: the store is away\n"));
+}
+
+#[test]
+fn inspect_shows_no_token_when_nobody_answers() {
+    // Port 1 of this machine: nobody listens there.
+    let ended = pushcast(&["inspect", "--admin", "127.0.0.1:1", "token", "ExponentPushToken[ada]"], &[]);
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("no instance answers on 127.0.0.1:1") && !said.contains("ada"), "{said}");
+}

@@ -1,0 +1,459 @@
+//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets.
+
+#![expect(clippy::unwrap_used, reason = "clippy takes helpers of an integration test for production code")]
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io::Read as _,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
+
+use aws_lc_rs::{
+    encoding::{AsDer as _, Pkcs8V1Der},
+    rsa::{KeyPair, KeySize},
+};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{ConnectInfo, State},
+    http::{HeaderMap, StatusCode, Uri, Version, header},
+    response::{IntoResponse as _, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use flate2::read::GzDecoder;
+use pushcast::{
+    delivery::{Message, Provider, Receipt, Receipts as _, Reply, Verdict},
+    domain::{Notification, NotificationId, Platform, Timestamp, Token},
+    expo::{self, Expo},
+    fcm::{self, Fcm},
+    metrics::Metrics,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+};
+
+/// A request as the server saw it.
+#[derive(Clone, Debug)]
+struct Seen {
+    path: String,
+    version: Version,
+    headers: HeaderMap,
+    body: Value,
+    from: std::net::SocketAddr,
+}
+
+/// What the server answers next.
+enum Answer {
+    With(u16, &'static str, String),
+    Never,
+}
+
+#[derive(Default)]
+struct Script {
+    seen: Mutex<Vec<Seen>>,
+    sends: Mutex<VecDeque<Answer>>,
+    tokens: Mutex<VecDeque<(u16, Value)>>,
+    tokens_given: Mutex<usize>,
+}
+
+/// A push service and its token endpoint: says yes to everything unless it has been told otherwise.
+struct Fake {
+    origin: String,
+    script: Arc<Script>,
+    _server: JoinSet<()>,
+}
+
+impl Fake {
+    async fn start() -> Self {
+        let script = Arc::new(Script::default());
+        let app = Router::new().fallback(answer).with_state(script.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>()).await.unwrap();
+        });
+        Self { origin, script, _server: server }
+    }
+
+    fn answers(&self, status: u16, body: impl ToString) {
+        self.answers_with(status, "", body);
+    }
+
+    fn answers_with(&self, status: u16, retry_after: &'static str, body: impl ToString) {
+        self.script.sends.lock().unwrap().push_back(Answer::With(status, retry_after, body.to_string()));
+    }
+
+    fn never_answers(&self) {
+        self.script.sends.lock().unwrap().push_back(Answer::Never);
+    }
+
+    fn token_endpoint_answers(&self, status: u16, body: Value) {
+        self.script.tokens.lock().unwrap().push_back((status, body));
+    }
+
+    fn sends(&self) -> Vec<Seen> {
+        self.script.seen.lock().unwrap().iter().filter(|seen| seen.path != "/token").cloned().collect()
+    }
+
+    fn tokens_asked(&self) -> usize {
+        self.script.seen.lock().unwrap().iter().filter(|seen| seen.path == "/token").count()
+    }
+
+    fn expo(&self) -> expo::Settings {
+        expo::Settings {
+            enabled: true,
+            url: format!("{}/--/api/v2/push/send", self.origin),
+            access_token: "".into(),
+            rate_per_second: 0,
+            requests_in_flight: 4,
+            request_timeout: Duration::from_secs(10),
+            receipt_delay: Duration::ZERO,
+            dead_token_errors: vec!["DeviceNotRegistered".into()],
+        }
+    }
+
+    fn fcm(&self) -> fcm::Settings {
+        fcm::Settings {
+            url: self.origin.clone(),
+            project_id: "walks".into(),
+            credentials_file: String::new(),
+            client_email: "push@walks.iam.gserviceaccount.com".into(),
+            private_key: PRIVATE_KEY.replace('\n', "\\n").into(),
+            token_url: format!("{}/token", self.origin),
+            rate_per_second: 0,
+            ramp_up: Duration::ZERO,
+            requests_in_flight: 10,
+            connections: 2,
+            request_timeout: Duration::from_secs(10),
+            validate_only: false,
+        }
+    }
+}
+
+async fn answer(
+    State(script): State<Arc<Script>>,
+    ConnectInfo(from): ConnectInfo<std::net::SocketAddr>,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let path = uri.path().to_owned();
+    let mut plain = Vec::new();
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip") {
+        GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+    } else {
+        plain.extend_from_slice(&body);
+    }
+    let body: Value = serde_json::from_slice(&plain).unwrap_or_default();
+    script.seen.lock().unwrap().push(Seen { path: path.clone(), version, headers, body: body.clone(), from });
+
+    if path == "/token" {
+        let mut given = script.tokens_given.lock().unwrap();
+        *given += 1;
+        let yes = (200, json!({"access_token": format!("ya29.{given}"), "expires_in": 3599, "token_type": "Bearer"}));
+        let (status, body) = script.tokens.lock().unwrap().pop_front().unwrap_or(yes);
+        return (StatusCode::from_u16(status).unwrap(), body.to_string()).into_response();
+    }
+    let told = script.sends.lock().unwrap().pop_front();
+    match told {
+        Some(Answer::With(status, "", body)) => (StatusCode::from_u16(status).unwrap(), body).into_response(),
+        Some(Answer::With(status, wait, body)) => {
+            (StatusCode::from_u16(status).unwrap(), [(header::RETRY_AFTER, wait)], body).into_response()
+        }
+        Some(Answer::Never) => std::future::pending().await,
+        None if path.ends_with("messages:send") => json!({"name": "projects/walks/messages/1"}).to_string().into_response(),
+        None if path.ends_with("getReceipts") => json!({"data": {}}).to_string().into_response(),
+        None => {
+            let tickets: Vec<Value> = body
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|message| json!({"status": "ok", "id": format!("ticket of {}", message["to"])}))
+                .collect();
+            json!({ "data": tickets }).to_string().into_response()
+        }
+    }
+}
+
+static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
+    let der: Pkcs8V1Der<'_> = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()))
+});
+
+/// A port that is taken as long as the socket lives, and that nobody listens on.
+fn nobody_listens() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let origin = format!("http://{}", socket.local_addr().unwrap());
+    (socket, origin)
+}
+
+/// A server that reads all of a small request, and is gone.
+async fn hangs_up() -> (JoinSet<()>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let (mut read, mut bytes) = (Vec::new(), [0; 4096]);
+            // Both bodies hold the title.
+            while !String::from_utf8_lossy(&read).contains("New Reflection") {
+                match connection.read(&mut bytes).await {
+                    Ok(count @ 1..) => read.extend_from_slice(&bytes[..count]),
+                    Ok(0) | Err(_) => break,
+                }
+            }
+        }
+    });
+    (server, origin)
+}
+
+fn notification() -> Notification {
+    Notification {
+        id: NotificationId::new("post:p1"),
+        title: "New Reflection from Ann".into(),
+        body: "On walking".into(),
+        data: json!({"post_id": "p1"}).as_object().unwrap().clone(),
+        sound: Some("default".into()),
+        channel: "default".into(),
+        expires_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn messages<P: Provider>(provider: &P, tokens: &[String]) -> Vec<Message<P::Body>> {
+    let body = Arc::new(provider.body(&notification()).unwrap());
+    let message = |token: &String| Message {
+        body: body.clone(),
+        token: Token::parse(token).unwrap(),
+        platform: Some(Platform::Android),
+        ttl: Duration::from_secs(3600),
+    };
+    tokens.iter().map(message).collect()
+}
+
+fn expo_tokens(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("ExponentPushToken[{number:03}]")).collect()
+}
+
+async fn expo_send(expo: &Expo, count: usize) -> Reply {
+    expo.send(&messages(expo, &expo_tokens(count))).await
+}
+
+async fn fcm_send(fcm: &Fcm) -> Reply {
+    fcm.send(&messages(fcm, &[format!("t:{}", "x".repeat(100))])).await
+}
+
+async fn fcm(settings: &fcm::Settings) -> Fcm {
+    Fcm::new(settings, Arc::new(Metrics::new())).await.unwrap().unwrap()
+}
+
+fn bearer(seen: &Seen) -> &str {
+    seen.headers.get(header::AUTHORIZATION).map_or("", |value| value.to_str().unwrap())
+}
+
+const ACCEPTED: fn() -> Reply = || Reply::Each(vec![Verdict::Accepted { ticket: None }]);
+
+const UNAUTHENTICATED: &str =
+    r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","status":"UNAUTHENTICATED"}}"#;
+
+#[tokio::test]
+async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
+    let fake = Fake::start().await;
+    let metrics = Arc::new(Metrics::new());
+    let expo = Expo::new(&expo::Settings { access_token: "secret".into(), ..fake.expo() }, metrics.clone()).unwrap();
+    let Reply::Each(verdicts) = expo_send(&expo, 100).await else { panic!("no verdicts") };
+    assert_eq!(verdicts.len(), 100);
+    assert_eq!(verdicts[42], Verdict::Accepted { ticket: Some("ticket of \"ExponentPushToken[042]\"".into()) });
+
+    let [seen] = &fake.sends()[..] else { panic!("one request") };
+    assert_eq!((seen.path.as_str(), seen.version), ("/--/api/v2/push/send", Version::HTTP_11));
+    assert_eq!(bearer(seen), "Bearer secret");
+    assert_eq!(seen.headers[header::CONTENT_ENCODING], "gzip");
+    assert_eq!(seen.body.as_array().unwrap().len(), 100);
+    assert_eq!(seen.body[7]["to"], "ExponentPushToken[007]");
+    assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="200"} 1"#));
+    assert!(!format!("{expo:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_small_request_goes_to_expo_as_it_is_and_without_a_bearer_if_none_is_set() {
+    let fake = Fake::start().await;
+    let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
+    assert!(matches!(expo_send(&expo, 1).await, Reply::Each(_)));
+    let [seen] = &fake.sends()[..] else { panic!("one request") };
+    assert!(!seen.headers.contains_key(header::CONTENT_ENCODING) && bearer(seen).is_empty());
+}
+
+#[tokio::test]
+async fn what_expo_asks_to_wait_is_told() {
+    let fake = Fake::start().await;
+    let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
+    fake.answers_with(429, "7", r#"{"errors":[{"code":"TOO_MANY_REQUESTS"}]}"#);
+    assert_eq!(expo_send(&expo, 2).await, Reply::Throttled { retry_after: Some(Duration::from_secs(7)) });
+}
+
+#[tokio::test]
+async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
+    let fake = Fake::start().await;
+    let metrics = Arc::new(Metrics::new());
+    let expo = Expo::new(&expo::Settings { request_timeout: Duration::from_millis(300), ..fake.expo() }, metrics.clone()).unwrap();
+    fake.never_answers();
+    assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: true, .. }));
+
+    let (_port, origin) = nobody_listens();
+    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, metrics.clone()).unwrap();
+    assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: false, .. }));
+    assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="none"} 2"#));
+}
+
+#[tokio::test]
+async fn answers_that_expo_never_gave_before_are_counted() {
+    let fake = Fake::start().await;
+    let metrics = Arc::new(Metrics::new());
+    let expo = Expo::new(&fake.expo(), metrics.clone()).unwrap();
+    fake.answers(418, "{}");
+    assert!(matches!(expo_send(&expo, 1).await, Reply::Unrecognised { status: 418, .. }));
+    fake.answers(200, r#"{"data":[{"status":"error","details":{"error":"New"}},{"status":"ok","id":"1"}]}"#);
+    assert!(matches!(expo_send(&expo, 2).await, Reply::Each(_)));
+    assert!(metrics.exposition().contains(r#"pushcast_unrecognised_answers_total{provider="expo"} 2"#));
+}
+
+#[tokio::test]
+async fn receipts_are_asked_for_beside_the_url_for_sending() {
+    let fake = Fake::start().await;
+    let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
+    fake.answers(200, r#"{"data":{"t1":{"status":"ok"}}}"#);
+    let receipts = expo.receipts(&["t1".into(), "t2".into()]).await.unwrap();
+    assert_eq!(receipts, [("t1".to_owned(), Receipt::Delivered)]);
+    let [seen] = &fake.sends()[..] else { panic!("one request") };
+    assert_eq!(seen.path, "/--/api/v2/push/getReceipts");
+    assert_eq!(seen.body, json!({"ids": ["t1", "t2"]}));
+
+    fake.answers(503, "");
+    assert!(expo.receipts(&["t1".into()]).await.is_err());
+}
+
+#[tokio::test]
+async fn fcm_takes_messages_over_its_connections_by_turns_with_one_oauth_token() {
+    let fake = Fake::start().await;
+    let fcm = fcm(&fake.fcm()).await;
+    // More at once than a connection takes before it has heard how many it may carry.
+    let replies = futures::future::join_all((0..500).map(|_| fcm_send(&fcm))).await;
+    assert!(replies.iter().all(|reply| *reply == ACCEPTED()), "{replies:?}");
+    let sends = fake.sends();
+    assert_eq!(sends.len(), 500);
+    assert!(sends.iter().all(|seen| seen.version == Version::HTTP_2 && bearer(seen) == "Bearer ya29.1"));
+    assert_eq!(sends[0].path, "/v1/projects/walks/messages:send");
+    assert_eq!(sends[0].body["message"]["notification"]["title"], "New Reflection from Ann");
+    assert_eq!(sends.iter().map(|seen| seen.from).collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!(fake.tokens_asked(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_oauth_token_is_renewed_and_the_message_sent_again() {
+    let fake = Fake::start().await;
+    let fcm = fcm(&fake.fcm()).await;
+    fake.answers(401, UNAUTHENTICATED);
+    assert_eq!(fcm_send(&fcm).await, ACCEPTED());
+    assert_eq!(fake.sends().iter().map(bearer).collect::<Vec<_>>(), ["Bearer ya29.1", "Bearer ya29.2"]);
+}
+
+#[tokio::test]
+async fn a_second_refusal_is_believed() {
+    let fake = Fake::start().await;
+    let fcm = fcm(&fake.fcm()).await;
+    fake.answers(401, UNAUTHENTICATED);
+    fake.answers(401, UNAUTHENTICATED);
+    assert!(matches!(fcm_send(&fcm).await, Reply::CredentialsRefused { .. }));
+    assert_eq!((fake.sends().len(), fake.tokens_asked()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_wrong_apns_key_renews_nothing() {
+    let fake = Fake::start().await;
+    let fcm = fcm(&fake.fcm()).await;
+    fake.answers(
+        401,
+        r#"{"error":{"code":401,"message":"Auth error from APNS","status":"UNAUTHENTICATED","details":[
+            {"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError","errorCode":"THIRD_PARTY_AUTH_ERROR"}]}}"#,
+    );
+    assert!(matches!(fcm_send(&fcm).await, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }])));
+    assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
+    let fake = Fake::start().await;
+    // What poisons yup-oauth2's own cache for ever.
+    fake.token_endpoint_answers(503, json!({"error": {"code": 503, "message": "unavailable", "status": "UNAVAILABLE"}}));
+    let fcm = fcm(&fake.fcm()).await;
+    let first = fcm_send(&fcm).await;
+    assert!(matches!(first, Reply::Down { ambiguous: false, .. }), "{first:?}");
+    assert!(fake.sends().is_empty());
+    let recovered = async {
+        while fcm_send(&fcm).await != ACCEPTED() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), recovered).await.expect("the next fetch brings a token");
+}
+
+#[tokio::test]
+async fn an_account_that_google_refuses_is_refused_credentials() {
+    let fake = Fake::start().await;
+    fake.token_endpoint_answers(400, json!({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}));
+    let reply = fcm_send(&fcm(&fake.fcm()).await).await;
+    assert!(matches!(&reply, Reply::CredentialsRefused { why } if why.contains("Invalid JWT Signature")), "{reply:?}");
+}
+
+#[tokio::test]
+async fn fcm_silence_is_ambiguous() {
+    let fake = Fake::start().await;
+    let fcm = fcm(&fcm::Settings { request_timeout: Duration::from_secs(2), ..fake.fcm() }).await;
+    fake.never_answers();
+    let reply = fcm_send(&fcm).await;
+    assert!(matches!(&reply, Reply::Down { ambiguous: true, why, .. } if why == "no answer within 2s"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn fcm_out_of_reach_took_nothing() {
+    let fake = Fake::start().await;
+    let (_port, url) = nobody_listens();
+    let reply = fcm_send(&fcm(&fcm::Settings { url, ..fake.fcm() }).await).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: false, .. }), "{reply:?}");
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_on_a_request_may_have_taken_it() {
+    let fake = Fake::start().await;
+    let (_server, origin) = hangs_up().await;
+    let reply = fcm_send(&fcm(&fcm::Settings { url: origin.clone(), ..fake.fcm() }).await).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
+
+    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
+    let reply = expo_send(&expo, 1).await;
+    assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
+}
+
+#[tokio::test]
+async fn fcm_without_credentials_is_not_in_use() {
+    let fake = Fake::start().await;
+    let settings = fcm::Settings { client_email: String::new(), private_key: "".into(), ..fake.fcm() };
+    assert!(Fcm::new(&settings, Arc::new(Metrics::new())).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_is_refused_at_the_start() {
+    let fake = Fake::start().await;
+    for url in ["", "exp.host", "ftp://exp.host/push/send"] {
+        assert!(Expo::new(&expo::Settings { url: url.into(), ..fake.expo() }, Arc::new(Metrics::new())).is_err(), "{url}");
+        assert!(Fcm::new(&fcm::Settings { url: url.into(), ..fake.fcm() }, Arc::new(Metrics::new())).await.is_err(), "{url}");
+    }
+}
