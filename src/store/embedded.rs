@@ -16,6 +16,7 @@ mod lock;
 mod purge;
 mod readers;
 mod regimens;
+mod ring;
 mod routes;
 mod schema;
 mod tokens;
@@ -37,7 +38,7 @@ use self::{lock::Lock, readers::Readers, writer::Writer};
 use super::Store;
 use crate::domain::{Timestamp, Unavailable};
 
-/// A store in a file or in memory. Clones share it; it closes with the last one.
+/// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes the file.
 #[derive(Clone)]
 pub struct EmbeddedStore {
     inner: Arc<Inner>,

@@ -34,6 +34,8 @@ async fn rest(store: &impl Audience, slice: Slice, mut after: Option<Cursor>, li
         let page = store.page_of_slice(ProviderId::Expo, slice, after, limit).await.unwrap();
         assert!(page.registrations.len() <= limit, "no two of these tokens share a position");
         assert!(after.is_none_or(|after| after < page.end || page.last), "a page moves on");
+        assert_eq!(page.positions.len(), page.registrations.len());
+        assert!(page.positions.is_sorted() && page.positions.iter().all(|at| after.is_none_or(|after| after < *at) && *at <= page.end));
         all.extend(tokens(&page));
         cursors.push(page.end);
         if page.last {

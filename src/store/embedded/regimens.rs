@@ -1,13 +1,10 @@
 //! How a regimen is kept: its fields as columns, its rule as text.
 
-use jiff::{
-    civil::{Time, Weekday},
-    tz::TimeZone,
-};
+use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::values::unreadable;
-use crate::domain::{EveryDay, LocalTime, ProfileId, Regimen, RegimenId, Rule, UserId, Version};
+use crate::domain::{ProfileId, Regimen, RegimenId, UserId, Version, recurrence::InvalidRule};
 
 /// The columns of a definition, after its version.
 pub(super) const REGIMEN: &str =
@@ -39,7 +36,7 @@ impl Definition {
             medicine_name: regimen.medicine_name.clone(),
             dosage: regimen.dosage.clone(),
             timezone: regimen.timezone.iana_name().unwrap_or_default().to_owned(),
-            rule: rule_to_text(&regimen.rule),
+            rule: regimen.rule.to_string(),
             start_date: regimen.start_date.to_string(),
             end_date: regimen.end_date.map(|date| date.to_string()),
             enabled: regimen.enabled,
@@ -97,54 +94,10 @@ impl Definition {
             medicine_name: self.medicine_name.clone(),
             dosage: self.dosage.clone(),
             timezone: TimeZone::get(&self.timezone).map_err(|error| unreadable(6, error))?,
-            rule: rule_from_text(&self.rule).ok_or_else(|| unreadable(7, format!("{:?} is no rule", self.rule)))?,
+            rule: self.rule.parse().map_err(|error: InvalidRule| unreadable(7, error))?,
             start_date: self.start_date.parse().map_err(|error: jiff::Error| unreadable(8, error))?,
             end_date: self.end_date.as_deref().map(str::parse).transpose().map_err(|error: jiff::Error| unreadable(9, error))?,
             enabled: self.enabled,
         })
     }
-}
-
-const WEEKDAYS: [(Weekday, &str); 7] = [
-    (Weekday::Monday, "mon"),
-    (Weekday::Tuesday, "tue"),
-    (Weekday::Wednesday, "wed"),
-    (Weekday::Thursday, "thu"),
-    (Weekday::Friday, "fri"),
-    (Weekday::Saturday, "sat"),
-    (Weekday::Sunday, "sun"),
-];
-
-/// `times=08:00,20:00;every=1`, `times=08:00;weekdays=mon,tue` or `rrule=FREQ=…;…|times=08:00`.
-fn rule_to_text(rule: &Rule) -> String {
-    let times = |times: &[LocalTime]| times.iter().map(|time| time.strftime("%H:%M").to_string()).collect::<Vec<_>>().join(",");
-    match rule {
-        Rule::Times { times: at, days: EveryDay::Nth(n) } => format!("times={};every={n}", times(at)),
-        Rule::Times { times: at, days: EveryDay::Weekdays(days) } => {
-            let days: Vec<&str> =
-                days.iter().filter_map(|day| WEEKDAYS.iter().find(|(weekday, _)| weekday == day)).map(|(_, name)| *name).collect();
-            format!("times={};weekdays={}", times(at), days.join(","))
-        }
-        Rule::Rrule { text, times: at } => format!("rrule={text}|times={}", times(at)),
-    }
-}
-
-/// What [`rule_to_text`] wrote.
-fn rule_from_text(text: &str) -> Option<Rule> {
-    let times = |text: &str| -> Option<Vec<LocalTime>> {
-        text.split(',').filter(|time| !time.is_empty()).map(|time| Time::strptime("%H:%M", time).ok()).collect()
-    };
-    if let Some(rule) = text.strip_prefix("rrule=") {
-        let (text, at) = rule.rsplit_once("|times=")?;
-        return Some(Rule::Rrule { text: text.to_owned(), times: times(at)? });
-    }
-    let (at, days) = text.strip_prefix("times=")?.split_once(';')?;
-    let days = match days.split_once('=')? {
-        ("every", n) => EveryDay::Nth(n.parse().ok()?),
-        ("weekdays", days) => EveryDay::Weekdays(
-            days.split(',').map(|name| WEEKDAYS.iter().find(|(_, known)| *known == name).map(|(day, _)| *day)).collect::<Option<_>>()?,
-        ),
-        _ => return None,
-    };
-    Some(Rule::Times { times: times(at)?, days })
 }

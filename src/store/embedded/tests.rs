@@ -72,7 +72,7 @@ async fn tokens_on_one_position_are_never_parted() {
 
 #[tokio::test]
 async fn no_token_lies_on_the_smallest_position() {
-    assert!((0..1000).all(|n| tokens::position(&token(&n.to_string())) > i64::MIN));
+    assert!((0..1000).all(|n| ring::position(&token(&n.to_string())) > i64::MIN));
 }
 
 #[tokio::test]

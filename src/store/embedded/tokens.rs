@@ -1,4 +1,4 @@
-//! Tokens: the protocol of their life, and the ring they lie on.
+//! Tokens: the protocol of their life.
 //!
 //! A token's state is a function of the *set* of events that were applied, whatever their order. The event with the
 //! highest version stands. What stands and names a user or a device may still be struck out, in the odd version above
@@ -9,18 +9,18 @@
 //! A device id that many tokens take from each other is no device's ("unknown", an emulator): it is then left alone.
 
 use rusqlite::{Connection, OptionalExtension, Row};
-use sha2::{Digest, Sha256};
 
 use super::{
     EmbeddedStore,
+    ring::{position, positions},
     values::{label, micros, timestamp_if_any, unreadable},
 };
 use crate::{
     domain::{
-        Cursor, DeviceId, Judged, Platform, ProviderId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, TokenKind,
-        Unavailable, UserId, Version,
+        DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash, TokenKind, Unavailable, UserId,
+        Version,
     },
-    store::{Audience, Census, Page, Registry, TokenRow},
+    store::{Census, Registry, TokenRow},
 };
 
 /// A device that more tokens than that have held is no device.
@@ -146,12 +146,6 @@ impl Registry for EmbeddedStore {
     }
 }
 
-impl Audience for EmbeddedStore {
-    async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
-        self.read("read a page of tokens", move |db| page(db, provider, slice, after, limit.max(1))).await
-    }
-}
-
 // === the protocol ===
 
 /// Takes the device for this token, unless a later registration holds it, and strikes out the token that held it.
@@ -171,7 +165,10 @@ fn hold(db: &Connection, device: &DeviceId, token: &Token, version: Version, now
     let Some(before) = held_by_another else { return Ok(()) };
     if holders > HOLDERS_MAX {
         if before.holders == HOLDERS_MAX {
-            tracing::warn!(device.id = %device, "Device {device} was held by {holders} tokens, so it is no single device: from now on its tokens do not replace each other");
+            tracing::warn!(
+                device.id = %device,
+                "Device {device} was held by {holders} tokens, so it is no single device: from now on they do not replace each other"
+            );
         }
         return Ok(());
     }
@@ -274,19 +271,6 @@ fn created_by(version: Version) -> Timestamp {
 
 // === rows ===
 
-/// A token's place on the ring: the first 8 bytes of its SHA-256. The smallest number is nobody's, as in CQL.
-pub(super) fn position(token: &Token) -> i64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&Sha256::digest(token.as_str().as_bytes())[..8]);
-    i64::from_be_bytes(first).max(i64::MIN + 1)
-}
-
-/// Where tokens with this hash lie: hash and position begin with the same bits.
-fn positions(hash: TokenHash) -> (i64, i64) {
-    let first = u64::from_str_radix(&hash.to_string(), 16).unwrap_or_default() << 16;
-    (first.cast_signed(), (first | 0xffff).cast_signed())
-}
-
 struct Holder {
     version: i64,
     token: String,
@@ -370,9 +354,9 @@ fn strike(db: &Connection, token: &Token, reason: &str, now: Timestamp) -> rusql
         .map(drop)
 }
 
-const REGISTRATION: &str = "push_token, version, user_id, platform, device_id, device_info";
+pub(super) const REGISTRATION: &str = "push_token, version, user_id, platform, device_id, device_info";
 
-fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
+pub(super) fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
     Ok(Registration {
         token: Token::parse(row.get_ref(first)?.as_str()?).map_err(|error| unreadable(first, error))?,
         version: Version::from_i64(row.get(first + 1)?),
@@ -402,34 +386,4 @@ fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> 
         return Ok(None);
     }
     label(row, column, Platform::from_label).map(Some)
-}
-
-fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> rusqlite::Result<Page> {
-    let (low, high) = slice.bounds();
-    let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
-    let start = match after {
-        Some(Cursor(after)) if after >= high => return Ok(page),
-        Some(Cursor(after)) => low.max(after + 1),
-        None => low,
-    };
-    let mut scan = db.prepare_cached(&format!(
-        "SELECT position, kind, {REGISTRATION} FROM tokens WHERE position >= ?1 AND position <= ?2 AND active ORDER BY position, push_token"
-    ))?;
-    let mut rows = scan.query((start, high))?;
-    let mut end = start;
-    while let Some(row) = rows.next()? {
-        if label(row, 1, TokenKind::from_label)?.provider() != provider {
-            continue;
-        }
-        let position = row.get(0)?;
-        // Two tokens on one position stay together: the cursor could not tell them apart.
-        if page.registrations.len() >= limit && position != end {
-            return Ok(Page { end: Cursor(end), last: false, ..page });
-        }
-        page.registrations.push(registration(row, 2)?);
-        page.positions.push(Cursor(position));
-        end = position;
-    }
-    page.end = Cursor(high);
-    Ok(page)
 }

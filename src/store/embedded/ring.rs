@@ -1,0 +1,63 @@
+//! The ring of tokens: where each lies, and how a slice of it is read.
+
+use rusqlite::Connection;
+use sha2::{Digest, Sha256};
+
+use super::{
+    EmbeddedStore,
+    tokens::{REGISTRATION, registration},
+    values::label,
+};
+use crate::{
+    domain::{Cursor, ProviderId, Slice, Token, TokenHash, TokenKind, Unavailable},
+    store::{Audience, Page},
+};
+
+impl Audience for EmbeddedStore {
+    async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
+        self.read("read a page of tokens", move |db| page(db, provider, slice, after, limit.max(1))).await
+    }
+}
+
+/// A token's place on the ring: the first 8 bytes of its SHA-256. The smallest number is nobody's, as in CQL.
+pub(super) fn position(token: &Token) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&Sha256::digest(token.as_str().as_bytes())[..8]);
+    i64::from_be_bytes(first).max(i64::MIN + 1)
+}
+
+/// Where tokens with this hash lie: hash and position begin with the same bits.
+pub(super) fn positions(hash: TokenHash) -> (i64, i64) {
+    let first = u64::from_str_radix(&hash.to_string(), 16).unwrap_or_default() << 16;
+    (first.cast_signed(), (first | 0xffff).cast_signed())
+}
+
+fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> rusqlite::Result<Page> {
+    let (low, high) = slice.bounds();
+    let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
+    let start = match after {
+        Some(Cursor(after)) if after >= high => return Ok(page),
+        Some(Cursor(after)) => low.max(after + 1),
+        None => low,
+    };
+    let mut scan = db.prepare_cached(&format!(
+        "SELECT position, kind, {REGISTRATION} FROM tokens WHERE position >= ?1 AND position <= ?2 AND active ORDER BY position, push_token"
+    ))?;
+    let mut rows = scan.query((start, high))?;
+    let mut end = start;
+    while let Some(row) = rows.next()? {
+        if label(row, 1, TokenKind::from_label)?.provider() != provider {
+            continue;
+        }
+        let position = row.get(0)?;
+        // Two tokens on one position stay together: the cursor could not tell them apart.
+        if page.registrations.len() >= limit && position != end {
+            return Ok(Page { end: Cursor(end), last: false, ..page });
+        }
+        page.registrations.push(registration(row, 2)?);
+        page.positions.push(Cursor(position));
+        end = position;
+    }
+    page.end = Cursor(high);
+    Ok(page)
+}
