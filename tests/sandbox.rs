@@ -628,7 +628,8 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
         }
         sandbox.stop().await;
     };
-    let (expo, fcm, ()) = tokio::join!(expo, fcm, stop);
+    let all = async { tokio::join!(expo, fcm, stop) };
+    let (expo, fcm, ()) = tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop cuts what is under way");
     assert!(expo.is_err() && fcm.is_err(), "their connections were cut");
     drop((http1, http2));
     let ended = async {
