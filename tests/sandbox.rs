@@ -503,11 +503,11 @@ async fn the_peak_counts_what_arrives_whatever_it_is_answered() {
     let world = World::open().await;
     world.set(|faults| faults.expo.rate_limit = Some(0));
     for _ in 0..3 {
-        assert_eq!(world.expo(messages(&["a", "b"])).await.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(world.expo(messages(&["a", "b", "c", "d", "e"])).await.status, StatusCode::TOO_MANY_REQUESTS);
     }
     let statistics = world.expo_statistics();
-    // The three requests may straddle seconds on a slow machine, but two messages came at once.
-    assert!((2..=6).contains(&statistics.peak_per_second), "{statistics:?}");
+    // On a slow machine the three may lie in different seconds, but five messages came at once.
+    assert!([5, 10, 15].contains(&statistics.peak_per_second), "{statistics:?}");
     assert_eq!(statistics.requests, 3);
     assert!(statistics.first_at.unwrap() < statistics.last_at.unwrap());
 }
@@ -628,7 +628,8 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
         }
         sandbox.stop().await;
     };
-    let (expo, fcm, ()) = tokio::join!(expo, fcm, stop);
+    let all = async { tokio::join!(expo, fcm, stop) };
+    let (expo, fcm, ()) = tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop cuts what is under way");
     assert!(expo.is_err() && fcm.is_err(), "their connections were cut");
     drop((http1, http2));
     let ended = async {
