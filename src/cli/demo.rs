@@ -83,7 +83,6 @@ async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<any
         let found = format!("it still waited for {doing}");
         disagreements.insert(0, Disagreement { about: "the end".to_owned(), expected: format!("within {DEADLINE:?}"), found });
     }
-    screen.leave();
     println!("{}", Told { world, expected: &expected, found: &found, measured: &measured, samples: &watch.seen().samples }.table());
     if args.keep {
         let program = std::env::current_exe().context("finding this program")?;

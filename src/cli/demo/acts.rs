@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use futures::{TryStreamExt as _, stream};
 use jiff::Timestamp;
 use pushcast::{
     app::STAGES,
-    domain::{ProviderId, Report},
+    domain::{Counts, ProviderId, Report},
     sandbox::{Answer, Outage},
     store::Registry,
     stream::Publish,
@@ -22,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     cast::{self, Step},
     expected::{Expected, Name},
-    measure::{Attack, Measured, shown},
+    measure::{Attack, Measured, ahead, shown},
     screen::Screen,
     verify::{Found, verify},
     watch::Watch,
@@ -95,12 +96,13 @@ impl<'a> Play<'a> {
     pub async fn found(&self) -> anyhow::Result<Found> {
         let census = self.world.store.census().await?;
         self.watch.look();
+        let seen = self.watch.seen();
         Ok(Found {
-            pushes: self.watch.seen().pushes.clone(),
+            pushes: seen.pushes.clone(),
             statistics: self.world.sandbox.statistics(),
             noted: self.world.notes.read().clone(),
             census,
-            rates: ProviderId::ALL.map(|provider| (provider, self.world.rate(provider))).into(),
+            ahead: ProviderId::ALL.map(|provider| (provider, ahead(&seen.samples, provider, self.world.rate(provider)))).into(),
         })
     }
 
@@ -141,14 +143,15 @@ impl<'a> Play<'a> {
         self.publish(then).await?;
         self.until("the changes of the tokens", || applied(phones + changes)).await;
         self.until_store_agrees("the store to hold the tokens").await?;
-        self.screen.say(format!("{phones} phones are registered; then {told}"));
+        self.screen.say(format!("{phones} phones are registered, {changes} changes applied:"));
+        self.screen.say(told);
         Ok(())
     }
 
     async fn regimens(&self) -> anyhow::Result<()> {
         let due = next_minute(Timestamp::now() + DUE_NOT_BEFORE);
         let steps = cast::regimens(due);
-        self.screen.say(format!("{} records of regimens, most of them due at {due:.0} in 8 time zones", steps.len()));
+        self.screen.say(format!("{} records of regimens, most of them due at {due:.0}, each in a time zone of its own", steps.len()));
         self.measured.borrow_mut().due = Some(due);
         self.publish(steps).await?;
         self.screen.say("one dose is published twice: it must ring once");
@@ -203,25 +206,31 @@ impl<'a> Play<'a> {
     }
 
     async fn named_users(&self) -> anyhow::Result<()> {
+        self.screen.say("a post for named users: who has lost the phone must not be told, who has it now must");
         let broadcast = self.begin("friends", vec![cast::post_for_some("friends", 2)]).await?;
-        self.follow(&broadcast).await?;
-        self.screen.say("a post for 600 users and 15 newcomers: who has lost the phone is not told, who has it now is");
-        Ok(())
+        self.follow(&broadcast).await
     }
 
     async fn doses(&self) {
         let expected = self.expected();
-        let doses: Vec<_> = expected.outcomes.keys().filter(|(name, _)| name.starts_with("dose:")).collect();
+        let doses: BTreeSet<_> = expected.outcomes.keys().filter(|(name, _)| name.starts_with("dose:")).cloned().collect();
         if let Some(due) = self.measured.borrow().due.filter(|due| *due > Timestamp::now()) {
             self.screen.say(format!("waiting for {due:.0}, when the regimens' doses are due"));
         }
         self.until("the doses' minute", || {
             let noted = self.world.notes.read();
-            let told = noted.outcomes.iter().filter(|report| matches!(report, Report::Dose { .. })).count();
-            told >= doses.len()
+            let told: BTreeSet<_> = noted
+                .outcomes
+                .iter()
+                .filter_map(|report| match report {
+                    Report::Dose { notification, provider, .. } => Some((notification.to_string(), *provider)),
+                    Report::Broadcast { .. } => None,
+                })
+                .collect();
+            doses.is_subset(&told)
         })
         .await;
-        self.screen.say("all doses have their outcome");
+        self.screen.say(format!("all {} outcomes of doses and reminders are told", doses.len()));
     }
 
     async fn until_all_agrees(&self) -> anyhow::Result<()> {
@@ -270,6 +279,7 @@ impl<'a> Play<'a> {
 
     /// Shows a bar for each provider until the broadcast has its outcome.
     async fn follow(&self, broadcast: &Broadcast) -> anyhow::Result<()> {
+        let began = Instant::now();
         let bars = ProviderId::ALL.map(|provider| {
             let bar = self.screen.bar(format!("{} {provider}", broadcast.name), broadcast.messages[side(provider)]);
             (provider, bar)
@@ -281,12 +291,22 @@ impl<'a> Play<'a> {
             self.is_over(broadcast)
         })
         .await;
+        drop(bars);
+        if let Some(Counts { sent, dead, .. }) = self.outcome(broadcast) {
+            self.screen.say(format!("{}: {sent} sent, {dead} to dead tokens, in {}", broadcast.name, shown(began.elapsed())));
+        }
         Ok(())
     }
 
     fn is_over(&self, broadcast: &Broadcast) -> bool {
-        let is_its = |report: &Report| matches!(report, Report::Broadcast { notification, .. } if notification.as_str() == broadcast.name);
-        self.world.notes.read().outcomes.iter().any(is_its)
+        self.outcome(broadcast).is_some()
+    }
+
+    fn outcome(&self, broadcast: &Broadcast) -> Option<Counts> {
+        self.world.notes.read().outcomes.iter().find_map(|report| match report {
+            Report::Broadcast { notification, counts, .. } if notification.as_str() == broadcast.name => Some(*counts),
+            Report::Broadcast { .. } | Report::Dose { .. } => None,
+        })
     }
 
     /// Notes that a provider is attacked from now on.

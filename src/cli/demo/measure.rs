@@ -88,6 +88,21 @@ impl Measured {
     }
 }
 
+/// How far arrivals ever ran ahead of the allowed rate: so long it would have taken to let what came too early come in
+/// time. Over any stretch of time, however short or long.
+pub fn ahead(samples: &[Sample], provider: ProviderId, rate: u32) -> Duration {
+    let (mut ahead, mut least) = (0.0_f64, f64::INFINITY);
+    let Some(first) = samples.first() else { return Duration::ZERO };
+    for sample in samples {
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 messages")]
+        let taken = sample.arrived[usize::from(provider == ProviderId::Fcm)] as f64;
+        let beyond = taken / f64::from(rate) - (sample.at - first.at).as_secs_f64();
+        least = least.min(beyond);
+        ahead = ahead.max(beyond - least);
+    }
+    Duration::from_secs_f64(ahead)
+}
+
 fn latency(pushes: &[Push], provider: ProviderId, published: &BTreeMap<&str, Timestamp>) -> Option<Latency> {
     let of = pushes.iter().filter(|push| push.provider == provider);
     let taken = of.filter_map(|push| Some(push.at.duration_since(*published.get(push.name.as_str())?)));
@@ -163,6 +178,16 @@ mod tests {
         let max = |provider, attacked| measured.reminders(&pushes, provider, attacked).map(|latency| latency.max.as_millis());
         assert_eq!([max(ProviderId::Expo, false), max(ProviderId::Expo, true)], [Some(10), Some(3_000)]);
         assert_eq!([max(ProviderId::Fcm, false), max(ProviderId::Fcm, true)], [Some(20), None]);
+    }
+
+    #[test]
+    fn who_runs_ahead_of_the_rate_is_seen_whatever_went_before() {
+        let start = Instant::now();
+        let sample = |ms, expo| Sample { at: start + Duration::from_millis(ms), arrived: [expo, 0] };
+        let ahead = |samples: &[Sample]| ahead(samples, ProviderId::Expo, 100).as_millis();
+        assert_eq!(ahead(&[sample(0, 0), sample(1_000, 100), sample(9_000, 500)]), 0, "a pause is not made up for later");
+        assert_eq!(ahead(&[sample(0, 0), sample(5_000, 100), sample(6_000, 300)]), 1_000, "200 in a second: one too early");
+        assert_eq!(ahead(&[]), 0);
     }
 
     #[test]

@@ -39,11 +39,6 @@ impl Screen {
         Bar { screen: self, shown, quarter: AtomicU64::new(0) }
     }
 
-    /// Makes room for what others write: the bars go, the lines stay.
-    pub fn leave(&self) {
-        drop(self.bars.clear());
-    }
-
     fn write(&self, line: &str) {
         // A screen that can't be written to is not worth failing for.
         if self.bars.is_hidden() {
@@ -66,14 +61,14 @@ impl Bar<'_> {
 }
 
 impl Drop for Bar<'_> {
-    /// It stays where it is, for the record.
+    /// It goes; what came of it is said in a line.
     fn drop(&mut self) {
-        self.shown.abandon();
+        self.shown.finish_and_clear();
     }
 }
 
 fn quarter(position: u64, len: u64) -> u64 {
-    if len == 0 { 4 } else { (position * 4 / len).min(4) }
+    (position * 4).checked_div(len).map_or(4, |quarter| quarter.min(4))
 }
 
 #[cfg(test)]

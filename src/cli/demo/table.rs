@@ -91,7 +91,7 @@ impl Told<'_> {
             .map(String::as_str)
             .filter(|name| name.starts_with("dose:") && *name != "dose:twice" && !self.measured.reminders.contains_key(*name))
             .collect();
-        each(table, "dose: its minute → provider, p50 / p99", |provider| told(self.measured.doses(pushes, provider, &regimens)));
+        each(table, "dose: its minute → provider (a tick a second)", |provider| told(self.measured.doses(pushes, provider, &regimens)));
         each(table, "post: record → provider, p50 / p99", |provider| told(self.measured.posts(pushes, provider)));
     }
 
@@ -121,7 +121,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -153,9 +153,10 @@ async fn settings(broker: &Broker, sandbox: &Sandbox, admin: bool) -> anyhow::Re
         ("FCM__CLIENT_EMAIL", of_account("client_email")),
         ("FCM__PRIVATE_KEY", of_account("private_key")),
         ("FCM__TOKEN_URL", of_account("token_uri")),
-        // Less than the default, which a laptop that plays all the parts at once can't keep.
+        // Less than the default: a small machine plays all the parts, and there is to be time to watch.
         ("FCM__RATE_PER_SECOND", "2000".to_owned()),
-        ("FCM__RAMP_UP", "5s".to_owned()),
+        // Over before the first broadcast, so that the rate that is kept can be told.
+        ("FCM__RAMP_UP", "1s".to_owned()),
         ("MEDICATION__TICK_EVERY", "1s".to_owned()),
         ("HTTP__ADMIN_LISTEN", admin_listen),
     ];

@@ -51,7 +51,6 @@ fn found() -> Found {
         taken: 4,
         distinct_tokens: 3,
         answers: [(Answer::Ok, 4), (Answer::Dead, 1)].into(),
-        peak_per_second: 600,
         ..ProviderStatistics::default()
     };
     Found {
@@ -62,7 +61,7 @@ fn found() -> Found {
             Census { provider: ProviderId::Expo, active: 2, inactive: 2 },
             Census { provider: ProviderId::Fcm, active: 0, inactive: 0 },
         ],
-        rates: [(ProviderId::Expo, 600), (ProviderId::Fcm, 2_000)].into(),
+        ahead: BTreeMap::new(),
     }
 }
 
@@ -108,17 +107,20 @@ fn what_the_sandbox_counted_otherwise_is_found() {
     assert_eq!(said(|found| found.statistics.expo.distinct_tokens = 2), ["tokens that expo took messages for: expected 3, found 2"]);
     assert_eq!(said(|found| found.statistics.expo.doubles = 1), ["doubles that expo saw: expected 0, found 1"]);
     assert_eq!(said(|found| found.statistics.expo.answers.clear()), ["messages to dead tokens at expo: expected 1, found 0"]);
-    assert_eq!(
-        said(|found| found.statistics.expo.peak_per_second = 601),
-        ["messages to expo in any second: expected at most 600, found 601"]
-    );
+}
+
+#[test]
+fn a_rate_that_is_not_kept_is_found_and_a_machine_that_stumbles_is_not_blamed() {
+    let ahead = |ms| said(|found| found.ahead.extend([(ProviderId::Expo, Duration::from_millis(ms))]));
+    assert_eq!(ahead(501), ["the rate at expo: expected kept, found messages came 501 ms too early"]);
+    assert_eq!(ahead(500), [""; 0]);
 }
 
 #[test]
 fn a_store_that_holds_something_else_is_found() {
     let active = |active| said(|found| found.census[0].active = active);
     assert_eq!(active(3), ["tokens of expo in the store: expected 2 active, 2 not, found 3 active, 2 not"]);
-    assert_eq!(said(|found| drop(found.census.pop())), ["tokens of fcm in the store: expected 0 active, 0 not, found nothing"]);
+    assert_eq!(said(|found| found.census.truncate(1)), ["tokens of fcm in the store: expected 0 active, 0 not, found nothing"]);
 }
 
 #[test]
