@@ -142,7 +142,7 @@ fn job(provider: ProviderId, time: &str, local_time: &str) -> Message {
     };
     let dose = DoseJob { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), user: UserId::new("u1"), schedule_time: at(time) };
     let value = events::jobs::write(&Job { provider, notification, work: Work::Dose(dose) });
-    Message::new(events::jobs::topic(provider, Lane::Urgent), "pr1:r1".to_owned(), value)
+    Message::new(events::jobs::topic(provider, Lane::Urgent), dose_id("r1", time).to_string(), value)
 }
 
 fn jobs(time: &str, local_time: &str) -> Vec<Message> {
