@@ -1,8 +1,26 @@
 //! The Kafka adapter: consumer runtime, producer, admin, and the embedded broker.
+//!
+//! [`Stage`] runs a [`Handler`](crate::stream::Handler) over its topics, [`Producer`] writes, [`admin`] prepares and
+//! checks the topics, [`mock`] is a broker inside the process for the demo and for tests.
+//!
+//! **Invariant:** nothing outside this folder knows librdkafka.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
+
+pub mod admin;
+mod client;
+mod consumer;
+pub mod mock;
+mod producer;
+pub mod topics;
+
+pub use self::{
+    client::ClientError,
+    consumer::{Assignment, Stage, StageError, StageSpec, TopicPartition},
+    producer::Producer,
+};
 
 /// `[kafka]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,4 +52,11 @@ pub enum GroupProtocol {
     Classic,
     /// KIP-848, brokers from 4.0.
     Consumer,
+}
+
+impl Settings {
+    /// The consumer group of a stage.
+    pub fn group_of(&self, stage: &str) -> String {
+        format!("{}.{stage}", self.group_prefix)
+    }
 }

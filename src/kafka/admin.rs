@@ -1,0 +1,278 @@
+//! Prepares Kafka for a first start, and checks it before any other: `pushcast init`, `pushcast check`, and the start of
+//! `pushcast run`.
+//!
+//! What exists is never changed: no partitions are added, no retention is set, no offset of a group is moved.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientContext, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+use tracing::info;
+
+use super::{
+    ClientError, Settings,
+    client::{self, code_of, log},
+    topics::{From, SUBSCRIPTIONS, Subscription, TOPICS, Topic},
+};
+
+/// How long the cluster may take to answer one question.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most copies that `kafka.replication_factor = 0` asks for.
+const COPIES_MAX: usize = 3;
+
+/// What the cluster has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// How many brokers.
+    pub brokers: usize,
+    /// Its topics, and how many partitions each has.
+    pub topics: BTreeMap<String, usize>,
+}
+
+/// What `init` did, for the person who called it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Each topic of ours.
+    pub topics: Vec<(&'static str, Created)>,
+    /// Each subscription of ours.
+    pub groups: Vec<(Subscription, Began)>,
+}
+
+/// What became of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It was missing.
+    Created,
+    /// It was there, and is as it was.
+    Exists,
+}
+
+/// What became of a group's offsets for a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Began {
+    /// It had none for that many partitions, and has now.
+    Began {
+        /// How many.
+        partitions: usize,
+    },
+    /// It had offsets for all of them.
+    Exists,
+    /// Somebody is reading already: the group's offsets are theirs.
+    Running,
+}
+
+/// Kafka is not as we need it.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The client could not be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Nobody is there, or nobody who speaks our dialect (TLS, SASL).
+    #[error("no Kafka broker answers at {servers}: {source}; check kafka.bootstrap_servers and kafka.properties")]
+    Unreachable {
+        /// Where we asked.
+        servers: String,
+        /// In librdkafka's words.
+        source: KafkaError,
+    },
+    /// Topics that have to be there are not.
+    #[error("Kafka has no {}: run `pushcast init`", .0.join(", "))]
+    Missing(Vec<String>),
+    /// A topic could not be created.
+    #[error("Kafka does not create {topic}: {code}")]
+    NotCreated {
+        /// Which.
+        topic: String,
+        /// Why.
+        code: RDKafkaErrorCode,
+    },
+    /// The cluster was asked something and did not answer, or refused.
+    #[error("{asked} failed: {source}")]
+    Refused {
+        /// What was asked.
+        asked: String,
+        /// In librdkafka's words.
+        source: KafkaError,
+    },
+    /// The thread that asked is gone.
+    #[error("asking Kafka was broken off: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+/// Looks at the cluster; the check that anybody is there.
+///
+/// # Errors
+/// Nobody is.
+pub async fn look(settings: &Settings) -> Result<Cluster, AdminError> {
+    let settings = settings.clone();
+    tokio::task::spawn_blocking(move || look_now(&settings)).await?
+}
+
+/// Checks that all of `topics` exist, and gives back how many partitions each has.
+///
+/// # Errors
+/// Kafka is away, or topics are missing; the error says what to do.
+pub async fn check_topics<'a>(
+    settings: &Settings,
+    topics: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeMap<String, usize>, AdminError> {
+    let cluster = look(settings).await?;
+    let needed: BTreeSet<_> = topics.into_iter().collect();
+    let missing: Vec<_> = needed.iter().filter(|topic| !cluster.topics.contains_key(**topic)).map(|topic| (*topic).to_owned()).collect();
+    if !missing.is_empty() {
+        return Err(AdminError::Missing(missing));
+    }
+    Ok(cluster.topics.into_iter().filter(|(topic, _)| needed.contains(topic.as_str())).collect())
+}
+
+/// Creates the topics that are missing, and gives each group that has none its first offsets.
+///
+/// # Errors
+/// Kafka is away or refuses. What was done stays done; calling again goes on.
+pub async fn init(settings: &Settings) -> Result<Report, AdminError> {
+    let cluster = look(settings).await?;
+    let topics = create_missing(settings, &cluster).await?;
+    let settings = settings.clone();
+    let groups = tokio::task::spawn_blocking(move || begin_groups(&settings)).await??;
+    Ok(Report { topics, groups })
+}
+
+/// Gives each group that has none its first offsets; the part of [`init`] for a cluster whose topics are made elsewhere.
+///
+/// # Errors
+/// Kafka is away or refuses, or topics are missing.
+pub async fn begin(settings: &Settings) -> Result<Vec<(Subscription, Began)>, AdminError> {
+    let settings = settings.clone();
+    tokio::task::spawn_blocking(move || begin_groups(&settings)).await?
+}
+
+fn look_now(settings: &Settings) -> Result<Cluster, AdminError> {
+    let client: BaseConsumer<Context> =
+        client::admin(settings).create_with_context(Context).map_err(|source| ClientError { kind: "admin client", source })?;
+    let unreachable = |source| AdminError::Unreachable { servers: settings.bootstrap_servers.clone(), source };
+    let metadata = client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(unreachable)?;
+    let topics = metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
+    Ok(Cluster { brokers: metadata.brokers().len(), topics })
+}
+
+async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&'static str, Created)>, AdminError> {
+    let missing: Vec<_> = TOPICS.iter().filter(|topic| !cluster.topics.contains_key(topic.name)).collect();
+    let mut created = BTreeSet::new();
+    if !missing.is_empty() {
+        let admin: AdminClient<DefaultClientContext> =
+            client::admin(settings).create().map_err(|source| ClientError { kind: "admin client", source })?;
+        let copies = copies(settings.replication_factor, cluster.brokers);
+        let retentions: Vec<_> = missing.iter().map(|topic| topic.retention.as_millis().to_string()).collect();
+        let asked: Vec<_> = missing.iter().zip(&retentions).map(|(topic, retention)| new_topic(topic, retention, copies)).collect();
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)).request_timeout(Some(2 * ANSWER_TIMEOUT));
+        let answers = admin.create_topics(&asked, &options).await;
+        for answer in answers.map_err(|source| AdminError::Refused { asked: "creating topics".to_owned(), source })? {
+            match answer {
+                Ok(name) => drop(created.insert(name)),
+                // Somebody else was a moment faster.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(AdminError::NotCreated { topic, code }),
+            }
+        }
+        info!("Created {} topics with {copies} copies each", created.len());
+    }
+    let became = |topic: &Topic| if created.contains(topic.name) { Created::Created } else { Created::Exists };
+    Ok(TOPICS.iter().map(|topic| (topic.name, became(topic))).collect())
+}
+
+fn new_topic<'a>(topic: &'a Topic, retention: &'a str, copies: i32) -> NewTopic<'a> {
+    NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(copies))
+        // A compacted topic would refuse lines without a key, whatever the cluster's default is.
+        .set("cleanup.policy", "delete")
+        .set("retention.ms", retention)
+        .set("message.timestamp.type", topic.stamp.label())
+}
+
+/// How many copies a topic gets.
+fn copies(replication_factor: i32, brokers: usize) -> i32 {
+    match replication_factor {
+        1.. => replication_factor,
+        _ => i32::try_from(brokers.clamp(1, COPIES_MAX)).unwrap_or(1),
+    }
+}
+
+fn begin_groups(settings: &Settings) -> Result<Vec<(Subscription, Began)>, AdminError> {
+    let cluster = look_now(settings)?;
+    SUBSCRIPTIONS.iter().map(|reads| Ok((*reads, begin_group(settings, &cluster, reads)?))).collect()
+}
+
+fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> Result<Began, AdminError> {
+    let group = settings.group_of(reads.stage);
+    let refused = |asked: &str| {
+        let asked = format!("{asked} {group} for {}", reads.topic);
+        move |source| AdminError::Refused { asked, source }
+    };
+    let partitions = *cluster.topics.get(reads.topic).ok_or_else(|| AdminError::Missing(vec![reads.topic.to_owned()]))?;
+    let outsider: BaseConsumer<Context> =
+        client::outsider(settings, &group).create_with_context(Context).map_err(|source| ClientError { kind: "consumer", source })?;
+
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition_range(reads.topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
+    let known = outsider.committed_offsets(asked, ANSWER_TIMEOUT).map_err(refused("asking the offsets of"))?;
+    let mut first = TopicPartitionList::new();
+    for partition in known.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
+        let (low, high) =
+            outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT).map_err(refused("asking the ends of"))?;
+        let offset = match reads.from {
+            From::Beginning => low,
+            From::End => high,
+        };
+        first
+            .add_partition_offset(reads.topic, partition.partition(), Offset::Offset(offset))
+            .map_err(refused("listing the offsets of"))?;
+    }
+    if first.count() == 0 {
+        return Ok(Began::Exists);
+    }
+    match outsider.commit(&first, CommitMode::Sync) {
+        Ok(()) => Ok(Began::Began { partitions: first.count() }),
+        // Only an empty group takes offsets from an outsider.
+        Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnknownMemberId) => Ok(Began::Running),
+        Err(error) => Err(refused("committing the first offsets of")(error)),
+    }
+}
+
+/// For clients that live for a question or two.
+struct Context;
+
+impl ConsumerContext for Context {}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    /// The question that fails for it says it.
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_three_unless_there_are_fewer_brokers_or_the_operator_says_otherwise() {
+        assert_eq!([copies(0, 1), copies(0, 2), copies(0, 9), copies(0, 0)], [1, 2, 3, 1]);
+        assert_eq!(copies(2, 9), 2);
+    }
+
+    #[test]
+    fn a_missing_topic_says_what_to_do() {
+        let error = AdminError::Missing(vec!["posts-created".into(), "dead-letters".into()]);
+        assert_eq!(error.to_string(), "Kafka has no posts-created, dead-letters: run `pushcast init`");
+    }
+}

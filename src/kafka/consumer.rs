@@ -1,0 +1,322 @@
+//! The consumer runtime: one for every stage.
+//!
+//! **Promises.** An offset is committed only when every record below it has a durable fate. Records of one lane run in
+//! their order, one at a time; all others run at once, as many as the budget allows, whatever the number of partitions. A
+//! dependency that is away stops the reading and loses nothing. A record that can't be handled harms only itself. After a
+//! crash at most what was delivered and not yet committed is handled again.
+//!
+//! **How.** Three kinds of tasks, each with one thing to know:
+//!
+//! ```text
+//!  librdkafka ── main queue ──> poller        listens to events, never to messages; never stands still
+//!             │                   │ rebalances
+//!             │                   v
+//!             │                coordinator    answers rebalances, commits, stops
+//!             │                   │ orders  ^ progress
+//!             │                   v         │
+//!             └─ split queues ─> partitions   each owns its window, its lanes and its running handlers
+//! ```
+//!
+//! Backpressure is not reading: a partition that has no room leaves its queue alone, and librdkafka stops fetching when
+//! the queue is full. (`pause` would throw the queue away and fetch it again, a second later.)
+//!
+//! **A rebalance is answered late, on purpose.** The callback hands the event over and returns, so polling and heartbeats
+//! go on while running handlers come to an end and their offsets are committed. Until the answer the whole member gets
+//! nothing to read, hence `kafka.drain_timeout`. A partition task ends after its last handler, and the partition is given
+//! back after the task has ended: that order, and not an epoch number, is what keeps late results out.
+//!
+//! **Races we accept.** A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the
+//! partition was given back, and move its next owner's start back: repeats, never a gap. A member that the group has
+//! thrown out learns it from the next refused commit; until then its handlers run beside those of the new owner. Records
+//! that had overtaken others, which were still waiting in their lanes when a partition was given back, are repeated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use rdkafka::{
+    consumer::Consumer as _,
+    error::KafkaError,
+    message::{BorrowedMessage, Message as _},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::{
+    budget::Budget,
+    coordinator::{Coordinator, Pace},
+    partition::Limits,
+    poller::{Context, Member, Rebalance, Vitals},
+    work::Bench,
+};
+use super::{
+    ClientError, Settings,
+    client::{self, Rarely},
+};
+use crate::{
+    metrics::Metrics,
+    stream::{Handler, Publish},
+};
+
+mod budget;
+mod commit;
+mod coordinator;
+mod dead_letter;
+mod intake;
+mod keyed;
+mod partition;
+mod poller;
+mod retry;
+mod window;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+/// How long the consumer may take to leave the group and close, once all its partitions are given back.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// librdkafka asks one question at a time; this is room for the improbable.
+const REBALANCES_MAX: usize = 16;
+
+/// Which records a stage reads, and how many at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageSpec {
+    /// The stage's name, in metrics and logs; its consumer group is `<kafka.group_prefix>.<name>`.
+    pub name: String,
+    /// What it reads. They have to exist.
+    pub topics: Vec<String>,
+    /// How many records it may have unfinished at once, over all partitions.
+    pub in_flight: usize,
+}
+
+/// A partition of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+}
+
+/// A stage's place in its group.
+#[derive(Clone, Debug, Default)]
+pub struct Assignment {
+    /// The group has dealt at least once: the stage is ready, perhaps with nothing to read.
+    pub arrived: bool,
+    /// What this process reads. A partition leaves *before* it is drained and given back.
+    pub partitions: BTreeSet<TopicPartition>,
+    /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it refuses us.
+    /// While anything is in hand a commit is made at least every quarter of `kafka.session_timeout`.
+    pub confirmed_at: Option<Instant>,
+}
+
+/// A stage came to an end that was not asked for. The process should end too, and be started again.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The consumer could not be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// librdkafka refused a call that it has no reason to refuse.
+    #[error("{call} was refused: {source}")]
+    Refused {
+        /// What was asked.
+        call: &'static str,
+        /// In librdkafka's words.
+        source: KafkaError,
+    },
+    /// librdkafka gave up: another process with the same `kafka.instance_id`, say.
+    #[error("the consumer can't go on: {0}")]
+    Fatal(String),
+    /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new member begins.
+    #[error("the group has gone on without us: {0}")]
+    Expelled(KafkaError),
+    /// The group dealt anew while it waited for our answer.
+    #[error("the group dealt {0} while it waited for an answer about it")]
+    Overtaken(TopicPartition),
+    /// A partition to read that the cluster doesn't have.
+    #[error("there is no {0}")]
+    NoSuchPartition(TopicPartition),
+    /// A message came by the main queue, where none may come.
+    #[error("{topic}/{partition}@{offset} came by the wrong queue")]
+    Stray {
+        /// Where it stood.
+        topic: String,
+        /// Where it stood.
+        partition: i32,
+        /// Where it stood.
+        offset: i64,
+    },
+    /// A bug of ours.
+    #[error("{task} ended unasked: {why}")]
+    Broken {
+        /// Whose task.
+        task: String,
+        /// The panic's words, if it was one.
+        why: String,
+    },
+}
+
+/// A stage, ready to run: a [`Handler`] over the records of its topics.
+pub struct Stage<H, P> {
+    spec: StageSpec,
+    settings: Settings,
+    bench: Arc<Bench<H, P>>,
+    membership: Membership,
+    assignment: watch::Sender<Assignment>,
+}
+
+/// One life in the group, from joining to closing.
+struct Membership {
+    member: Arc<Member>,
+    rebalances: mpsc::Receiver<Rebalance>,
+    vitals: watch::Receiver<Vitals>,
+}
+
+impl<H: Handler, P: Publish> Stage<H, P> {
+    /// Makes the stage's consumer, which does not join its group before [`Stage::run`]. `publish` writes dead letters.
+    /// Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// A property in the settings is wrong.
+    pub fn new(settings: &Settings, spec: StageSpec, handler: Arc<H>, publish: P, metrics: Arc<Metrics>) -> Result<Self, StageError> {
+        let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
+        let membership = Membership::new(settings, &stage, &group)?;
+        let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
+        let bench = Arc::new(Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() });
+        Ok(Self { spec, settings: settings.clone(), bench, membership, assignment: watch::Sender::default() })
+    }
+
+    /// The stage's place in its group, as it changes: for readiness, and for whoever shares out by partitions.
+    pub fn assignment(&self) -> watch::Receiver<Assignment> {
+        self.assignment.subscribe()
+    }
+
+    /// Joins the group and handles records until `stop`; then drains, commits, leaves and closes, within
+    /// `kafka.drain_timeout` and some seconds.
+    ///
+    /// # Errors
+    /// The stage ended by itself. Nothing is lost: whatever was not committed is delivered again.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StageError> {
+        let Self { spec, settings, bench, mut membership, assignment } = self;
+        loop {
+            let ended = membership.live(&spec, &settings, &bench, &assignment, &stop).await;
+            match ended {
+                Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
+                    warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
+                    membership = Membership::new(&settings, &bench.stage, &bench.group)?;
+                }
+                // On the way out it makes no difference.
+                Err(StageError::Expelled(_)) => return Ok(()),
+                ended => return ended,
+            }
+        }
+    }
+}
+
+impl Membership {
+    fn new(settings: &Settings, stage: &str, group: &str) -> Result<Self, StageError> {
+        let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
+        let (report, vitals) = watch::channel(Vitals::default());
+        let member = client::consumer(settings, group)
+            .create_with_context(Context::new(stage, hand_over, report))
+            .map_err(|source| ClientError { kind: "consumer", source })?;
+        Ok(Self { member: Arc::new(member), rebalances, vitals })
+    }
+
+    async fn live<H: Handler, P: Publish>(
+        self,
+        spec: &StageSpec,
+        settings: &Settings,
+        bench: &Arc<Bench<H, P>>,
+        assignment: &watch::Sender<Assignment>,
+        stop: &CancellationToken,
+    ) -> Result<(), StageError> {
+        let Self { member, rebalances, vitals } = self;
+        let (name, topics) = (&spec.name, spec.topics.iter().map(String::as_str).collect::<Vec<_>>());
+        member.subscribe(&topics).map_err(|source| StageError::Refused { call: "subscribe", source })?;
+        info!(stage = name, group = bench.group, "Stage {name} joins {} for {}", bench.group, topics.join(", "));
+
+        let mut poller = JoinSet::new();
+        poller.spawn(poller::poll(Arc::clone(&member)));
+        let limits = Limits { span: settings.span, drain_timeout: settings.drain_timeout };
+        let coordinator = Coordinator::new(Arc::clone(&member), Arc::clone(bench), limits, Pace::of(settings), assignment.clone(), vitals);
+        let ended = coordinator.run(rebalances, &mut poller, stop).await;
+
+        // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it closes.
+        member.context().close();
+        poller.shutdown().await;
+        close(name, member).await;
+        info!(stage = name, "Stage {name} has left its group");
+        ended
+    }
+}
+
+/// Closes a consumer on a thread of its own, because closing blocks, at times for ever.
+async fn close(stage: &str, member: Arc<Member>) {
+    let closed = on_a_thread(format!("close {stage}"), move || drop(member));
+    if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        warn!(stage, "The consumer of {stage} does not close, it is left behind");
+    }
+}
+
+/// Runs a call of librdkafka's that may block for longer than we want to wait. Neither the runtime nor its end waits for
+/// such a thread, which `spawn_blocking` would make them do.
+fn on_a_thread<T: Send + 'static>(name: String, call: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+    let (done, result) = oneshot::channel();
+    let started = std::thread::Builder::new().name(name).spawn(move || drop(done.send(call())));
+    if let Err(error) = started {
+        warn!(%error, "No thread to be had: {error}"); // the receiver sees the sender dropped
+    }
+    result
+}
+
+/// The partitions of each topic among these, for log lines: `posts-created 0 1 5`.
+fn listed(partitions: &[TopicPartition]) -> String {
+    let mut by_topic: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for of in partitions {
+        by_topic.entry(&of.topic).or_default().push(of.partition.to_string());
+    }
+    let topics: Vec<_> = by_topic.iter().map(|(topic, numbers)| format!("{topic} {}", numbers.join(" "))).collect();
+    if topics.is_empty() { "nothing".to_owned() } else { topics.join(", ") }
+}
+
+// === impl TopicPartition ===
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+// === impl Assignment ===
+
+impl Assignment {
+    /// How many partitions of the topic are ours.
+    pub fn of_topic(&self, topic: &str) -> usize {
+        self.partitions.iter().filter(|of| &*of.topic == topic).count()
+    }
+}
+
+// === impl StageError ===
+
+impl StageError {
+    fn stray(message: &BorrowedMessage<'_>) -> Self {
+        Self::Stray { topic: message.topic().to_owned(), partition: message.partition(), offset: message.offset() }
+    }
+}
+
+// === impl Stage ===
+
+impl<H, P> fmt::Debug for Stage<H, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}

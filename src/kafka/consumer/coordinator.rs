@@ -1,0 +1,432 @@
+//! The one who decides: answers rebalances, commits what is settled, and stops in good order.
+//!
+//! ## Assigned => the partitions are split off, taken into the assignment *at once*, and read
+//! ## Revoked => they stop reading; their running handlers end, or are broken off; what is settled is committed; then,
+//! and only then, they are given back
+//! ## Lost => the same, without the waiting and the commit: they are somebody else's already
+//! ## Expelled, as a refused commit says in the middle of a revocation => the end, and a new member begins
+//! ## Stop => unsubscribe, which revokes everything
+//!
+//! Commits are made one at a time, whenever a tick finds something settled, drains included.
+
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+
+use rdkafka::{consumer::Consumer as _, error::KafkaResult};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    Assignment, StageError, TopicPartition,
+    commit::{self, Commit, Ledger, Offsets, Refusal, refusal},
+    intake::Queue,
+    listed,
+    partition::{Limits, Orders, Partition, Progress},
+    poller::{Member, Rebalance, Vitals, give_back, take},
+    work::{Bench, words},
+};
+use crate::{
+    domain::Timestamp,
+    kafka::{Settings, client::Rarely},
+    stream::{Handler, Publish},
+};
+
+/// How long librdkafka may take to answer `unsubscribe` with a revocation.
+const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Decides for one stage.
+pub(super) struct Coordinator<H, P> {
+    member: Arc<Member>,
+    bench: Arc<Bench<H, P>>,
+    limits: Limits,
+    pace: Pace,
+    assignment: watch::Sender<Assignment>,
+    vitals: watch::Receiver<Vitals>,
+    owned: BTreeMap<TopicPartition, Owned>,
+    tasks: JoinSet<TopicPartition>,
+    ledger: Ledger,
+    /// The commit on its way.
+    commit: Option<Commit>,
+    /// How often the group has dealt.
+    deals: u64,
+    /// The question that waits for our answer.
+    revocation: Option<Revocation>,
+    /// We are leaving, and are gone by then in any case.
+    leave_by: Option<Instant>,
+    complaints: Rarely,
+}
+
+/// How often, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Settled offsets are committed that often.
+    pub commit_every: Duration,
+    /// With nothing to commit, the group is asked that often whether we are still a member.
+    pub probe_every: Duration,
+    /// How long the last commit of a partition may take, after its drain, before it is given back without one: Kafka may
+    /// be away, and the group waits for us.
+    pub last_commit_timeout: Duration,
+}
+
+/// A partition of ours.
+#[derive(Debug)]
+struct Owned {
+    orders: Orders,
+    progress: watch::Receiver<Progress>,
+    /// Its task has ended, and with it its last handler.
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Revocation {
+    partitions: Vec<TopicPartition>,
+    lost: bool,
+    /// Set when the drain is over: whatever the last commit does, the answer is given by then.
+    answer_by: Option<Instant>,
+    /// A last commit was refused; the tick tries again.
+    refused: bool,
+}
+
+/// What to do about a revocation.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Wait,
+    Commit(Offsets),
+    Answer,
+}
+
+impl<H: Handler, P: Publish> Coordinator<H, P> {
+    pub(super) fn new(
+        member: Arc<Member>,
+        bench: Arc<Bench<H, P>>,
+        limits: Limits,
+        pace: Pace,
+        assignment: watch::Sender<Assignment>,
+        vitals: watch::Receiver<Vitals>,
+    ) -> Self {
+        Self {
+            member,
+            bench,
+            limits,
+            pace,
+            assignment,
+            vitals,
+            owned: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            ledger: Ledger::default(),
+            commit: None,
+            deals: 0,
+            revocation: None,
+            leave_by: None,
+            complaints: Rarely::default(),
+        }
+    }
+
+    /// Decides until everything is given back after `stop`, or until something breaks.
+    pub(super) async fn run(
+        mut self,
+        mut rebalances: mpsc::Receiver<Rebalance>,
+        poller: &mut JoinSet<StageError>,
+        stop: &CancellationToken,
+    ) -> Result<(), StageError> {
+        let ended = self.decide(&mut rebalances, poller, stop).await;
+        self.assignment.send_modify(|assignment| {
+            assignment.partitions.clear();
+            assignment.confirmed_at = None;
+        });
+        // After an orderly end there is no task left, and no question. After another: tasks hold their queues, and a
+        // consumer that waits for an answer does not close.
+        self.tasks.shutdown().await;
+        if let Err(error) = self.answer() {
+            debug!(stage = self.bench.stage, %error, "The last question is answered in vain: {error}");
+        }
+        ended
+    }
+
+    async fn decide(
+        &mut self,
+        rebalances: &mut mpsc::Receiver<Rebalance>,
+        poller: &mut JoinSet<StageError>,
+        stop: &CancellationToken,
+    ) -> Result<(), StageError> {
+        let mut tick = interval(self.pace.commit_every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let alarm = self.alarm();
+            tokio::select! {
+                Some(rebalance) = rebalances.recv() => self.rebalance(rebalance)?,
+                Some(ended) = self.tasks.join_next() => self.task_ended(ended)?,
+                result = commit::result(&mut self.commit) => self.committed(result)?,
+                _ = tick.tick() => self.tick(),
+                () = stop.cancelled(), if self.leave_by.is_none() => self.leave(),
+                () = at(alarm) => {}
+                Some(ended) = poller.join_next() => return Err(ended.unwrap_or_else(|bug| broken("the poller", bug))),
+            }
+            self.settle_revocation()?;
+            if self.has_left() {
+                return Ok(());
+            }
+        }
+    }
+
+    // ## Assigned
+
+    fn rebalance(&mut self, rebalance: Rebalance) -> Result<(), StageError> {
+        self.deals += 1;
+        self.ledger.dealt();
+        match rebalance {
+            Rebalance::Assigned(partitions) => self.assigned(partitions),
+            Rebalance::Revoked { partitions, lost } => {
+                self.revoked(partitions, lost);
+                Ok(())
+            }
+        }
+    }
+
+    fn assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), StageError> {
+        let pending = self.revocation.as_ref().and_then(|revocation| revocation.partitions.first());
+        if let Some(of) = pending.or_else(|| partitions.iter().find(|of| self.owned.contains_key(of))) {
+            return Err(StageError::Overtaken(of.clone()));
+        }
+        info!(stage = self.bench.stage, "Stage {} is given {}", self.bench.stage, listed(&partitions));
+        let mut queues = Vec::with_capacity(partitions.len());
+        for of in &partitions {
+            queues.push(Queue::split(&self.member, of.clone()).ok_or_else(|| StageError::NoSuchPartition(of.clone()))?);
+        }
+        take(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
+        self.bench.budget.shared_by(self.owned.len() + partitions.len());
+        for (of, queue) in partitions.iter().zip(queues) {
+            self.start(of.clone(), queue);
+        }
+        self.assignment.send_modify(|assignment| {
+            assignment.arrived = true;
+            assignment.partitions.extend(partitions);
+            assignment.confirmed_at = Some(Instant::now());
+        });
+        Ok(())
+    }
+
+    fn start(&mut self, of: TopicPartition, queue: Queue) {
+        let (orders, (report, progress)) = (Orders::default(), watch::channel(Progress::default()));
+        let partition = Partition::new(of.clone(), queue, Arc::clone(&self.bench), orders.clone(), self.limits, report);
+        self.tasks.spawn(partition.run());
+        self.owned.insert(of, Owned { orders, progress, ended: false });
+    }
+
+    // ## Revoked
+
+    fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
+        let how = if lost { "has lost" } else { "gives back" };
+        info!(stage = self.bench.stage, "Stage {} {how} {}", self.bench.stage, listed(&partitions));
+        // Whoever shares out by partitions shares less before anybody else can share more.
+        self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
+        for owned in partitions.iter().filter_map(|of| self.owned.get(of)) {
+            owned.orders.stop.cancel();
+            if lost {
+                owned.orders.abort.cancel();
+            }
+        }
+        // librdkafka asks one question at a time. If it ever asks a second one, one answer is for both.
+        let earlier = self.revocation.take();
+        let lost = lost || earlier.as_ref().is_some_and(|earlier| earlier.lost);
+        let partitions = earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
+        self.revocation = Some(Revocation { partitions, lost, answer_by: None, refused: false });
+    }
+
+    /// Goes on with the revocation as far as it can be gone on with.
+    fn settle_revocation(&mut self) -> Result<(), StageError> {
+        match self.next_step() {
+            Step::Wait => Ok(()),
+            Step::Commit(offsets) => {
+                self.start_commit(offsets);
+                Ok(())
+            }
+            Step::Answer => self.answer(),
+        }
+    }
+
+    fn next_step(&mut self) -> Step {
+        let Some(revocation) = &mut self.revocation else { return Step::Wait };
+        if revocation.partitions.iter().any(|of| self.owned.get(of).is_some_and(|owned| !owned.ended)) {
+            return Step::Wait;
+        }
+        let answer_by = *revocation.answer_by.get_or_insert_with(|| Instant::now() + self.pace.last_commit_timeout);
+        if revocation.lost || self.member.assignment_lost() || answer_by <= Instant::now() {
+            return Step::Answer;
+        }
+        if self.commit.is_some() || revocation.refused {
+            return Step::Wait;
+        }
+        let positions = revocation.partitions.iter().filter_map(|of| Some((of.clone(), self.owned.get(of)?.position()?)));
+        let due = self.ledger.due(positions, Instant::now());
+        if due.is_empty() { Step::Answer } else { Step::Commit(due) }
+    }
+
+    /// Gives the partitions back. Nothing of theirs runs any more.
+    fn answer(&mut self) -> Result<(), StageError> {
+        let Some(Revocation { partitions, .. }) = self.revocation.take() else { return Ok(()) };
+        for of in &partitions {
+            self.owned.remove(of);
+            self.ledger.forget(of);
+        }
+        self.bench.budget.shared_by(self.owned.len());
+        give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })
+    }
+
+    // ## Stop
+
+    fn leave(&mut self) {
+        self.leave_by = Some(Instant::now() + self.limits.drain_timeout + self.pace.last_commit_timeout + UNSUBSCRIBE_TIMEOUT);
+        for owned in self.owned.values() {
+            owned.orders.stop.cancel();
+        }
+        self.member.unsubscribe();
+    }
+
+    fn has_left(&self) -> bool {
+        let Some(leave_by) = self.leave_by else { return false };
+        if leave_by <= Instant::now() {
+            warn!(stage = self.bench.stage, "Stage {} leaves without an answer from its group", self.bench.stage);
+            return true;
+        }
+        self.owned.is_empty() && self.revocation.is_none()
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        let answer_by = self.revocation.as_ref().and_then(|revocation| revocation.answer_by);
+        answer_by.into_iter().chain(self.leave_by).min()
+    }
+
+    // ## Commits
+
+    fn tick(&mut self) {
+        if let Some(revocation) = &mut self.revocation {
+            revocation.refused = false;
+        }
+        if self.commit.is_none() {
+            let positions: Vec<_> = self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
+            let due = self.ledger.due(positions.iter().cloned(), Instant::now());
+            if !due.is_empty() {
+                self.start_commit(due);
+            } else if self.probe_is_due() {
+                // Nothing has moved. The same offset again asks the group whether we are still a member.
+                self.start_commit(positions.into_iter().take(1).collect());
+            }
+        }
+        self.measure();
+    }
+
+    /// Whether the group has not confirmed us for a while, and would tell.
+    fn probe_is_due(&self) -> bool {
+        !self.ledger.is_fenced(Instant::now())
+            && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= self.pace.probe_every)
+    }
+
+    fn start_commit(&mut self, offsets: Offsets) {
+        if offsets.is_empty() {
+            return;
+        }
+        match Commit::start(&self.member, &self.bench.stage, offsets, self.deals) {
+            Ok(commit) => self.commit = Some(commit),
+            Err(error) => warn!(stage = self.bench.stage, %error, "An offset that can't be committed: {error}"),
+        }
+    }
+
+    fn committed(&mut self, result: Option<KafkaResult<()>>) -> Result<(), StageError> {
+        let Some(Commit { offsets, deal, .. }) = self.commit.take() else { return Ok(()) };
+        let stage = &self.bench.stage;
+        match result {
+            Some(Ok(())) => {
+                let ours = offsets.into_iter().filter(|(of, _)| self.owned.contains_key(of)).collect();
+                self.ledger.committed(ours);
+                self.assignment.send_modify(|assignment| assignment.confirmed_at = Some(Instant::now()));
+            }
+            // (One that was asked in the name of the deal before is asked again: the classic protocol refuses it in every
+            // rebalance, and it means nothing.)
+            Some(Err(error)) if refusal(&error) == Refusal::Fenced && deal == self.deals => {
+                // The group went on without us, though nothing else says so: whatever still runs here, of any partition,
+                // runs beside its new owner.
+                if self.revocation.is_some() {
+                    return Err(StageError::Expelled(error));
+                }
+                // Otherwise a rebalance is on its way that will say what it means.
+                debug!(stage, %error, "The group refuses a commit of stage {stage}, it waits to be dealt in again: {error}");
+                self.ledger.fence(Instant::now() + self.pace.probe_every);
+            }
+            Some(Err(error)) => {
+                if self.complaints.now() {
+                    warn!(stage, %error, "Stage {stage} can't commit, it tries again: {error}");
+                }
+                self.refused();
+            }
+            None => self.refused(),
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self) {
+        if let Some(revocation) = &mut self.revocation {
+            revocation.refused = true;
+        }
+    }
+
+    fn task_ended(&mut self, ended: Result<TopicPartition, JoinError>) -> Result<(), StageError> {
+        let of = ended.map_err(|bug| broken("a partition", bug))?;
+        match self.owned.get_mut(&of) {
+            Some(owned) if owned.orders.stop.is_cancelled() => {
+                owned.ended = true;
+                Ok(())
+            }
+            _ => Err(StageError::Broken { task: of.to_string(), why: "nobody had stopped it".to_owned() }),
+        }
+    }
+
+    /// How far behind the stage is.
+    fn measure(&self) {
+        let vitals = self.vitals.borrow();
+        if vitals.placed && !self.assignment.borrow().arrived {
+            debug!(stage = self.bench.stage, "Stage {} is a member with nothing to read", self.bench.stage);
+            self.assignment.send_modify(|assignment| assignment.arrived = true);
+        }
+        let behind = self.owned.iter().filter_map(|(of, owned)| {
+            let marks = vitals.watermarks.get(of)?;
+            let position = owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });
+            Some((marks.high - position).max(0))
+        });
+        let oldest = self.owned.values().filter_map(|owned| owned.progress.borrow().oldest).min();
+        let age = oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
+        let (stage, metrics) = ([&*self.bench.stage], &self.bench.metrics);
+        metrics.stage_lag_records.with_label_values(&stage).set(behind.sum());
+        metrics.stage_lag_seconds.with_label_values(&stage).set(age);
+    }
+}
+
+impl Pace {
+    /// What follows from the settings.
+    pub(super) fn of(settings: &Settings) -> Self {
+        let Settings { commit_every, session_timeout, .. } = *settings;
+        Self { commit_every, probe_every: session_timeout / 4, last_commit_timeout: session_timeout / 2 }
+    }
+}
+
+impl Owned {
+    fn position(&self) -> Option<i64> {
+        self.progress.borrow().position
+    }
+}
+
+async fn at(alarm: Option<Instant>) {
+    match alarm {
+        Some(alarm) => sleep_until(alarm).await,
+        None => pending().await,
+    }
+}
+
+fn broken(task: &str, bug: JoinError) -> StageError {
+    let why = bug.try_into_panic().map_or_else(|cancelled| cancelled.to_string(), |panic| words(&*panic));
+    StageError::Broken { task: task.to_owned(), why }
+}

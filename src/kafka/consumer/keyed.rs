@@ -1,0 +1,87 @@
+//! Records of one lane run one after the other; records without a lane run free.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::stream::LaneKey;
+
+/// The lanes of a partition that have somebody in them: one job running, the others waiting behind it.
+#[derive(Debug)]
+pub(super) struct Lanes<J>(HashMap<LaneKey, VecDeque<J>>);
+
+impl<J> Lanes<J> {
+    /// The job enters its lane. Given back, it may start now.
+    #[must_use = "a job that is given back starts now"]
+    pub(super) fn enter(&mut self, lane: Option<&LaneKey>, job: J) -> Option<J> {
+        let Some(lane) = lane else { return Some(job) };
+        if let Some(waiting) = self.0.get_mut(lane) {
+            waiting.push_back(job);
+            return None;
+        }
+        self.0.insert(lane.clone(), VecDeque::new());
+        Some(job)
+    }
+
+    /// The job that ran in the lane has left it; the next one starts.
+    #[must_use = "the next job starts now"]
+    pub(super) fn leave(&mut self, lane: Option<&LaneKey>) -> Option<J> {
+        let lane = lane?;
+        let next = self.0.get_mut(lane)?.pop_front();
+        if next.is_none() {
+            self.0.remove(lane);
+        }
+        next
+    }
+
+    /// Sends everybody home who has not started yet.
+    pub(super) fn clear_waiting(&mut self) {
+        self.0.values_mut().for_each(VecDeque::clear);
+    }
+}
+
+impl<J> Default for Lanes<J> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_lane_runs_one_job_at_a_time_in_the_order_they_came(came in prop::collection::vec(prop::option::of(0..4_u8), 0..80), order in prop::collection::vec(any::<Index>(), 80)) {
+            let key = |lane: u8| LaneKey(Box::new([lane]));
+            let (mut lanes, mut running, mut finished) = (Lanes::default(), Vec::new(), Vec::new());
+            for (number, lane) in came.iter().enumerate() {
+                running.extend(lanes.enter(lane.map(key).as_ref(), (*lane, number)));
+            }
+            for which in &order {
+                for lane in 0..4 {
+                    prop_assert!(running.iter().filter(|(other, _)| *other == Some(lane)).count() <= 1);
+                }
+                if running.is_empty() { break }
+                let job = running.swap_remove(which.index(running.len()));
+                finished.push(job);
+                running.extend(lanes.leave(job.0.map(key).as_ref()));
+            }
+            prop_assert_eq!(finished.len(), came.len(), "everybody has run");
+            for lane in 0..4 {
+                let numbers: Vec<_> = finished.iter().filter(|(other, _)| *other == Some(lane)).map(|(_, number)| *number).collect();
+                prop_assert!(numbers.is_sorted(), "lane {lane}: {numbers:?}");
+            }
+            prop_assert!(lanes.0.is_empty(), "an empty lane is forgotten");
+        }
+    }
+
+    #[test]
+    fn whoever_waits_when_the_lanes_are_cleared_never_starts() {
+        let (lane, mut lanes) = (LaneKey::of("a"), Lanes::default());
+        assert_eq!(lanes.enter(Some(&lane), 1), Some(1));
+        assert_eq!(lanes.enter(Some(&lane), 2), None);
+        lanes.clear_waiting();
+        assert_eq!(lanes.leave(Some(&lane)), None);
+    }
+}

@@ -1,0 +1,358 @@
+//! What happens to the records of one partition, without Kafka and without waiting: the clock is tokio's, and paused.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    TopicPartition,
+    budget::Budget,
+    intake::Source,
+    partition::{Limits, Orders, Partition, Progress},
+    work::Bench,
+};
+use crate::{
+    domain::{Timestamp, Unavailable},
+    kafka::client::Rarely,
+    metrics::Metrics,
+    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+};
+
+const LIMITS: Limits = Limits { span: 1_000, drain_timeout: Duration::from_secs(20) };
+
+/// Does what a record's value says; the key is its lane.
+struct Obedient {
+    log: Mutex<Vec<String>>,
+    /// `wait` waits for one of these.
+    release: Semaphore,
+}
+
+impl Handler for Obedient {
+    fn lane(&self, record: &Record) -> Option<LaneKey> {
+        assert!(record.value.as_deref() != Some(b"panic over lane"), "no lane for this");
+        record.key.as_deref().map(|key| LaneKey(key.into()))
+    }
+
+    fn due(&self, record: &Record) -> Option<Timestamp> {
+        (record.value.as_deref() == Some(b"later")).then(|| Timestamp::now() + Duration::from_secs(900))
+    }
+
+    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+        let order = String::from_utf8(record.value.clone().unwrap()).unwrap();
+        self.log.lock().unwrap().push(format!("{} {order}", record.offset));
+        Ok(match order.as_str() {
+            "panic" => panic!("as ordered"),
+            "refuse" => Fate::DeadLetter(Cause::unreadable("as ordered")),
+            "wait" => {
+                self.release.acquire().await.unwrap().forget();
+                Fate::Done
+            }
+            "until stopped" => {
+                stop.wait().await;
+                Fate::Unfinished
+            }
+            "fail three times" if self.tries(record.offset) <= 3 => return Err(Unavailable::store("obeying", "away")),
+            _ => Fate::Done,
+        })
+    }
+}
+
+impl Obedient {
+    fn tries(&self, offset: i64) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.starts_with(&format!("{offset} "))).count()
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+/// A Kafka that refuses as many messages as it is told to, and keeps the others.
+#[derive(Clone, Default)]
+struct Shelf {
+    kept: Arc<Mutex<Vec<Message>>>,
+    refusals: Arc<Mutex<Vec<RDKafkaErrorCode>>>,
+}
+
+impl Publish for Shelf {
+    async fn publish(&self, message: Message) -> Result<(), Unavailable> {
+        if let Some(code) = self.refusals.lock().unwrap().pop() {
+            return Err(Unavailable::kafka("publishing", KafkaError::MessageProduction(code)));
+        }
+        self.kept.lock().unwrap().push(message);
+        Ok(())
+    }
+}
+
+struct Script(mpsc::Receiver<Record>);
+
+impl Source for Script {
+    async fn next(&mut self) -> Option<Record> {
+        timeout(Duration::from_secs(1), self.0.recv()).await.ok().flatten()
+    }
+
+    fn position(&self) -> Option<i64> {
+        None
+    }
+}
+
+/// One partition at work.
+struct World {
+    handler: Arc<Obedient>,
+    shelf: Shelf,
+    records: mpsc::Sender<Record>,
+    orders: Orders,
+    progress: watch::Receiver<Progress>,
+    task: JoinSet<TopicPartition>,
+    next: i64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(LIMITS, 100)
+    }
+
+    fn with(limits: Limits, in_flight: usize) -> Self {
+        let (handler, shelf, orders) =
+            (Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }), Shelf::default(), Orders::default());
+        let (records, script) = mpsc::channel(2_000);
+        let (report, progress) = watch::channel(Progress::default());
+        let bench = Bench {
+            stage: "stage".into(),
+            group: "pushcast.stage".into(),
+            handler: Arc::clone(&handler),
+            publish: shelf.clone(),
+            metrics: Arc::new(Metrics::new()),
+            budget: Budget::new(in_flight, 1 << 20),
+            complaints: Rarely::default(),
+        };
+        let of = TopicPartition { topic: "t".into(), partition: 0 };
+        let partition = Partition::new(of, Script(script), Arc::new(bench), orders.clone(), limits, report);
+        let mut task = JoinSet::new();
+        task.spawn(partition.run());
+        Self { handler, shelf, records, orders, progress, task, next: 0 }
+    }
+
+    async fn write(&mut self, key: Option<&str>, value: &str) {
+        let (key, value) = (key.map(|key| key.as_bytes().to_vec()), Some(value.as_bytes().to_vec()));
+        let timestamp = Timestamp::from_second(self.next).unwrap();
+        let record = Record { topic: "t".into(), partition: 0, offset: self.next, timestamp, key, value, headers: Vec::new() };
+        self.records.send(record).await.unwrap();
+        self.next += 1;
+    }
+
+    async fn committable(&mut self, offset: i64) {
+        let reached = self.progress.wait_for(|progress| progress.position == Some(offset));
+        timeout(Duration::from_secs(600), reached).await.expect("the position is reached").unwrap();
+    }
+
+    fn position(&self) -> Option<i64> {
+        self.progress.borrow().position
+    }
+
+    async fn ended(&mut self) -> Duration {
+        let from = Instant::now();
+        self.task.join_next().await.unwrap().unwrap();
+        from.elapsed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_whose_dependency_is_away_is_tried_again_in_place_until_it_works() {
+    let mut world = World::new();
+    world.write(Some("a"), "fail three times").await;
+    world.write(Some("a"), "after it, in its lane").await;
+    world.write(Some("b"), "beside it").await;
+    let from = Instant::now();
+    world.committable(3).await;
+    // Pauses of 0.1, 0.2 and 0.4 s, of which jitter takes at most a half.
+    assert!((Duration::from_millis(350)..Duration::from_millis(800)).contains(&from.elapsed()), "{:?}", from.elapsed());
+    let log = world.handler.log();
+    assert_eq!(log.last().unwrap(), "1 after it, in its lane");
+    assert_eq!((world.handler.tries(0), world.handler.tries(1), world.handler.tries(2)), (4, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_hours_costs_no_record_its_life() {
+    let mut world = World::new();
+    world.shelf.refusals.lock().unwrap().extend([RDKafkaErrorCode::BrokerTransportFailure; 1_000]);
+    world.write(None, "refuse").await;
+    let reached = world.progress.wait_for(|progress| progress.position == Some(1));
+    reached.await.unwrap();
+    assert_eq!(world.shelf.kept.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_committed_never_passes_a_record_that_is_not_finished() {
+    let mut world = World::new();
+    world.write(None, "wait").await;
+    for _ in 1..50 {
+        world.write(None, "done").await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((world.handler.log().len(), world.position()), (50, Some(0)));
+    world.handler.release.add_permits(1);
+    world.committable(50).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_handler_costs_its_record_and_nobody_elses() {
+    let mut world = World::new();
+    world.write(Some("a"), "panic").await;
+    world.write(Some("a"), "panic over lane").await;
+    world.write(Some("a"), "next in the lane").await;
+    world.committable(3).await;
+    let letters = world.shelf.kept.lock().unwrap().clone();
+    let mut causes: Vec<_> = letters
+        .iter()
+        .map(|letter| {
+            let said = |name: &str| letter.headers.iter().find(|header| header.name == name).unwrap().value.clone().unwrap();
+            let text = |name| String::from_utf8(said(name)).unwrap();
+            (text("pushcast.offset"), text("pushcast.cause"), text("pushcast.error"))
+        })
+        .collect();
+    causes.sort();
+    let panicked = |offset: &str, words: &str| (offset.to_owned(), "panicked".to_owned(), words.to_owned());
+    assert_eq!(causes, [panicked("0", "as ordered"), panicked("1", "no lane for this")]);
+    assert!(letters.iter().all(|letter| letter.topic == "dead-letters" && letter.key.as_deref() == Some(b"a")));
+    assert_eq!(world.handler.log().last().unwrap(), "2 next in the lane");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_settles_its_record_only_when_kafka_has_it() {
+    let mut world = World::new();
+    world.shelf.refusals.lock().unwrap().extend([RDKafkaErrorCode::QueueFull; 5]);
+    world.write(None, "refuse").await;
+    world.write(None, "done").await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(world.position(), Some(0));
+    world.committable(2).await;
+    assert_eq!(world.shelf.kept.lock().unwrap()[0].value.as_deref(), Some(&b"refuse"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_is_too_large_is_written_without_its_value() {
+    let mut world = World::new();
+    world.shelf.refusals.lock().unwrap().push(RDKafkaErrorCode::MessageSizeTooLarge);
+    world.write(None, "refuse").await;
+    world.committable(1).await;
+    let letter = world.shelf.kept.lock().unwrap()[0].clone();
+    assert_eq!(letter.value, None);
+    assert!(letter.headers.iter().any(|header| header.name == "pushcast.value-sha256"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_sleeps_unread_until_its_head_is_due() {
+    let mut world = World::new();
+    world.write(None, "later").await;
+    world.write(None, "done").await;
+    let from = Instant::now();
+    sleep(Duration::from_secs(890)).await;
+    assert_eq!(world.handler.log(), [""; 0]);
+    assert_eq!(world.records.max_capacity() - world.records.capacity(), 1, "the second record is still Kafka's");
+    world.committable(2).await;
+    // The due time is wall-clock time, of which some passes while the test runs.
+    assert!((Duration::from_secs(895)..=Duration::from_secs(901)).contains(&from.elapsed()), "{:?}", from.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_budget_is_felt_as_an_unread_partition() {
+    let mut world = World::with(LIMITS, 2);
+    for _ in 0..10 {
+        world.write(None, "wait").await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.handler.log().len(), 2, "two seats");
+    assert_eq!(world.records.max_capacity() - world.records.capacity(), 7, "and one head; the others are still Kafka's");
+    world.handler.release.add_permits(10);
+    world.committable(10).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_does_not_run_further_ahead_than_its_span() {
+    let mut world = World::with(Limits { span: 10, ..LIMITS }, 100);
+    world.write(None, "wait").await;
+    for _ in 0..30 {
+        world.write(None, "done").await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.handler.log().len(), 10);
+    world.handler.release.add_permits(1);
+    world.committable(31).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_what_runs_and_starts_nothing_more() {
+    let mut world = World::new();
+    world.write(Some("a"), "wait").await;
+    world.write(Some("a"), "never started").await;
+    world.write(Some("b"), "until stopped").await;
+    sleep(Duration::from_secs(1)).await;
+    world.orders.stop.cancel();
+    sleep(Duration::from_secs(5)).await;
+    world.handler.release.add_permits(1);
+    assert_eq!(world.ended().await, Duration::ZERO);
+    assert_eq!(world.position(), Some(1), "what ended in the drain counts, what did not start and what is unfinished don't");
+    assert_eq!(world.handler.log(), ["0 wait", "2 until stopped"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_outlasts_the_drain_is_broken_off_and_its_record_stays_unsettled() {
+    let mut world = World::new();
+    world.write(None, "wait").await;
+    sleep(Duration::from_secs(1)).await;
+    world.orders.stop.cancel();
+    assert_eq!(world.ended().await, LIMITS.drain_timeout);
+    assert_eq!(world.position(), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_partition_waits_for_nobody() {
+    let mut world = World::new();
+    world.write(None, "wait").await;
+    sleep(Duration::from_secs(1)).await;
+    world.orders.stop.cancel();
+    world.orders.abort.cancel();
+    assert_eq!(world.ended().await, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_the_wait_for_a_dependency_that_is_away() {
+    let mut world = World::new();
+    world.shelf.refusals.lock().unwrap().extend([RDKafkaErrorCode::BrokerTransportFailure; 10_000]);
+    world.write(None, "refuse").await;
+    sleep(Duration::from_secs(100)).await;
+    world.orders.stop.cancel();
+    assert_eq!(world.ended().await, Duration::ZERO);
+    assert_eq!(world.position(), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_on_everything_stops_its_partition_instead_of_emptying_it_into_dead_letters() {
+    let mut world = World::with(LIMITS, 1);
+    for _ in 0..300 {
+        world.write(None, "panic").await;
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.shelf.kept.lock().unwrap().len(), world.position()), (99, Some(99)));
+    world.orders.stop.cancel();
+    world.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_full_of_rubbish_goes_to_dead_letters_to_its_end() {
+    let mut world = World::new();
+    for _ in 0..300 {
+        world.write(None, "refuse").await;
+    }
+    world.committable(300).await;
+    assert_eq!(world.shelf.kept.lock().unwrap().len(), 300);
+}
