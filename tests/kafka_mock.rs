@@ -385,7 +385,7 @@ async fn members_come_and_go_without_a_gap_under_cooperative_sticky() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_was_refused_rejoins_and_goes_on() {
+async fn a_commit_that_is_refused_because_the_group_deals_is_made_again() {
     let broker = Broker::start_with([("t", 2)]).unwrap();
     let settings = settings(&broker, GroupProtocol::Consumer);
     let producer = Producer::new(&settings).unwrap();
