@@ -48,6 +48,8 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(40);
 /// How often missing due rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often the producer is asked whether it has given up; only a new process has a new one.
+const FATAL_EVERY: Duration = Duration::from_secs(5);
 /// Doses that one consumer has in hand at once.
 const URGENT_IN_FLIGHT: usize = 1_024;
 
@@ -284,7 +286,7 @@ impl<S: Store> Running<S> {
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
     }
 
-    /// The admin listener and the store's pulse.
+    /// The admin listener, the store's pulse and the producer's.
     fn edges(&mut self, listener: Option<TcpListener>) {
         let health = self.app.health.clone();
         let stop = Stop::of(self.stop.clone());
@@ -293,6 +295,16 @@ impl<S: Store> Running<S> {
             let stop = stop.clone();
             self.spawn("admin listener", async move { Ok(admin::serve(listener, admin, stop).await?) });
         }
+        let (producer, stopped) = (self.producer.clone(), self.stop.clone());
+        self.spawn("the producer", async move {
+            let mut look = interval(FATAL_EVERY);
+            while let Some(_now) = stopped.run_until_cancelled(look.tick()).await {
+                if let Some(why) = producer.fatal_error() {
+                    anyhow::bail!("it will never publish again: {why}");
+                }
+            }
+            Ok(())
+        });
         let store = self.app.store.clone();
         self.spawn("the store's pulse", async move {
             health.ask_the_store(|| store.ping(), &stop).await;
