@@ -103,6 +103,9 @@ impl<S: Store> App<S> {
             "" => None,
             address => Some(http::listen(address, "http.admin_listen").await?),
         };
+        if !self.config.http.listen.is_empty() {
+            warn!("http.listen is set, but this release has no registration API yet: nothing listens there");
+        }
         let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
 
         let instance = if self.config.kafka.instance_id.is_empty() {
