@@ -294,6 +294,8 @@ impl<S: Store> Running<S> {
     async fn until_stopped(mut self) -> anyhow::Result<()> {
         info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
         let first = tokio::select! {
+            // First: what ends because of the stop has not ended early.
+            biased;
             () = self.stop.cancelled() => None,
             ended = self.tasks.join_next() => ended,
         };
