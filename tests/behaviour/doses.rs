@@ -161,4 +161,3 @@ async fn a_dose_while_the_provider_is_away_rings_once_it_is_back() {
         })
         .await;
 }
-

@@ -10,8 +10,7 @@ async fn a_post_rings_everybody_but_its_author() {
     story()
         .with_fcm()
         .tell(async |w| {
-            let (anns, anns_tablet, bobs, cids) =
-                (Phone::expo("anns"), Phone::fcm("anns-tablet"), Phone::expo("bobs"), Phone::fcm("cids"));
+            let (anns, anns_tablet, bobs, cids) = (Phone::expo("anns"), Phone::fcm("anns-tablet"), Phone::expo("bobs"), Phone::fcm("cids"));
             for (user, phone) in [("ann", &anns), ("ann", &anns_tablet), ("bob", &bobs), ("cid", &cids)] {
                 w.registers(user, phone).await;
             }
@@ -38,7 +37,9 @@ async fn the_same_post_twice_is_one_broadcast_and_rings_once() {
             assert!(phones.iter().all(|phone| w.rung(phone) == ["p1"]));
             let first = w.outcome_of("post:p1").await;
             assert_eq!(first, Counts { sent: 50, ..Counts::default() });
-            assert!(outcomes.iter().all(|outcome| matches!(outcome, pushcast::domain::Report::Broadcast { counts, .. } if *counts == first)));
+            assert!(
+                outcomes.iter().all(|outcome| matches!(outcome, pushcast::domain::Report::Broadcast { counts, .. } if *counts == first))
+            );
         })
         .await;
 }
@@ -48,7 +49,8 @@ async fn a_post_to_named_users_rings_all_their_phones_once_and_nobody_elses() {
     story()
         .with_fcm()
         .tell(async |w| {
-            let (bobs, bobs_tablet, eves, anns) = (Phone::expo("bobs"), Phone::fcm("bobs-tablet"), Phone::expo("eves"), Phone::expo("anns"));
+            let (bobs, bobs_tablet, eves, anns) =
+                (Phone::expo("bobs"), Phone::fcm("bobs-tablet"), Phone::expo("eves"), Phone::expo("anns"));
             for (user, phone) in [("bob", &bobs), ("bob", &bobs_tablet), ("eve", &eves), ("ann", &anns)] {
                 w.registers(user, phone).await;
             }
