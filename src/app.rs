@@ -289,7 +289,7 @@ impl<S: Store> Running<S> {
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
     }
 
-    /// The admin listener, the store's pulse and the producer's.
+    /// The admin listener, and the pulses of the store, of Kafka and of the producer.
     fn edges(&mut self, listener: Option<TcpListener>) {
         let health = self.app.health.clone();
         let stop = Stop::of(self.stop.clone());
@@ -306,6 +306,11 @@ impl<S: Store> Running<S> {
                     anyhow::bail!("it will never publish again: {why}");
                 }
             }
+            Ok(())
+        });
+        let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
+        self.spawn("Kafka's pulse", async move {
+            asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
             Ok(())
         });
         let store = self.app.store.clone();
