@@ -60,7 +60,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
-    /// The same part, or the doses of one regimen, one after the other.
+    /// The same part, or the same dose, one after the other.
     fn lane(&self, record: &Record) -> Option<LaneKey> {
         record.key.as_deref().map(|key| LaneKey(key.into()))
     }
