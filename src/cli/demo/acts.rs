@@ -18,7 +18,7 @@ use pushcast::{
     store::Registry,
     stream::Publish,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     cast::{self, Step},
@@ -167,11 +167,13 @@ impl<'a> Play<'a> {
             self.until("the middle of the broadcast", || self.part(&broadcast, Expo) > 0.4).await;
             self.screen.say(format!("ATTACK: Expo answers 503 for {}", shown(ATTACK)));
             self.attack(Expo);
+            let over = Instant::now() + ATTACK;
             self.world.sandbox.faults().change(|faults| {
                 faults.expo.down = Some(Outage { status: 503, lasting: Some(ATTACK), ..Outage::default() });
             });
             sleep(ATTACK / 4).await;
             self.remind_and_tell("a reminder while Expo is down").await?;
+            sleep_until(over).await;
             let refused = self.world.sandbox.statistics().expo.answered(Answer::Down);
             self.screen.say(format!("Expo is back: {refused} messages met a 503 and are tried again"));
             Ok(())
