@@ -84,6 +84,16 @@ async fn only_the_latest_messages_are_remembered() {
 }
 
 #[tokio::test]
+async fn messages_that_are_drained_are_forgotten_and_still_counted() {
+    let world = World::open().await;
+    let drained = || world.sandbox.drain_messages().into_iter().map(|message| message.token).collect::<Vec<_>>();
+    world.expo(messages(&["a", "b"])).await;
+    assert_eq!((drained(), drained()), (vec![expo_token("a"), expo_token("b")], vec![]));
+    world.expo(messages(&["c"])).await;
+    assert_eq!((drained(), world.expo_statistics().taken), (vec![expo_token("c")], 3));
+}
+
+#[tokio::test]
 async fn faults_can_be_put_and_seen_over_http() {
     let world = World::open().await;
     let url = format!("{}/sandbox/faults", world.sandbox.url());

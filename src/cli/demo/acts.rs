@@ -18,7 +18,7 @@ use pushcast::{
     store::Registry,
     stream::Publish,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     cast::{self, Step},
@@ -60,6 +60,7 @@ pub struct Play<'a> {
 /// A broadcast that runs: where the counters stood before, and how far they have to go.
 struct Broadcast {
     name: Name,
+    began: Instant,
     before: [u64; 2],
     messages: [u64; 2],
 }
@@ -160,24 +161,25 @@ impl<'a> Play<'a> {
 
     async fn first_broadcast(&self) -> anyhow::Result<()> {
         let broadcast = self.begin("walk", vec![cast::post_for_everybody("walk", 4)]).await?;
-        let began = Instant::now();
         let attack = async {
             self.until("the middle of the broadcast", || self.part(&broadcast, Expo) > 0.2).await;
             self.remind_and_tell("a reminder in the middle of the broadcast").await?;
             self.until("the middle of the broadcast", || self.part(&broadcast, Expo) > 0.4).await;
             self.screen.say(format!("ATTACK: Expo answers 503 for {}", shown(ATTACK)));
             self.attack(Expo);
+            let over = Instant::now() + ATTACK;
             self.world.sandbox.faults().change(|faults| {
                 faults.expo.down = Some(Outage { status: 503, lasting: Some(ATTACK), ..Outage::default() });
             });
             sleep(ATTACK / 4).await;
             self.remind_and_tell("a reminder while Expo is down").await?;
+            sleep_until(over).await;
             let refused = self.world.sandbox.statistics().expo.answered(Answer::Down);
             self.screen.say(format!("Expo is back: {refused} messages met a 503 and are tried again"));
             Ok(())
         };
         tokio::try_join!(self.follow(&broadcast), attack, self.remind_during(&broadcast))?;
-        self.measured.borrow_mut().busy.insert(Fcm, (began, Instant::now()));
+        self.measured.borrow_mut().busy.insert(Fcm, (broadcast.began, Instant::now()));
         // Ghosts are found by their receipts, three seconds later.
         self.until_store_agrees("receipts to tell the ghosts, and all dead tokens to be revoked").await?;
         let dead = self.expected().invalid.len();
@@ -188,7 +190,6 @@ impl<'a> Play<'a> {
     async fn second_broadcast(&self) -> anyhow::Result<()> {
         self.screen.say("the next post is published twice: it must be one broadcast");
         let broadcast = self.begin("sea", vec![cast::post_for_everybody("sea", 6); 2]).await?;
-        let began = Instant::now();
         let attack = async {
             self.until("the middle of the broadcast", || self.part(&broadcast, Fcm) > 0.2).await;
             self.screen.say(format!("ATTACK: FCM takes {CUT_RATE} messages/s and answers the others with 429, for {}", shown(ATTACK)));
@@ -201,7 +202,7 @@ impl<'a> Play<'a> {
             Ok(())
         };
         tokio::try_join!(self.follow(&broadcast), attack, self.remind_during(&broadcast))?;
-        self.measured.borrow_mut().busy.insert(Expo, (began, Instant::now()));
+        self.measured.borrow_mut().busy.insert(Expo, (broadcast.began, Instant::now()));
         Ok(())
     }
 
@@ -259,12 +260,13 @@ impl<'a> Play<'a> {
     async fn begin(&self, post: &str, steps: Vec<Step>) -> anyhow::Result<Broadcast> {
         let name = format!("post:{post}");
         let before = ProviderId::ALL.map(|provider| self.world.bulk_messages(provider));
+        let began = Instant::now();
         self.measured.borrow_mut().posts.insert(name.clone(), Timestamp::now());
         self.publish(steps).await?;
         let expected = self.expected();
         let messages = ProviderId::ALL.map(|provider| expected.messages_of(&name, provider));
         self.screen.say(format!("{name} is published: {} messages by Expo, {} by FCM", messages[0], messages[1]));
-        Ok(Broadcast { name, before, messages })
+        Ok(Broadcast { name, began, before, messages })
     }
 
     /// Messages of the broadcast that have their outcome.
@@ -279,7 +281,6 @@ impl<'a> Play<'a> {
 
     /// Shows a bar for each provider until the broadcast has its outcome.
     async fn follow(&self, broadcast: &Broadcast) -> anyhow::Result<()> {
-        let began = Instant::now();
         let bars = ProviderId::ALL.map(|provider| {
             let bar = self.screen.bar(format!("{} {provider}", broadcast.name), broadcast.messages[side(provider)]);
             (provider, bar)
@@ -293,7 +294,7 @@ impl<'a> Play<'a> {
         .await;
         drop(bars);
         if let Some(Counts { sent, dead, .. }) = self.outcome(broadcast) {
-            self.screen.say(format!("{}: {sent} sent, {dead} to dead tokens, in {}", broadcast.name, shown(began.elapsed())));
+            self.screen.say(format!("{}: {sent} sent, {dead} to dead tokens, in {}", broadcast.name, shown(broadcast.began.elapsed())));
         }
         Ok(())
     }
