@@ -6,6 +6,7 @@
 //! a page is gone, and then the producer is flushed.
 
 mod selection;
+mod timed;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -14,12 +15,13 @@ use tokio::{
     net::TcpListener,
     sync::watch,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use self::selection::{STAGES, Stages, UnknownStage};
+use self::timed::Timed;
 use crate::{
     config::Config,
     delivery::{self, Batcher, Pace, Provider, Share},
@@ -38,7 +40,7 @@ use crate::{
         receipts::Receipts,
         tokens::Tokens,
     },
-    store::Store,
+    store::{Route, RouteState, Store},
     stream::{Handler, Publish, Stop},
 };
 
@@ -46,13 +48,15 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(40);
 /// How often missing due rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often the producer is asked whether it has given up; only a new process has a new one.
+const FATAL_EVERY: Duration = Duration::from_secs(5);
 /// Doses that one consumer has in hand at once.
 const URGENT_IN_FLIGHT: usize = 1_024;
 
 /// A process of pushcast, not yet running.
 pub struct App<S> {
     config: Config,
-    store: S,
+    store: Timed<S>,
     stages: Stages,
     metrics: Arc<Metrics>,
     health: Health,
@@ -72,7 +76,8 @@ struct Running<S> {
 impl<S: Store> App<S> {
     /// A process with these settings over this store, running the selected stages.
     pub fn new(config: Config, store: S, stages: Stages) -> Self {
-        Self { config, store, stages, metrics: Arc::new(Metrics::new()), health: Health::new(Vec::<String>::new()) }
+        let metrics = Arc::new(Metrics::new());
+        Self { config, store: Timed::new(store, Arc::clone(&metrics)), stages, metrics, health: Health::new(Vec::<String>::new()) }
     }
 
     /// Its metrics.
@@ -98,6 +103,9 @@ impl<S: Store> App<S> {
             "" => None,
             address => Some(http::listen(address, "http.admin_listen").await?),
         };
+        if !self.config.http.listen.is_empty() {
+            warn!("http.listen is set, but this release has no registration API yet: nothing listens there");
+        }
         let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
 
         let instance = if self.config.kafka.instance_id.is_empty() {
@@ -111,14 +119,16 @@ impl<S: Store> App<S> {
         if let Some(expo) = expo {
             running.receipts(Arc::clone(&expo))?;
             let settings = &running.app.config.expo;
-            let pace = Pace::new(settings.rate_per_second, Duration::ZERO, tokio::time::Instant::now());
+            let pace = Pace::new(settings.rate_per_second, Duration::ZERO, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
+            running.app.metrics.rate_limit.with_label_values(&["expo", "deployment"]).set(f64::from(settings.rate_per_second));
             running.delivery(expo, pace, slots, timeout)?;
         }
         if let Some(fcm) = fcm {
             let settings = &running.app.config.fcm;
-            let pace = Pace::new(settings.rate_per_second, settings.ramp_up, tokio::time::Instant::now());
+            let pace = Pace::new(settings.rate_per_second, settings.ramp_up, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
+            running.app.metrics.rate_limit.with_label_values(&["fcm", "deployment"]).set(f64::from(settings.rate_per_second));
             running.delivery(fcm, pace, slots, timeout)?;
         }
         running.until_stopped().await
@@ -204,7 +214,7 @@ impl<S: Store> Running<S> {
     }
 
     /// Restores due rows that are missing, now and daily.
-    fn sweep(&mut self, medication: Arc<Medication<S, Producer>>) {
+    fn sweep(&mut self, medication: Arc<Medication<Timed<S>, Producer>>) {
         let stop = self.stop.clone();
         self.spawn("sweep", async move {
             let mut daily = interval(SWEEP_EVERY);
@@ -240,9 +250,14 @@ impl<S: Store> Running<S> {
             batcher.run().await;
             Ok(())
         });
-        let (store, instance, stop) = (self.app.store.clone(), self.instance.clone(), self.stop.clone());
+        let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
-            keep_route(store, id, push.enabled, instance, keeper, stop).await;
+            let show = move |route: &Route| {
+                let closed =
+                    (route.state != RouteState::Running).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
+                health.detail(&format!("route.{id}"), closed);
+            };
+            keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
         let of = self.bulk_partitions();
@@ -267,7 +282,7 @@ impl<S: Store> Running<S> {
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
     }
 
-    /// The admin listener and the store's pulse.
+    /// The admin listener, and the pulses of the store, of Kafka and of the producer.
     fn edges(&mut self, listener: Option<TcpListener>) {
         let health = self.app.health.clone();
         let stop = Stop::of(self.stop.clone());
@@ -276,6 +291,21 @@ impl<S: Store> Running<S> {
             let stop = stop.clone();
             self.spawn("admin listener", async move { Ok(admin::serve(listener, admin, stop).await?) });
         }
+        let (producer, stopped) = (self.producer.clone(), self.stop.clone());
+        self.spawn("the producer", async move {
+            let mut look = interval(FATAL_EVERY);
+            while let Some(_now) = stopped.run_until_cancelled(look.tick()).await {
+                if let Some(why) = producer.fatal_error() {
+                    anyhow::bail!("it will never publish again: {why}");
+                }
+            }
+            Ok(())
+        });
+        let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
+        self.spawn("Kafka's pulse", async move {
+            asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
+            Ok(())
+        });
         let store = self.app.store.clone();
         self.spawn("the store's pulse", async move {
             health.ask_the_store(|| store.ping(), &stop).await;

@@ -4,7 +4,9 @@ mod check;
 mod demo;
 mod init;
 mod inspect;
+mod instance;
 mod produce;
+mod route;
 mod run;
 mod sandbox;
 mod send;
@@ -55,12 +57,24 @@ pub enum Command {
     Send(send::Args),
     /// Ask a running instance what it knows
     Inspect(inspect::Args),
+    /// Send nothing through a provider until `resume`; jobs wait in Kafka
+    Pause(route::Args),
+    /// Send through a provider again: after a pause, or when refused credentials have been mended
+    Resume(route::Args),
+    /// Send through a provider again after its brake, once somebody has looked at the dead tokens
+    Release(route::Release),
 }
 
 impl Command {
     /// Whether it brings its own settings: nothing configured for production touches it.
     pub fn stands_alone(&self) -> bool {
         matches!(self, Self::Demo(_) | Self::Sandbox(_))
+    }
+
+    /// The logs that it shows unless `PUSHCAST__LOG__FILTER` says otherwise, if not those of the default settings.
+    pub fn log_filter(&self) -> Option<&'static str> {
+        // What it attacks on purpose is told by itself; a warning in between would tear its bars.
+        matches!(self, Self::Demo(_)).then_some("error")
     }
 
     /// Runs it to its end. What runs for long ends in good order after `stop`; the rest is dropped.
@@ -75,6 +89,9 @@ impl Command {
             Self::Tick(args) => or_stop(tick::run(args, config), &stop).await,
             Self::Send(args) => or_stop(send::run(args, config), &stop).await,
             Self::Inspect(args) => or_stop(inspect::run(args, config), &stop).await,
+            Self::Pause(args) => or_stop(route::pause(args, config), &stop).await,
+            Self::Resume(args) => or_stop(route::resume(args, config), &stop).await,
+            Self::Release(args) => or_stop(route::release(args, config), &stop).await,
         }
     }
 }

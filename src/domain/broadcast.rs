@@ -36,7 +36,7 @@ pub struct PartId {
     pub part: u32,
 }
 
-/// An equal piece of the token ring. `of` is a power of two, so the borders are exact.
+/// A piece of the token ring; all are equal where `of` is a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
     /// Which one, from 0.
@@ -64,13 +64,16 @@ pub struct Progress {
 }
 
 impl Slice {
-    /// First and last position of the slice, both included.
+    /// First and last position of the slice, both included. A slice that does not exist (`index` is not below `of`) holds
+    /// nothing: its last position lies before its first.
     pub fn bounds(self) -> (i64, i64) {
-        let width = (1_i128 << 64) / i128::from(self.of);
-        let low = i128::from(i64::MIN) + i128::from(self.index) * width;
-        let high = low + width - 1;
+        const RING: i128 = 1 << 64;
+        if self.index >= self.of {
+            return (i64::MAX, i64::MIN);
+        }
+        let border = |index: u32| i128::from(i64::MIN) + i128::from(index) * RING / i128::from(self.of);
         // Position i64::MIN belongs to no token: the ring of the CQL partitioner leaves it out.
-        let low = low.max(i128::from(i64::MIN) + 1);
+        let (low, high) = (border(self.index).max(i128::from(i64::MIN) + 1), border(self.index + 1) - 1);
         #[expect(clippy::expect_used, reason = "index < of keeps both within 64 bits")]
         let position = |wide: i128| i64::try_from(wide).expect("a slice lies on the ring");
         (position(low), position(high))
@@ -83,11 +86,26 @@ mod tests {
 
     #[test]
     fn the_slices_cover_the_ring_without_gap_or_overlap() {
-        for of in [1, 2, 64, 1024] {
+        for of in [1, 2, 3, 64, 1000, 1024] {
             let bounds: Vec<_> = (0..of).map(|index| Slice { index, of }.bounds()).collect();
             assert_eq!(bounds[0].0, i64::MIN + 1);
             assert_eq!(bounds[of as usize - 1].1, i64::MAX);
             assert!(bounds.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0));
         }
+    }
+
+    #[test]
+    fn a_slice_that_does_not_exist_holds_nothing() {
+        for (index, of) in [(0, 0), (1, 1), (64, 64), (u32::MAX, u32::MAX)] {
+            let (low, high) = Slice { index, of }.bounds();
+            assert!(low > high, "{index} of {of}");
+        }
+    }
+
+    #[test]
+    fn the_finest_slices_lie_on_the_ring() {
+        let of = u32::MAX;
+        assert_eq!(Slice { index: 0, of }.bounds().0, i64::MIN + 1);
+        assert_eq!(Slice { index: of - 1, of }.bounds().1, i64::MAX);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     fields::{self, Day, DayOfWeek, Id, Text, TimeOfDay, Zone},
     json,
 };
-use crate::domain::{EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId};
+use crate::domain::{EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId, recurrence::parse_rrule};
 
 /// How many times a day a regimen may ring.
 pub const TIMES_MAX: usize = 96;
@@ -177,7 +177,7 @@ impl Set {
 /// The reason may quote the rule's text, and any text may be a token in the wrong place.
 fn not_a_rule(why: &str) -> Unreadable {
     let why = if fields::may_hold_a_token(why) { String::new() } else { format!(": {why}") };
-    json::invalid("rrule", format_args!("not a recurrence rule (RFC 5545){why}"))
+    json::invalid("rrule", format_args!("not a recurrence rule (RFC 5545) that can be followed{why}"))
 }
 
 fn removed(key: Option<&[u8]>) -> Result<RegimenEvent, Unreadable> {
@@ -189,16 +189,4 @@ fn removed(key: Option<&[u8]>) -> Result<RegimenEvent, Unreadable> {
     <Id as fields::Field>::of_text(id)
         .map(|id| RegimenEvent::Removed(RegimenId::new(id.0)))
         .map_err(|why| Unreadable::invalid(format!("key: {why}")))
-}
-
-/// The rule in upper case, without `RRULE:`. Stands in for `domain::recurrence::parse_rrule`, which knows more.
-fn parse_rrule(text: &str) -> Result<String, String> {
-    let text = text.trim().to_ascii_uppercase();
-    let text = text.strip_prefix("RRULE:").unwrap_or(&text);
-    // A line break would smuggle in other properties, EXDATE or a second DTSTART.
-    if text.contains(|c: char| c.is_control()) {
-        return Err("more than one line".to_owned());
-    }
-    let checked = format!("DTSTART:19700101T000000Z\nRRULE:{text}").parse::<rrule::RRuleSet>();
-    checked.map(|_| text.to_owned()).map_err(|err| err.to_string())
 }

@@ -119,6 +119,9 @@ fn shared(settings: &Settings) -> ClientConfig {
 }
 
 fn overlay(mut config: ClientConfig, settings: &Settings) -> ClientConfig {
+    // rdkafka would ask the `log` crate, which nobody listens to here. Our own filter decides what is shown.
+    let asked_for_debug = settings.properties.contains_key("debug");
+    config.set_log_level(if asked_for_debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
     for (name, value) in &settings.properties {
         config.set(name, value);
     }

@@ -27,7 +27,8 @@
 //!
 //! **Races we accept.** A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the
 //! partition was given back, and move its next owner's start back: repeats, never a gap. A member that the group has
-//! thrown out learns it from the next refused commit; until then its handlers run beside those of the new owner.
+//! thrown out learns it from the next refused commit; until then its handlers run beside those of the new owner. Records
+//! that had overtaken others, which were still waiting in their lanes when a partition was given back, are repeated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,7 +52,7 @@ use tracing::{info, warn};
 
 use self::{
     budget::Budget,
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Pace},
     partition::Limits,
     poller::{Context, Member, Rebalance, Vitals},
     work::Bench,
@@ -134,6 +135,9 @@ pub enum StageError {
     /// librdkafka gave up: another process with the same `kafka.instance_id`, say.
     #[error("the consumer can't go on: {0}")]
     Fatal(String),
+    /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new member begins.
+    #[error("the group has gone on without us: {0}")]
+    Expelled(KafkaError),
     /// The group dealt anew while it waited for our answer.
     #[error("the group dealt {0} while it waited for an answer about it")]
     Overtaken(TopicPartition),
@@ -165,10 +169,15 @@ pub struct Stage<H, P> {
     spec: StageSpec,
     settings: Settings,
     bench: Arc<Bench<H, P>>,
+    membership: Membership,
+    assignment: watch::Sender<Assignment>,
+}
+
+/// One life in the group, from joining to closing.
+struct Membership {
     member: Arc<Member>,
     rebalances: mpsc::Receiver<Rebalance>,
     vitals: watch::Receiver<Vitals>,
-    assignment: watch::Sender<Assignment>,
 }
 
 impl<H: Handler, P: Publish> Stage<H, P> {
@@ -178,24 +187,11 @@ impl<H: Handler, P: Publish> Stage<H, P> {
     /// # Errors
     /// A property in the settings is wrong.
     pub fn new(settings: &Settings, spec: StageSpec, handler: Arc<H>, publish: P, metrics: Arc<Metrics>) -> Result<Self, StageError> {
-        let group = settings.group_of(&spec.name);
-        let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
-        let (vitals_out, vitals) = watch::channel(Vitals::default());
-        let context = Context::new(&spec.name, hand_over, vitals_out);
-        let member: Member =
-            client::consumer(settings, &group).create_with_context(context).map_err(|source| ClientError { kind: "consumer", source })?;
+        let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
+        let membership = Membership::new(settings, &stage, &group)?;
         let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
-        let stage = spec.name.clone();
-        let bench = Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() };
-        Ok(Self {
-            spec,
-            settings: settings.clone(),
-            bench: Arc::new(bench),
-            member: Arc::new(member),
-            rebalances,
-            vitals,
-            assignment: watch::Sender::default(),
-        })
+        let bench = Arc::new(Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() });
+        Ok(Self { spec, settings: settings.clone(), bench, membership, assignment: watch::Sender::default() })
     }
 
     /// The stage's place in its group, as it changes: for readiness, and for whoever shares out by partitions.
@@ -209,23 +205,56 @@ impl<H: Handler, P: Publish> Stage<H, P> {
     /// # Errors
     /// The stage ended by itself. Nothing is lost: whatever was not committed is delivered again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StageError> {
-        let Self { spec, settings, bench, member, rebalances, vitals, assignment } = self;
-        let topics: Vec<_> = spec.topics.iter().map(String::as_str).collect();
+        let Self { spec, settings, bench, mut membership, assignment } = self;
+        loop {
+            let ended = membership.live(&spec, &settings, &bench, &assignment, &stop).await;
+            match ended {
+                Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
+                    warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
+                    membership = Membership::new(&settings, &bench.stage, &bench.group)?;
+                }
+                // On the way out it makes no difference.
+                Err(StageError::Expelled(_)) => return Ok(()),
+                ended => return ended,
+            }
+        }
+    }
+}
+
+impl Membership {
+    fn new(settings: &Settings, stage: &str, group: &str) -> Result<Self, StageError> {
+        let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
+        let (report, vitals) = watch::channel(Vitals::default());
+        let member = client::consumer(settings, group)
+            .create_with_context(Context::new(stage, hand_over, report))
+            .map_err(|source| ClientError { kind: "consumer", source })?;
+        Ok(Self { member: Arc::new(member), rebalances, vitals })
+    }
+
+    async fn live<H: Handler, P: Publish>(
+        self,
+        spec: &StageSpec,
+        settings: &Settings,
+        bench: &Arc<Bench<H, P>>,
+        assignment: &watch::Sender<Assignment>,
+        stop: &CancellationToken,
+    ) -> Result<(), StageError> {
+        let Self { member, rebalances, vitals } = self;
+        let (name, topics) = (&spec.name, spec.topics.iter().map(String::as_str).collect::<Vec<_>>());
         member.subscribe(&topics).map_err(|source| StageError::Refused { call: "subscribe", source })?;
-        info!(stage = spec.name, group = bench.group, "Stage {} joins {} for {}", spec.name, bench.group, topics.join(", "));
+        info!(stage = name, group = bench.group, "Stage {name} joins {} for {}", bench.group, topics.join(", "));
 
         let mut poller = JoinSet::new();
         poller.spawn(poller::poll(Arc::clone(&member)));
         let limits = Limits { span: settings.span, drain_timeout: settings.drain_timeout };
-        let probe_every = settings.session_timeout / 4;
-        let coordinator = Coordinator::new(Arc::clone(&member), bench, limits, settings.commit_every, probe_every, assignment, vitals);
+        let coordinator = Coordinator::new(Arc::clone(&member), Arc::clone(bench), limits, Pace::of(settings), assignment.clone(), vitals);
         let ended = coordinator.run(rebalances, &mut poller, stop).await;
 
         // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it closes.
         member.context().close();
         poller.shutdown().await;
-        close(&spec.name, member).await;
-        info!(stage = spec.name, "Stage {} has ended", spec.name);
+        close(name, member).await;
+        info!(stage = name, "Stage {name} has left its group");
         ended
     }
 }

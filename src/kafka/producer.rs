@@ -5,15 +5,16 @@ use std::{fmt, time::Duration};
 use rdkafka::{
     ClientContext,
     config::RDKafkaLogLevel,
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord, Producer as _},
+    producer::{FutureProducer, FutureRecord, Producer as _, future_producer::DeliveryFuture},
 };
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{
     ClientError, Settings,
-    client::{self, Rarely, log},
+    client::{self, Rarely, code_of, log},
 };
 use crate::{
     domain::Unavailable,
@@ -22,6 +23,8 @@ use crate::{
 
 /// How long a message waits for a place in a full queue. A queue that stays full that long is Kafka's way of being away.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// librdkafka doesn't say when a place is free.
+const PLACE_POLL: Duration = Duration::from_millis(20);
 
 /// Publishes messages. Clones share one client, one queue and one set of connections.
 #[derive(Clone)]
@@ -57,6 +60,21 @@ impl Producer {
         }
     }
 
+    /// Answers if Kafka does.
+    ///
+    /// # Errors
+    /// No broker has answered `within` that time.
+    pub async fn ping(&self, within: Duration) -> Result<(), Unavailable> {
+        let producer = self.0.clone();
+        // One topic's metadata: those of all would be a lot to ask every few seconds. It is one that `run` has seen.
+        let asking = move || producer.client().fetch_metadata(Some("push-outcomes"), within).map(drop);
+        let asked = tokio::task::spawn_blocking(asking).await;
+        match asked {
+            Ok(answer) => answer.map_err(|error| Unavailable::kafka("asking whether it is there", error)),
+            Err(error) => Err(Unavailable::kafka("asking whether it is there", error)),
+        }
+    }
+
     /// Why this producer will never publish again, if so. An idempotent producer gives up rather than break its promise;
     /// only a new one helps, so the process should end.
     pub fn fatal_error(&self) -> Option<String> {
@@ -66,22 +84,61 @@ impl Producer {
 
 impl Publish for Producer {
     async fn publish(&self, message: Message) -> Result<(), Unavailable> {
-        let Message { topic, partition, key, value, headers } = message;
-        let record = FutureRecord {
-            topic: &topic,
-            partition,
-            payload: value.as_deref(),
-            key: key.as_deref(),
-            timestamp: None,
-            headers: (!headers.is_empty()).then(|| {
-                let empty = OwnedHeaders::new_with_capacity(headers.len());
-                headers.iter().fold(empty, |all, header| all.insert(Header { key: &header.name, value: header.value.as_deref() }))
-            }),
-        };
-        match self.0.send(record, PLACE_TIMEOUT).await {
-            Ok(_delivery) => Ok(()),
-            Err((error, _message)) => Err(Unavailable::kafka(format!("publishing to {topic}"), error)),
+        let delivery = self.enqueue(&message).await?;
+        delivered(delivery, &message.topic).await
+    }
+
+    async fn publish_all(&self, messages: Vec<Message>) -> Result<(), Unavailable> {
+        // One after the other into the queue: with a full queue, messages that wait side by side would overtake each other.
+        let mut deliveries = Vec::with_capacity(messages.len());
+        for message in &messages {
+            deliveries.push(self.enqueue(message).await?);
         }
+        for (delivery, message) in deliveries.into_iter().zip(&messages) {
+            delivered(delivery, &message.topic).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Producer {
+    /// Puts the message into the queue, when it has a place.
+    async fn enqueue(&self, message: &Message) -> Result<DeliveryFuture, Unavailable> {
+        let deadline = Instant::now() + PLACE_TIMEOUT;
+        loop {
+            match self.0.send_result(record_of(message)) {
+                Ok(delivery) => return Ok(delivery),
+                Err((error, _)) if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && Instant::now() < deadline => {
+                    sleep(PLACE_POLL).await;
+                }
+                Err((error, _)) => return Err(Unavailable::kafka(format!("publishing to {}", message.topic), error)),
+            }
+        }
+    }
+}
+
+/// Returns when Kafka has acknowledged it.
+async fn delivered(delivery: DeliveryFuture, topic: &str) -> Result<(), Unavailable> {
+    let error = match delivery.await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err((error, _))) => error,
+        Err(_the_producer_is_gone) => KafkaError::Canceled,
+    };
+    Err(Unavailable::kafka(format!("publishing to {topic}"), error))
+}
+
+fn record_of(message: &Message) -> FutureRecord<'_, [u8], [u8]> {
+    let Message { topic, partition, key, value, headers } = message;
+    FutureRecord {
+        topic,
+        partition: *partition,
+        payload: value.as_deref(),
+        key: key.as_deref(),
+        timestamp: None,
+        headers: (!headers.is_empty()).then(|| {
+            let empty = OwnedHeaders::new_with_capacity(headers.len());
+            headers.iter().fold(empty, |all, header| all.insert(Header { key: &header.name, value: header.value.as_deref() }))
+        }),
     }
 }
 
@@ -95,6 +152,9 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
+
+    /// `kafka.properties` may ask for statistics; the consumers' are the ones we read.
+    fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
         if self.complaints.now() {

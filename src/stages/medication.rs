@@ -17,8 +17,9 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
+use super::{Origin, dead_letter};
 use crate::{
-    domain::{AHEAD_MAX_MS, ProviderId, RegimenEvent, Tick, Timestamp, Unavailable, Version},
+    domain::{ProviderId, RegimenEvent, Tick, Timestamp, Unavailable},
     events::{self, Unreadable, topics},
     metrics::Metrics,
     store::{Doses, Registry, SHARDS, Shard},
@@ -90,17 +91,14 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     }
 
     async fn regimen_event(&self, event: &RegimenEvent, record: &Record) -> Result<Fate, Unavailable> {
-        let ahead_ms = record.timestamp.as_millisecond() - self.now().as_millisecond();
-        if ahead_ms > AHEAD_MAX_MS {
-            // Its version would beat every edit of the days to come.
-            let cause = format!("the record's time {} lies {} s ahead of our clock", record.timestamp, ahead_ms / 1_000);
-            return Ok(Fate::DeadLetter(Cause::invalid(cause)));
-        }
-        let version = Version::of_record(record.timestamp, record.offset);
+        let origin = match Origin::of(record, self.now()) {
+            Ok(origin) => origin,
+            Err(cause) => return Ok(dead_letter(cause)),
+        };
         match event {
-            RegimenEvent::Set(id, regimen) => self.define(id, regimen, version, record.timestamp).await?,
+            RegimenEvent::Set(id, regimen) => self.define(id, regimen, origin).await?,
             // Its due rows stay: they find no regimen.
-            RegimenEvent::Removed(id) => self.store.put_regimen(id, None, version).await?,
+            RegimenEvent::Removed(id) => self.store.put_regimen(id, None, origin.version()).await?,
         }
         Ok(Fate::Done)
     }
@@ -112,7 +110,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
                 Ok(Fate::Done)
             }
             Tick::Shard { shard, .. } if shard >= SHARDS => {
-                Ok(Fate::DeadLetter(Cause::invalid(format!("there is no shard {shard}, only 0 to {}", SHARDS - 1))))
+                Ok(dead_letter(Cause::invalid(format_args!("there is no shard {shard}, only 0 to {}", SHARDS - 1))))
             }
             Tick::Shard { shard, at } => self.shard_tick(Shard(shard), at, stop).await,
             Tick::Dose(dose) => {
@@ -149,7 +147,7 @@ impl<S: Doses + Registry, P: Publish> Handler for Medication<S, P> {
         match read(record) {
             Ok(Event::Regimen(event)) => self.regimen_event(&event, record).await,
             Ok(Event::Tick(tick)) => self.tick(tick, record, stop).await,
-            Err(Unreadable { label, detail }) => Ok(Fate::DeadLetter(Cause { label, detail })),
+            Err(unreadable) => Ok(dead_letter(unreadable)),
         }
     }
 }

@@ -76,37 +76,37 @@ pub(super) fn local_times<'a>(
 fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     let refuse = |why: String| Err(InvalidRule(why));
     if text.len() > TEXT_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return refuse(format!("an rrule is one line of at most {TEXT_MAX} characters without spaces, and nothing beside the rule"));
+        return refuse(format!("a rule is one line of at most {TEXT_MAX} characters without spaces, and nothing beside the rule"));
     }
     let (untils, parts): (Vec<&str>, Vec<&str>) =
         text.split(';').filter(|part| !part.is_empty()).partition(|part| part.starts_with("UNTIL="));
     let until = match untils[..] {
         [] => None,
         [one] => Some(Until::parse(&one["UNTIL=".len()..])?),
-        _ => return refuse("rrule: more than one UNTIL".to_owned()),
+        _ => return refuse("more than one UNTIL".to_owned()),
     };
     let set: RRuleSet = format!("DTSTART:{}T000000Z\nRRULE:{}", start.strftime("%Y%m%d"), parts.join(";"))
         .parse()
-        .map_err(|error: ::rrule::RRuleError| InvalidRule(format!("rrule: {error}")))?;
-    let [rule] = &set.get_rrule()[..] else { return refuse("rrule: exactly one rule is needed".to_owned()) };
+        .map_err(|error: ::rrule::RRuleError| InvalidRule(error.to_string()))?;
+    let [rule] = &set.get_rrule()[..] else { return refuse("exactly one rule is needed".to_owned()) };
     if rule.get_freq() == Frequency::Secondly || rule.get_by_second() != [0] {
-        return refuse("rrule: doses ring on the minute, FREQ=SECONDLY and BYSECOND are not possible".to_owned());
+        return refuse("doses ring on the minute, FREQ=SECONDLY and BYSECOND are not possible".to_owned());
     }
     if rule.get_freq() == Frequency::Minutely && parts.iter().any(|part| part.starts_with("BY")) {
         // The crate counts wrongly there: it steps over hours and days that it should visit.
-        return refuse("rrule: FREQ=MINUTELY goes with INTERVAL only; FREQ=HOURLY or DAILY take BYHOUR and BYMINUTE".to_owned());
+        return refuse("FREQ=MINUTELY goes with INTERVAL only; FREQ=HOURLY or DAILY take BYHOUR and BYMINUTE".to_owned());
     }
     if rule.get_interval() == 0 {
-        return refuse("rrule: INTERVAL must be at least 1".to_owned());
+        return refuse("INTERVAL must be at least 1".to_owned());
     }
     if rule.get_count().is_some_and(|count| count == 0 || count > COUNT_MAX) {
-        return refuse(format!("rrule: COUNT must be 1 to {COUNT_MAX}"));
+        return refuse(format!("COUNT must be 1 to {COUNT_MAX}"));
     }
     if rule.get_count().is_some() && until.is_some() {
-        return refuse("rrule: COUNT and UNTIL exclude each other".to_owned());
+        return refuse("COUNT and UNTIL exclude each other".to_owned());
     }
     if rule.get_by_hour().len().max(1) * rule.get_by_minute().len().max(1) > TIMES_A_DAY_MAX {
-        return refuse(format!("rrule: BYHOUR and BYMINUTE name more than {TIMES_A_DAY_MAX} times a day"));
+        return refuse(format!("BYHOUR and BYMINUTE name more than {TIMES_A_DAY_MAX} times a day"));
     }
     let rule = rule.clone();
     Ok(Compiled { set, rule, until })
@@ -172,7 +172,7 @@ impl Until {
         } else {
             text.parse().map(|day: Date| Self::Local(day.to_datetime(Time::MAX)))
         };
-        parsed.map_err(|_| InvalidRule(format!("rrule: UNTIL={text} is no date, local time or UTC time of the form 20261231T170000Z")))
+        parsed.map_err(|_| InvalidRule(format!("UNTIL={text} is no date, local time or UTC time of the form 20261231T170000Z")))
     }
 
     fn allows(self, local: DateTime, zone: &TimeZone) -> bool {

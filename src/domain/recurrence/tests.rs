@@ -327,7 +327,7 @@ fn a_rule_that_never_comes_true_has_no_doses() {
 #[test]
 fn a_rule_that_we_cannot_follow_is_refused_with_the_reason() {
     for (text, reason) in [
-        ("", "rrule"),
+        ("", "FREQ"),
         ("FREQ=OFTEN", "OFTEN"),
         ("BYHOUR=8", "FREQ"),
         ("FREQ=SECONDLY", "on the minute"),

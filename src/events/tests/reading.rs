@@ -217,7 +217,17 @@ fn a_rule_takes_the_place_of_days_and_may_name_its_own_times() {
         rule(r#""rrule":"FREQ=DAILY;COUNT=3","times":["08:00"]"#),
         Err("`rrule`: COUNT counts from the first day: `startDate` is missing".to_owned())
     );
-    assert!(rule(r#""rrule":"FREQ=SOMETIMES","times":["08:00"]"#).unwrap_err().starts_with("`rrule`: not a recurrence rule (RFC 5545)"));
+    for (text, why) in [
+        ("FREQ=SOMETIMES", "SOMETIMES"),
+        ("FREQ=MINUTELY;BYHOUR=8", "FREQ=MINUTELY goes with INTERVAL only"),
+        ("FREQ=DAILY;COUNT=20000", "COUNT must be 1 to 10000"),
+        ("FREQ=DAILY;UNTIL=tomorrow", "UNTIL=TOMORROW is no date"),
+    ] {
+        let fields = format!(r#""rrule":"{text}","times":["08:00"],"startDate":"2026-11-01""#);
+        let refused = regimen(&fields).unwrap_err();
+        assert!(refused.starts_with("`rrule`: not a recurrence rule (RFC 5545) that can be followed: "), "{refused}");
+        assert!(refused.contains(why), "{refused}");
+    }
     assert!(rule(r#""rrule":"FREQ=DAILY\nEXDATE:20260101T000000Z","times":["08:00"]"#).is_err());
 }
 

@@ -1,11 +1,11 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Mutex};
 
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    domain::{Judged, Platform, TokenChange, Version},
-    store::Census,
+    domain::{Judged, Platform, ProviderId, Timestamp, TokenChange, Version},
+    store::{Census, Route, RouteState},
 };
 
 const TOKEN: &str = "ExponentPushToken[ada-1]";
@@ -14,9 +14,14 @@ const TOKEN: &str = "ExponentPushToken[ada-1]";
 #[derive(Clone)]
 struct Known {
     away: bool,
+    expo: Arc<Mutex<RouteState>>,
 }
 
 impl Known {
+    fn new(away: bool) -> Self {
+        Self { away, expo: Arc::new(Mutex::new(RouteState::Running)) }
+    }
+
     fn phone() -> Registration {
         Registration {
             token: Token::parse(TOKEN).unwrap(),
@@ -66,6 +71,17 @@ impl Registry for Known {
     }
 }
 
+impl Routes for Known {
+    async fn route(&self, _: ProviderId) -> Result<Route, Unavailable> {
+        let state = *self.expo.lock().unwrap();
+        self.answer(Route { state, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() })
+    }
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
+        *self.expo.lock().unwrap() = route.state;
+        self.answer(())
+    }
+}
+
 /// Serves while `questions` are asked, and ends in good order.
 async fn serving(store: Known, questions: impl AsyncFnOnce(SocketAddr, &Health)) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -94,10 +110,13 @@ async fn ask_json(address: SocketAddr, path: &[&str]) -> (u16, Value) {
 
 #[tokio::test]
 async fn ready_follows_the_stages_and_tells_why_not() {
-    serving(Known { away: false }, async |address, health: &Health| {
+    serving(Known::new(false), async |address, health: &Health| {
         health.store(Ok(()));
         let (status, told) = ask_json(address, &["ready"]).await;
-        assert_eq!((status, told), (503, json!({"ready": false, "store": "answers", "stages": {"tokens": false}, "details": {}})));
+        assert_eq!(
+            (status, told),
+            (503, json!({"ready": false, "store": "answers", "kafka": "answers", "stages": {"tokens": false}, "details": {}}))
+        );
 
         health.assigned("tokens", true);
         health.detail("route.fcm", Some("halted: 401".to_owned()));
@@ -109,7 +128,7 @@ async fn ready_follows_the_stages_and_tells_why_not() {
 
 #[tokio::test]
 async fn metrics_and_life_are_told_before_the_process_is_ready() {
-    serving(Known { away: true }, async |address, _: &Health| {
+    serving(Known::new(true), async |address, _: &Health| {
         assert_eq!(ask(address, &["live"]).await, (200, "alive\n".to_owned()));
         let (status, text) = ask(address, &["metrics"]).await;
         assert!(status == 200 && text.contains("# TYPE pushcast_last_tick_timestamp_seconds gauge"), "{text}");
@@ -119,7 +138,7 @@ async fn metrics_and_life_are_told_before_the_process_is_ready() {
 
 #[tokio::test]
 async fn a_token_is_found_by_itself_and_by_its_hash_and_shown_as_its_hash() {
-    serving(Known { away: false }, async |address, _: &Health| {
+    serving(Known::new(false), async |address, _: &Health| {
         let hash = Token::parse(TOKEN).unwrap().hash().to_string();
         let (status, told) = ask_json(address, &["inspect", "token", TOKEN]).await;
         assert_eq!(status, 200);
@@ -137,7 +156,7 @@ async fn a_token_is_found_by_itself_and_by_its_hash_and_shown_as_its_hash() {
 
 #[tokio::test]
 async fn a_users_tokens_are_shown_as_hashes_too() {
-    serving(Known { away: false }, async |address, _: &Health| {
+    serving(Known::new(false), async |address, _: &Health| {
         let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
         assert_eq!((status, told["tokens"].as_array().unwrap().len()), (200, 1));
         assert!(!told.to_string().contains("ada-1"), "{told}");
@@ -148,9 +167,33 @@ async fn a_users_tokens_are_shown_as_hashes_too() {
 
 #[tokio::test]
 async fn a_store_that_is_away_is_said_to_be() {
-    serving(Known { away: true }, async |address, _: &Health| {
+    serving(Known::new(true), async |address, _: &Health| {
         let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
         assert_eq!((status, told), (503, json!({"error": "the store is unavailable: looking"})));
+    })
+    .await;
+}
+
+/// The status and the body of the answer to an operator's wish.
+async fn wish(address: SocketAddr, path: &str) -> (u16, Value) {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let said = r#"{"by":"ada","why":"a look at the tokens"}"#;
+    let answer = client.post(format!("http://{address}{path}")).header("content-type", "application/json").body(said).send().await.unwrap();
+    (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+}
+
+#[tokio::test]
+async fn an_operator_pauses_and_resumes_a_route_and_is_told_what_is_not_possible() {
+    serving(Known::new(false), async |address, _: &Health| {
+        let (status, told) = wish(address, "/route/expo/pause").await;
+        assert_eq!((status, &told["state"], &told["setBy"]), (200, &json!("paused"), &json!("ada")));
+        let (_, told) = ask_json(address, &["inspect", "route", "expo"]).await;
+        assert_eq!(told["state"], json!("paused"));
+        assert_eq!(wish(address, "/route/expo/resume").await.1["state"], json!("running"));
+        let (status, told) = wish(address, "/route/expo/release").await;
+        assert_eq!((status, &told["error"]), (409, &json!("the route of expo is running, not braked")));
+        assert_eq!(wish(address, "/route/expo/open").await.0, 400);
+        assert_eq!(wish(address, "/route/apns/pause").await.0, 400);
     })
     .await;
 }

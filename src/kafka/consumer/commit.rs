@@ -1,10 +1,21 @@
-//! What has been committed, what is due, and what an error of a commit means.
+//! What has been committed, what is due, how it is committed, and what a refusal means.
+//!
+//! A commit is a synchronous call on a thread of its own: rdkafka 0.39 never reports the result of an asynchronous one (it
+//! asks for events and sets no callback; librdkafka then replies to nobody).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, future::pending, sync::Arc};
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{
+    Offset,
+    consumer::{CommitMode, Consumer as _},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+};
+use tokio::{sync::oneshot, time::Instant};
 
-use super::TopicPartition;
+use super::{
+    TopicPartition, on_a_thread,
+    poller::{Member, list},
+};
 use crate::kafka::client::code_of;
 
 /// Offsets to commit: for each partition the next one to be read.
@@ -14,8 +25,19 @@ pub(super) type Offsets = BTreeMap<TopicPartition, i64>;
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     committed: Offsets,
-    /// The group no longer knows us as we are: nothing more is committed until it has dealt anew.
-    fenced: bool,
+    /// The group does not know us as we are: nothing is committed before it has dealt anew, or this time has come. (A new
+    /// member epoch under KIP-848 need not come with an event.)
+    fenced_until: Option<Instant>,
+}
+
+/// A commit on its way.
+#[derive(Debug)]
+pub(super) struct Commit {
+    /// What is to be committed.
+    pub offsets: Offsets,
+    /// As a member of which deal it was asked.
+    pub deal: u64,
+    result: oneshot::Receiver<KafkaResult<()>>,
 }
 
 /// What a commit that failed tells us.
@@ -29,8 +51,8 @@ pub(super) enum Refusal {
 
 impl Ledger {
     /// Those of the positions that are not committed yet.
-    pub(super) fn due(&self, positions: impl IntoIterator<Item = (TopicPartition, i64)>) -> Offsets {
-        if self.fenced {
+    pub(super) fn due(&self, positions: impl IntoIterator<Item = (TopicPartition, i64)>, now: Instant) -> Offsets {
+        if self.is_fenced(now) {
             return Offsets::new();
         }
         positions.into_iter().filter(|(of, position)| self.committed.get(of) != Some(position)).collect()
@@ -42,22 +64,43 @@ impl Ledger {
     }
 
     /// The group refused us.
-    pub(super) fn fence(&mut self) {
-        self.fenced = true;
+    pub(super) fn fence(&mut self, until: Instant) {
+        self.fenced_until = Some(until);
     }
 
-    pub(super) fn is_fenced(&self) -> bool {
-        self.fenced
+    pub(super) fn is_fenced(&self, now: Instant) -> bool {
+        self.fenced_until.is_some_and(|until| now < until)
     }
 
     /// The group has dealt anew: we are a member in good standing.
     pub(super) fn dealt(&mut self) {
-        self.fenced = false;
+        self.fenced_until = None;
     }
 
     /// The partition is not ours any more.
     pub(super) fn forget(&mut self, of: &TopicPartition) {
         self.committed.remove(of);
+    }
+}
+
+impl Commit {
+    /// Asks the group to take these offsets.
+    ///
+    /// # Errors
+    /// They are no offsets at all.
+    pub(super) fn start(member: &Arc<Member>, stage: &str, offsets: Offsets, deal: u64) -> KafkaResult<Self> {
+        let list = list(offsets.iter().map(|(of, offset)| (of, Offset::Offset(*offset))))?;
+        let member = Arc::clone(member);
+        let result = on_a_thread(format!("commit {stage}"), move || member.commit(&list, CommitMode::Sync));
+        Ok(Self { offsets, deal, result })
+    }
+}
+
+/// The result of the commit on its way, if there is one. None = its thread is gone. Cancel safe.
+pub(super) async fn result(commit: &mut Option<Commit>) -> Option<KafkaResult<()>> {
+    match commit {
+        Some(commit) => (&mut commit.result).await.ok(),
+        None => pending().await,
     }
 }
 
@@ -77,6 +120,8 @@ pub(super) fn refusal(error: &KafkaError) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn at(partition: i32) -> TopicPartition {
@@ -87,16 +132,18 @@ mod tests {
     fn only_what_moved_is_due() {
         let mut ledger = Ledger::default();
         ledger.committed(Offsets::from([(at(0), 5), (at(1), 9)]));
-        assert_eq!(ledger.due([(at(0), 5), (at(1), 10), (at(2), 0)]), Offsets::from([(at(1), 10), (at(2), 0)]));
+        assert_eq!(ledger.due([(at(0), 5), (at(1), 10), (at(2), 0)], Instant::now()), Offsets::from([(at(1), 10), (at(2), 0)]));
     }
 
     #[test]
-    fn a_fenced_member_commits_nothing_until_the_group_has_dealt_anew() {
-        let mut ledger = Ledger::default();
-        ledger.fence();
-        assert_eq!(ledger.due([(at(0), 5)]), Offsets::new());
+    fn a_fenced_member_commits_nothing_until_the_group_has_dealt_anew_or_a_while_has_passed() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (later, due) = (now + Duration::from_secs(2), Offsets::from([(at(0), 5)]));
+        ledger.fence(later);
+        assert_eq!(ledger.due([(at(0), 5)], now), Offsets::new());
+        assert_eq!(ledger.due([(at(0), 5)], later), due);
         ledger.dealt();
-        assert_eq!(ledger.due([(at(0), 5)]), Offsets::from([(at(0), 5)]));
+        assert_eq!(ledger.due([(at(0), 5)], now), due);
     }
 
     #[test]
@@ -104,7 +151,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.committed(Offsets::from([(at(0), 5)]));
         ledger.forget(&at(0));
-        assert_eq!(ledger.due([(at(0), 5)]), Offsets::from([(at(0), 5)]));
+        assert_eq!(ledger.due([(at(0), 5)], Instant::now()), Offsets::from([(at(0), 5)]));
     }
 
     #[test]

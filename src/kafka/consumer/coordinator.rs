@@ -4,20 +4,16 @@
 //! ## Revoked => they stop reading; their running handlers end, or are broken off; what is settled is committed; then,
 //! and only then, they are given back
 //! ## Lost => the same, without the waiting and the commit: they are somebody else's already
+//! ## Expelled, as a refused commit says in the middle of a revocation => the end, and a new member begins
 //! ## Stop => unsubscribe, which revokes everything
 //!
-//! Commits are synchronous calls on a thread of their own, one at a time: rdkafka 0.39 never reports the result of an
-//! asynchronous one (it asks for events and sets no callback; librdkafka then replies to nobody).
+//! Commits are made one at a time, whenever a tick finds something settled, drains included.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
-use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{CommitMode, Consumer as _},
-    error::KafkaResult,
-};
+use rdkafka::{consumer::Consumer as _, error::KafkaResult};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -26,22 +22,19 @@ use tracing::{debug, info, warn};
 
 use super::{
     Assignment, StageError, TopicPartition,
-    commit::{Ledger, Offsets, Refusal, refusal},
+    commit::{self, Commit, Ledger, Offsets, Refusal, refusal},
     intake::Queue,
-    listed, on_a_thread,
+    listed,
     partition::{Limits, Orders, Partition, Progress},
     poller::{Member, Rebalance, Vitals, give_back, take},
     work::{Bench, words},
 };
 use crate::{
     domain::Timestamp,
-    kafka::client::Rarely,
+    kafka::{Settings, client::Rarely},
     stream::{Handler, Publish},
 };
 
-/// How long the last commit of a partition may take, after its drain, before it is given back without one: Kafka may be
-/// away, and the group waits for us.
-const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long librdkafka may take to answer `unsubscribe` with a revocation.
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,8 +43,7 @@ pub(super) struct Coordinator<H, P> {
     member: Arc<Member>,
     bench: Arc<Bench<H, P>>,
     limits: Limits,
-    commit_every: Duration,
-    probe_every: Duration,
+    pace: Pace,
     assignment: watch::Sender<Assignment>,
     vitals: watch::Receiver<Vitals>,
     owned: BTreeMap<TopicPartition, Owned>,
@@ -59,11 +51,25 @@ pub(super) struct Coordinator<H, P> {
     ledger: Ledger,
     /// The commit on its way.
     commit: Option<Commit>,
+    /// How often the group has dealt.
+    deals: u64,
     /// The question that waits for our answer.
     revocation: Option<Revocation>,
     /// We are leaving, and are gone by then in any case.
     leave_by: Option<Instant>,
     complaints: Rarely,
+}
+
+/// How often, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Settled offsets are committed that often.
+    pub commit_every: Duration,
+    /// With nothing to commit, the group is asked that often whether we are still a member.
+    pub probe_every: Duration,
+    /// How long the last commit of a partition may take, after its drain, before it is given back without one: Kafka may
+    /// be away, and the group waits for us.
+    pub last_commit_timeout: Duration,
 }
 
 /// A partition of ours.
@@ -73,12 +79,6 @@ struct Owned {
     progress: watch::Receiver<Progress>,
     /// Its task has ended, and with it its last handler.
     ended: bool,
-}
-
-#[derive(Debug)]
-struct Commit {
-    offsets: Offsets,
-    result: oneshot::Receiver<KafkaResult<()>>,
 }
 
 #[derive(Debug)]
@@ -104,8 +104,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         member: Arc<Member>,
         bench: Arc<Bench<H, P>>,
         limits: Limits,
-        commit_every: Duration,
-        probe_every: Duration,
+        pace: Pace,
         assignment: watch::Sender<Assignment>,
         vitals: watch::Receiver<Vitals>,
     ) -> Self {
@@ -113,14 +112,14 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             member,
             bench,
             limits,
-            commit_every,
-            probe_every,
+            pace,
             assignment,
             vitals,
             owned: BTreeMap::new(),
             tasks: JoinSet::new(),
             ledger: Ledger::default(),
             commit: None,
+            deals: 0,
             revocation: None,
             leave_by: None,
             complaints: Rarely::default(),
@@ -132,11 +131,19 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         mut self,
         mut rebalances: mpsc::Receiver<Rebalance>,
         poller: &mut JoinSet<StageError>,
-        stop: CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<(), StageError> {
         let ended = self.decide(&mut rebalances, poller, stop).await;
-        // After an orderly end there is none left. After another, none may outlive us: they hold their queues.
+        self.assignment.send_modify(|assignment| {
+            assignment.partitions.clear();
+            assignment.confirmed_at = None;
+        });
+        // After an orderly end there is no task left, and no question. After another: tasks hold their queues, and a
+        // consumer that waits for an answer does not close.
         self.tasks.shutdown().await;
+        if let Err(error) = self.answer() {
+            debug!(stage = self.bench.stage, %error, "The last question is answered in vain: {error}");
+        }
         ended
     }
 
@@ -144,16 +151,16 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         &mut self,
         rebalances: &mut mpsc::Receiver<Rebalance>,
         poller: &mut JoinSet<StageError>,
-        stop: CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<(), StageError> {
-        let mut tick = interval(self.commit_every);
+        let mut tick = interval(self.pace.commit_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let alarm = self.alarm();
             tokio::select! {
                 Some(rebalance) = rebalances.recv() => self.rebalance(rebalance)?,
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended)?,
-                result = committed(&mut self.commit) => self.committed(result),
+                result = commit::result(&mut self.commit) => self.committed(result)?,
                 _ = tick.tick() => self.tick(),
                 () = stop.cancelled(), if self.leave_by.is_none() => self.leave(),
                 () = at(alarm) => {}
@@ -169,6 +176,8 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     // ## Assigned
 
     fn rebalance(&mut self, rebalance: Rebalance) -> Result<(), StageError> {
+        self.deals += 1;
+        self.ledger.dealt();
         match rebalance {
             Rebalance::Assigned(partitions) => self.assigned(partitions),
             Rebalance::Revoked { partitions, lost } => {
@@ -188,13 +197,11 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         for of in &partitions {
             queues.push(Queue::split(&self.member, of.clone()).ok_or_else(|| StageError::NoSuchPartition(of.clone()))?);
         }
-        take(&*self.member, &list(partitions.iter().map(|of| (of, Offset::Invalid)))?)
-            .map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
+        take(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
         self.bench.budget.shared_by(self.owned.len() + partitions.len());
         for (of, queue) in partitions.iter().zip(queues) {
             self.start(of.clone(), queue);
         }
-        self.ledger.dealt();
         self.assignment.send_modify(|assignment| {
             assignment.arrived = true;
             assignment.partitions.extend(partitions);
@@ -219,24 +226,15 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
         for owned in partitions.iter().filter_map(|of| self.owned.get(of)) {
             owned.orders.stop.cancel();
-        }
-        self.revocation = Some(Revocation { partitions, lost: false, answer_by: None, refused: false });
-        if lost {
-            self.lose();
-        }
-    }
-
-    /// The group does not know us any more: nothing that runs may go on, whichever partition it is of.
-    fn lose(&mut self) {
-        self.ledger.fence();
-        self.assignment.send_modify(|assignment| assignment.confirmed_at = None);
-        if let Some(revocation) = &mut self.revocation {
-            revocation.lost = true;
-            for owned in self.owned.values() {
-                owned.orders.stop.cancel();
+            if lost {
                 owned.orders.abort.cancel();
             }
         }
+        // librdkafka asks one question at a time. If it ever asks a second one, one answer is for both.
+        let earlier = self.revocation.take();
+        let lost = lost || earlier.as_ref().is_some_and(|earlier| earlier.lost);
+        let partitions = earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
+        self.revocation = Some(Revocation { partitions, lost, answer_by: None, refused: false });
     }
 
     /// Goes on with the revocation as far as it can be gone on with.
@@ -256,7 +254,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         if revocation.partitions.iter().any(|of| self.owned.get(of).is_some_and(|owned| !owned.ended)) {
             return Step::Wait;
         }
-        let answer_by = *revocation.answer_by.get_or_insert_with(|| Instant::now() + LAST_COMMIT_TIMEOUT);
+        let answer_by = *revocation.answer_by.get_or_insert_with(|| Instant::now() + self.pace.last_commit_timeout);
         if revocation.lost || self.member.assignment_lost() || answer_by <= Instant::now() {
             return Step::Answer;
         }
@@ -264,10 +262,11 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             return Step::Wait;
         }
         let positions = revocation.partitions.iter().filter_map(|of| Some((of.clone(), self.owned.get(of)?.position()?)));
-        let due = self.ledger.due(positions);
+        let due = self.ledger.due(positions, Instant::now());
         if due.is_empty() { Step::Answer } else { Step::Commit(due) }
     }
 
+    /// Gives the partitions back. Nothing of theirs runs any more.
     fn answer(&mut self) -> Result<(), StageError> {
         let Some(Revocation { partitions, .. }) = self.revocation.take() else { return Ok(()) };
         for of in &partitions {
@@ -275,14 +274,13 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             self.ledger.forget(of);
         }
         self.bench.budget.shared_by(self.owned.len());
-        give_back(&*self.member, &list(partitions.iter().map(|of| (of, Offset::Invalid)))?)
-            .map_err(|source| StageError::Refused { call: "giving an assignment back", source })
+        give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })
     }
 
     // ## Stop
 
     fn leave(&mut self) {
-        self.leave_by = Some(Instant::now() + self.limits.drain_timeout + LAST_COMMIT_TIMEOUT + UNSUBSCRIBE_TIMEOUT);
+        self.leave_by = Some(Instant::now() + self.limits.drain_timeout + self.pace.last_commit_timeout + UNSUBSCRIBE_TIMEOUT);
         for owned in self.owned.values() {
             owned.orders.stop.cancel();
         }
@@ -311,7 +309,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         }
         if self.commit.is_none() {
             let positions: Vec<_> = self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
-            let due = self.ledger.due(positions.iter().cloned());
+            let due = self.ledger.due(positions.iter().cloned(), Instant::now());
             if !due.is_empty() {
                 self.start_commit(due);
             } else if self.probe_is_due() {
@@ -324,24 +322,22 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
 
     /// Whether the group has not confirmed us for a while, and would tell.
     fn probe_is_due(&self) -> bool {
-        !self.ledger.is_fenced() && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= self.probe_every)
+        !self.ledger.is_fenced(Instant::now())
+            && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= self.pace.probe_every)
     }
 
     fn start_commit(&mut self, offsets: Offsets) {
         if offsets.is_empty() {
             return;
         }
-        let list = match list(offsets.iter().map(|(of, offset)| (of, Offset::Offset(*offset)))) {
-            Ok(list) => list,
-            Err(error) => return warn!(stage = self.bench.stage, %error, "An offset that can't be committed: {error}"),
-        };
-        let member = Arc::clone(&self.member);
-        let result = on_a_thread(format!("commit {}", self.bench.stage), move || member.commit(&list, CommitMode::Sync));
-        self.commit = Some(Commit { offsets, result });
+        match Commit::start(&self.member, &self.bench.stage, offsets, self.deals) {
+            Ok(commit) => self.commit = Some(commit),
+            Err(error) => warn!(stage = self.bench.stage, %error, "An offset that can't be committed: {error}"),
+        }
     }
 
-    fn committed(&mut self, result: Option<KafkaResult<()>>) {
-        let Some(Commit { offsets, .. }) = self.commit.take() else { return };
+    fn committed(&mut self, result: Option<KafkaResult<()>>) -> Result<(), StageError> {
+        let Some(Commit { offsets, deal, .. }) = self.commit.take() else { return Ok(()) };
         let stage = &self.bench.stage;
         match result {
             Some(Ok(())) => {
@@ -349,9 +345,17 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
                 self.ledger.committed(ours);
                 self.assignment.send_modify(|assignment| assignment.confirmed_at = Some(Instant::now()));
             }
-            Some(Err(error)) if refusal(&error) == Refusal::Fenced => {
-                warn!(stage, %error, "The group does not know stage {stage} any more, it commits nothing until it is dealt in again: {error}");
-                self.lose();
+            // (One that was asked in the name of the deal before is asked again: the classic protocol refuses it in every
+            // rebalance, and it means nothing.)
+            Some(Err(error)) if refusal(&error) == Refusal::Fenced && deal == self.deals => {
+                // The group went on without us, though nothing else says so: whatever still runs here, of any partition,
+                // runs beside its new owner.
+                if self.revocation.is_some() {
+                    return Err(StageError::Expelled(error));
+                }
+                // Otherwise a rebalance is on its way that will say what it means.
+                debug!(stage, %error, "The group refuses a commit of stage {stage}, it waits to be dealt in again: {error}");
+                self.ledger.fence(Instant::now() + self.pace.probe_every);
             }
             Some(Err(error)) => {
                 if self.complaints.now() {
@@ -361,6 +365,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             }
             None => self.refused(),
         }
+        Ok(())
     }
 
     fn refused(&mut self) {
@@ -383,7 +388,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     /// How far behind the stage is.
     fn measure(&self) {
         let vitals = self.vitals.borrow();
-        if vitals.steady && !self.assignment.borrow().arrived {
+        if vitals.placed && !self.assignment.borrow().arrived {
             debug!(stage = self.bench.stage, "Stage {} is a member with nothing to read", self.bench.stage);
             self.assignment.send_modify(|assignment| assignment.arrived = true);
         }
@@ -400,17 +405,17 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     }
 }
 
-impl Owned {
-    fn position(&self) -> Option<i64> {
-        self.progress.borrow().position
+impl Pace {
+    /// What follows from the settings.
+    pub(super) fn of(settings: &Settings) -> Self {
+        let Settings { commit_every, session_timeout, .. } = *settings;
+        Self { commit_every, probe_every: session_timeout / 4, last_commit_timeout: session_timeout / 2 }
     }
 }
 
-/// The result of the commit on its way, if there is one. None = its thread is gone. Cancel safe.
-async fn committed(commit: &mut Option<Commit>) -> Option<KafkaResult<()>> {
-    match commit {
-        Some(commit) => (&mut commit.result).await.ok(),
-        None => pending().await,
+impl Owned {
+    fn position(&self) -> Option<i64> {
+        self.progress.borrow().position
     }
 }
 
@@ -419,16 +424,6 @@ async fn at(alarm: Option<Instant>) {
         Some(alarm) => sleep_until(alarm).await,
         None => pending().await,
     }
-}
-
-/// A list of librdkafka's.
-fn list<'a>(offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> Result<TopicPartitionList, StageError> {
-    let mut list = TopicPartitionList::new();
-    for (of, offset) in offsets {
-        list.add_partition_offset(&of.topic, of.partition, offset)
-            .map_err(|source| StageError::Refused { call: "listing partitions", source })?;
-    }
-    Ok(list)
 }
 
 fn broken(task: &str, bug: JoinError) -> StageError {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext, Statistics, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol, StreamConsumer},
     error::{KafkaError, KafkaResult},
@@ -53,7 +53,7 @@ pub(super) enum Rebalance {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vitals {
     /// The member has its place in the group, perhaps with nothing to read.
-    pub steady: bool,
+    pub placed: bool,
     pub watermarks: HashMap<TopicPartition, Watermarks>,
 }
 
@@ -93,20 +93,38 @@ pub(super) async fn poll(member: Arc<Member>) -> StageError {
 }
 
 /// Takes partitions into the assignment: the answer to [`Rebalance::Assigned`].
-pub(super) fn take(consumer: &impl Consumer<Context>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+pub(super) fn take(consumer: &impl Consumer<Context>, partitions: &[TopicPartition]) -> KafkaResult<()> {
+    let partitions = list(partitions.iter().map(|of| (of, Offset::Invalid)))?;
     match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_assign(partitions),
+        RebalanceProtocol::Cooperative => consumer.incremental_assign(&partitions),
         // Only where kafka.properties asks for an eager assignor.
-        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(partitions),
+        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&partitions),
     }
 }
 
 /// Gives partitions back: the answer to [`Rebalance::Revoked`].
-pub(super) fn give_back(consumer: &impl Consumer<Context>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+pub(super) fn give_back(consumer: &impl Consumer<Context>, partitions: &[TopicPartition]) -> KafkaResult<()> {
+    let partitions = list(partitions.iter().map(|of| (of, Offset::Invalid)))?;
     match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(&partitions),
         RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
     }
+}
+
+/// A list of librdkafka's.
+pub(super) fn list<'a>(offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (of, offset) in offsets {
+        list.add_partition_offset(&of.topic, of.partition, offset)?;
+    }
+    Ok(list)
+}
+
+/// Whether the member has its place in the group. A member that is dealt nothing is told so by the classic protocol; under
+/// KIP-848 it hears nothing at all, and that it has stood in front of its coordinator for a while is all there is to see.
+fn is_placed(state: &str, join_state: &str, state_age_ms: i64) -> bool {
+    const A_WHILE_MS: i64 = 10_000;
+    state == "up" && (join_state == "steady" || (join_state == "init" && state_age_ms >= A_WHILE_MS))
 }
 
 /// The partitions of a list of librdkafka's.
@@ -127,10 +145,10 @@ impl Context {
         self.closing.store(true, Ordering::Release);
     }
 
-    fn answer(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance, partitions: &TopicPartitionList) {
+    fn answer(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance) {
         let answered = match rebalance {
-            Rebalance::Assigned(_) => take(consumer, partitions),
-            Rebalance::Revoked { .. } => give_back(consumer, partitions),
+            Rebalance::Assigned(partitions) => take(consumer, partitions),
+            Rebalance::Revoked { partitions, .. } => give_back(consumer, partitions),
         };
         if let Err(error) = answered {
             warn!(stage = self.stage, %error, "A rebalance could not be answered while closing: {error}");
@@ -146,12 +164,12 @@ impl ConsumerContext for Context {
             _ => Rebalance::Revoked { partitions, lost: consumer.assignment_lost() },
         };
         if self.closing.load(Ordering::Acquire) {
-            return self.answer(consumer, &rebalance, list);
+            return self.answer(consumer, &rebalance);
         }
         match self.rebalances.try_send(rebalance) {
             Ok(()) => {}
             // The coordinator is gone, and with it all partition tasks.
-            Err(mpsc::error::TrySendError::Closed(rebalance)) => self.answer(consumer, &rebalance, list),
+            Err(mpsc::error::TrySendError::Closed(rebalance)) => self.answer(consumer, &rebalance),
             // librdkafka waits for one answer before it asks the next question. Should that ever be untrue, no answer
             // is the safe one: the group takes the partitions away when our time is up.
             Err(mpsc::error::TrySendError::Full(rebalance)) => error!(stage = self.stage, ?rebalance, "Too many rebalances at once"),
@@ -178,7 +196,7 @@ impl ClientContext for Context {
             let watermarks = Watermarks { low: partition.lo_offset, high, committed: partition.committed_offset };
             (TopicPartition { topic: topic.as_str().into(), partition: partition.partition }, watermarks)
         });
-        let steady = statistics.cgrp.is_some_and(|group| group.join_state == "steady");
-        self.vitals.send_replace(Vitals { steady, watermarks: watermarks.collect() });
+        let placed = statistics.cgrp.is_some_and(|group| is_placed(&group.state, &group.join_state, group.stateage));
+        self.vitals.send_replace(Vitals { placed, watermarks: watermarks.collect() });
     }
 }

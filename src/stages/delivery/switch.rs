@@ -17,7 +17,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows the row of `provider` until `stop`. With `enabled` false (`push.enabled`) the gate stays closed whatever the row
-/// says: jobs wait in Kafka.
+/// says: jobs wait in Kafka. `show` is told the row each time it is read.
 pub async fn keep_route<S: Routes>(
     store: S,
     provider: ProviderId,
@@ -25,6 +25,7 @@ pub async fn keep_route<S: Routes>(
     instance: String,
     mut keeper: Keeper,
     stop: CancellationToken,
+    show: impl Fn(&Route) + Send,
 ) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -47,6 +48,7 @@ pub async fn keep_route<S: Routes>(
                         info!(provider = %provider, state = route.state.label(), set_by = %route.set_by, "The route of {provider} is {}", route.state.label());
                     }
                     shown = Some(route.state);
+                    show(&route);
                     keeper.follow(gate(enabled, route.state));
                 }
                 // A store that is away changes nothing: what is open stays open, nothing can be read to be sent anyway.

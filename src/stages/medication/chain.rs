@@ -26,8 +26,9 @@ use super::{
     dose::{Dose, earlier},
 };
 use crate::{
-    domain::{DueRow, Regimen, RegimenId, Tick, Timestamp, Unavailable, UpstreamDose, Version},
+    domain::{DueRow, Regimen, RegimenId, Tick, Timestamp, Unavailable, UpstreamDose},
     events,
+    stages::Origin,
     store::{Doses, Mark, Registry, Shard},
     stream::{Fate, Publish, Stop},
 };
@@ -49,11 +50,11 @@ struct Reading {
 }
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
-    /// A regimen as it now is, said at `since`. The definition stands for the occurrences after that time.
-    pub(super) async fn define(&self, id: &RegimenId, regimen: &Regimen, version: Version, since: Timestamp) -> Result<(), Unavailable> {
-        self.store.put_regimen(id, Some(regimen), version).await?;
+    /// A regimen as it now is. The definition stands for the occurrences after it was said.
+    pub(super) async fn define(&self, id: &RegimenId, regimen: &Regimen, said: Origin) -> Result<(), Unavailable> {
+        self.store.put_regimen(id, Some(regimen), said.version()).await?;
         // What is too late to ring needs no row.
-        let from = since.max(earlier(self.now(), self.settings.max_lateness));
+        let from = said.timestamp.max(earlier(self.now(), self.settings.max_lateness));
         self.keep_going(id, regimen.next_after(from)).await
     }
 

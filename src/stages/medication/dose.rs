@@ -96,8 +96,7 @@ impl Dose {
             schedule_time: self.schedule_time,
         };
         let job = Job { provider, notification, work: Work::Dose(work) };
-        let key = format!("{}:{}", self.profile, self.regimen);
-        Message::new(events::jobs::topic(provider, Lane::Urgent), key, events::jobs::write(&job))
+        Message::new(events::jobs::topic(provider, Lane::Urgent), events::jobs::key(&job), events::jobs::write(&job))
     }
 
     /// The outcome of a dose of which no provider was asked. `at` follows from the dose, so that a repeat says the same.

@@ -10,9 +10,12 @@ use std::sync::{
 
 use self::fake::Fake;
 use super::*;
-use crate::domain::{
-    Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, RegimenId, Report, UpstreamDose, UserId,
-    Work,
+use crate::{
+    domain::{
+        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, RegimenId, Report, UpstreamDose, UserId,
+        Work,
+    },
+    stages::fakes::replayed,
 };
 
 /// A stage, its store, its Kafka and its clock.
@@ -139,7 +142,7 @@ fn job(provider: ProviderId, time: &str, local_time: &str) -> Message {
     };
     let dose = DoseJob { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), user: UserId::new("u1"), schedule_time: at(time) };
     let value = events::jobs::write(&Job { provider, notification, work: Work::Dose(dose) });
-    Message::new(events::jobs::topic(provider, Lane::Urgent), "pr1:r1".to_owned(), value)
+    Message::new(events::jobs::topic(provider, Lane::Urgent), dose_id("r1", time).to_string(), value)
 }
 
 fn jobs(time: &str, local_time: &str) -> Vec<Message> {
@@ -373,6 +376,29 @@ async fn a_record_that_makes_no_sense_is_a_dead_letter() {
     let valid = regimen_json("r1", "UTC", &["08:00"], true);
     assert_eq!(dead(topics::MEDICATION_REGIMENS, "2026-11-20T08:05:01Z", &valid).await, "invalid");
     assert_eq!(world.handle(&record(topics::MEDICATION_REGIMENS, at("2026-11-20T08:05:00Z"), valid)).await, Fate::Done);
+}
+
+#[tokio::test]
+async fn a_replayed_regimen_takes_the_place_that_its_original_had() {
+    let world = World::at("2026-11-20T07:00:00Z").await;
+    let written = |at_: &str, times: &[&str]| record(topics::MEDICATION_REGIMENS, at(at_), regimen_json("r1", "UTC", times, true));
+    let edit = written("2026-11-20T06:30:00Z", &["08:00"]);
+    assert_eq!(world.handle(&edit).await, Fate::Done);
+
+    // What was said before the edit and comes again after it changes nothing.
+    let replay = |ms: i64| replayed(written("2026-11-20T07:00:00Z", &["09:00"]), &ms.to_string(), "3");
+    assert_eq!(world.handle(&replay(at("2026-11-20T06:00:00Z").as_millisecond())).await, Fate::Done);
+    world.time_is("2026-11-20T09:00:00Z");
+    world.tick().await;
+    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+
+    // What was said after it wins.
+    let replay = replay(at("2026-11-20T06:45:00Z").as_millisecond());
+    assert_eq!(world.handle(&replay).await, Fate::Done);
+    assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
+
+    let Fate::DeadLetter(cause) = world.handle(&replayed(edit, "yesterday", "3")).await else { panic!() };
+    assert_eq!(cause.label, "invalid");
 }
 
 #[tokio::test]

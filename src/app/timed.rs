@@ -1,0 +1,92 @@
+//! A store whose operations are timed: `pushcast_store_seconds{operation}`. Stores know nothing of metrics.
+
+use std::{future::Future, sync::Arc};
+
+use tokio::time::Instant;
+
+use crate::{
+    domain::{
+        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen, RegimenId, Registration,
+        Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+    },
+    metrics::Metrics,
+    store::{
+        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, Routes, Shard,
+        Store, TokenRow, Total,
+    },
+};
+
+/// A store and the clock on it.
+#[derive(Clone)]
+pub struct Timed<S> {
+    store: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Timed<S> {
+    /// Times every operation of `store`, failed ones too.
+    pub fn new(store: S, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics }
+    }
+
+    async fn time<T>(&self, operation: &str, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let done = work.await;
+        self.metrics.store_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
+        done
+    }
+}
+
+/// Implements ports by timing each of their operations under its own name.
+macro_rules! timed {
+    ($($port:ident { $($operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)+ })+) => {$(
+        impl<S: $port> $port for Timed<S> {
+            $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, Unavailable> {
+                self.time(stringify!($operation), self.store.$operation($($name),*)).await
+            })+
+        }
+    )+};
+}
+
+timed! {
+    Registry {
+        apply(change: &TokenChange, version: Version) -> ();
+        tokens_of(user: &UserId) -> Vec<Registration>;
+        revoke(token: &Token, judged: Judged, reason: &str) -> bool;
+        inspect(token: &Token) -> Option<TokenRow>;
+        inspect_hash(hash: TokenHash) -> Option<TokenRow>;
+        census() -> Vec<Census>;
+    }
+    Audience {
+        page_of_slice(provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Page;
+    }
+    Broadcasts {
+        plan(broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Plan;
+        broadcast(broadcast: &BroadcastId) -> (Option<Plan>, Option<BroadcastState>);
+        stop(broadcast: &BroadcastId, reason: &str) -> ();
+        close(broadcast: &BroadcastId) -> ();
+        take_over(part: &PartId) -> Progress;
+        checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;
+        finish_part(part: &PartId) -> u32;
+        total(broadcast: &BroadcastId, now: Timestamp) -> Total;
+    }
+    Doses {
+        put_regimen(regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> ();
+        regimen(regimen: &RegimenId) -> Option<Regimen>;
+        regimens(after: Option<&RegimenId>, limit: usize) -> Vec<(RegimenId, Regimen)>;
+        insert_due(shard: Shard, row: &DueRow) -> ();
+        due_rows(shard: Shard, after: Timestamp, until: Timestamp, past: Option<&DueRow>, limit: usize) -> Vec<DueRow>;
+        marks(shard: Shard) -> Marks;
+        init_marks(now: Timestamp) -> ();
+        raise(shard: Shard, mark: Mark, to: Timestamp) -> ();
+        claim(dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Claim;
+        mark(dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Marked;
+    }
+    Routes {
+        route(provider: ProviderId) -> Route;
+        set_route(provider: ProviderId, route: &Route) -> ();
+    }
+    Store {
+        ping() -> ();
+    }
+}
