@@ -159,15 +159,8 @@ impl<S: Store> Running<S> {
         let stage = Stage::new(&self.app.config.kafka, spec, handler, self.producer.clone(), Arc::clone(&self.app.metrics))?;
         let assignment = stage.assignment();
         self.app.health.assigned(name, false);
-        let (health, label, mut watched) = (self.app.health.clone(), name.to_owned(), stage.assignment());
-        self.spawn(format!("assignment of {name}"), async move {
-            loop {
-                health.assigned(&label, watched.borrow_and_update().arrived);
-                if watched.changed().await.is_err() {
-                    return Ok(()); // The stage has ended, and says so itself.
-                }
-            }
-        });
+        let (health, label, watched, stop) = (self.app.health.clone(), name.to_owned(), stage.assignment(), self.stop.clone());
+        self.spawn(format!("assignment of {name}"), tell_readiness(label, watched, health, stop));
         let stop = self.stop.clone();
         self.spawn(name, async move { Ok(stage.run(stop).await?) });
         Ok(Some(assignment))
@@ -268,7 +261,7 @@ impl<S: Store> Running<S> {
             Ok(())
         });
         let of = self.bulk_partitions();
-        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share));
+        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share, self.stop.clone()));
         Ok(())
     }
 
@@ -368,6 +361,22 @@ fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
 }
 
+/// Keeps a stage's readiness up to date.
+async fn tell_readiness(
+    stage: String,
+    mut watched: watch::Receiver<Assignment>,
+    health: Health,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        health.assigned(&stage, watched.borrow_and_update().arrived);
+        if watched.changed().await.is_err() {
+            stop.cancelled().await; // The stage has ended. Why, it says itself, if nobody ends before it does.
+            return Ok(());
+        }
+    }
+}
+
 /// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not
 /// run owns none.
 async fn follow_share(
@@ -375,6 +384,7 @@ async fn follow_share(
     bulk: Option<watch::Receiver<Assignment>>,
     of: u32,
     share: watch::Sender<Share>,
+    stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let idle = watch::Sender::new(Assignment::default());
     let mut urgent = urgent.unwrap_or_else(|| idle.subscribe());
@@ -385,7 +395,8 @@ async fn follow_share(
         share.send_if_modified(|before| std::mem::replace(before, now) != now);
         let changed = tokio::select! { changed = urgent.changed() => changed, changed = bulk.changed() => changed };
         if changed.is_err() {
-            return Ok(()); // The stages have ended, and say so themselves.
+            stop.cancelled().await; // As in `tell_readiness`.
+            return Ok(());
         }
     }
 }
@@ -418,5 +429,20 @@ mod tests {
         assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended, although nobody asked it to");
         tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
         assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_a_stage_leaves_it_to_the_stage_to_say_why_it_ended() {
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        let watched = || watch::channel(Assignment::default()).1; // of a stage that has ended
+        let health = Health::new(Vec::<String>::new());
+        for _ in 0..20 {
+            let readiness = tell_readiness("tokens".to_owned(), watched(), health.clone(), stop.clone());
+            tasks.spawn(async { ("readiness".to_owned(), readiness.await) });
+            let share = follow_share(Some(watched()), None, 16, watch::Sender::new(Share::NONE), stop.clone());
+            tasks.spawn(async { ("share".to_owned(), share.await) });
+        }
+        tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("fenced"))) });
+        assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: fenced");
     }
 }

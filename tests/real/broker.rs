@@ -54,8 +54,16 @@ impl Broker {
             "no Kafka answers at {}: run `make services-down services`",
             broker.address
         );
+        broker.wake_coordinator();
         broker.delete_topics().await;
         broker
+    }
+
+    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for.
+    fn wake_coordinator(&self) {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(TOPICS[0].name, 0);
+        self.consumer("look").committed_offsets(asked, 2 * ANSWER_TIMEOUT).unwrap();
     }
 
     async fn delete_topics(&self) {

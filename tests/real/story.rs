@@ -1,4 +1,4 @@
-//! A day of a deployment in a minute: first start, registrations, posts, a reminder, and what is left in the topics.
+//! The first days of a deployment, in a minute: first start, registrations, posts, a reminder, and what is left in the topics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,44 +26,44 @@ const ZONE: &str = "Asia/Bangkok";
 const SOON: Duration = Duration::from_secs(30);
 
 /// A device of the story, every one with a token of its own.
-struct Phone {
+pub struct Phone {
     token: String,
     user: String,
     provider: Provider,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registrations_posts_and_a_reminder_take_their_way_through_a_real_kafka() {
-    let world = World::empty(&[
-        ("EXPO__RATE_PER_SECOND", "0"),
-        ("EXPO__RECEIPT_DELAY", "1s"),
-        ("FCM__RATE_PER_SECOND", "0"),
-        ("FCM__RAMP_UP", "0s"),
-        ("MEDICATION__TICK_EVERY", "2s"),
-    ])
-    .await;
+/// The first start, on a cluster that another deployment has used.
+pub fn begins(world: &World) -> Vec<Phone> {
     let phones = phones();
-    without_topics_it_refuses_to_run(&world);
-    what_was_there_before(&world, &phones);
-    init_begins_and_then_changes_nothing(&world);
+    without_topics_it_refuses_to_run(world);
+    what_was_there_before(world, &phones);
+    init_begins_and_then_changes_nothing(world);
+    phones
+}
 
-    let mut running = world.start();
+/// Everybody registers, hears of two posts, and one is reminded; `meanwhile` happens before the reminder's minute comes.
+pub fn goes_on(world: &World, phones: &[Phone], meanwhile: impl FnOnce()) {
     world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
-    let minute = until_next_minute();
+    let minute = next_minute();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| tick_from_outside(&world, &over));
+        scope.spawn(|| tick_from_outside(world, &over));
         let _over = SetWhenDropped(&over);
         world.produce("medication-regimens", &[regimen(minute)]);
 
-        let garbage = everybody_registers(&world, &phones);
-        letters_tell_of(&world, garbage);
-        the_dead_hear_of_one_post_only(&world, &phones);
-        a_dose_rings_once_at_its_minute(&world, &phones, minute);
+        let garbage = everybody_registers(world, phones);
+        letters_tell_of(world, garbage);
+        the_dead_hear_of_one_post_only(world, phones);
+        meanwhile();
+        a_dose_rings_once_at_its_minute(world, phones, minute);
     });
-    nothing_else_was_rung(&world);
-    assert!(!running.has_ended());
-    assert!(running.stop().success(), "a stop in good order");
+    nothing_else_was_rung(world);
+}
+
+/// How many phones are alive, by provider.
+pub fn alive(phones: &[Phone], provider: Provider) -> u64 {
+    let alive = |phone: &&Phone| phone.provider == provider && phone.token.contains("alive");
+    phones.iter().filter(alive).count() as u64
 }
 
 // === What happens ===
@@ -272,7 +272,7 @@ fn regimen(minute: Timestamp) -> String {
 }
 
 /// The first full minute that is surely to come when the regimen is written.
-fn until_next_minute() -> Timestamp {
+fn next_minute() -> Timestamp {
     let soon = Timestamp::now() + 2.seconds();
     soon.round(jiff::TimestampRound::new().smallest(Unit::Minute).mode(jiff::RoundMode::Ceil)).unwrap()
 }

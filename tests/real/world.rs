@@ -111,18 +111,19 @@ impl Drop for World {
 impl Running {
     /// `kill -9`.
     pub fn kill(mut self) {
+        assert!(!self.has_ended(), "it has ended by itself");
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
     /// Asks it to end, as a supervisor does, and waits for that.
     pub fn stop(mut self) -> ExitStatus {
+        assert!(!self.has_ended(), "it has ended by itself");
         assert!(Command::new("kill").arg(self.0.id().to_string()).status().unwrap().success());
         until("the process has ended", Duration::from_secs(45), || self.0.try_wait().unwrap())
     }
 
-    /// Whether it has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
+    fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }
 }
