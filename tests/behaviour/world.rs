@@ -33,7 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Story {
     environment: Environment,
     with_fcm: bool,
-    with_doubles: bool,
 }
 
 /// Everything there is in a story.
@@ -47,7 +46,6 @@ pub struct World {
     environment: Environment,
     failed: watch::Sender<Option<String>>,
     dead_letters_told: usize,
-    with_doubles: bool,
     _credentials: NamedTempFile,
 }
 
@@ -71,7 +69,7 @@ pub struct Post<'a> {
 
 /// A world with everything on, no rate, and Expo alone.
 pub fn story() -> Story {
-    let mut story = Story { environment: Environment::new(), with_fcm: false, with_doubles: false };
+    let mut story = Story { environment: Environment::new(), with_fcm: false };
     for (key, value) in [
         ("store.url", "embedded:memory"),
         ("http.admin_listen", ""),
@@ -119,12 +117,6 @@ impl Story {
         self
     }
 
-    /// Something goes so wrong that a phone may ring twice.
-    pub fn with_doubles(mut self) -> Self {
-        self.with_doubles = true;
-        self
-    }
-
     /// Tells it.
     pub async fn tell(self, story: impl AsyncFnOnce(&mut World)) {
         // RUST_LOG=pushcast=debug shows what pushcast says in a story that fails.
@@ -155,7 +147,9 @@ impl World {
         store.init_marks(Timestamp::now()).await.unwrap();
         let credentials = NamedTempFile::new().unwrap();
         let mut environment = story.environment;
-        let mut set = |key: &str, value: String| drop(environment.entry(variable(key)).or_insert(value));
+        let mut set = |key: &str, value: String| {
+            environment.entry(variable(key)).or_insert(value);
+        };
         set("kafka.bootstrap_servers", broker.bootstrap_servers());
         set("kafka.properties", json!(Broker::properties()).to_string());
         set("expo.url", sandbox.expo_url());
@@ -167,18 +161,7 @@ impl World {
         let failed = watch::Sender::new(None);
         let service = Service::start(&environment, &store, &failed);
         let neighbour = Neighbour::at(&broker.bootstrap_servers());
-        Self {
-            sandbox,
-            broker,
-            store,
-            neighbour,
-            environment,
-            service,
-            failed,
-            dead_letters_told: 0,
-            with_doubles: story.with_doubles,
-            _credentials: credentials,
-        }
+        Self { sandbox, broker, store, neighbour, environment, service, failed, dead_letters_told: 0, _credentials: credentials }
     }
 
     // What there is.
@@ -334,7 +317,7 @@ impl World {
             panic!("records lie in dead-letters that the story says nothing of: {letters:#?}");
         }
         let seen = self.sandbox.statistics();
-        assert!(self.with_doubles || (seen.expo.doubles, seen.fcm.doubles) == (0, 0), "something rang twice: {seen:#?}");
+        assert_eq!((seen.expo.doubles, seen.fcm.doubles), (0, 0), "something rang twice: {seen:#?}");
     }
 }
 
