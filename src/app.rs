@@ -103,6 +103,9 @@ impl<S: Store> App<S> {
             "" => None,
             address => Some(http::listen(address, "http.admin_listen").await?),
         };
+        if !self.config.http.listen.is_empty() {
+            warn!("http.listen is set, but this release has no registration API yet: nothing listens there");
+        }
         let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
 
         let instance = if self.config.kafka.instance_id.is_empty() {
@@ -320,17 +323,7 @@ impl<S: Store> Running<S> {
     /// Waits for the stop, or for a task that ends before it; then drains.
     async fn until_stopped(mut self) -> anyhow::Result<()> {
         info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
-        let first = tokio::select! {
-            // First: what ends because of the stop has not ended early.
-            biased;
-            () = self.stop.cancelled() => None,
-            ended = self.tasks.join_next() => ended,
-        };
-        let early = first.map(|ended| match ended {
-            Ok((name, Ok(()))) => anyhow!("{name} ended, although nobody asked it to"),
-            Ok((name, Err(err))) => err.context(format!("{name} failed")),
-            Err(panicked) => anyhow!(panicked).context("a task panicked"),
-        });
+        let early = first_to_end(&mut self.tasks, &self.stop).await;
         info!("Stopping: what is on the wire is waited for");
         self.stop.cancel();
         let drained = timeout(GRACE, async {
@@ -348,6 +341,21 @@ impl<S: Store> Running<S> {
         self.producer.flush(Duration::from_secs(5)).await?;
         info!("Stopped");
         early.map_or(Ok(()), Err)
+    }
+}
+
+/// Waits for the stop, or for a task that ends before it: that is an error, and this says whose.
+async fn first_to_end(tasks: &mut JoinSet<(String, anyhow::Result<()>)>, stop: &CancellationToken) -> Option<anyhow::Error> {
+    let first = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = tasks.join_next() => ended,
+    };
+    match first? {
+        // It heard of the stop sooner than we did.
+        Ok((_, Ok(()))) if stop.is_cancelled() => None,
+        Ok((name, Ok(()))) => Some(anyhow!("{name} ended, although nobody asked it to")),
+        Ok((name, Err(err))) => Some(err.context(format!("{name} failed"))),
+        Err(panicked) => Some(anyhow!(panicked).context("a task panicked")),
     }
 }
 
@@ -379,5 +387,36 @@ async fn follow_share(
         if changed.is_err() {
             return Ok(()); // The stages have ended, and say so themselves.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
+        // Which of the two is looked at first is a matter of luck.
+        for _ in 0..100 {
+            let stop = CancellationToken::new();
+            let mut tasks = JoinSet::new();
+            let stopped = stop.clone().cancelled_owned();
+            tasks.spawn(async move {
+                stopped.await;
+                ("sweep".to_owned(), Ok(()))
+            });
+            stop.cancel();
+            tokio::task::yield_now().await;
+            assert!(first_to_end(&mut tasks, &stop).await.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_unasked_is_named() {
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
+        assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended, although nobody asked it to");
+        tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
+        assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
     }
 }

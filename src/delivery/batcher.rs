@@ -5,13 +5,21 @@
 //! the provider did not take, until it is taken, refused or its life is over. A page is held nowhere but here and at its
 //! handler, so what is open is bounded by the handlers' seats.
 //!
+//! A page goes home in time, whatever the route does: when its life or its lease ends, what is not on the wire ends with
+//! it. The page of a handler that was broken off is dropped at once, because somebody else may be sending it by now.
+//!
 //! It ends when every desk is gone and nothing is on the wire; nobody tells it to stop.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -39,6 +47,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Desk<B> {
     inbox: mpsc::Sender<Command<B>>,
+    left: Arc<Notify>,
     provider: ProviderId,
 }
 
@@ -48,8 +57,12 @@ pub struct Batcher<P: Provider> {
     id: ProviderId,
     inbox: mpsc::Receiver<Command<P::Body>>,
     inbox_open: bool,
+    /// Somebody has left without waiting for his page.
+    left: Arc<Notify>,
     queue: Queue,
     pages: HashMap<PageId, Open<P::Body>>,
+    /// When each page goes home at the latest.
+    deadlines: BTreeSet<(Instant, PageId)>,
     next_page: u64,
     requests: JoinSet<(Batch, Reply)>,
     slots: Slots,
@@ -86,43 +99,69 @@ struct Open<B> {
     finals: Vec<Option<Final>>,
     undecided: usize,
     on_wire: usize,
+    /// One of its messages was on the wire.
+    begun: bool,
     withdrawn: bool,
     back: oneshot::Sender<Returned>,
+}
+
+/// Tells the batcher when the one who waits for a page is gone before the page is back.
+struct Waiting<'a> {
+    left: &'a Notify,
+    came_back: bool,
 }
 
 // === impl Desk ===
 
 impl<B> Clone for Desk<B> {
     fn clone(&self) -> Self {
-        Self { inbox: self.inbox.clone(), provider: self.provider }
+        Self { inbox: self.inbox.clone(), left: Arc::clone(&self.left), provider: self.provider }
     }
 }
 
 impl<B: Send + Sync + 'static> Desk<B> {
     /// Hands a page in and waits until it comes back. When `withdraw` ends first, what is not on the wire is taken back,
-    /// and what is on the wire is waited for.
+    /// and what is on the wire is waited for. A call that is dropped takes its page back too, and nobody hears what became
+    /// of it.
     ///
     /// # Errors
     /// The batcher has ended.
     pub async fn send(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Result<Returned, Unavailable> {
-        let gone = || Unavailable {
-            dependency: crate::domain::Dependency::Provider,
-            context: format!("the sender of {} has ended", self.provider),
-            source: None,
-        };
         if page.recipients.is_empty() {
             return Ok(Returned { recipients: Vec::new(), finals: Vec::new() });
         }
+        let mut waiting = Waiting { left: &self.left, came_back: false };
+        let returned = self.hand_in(page, withdraw).await;
+        waiting.came_back = true;
+        returned.ok_or_else(|| Unavailable {
+            dependency: crate::domain::Dependency::Provider,
+            context: format!("the sender of {} has ended", self.provider),
+            source: None,
+        })
+    }
+
+    /// `None` = the batcher has ended.
+    async fn hand_in(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Option<Returned> {
         let (submitted, number) = oneshot::channel();
-        self.inbox.send(Command::Submit(page, submitted)).await.map_err(|_| gone())?;
-        let (id, mut back) = number.await.map_err(|_| gone())?;
+        self.inbox.send(Command::Submit(page, submitted)).await.ok()?;
+        let (id, mut back) = number.await.ok()?;
         tokio::select! {
             biased;
-            returned = &mut back => return returned.map_err(|_| gone()),
+            returned = &mut back => return returned.ok(),
             () = withdraw => {}
         }
-        self.inbox.send(Command::Withdraw(id)).await.map_err(|_| gone())?;
-        back.await.map_err(|_| gone())
+        self.inbox.send(Command::Withdraw(id)).await.ok()?;
+        back.await.ok()
+    }
+}
+
+// === impl Waiting ===
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.came_back {
+            self.left.notify_one();
+        }
     }
 }
 
@@ -139,6 +178,8 @@ impl<P: Provider> Batcher<P> {
         metrics: Arc<Metrics>,
     ) -> (Self, Desk<P::Body>) {
         let (sender, inbox) = mpsc::channel(INBOX);
+        let left = Arc::new(Notify::new());
+        let desk = Desk { inbox: sender, left: Arc::clone(&left), provider: provider.id() };
         let id = provider.id();
         let gate = route.gate();
         let slots = Slots { all: requests_in_flight.max(2), urgent: (requests_in_flight / 8).max(1) };
@@ -147,8 +188,10 @@ impl<P: Provider> Batcher<P> {
             id,
             inbox,
             inbox_open: true,
+            left,
             queue: Queue::default(),
             pages: HashMap::new(),
+            deadlines: BTreeSet::new(),
             next_page: 0,
             requests: JoinSet::new(),
             slots,
@@ -162,7 +205,7 @@ impl<P: Provider> Batcher<P> {
             shown_rate: None,
             metrics,
         };
-        (batcher, Desk { inbox: sender, provider: id })
+        (batcher, desk)
     }
 
     /// Sends until every desk is gone.
@@ -170,6 +213,7 @@ impl<P: Provider> Batcher<P> {
         let share = *self.share.borrow_and_update();
         self.pace.share(share, Instant::now());
         let mut share_open = true;
+        let left = Arc::clone(&self.left);
         loop {
             let wake = self.start_requests();
             self.show();
@@ -178,15 +222,18 @@ impl<P: Provider> Batcher<P> {
             }
             tokio::select! {
                 biased;
-                Some(ended) = self.requests.join_next() => match ended {
-                    Ok((batch, reply)) => self.apply(batch, reply),
-                    // The task catches panics; only a runtime that shuts down cancels it, and then nobody waits.
-                    Err(err) => { error!(provider = %self.id, error = %err, "A request's task was cancelled"); return }
-                },
+                // Before the answers: a dose must not wait behind a flood of these. It can't hold them up for long, because
+                // who has handed in a page hands in no other before he has it back.
                 command = self.inbox.recv(), if self.inbox_open => match command {
                     Some(Command::Submit(page, submitted)) => self.submit(page, submitted),
                     Some(Command::Withdraw(page)) => self.withdraw(page),
                     None => self.inbox_open = false,
+                },
+                () = left.notified() => self.withdraw_abandoned(),
+                Some(ended) = self.requests.join_next() => match ended {
+                    Ok((batch, reply)) => self.apply(batch, reply),
+                    // The task catches panics; only a runtime that shuts down cancels it, and then nobody waits.
+                    Err(err) => { error!(provider = %self.id, error = %err, "A request's task was cancelled"); return }
                 },
                 changed = self.share.changed(), if share_open => {
                     share_open = changed.is_ok();
@@ -205,7 +252,8 @@ impl<P: Provider> Batcher<P> {
         let (back, returned) = oneshot::channel();
         let len = page.recipients.len();
         self.queue.push(page.class, id, len);
-        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, withdrawn: false, back });
+        self.deadlines.insert((page.deadline(), id));
+        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, begun: false, withdrawn: false, back });
         if submitted.send((id, returned)).is_err() {
             self.withdraw(id); // Its handler was aborted in between.
         }
@@ -220,6 +268,25 @@ impl<P: Provider> Batcher<P> {
         self.give_back_if_over(id);
     }
 
+    /// Takes back the pages that nobody waits for any more: their handlers were broken off, and the next owner of their
+    /// records may send them already.
+    fn withdraw_abandoned(&mut self) {
+        let abandoned: Vec<PageId> = self.pages.iter().filter(|(_, open)| open.back.is_closed()).map(|(&id, _)| id).collect();
+        for id in abandoned {
+            self.withdraw(id);
+        }
+    }
+
+    /// Takes back the pages whose life or lease is over.
+    fn withdraw_overdue(&mut self, now: Instant) {
+        while let Some(&(at, id)) = self.deadlines.first()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            self.withdraw(id);
+        }
+    }
+
     /// Gives a page back when all its messages are decided, or when it is withdrawn and nothing of it is on the wire.
     fn give_back_if_over(&mut self, id: PageId) {
         if self.pages.get(&id).is_some_and(|open| open.undecided == 0 || (open.withdrawn && open.on_wire == 0)) {
@@ -228,7 +295,13 @@ impl<P: Provider> Batcher<P> {
     }
 
     fn give_back(&mut self, id: PageId) {
-        if let Some(open) = self.pages.remove(&id) {
+        if let Some(mut open) = self.pages.remove(&id) {
+            self.deadlines.remove(&(open.page.deadline(), id));
+            if open.page.expires <= Instant::now() {
+                for fate in &mut open.finals {
+                    fate.get_or_insert(Final::Expired);
+                }
+            }
             // Nobody waits for the page of an aborted handler.
             let _aborted = open.back.send(Returned { recipients: open.page.recipients, finals: open.finals });
         }
@@ -237,6 +310,14 @@ impl<P: Provider> Batcher<P> {
     /// Starts every request that may start now. Returns when to look again, if nothing else happens before.
     fn start_requests(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        self.withdraw_overdue(now);
+        let wake = self.start_admitted(now);
+        let deadline = self.deadlines.first().map(|&(at, _)| at);
+        [wake, deadline].into_iter().flatten().min()
+    }
+
+    /// Returns when the next request may start, if that is only a matter of time.
+    fn start_admitted(&mut self, now: Instant) -> Option<Instant> {
         self.queue.wake(now);
         let due = self.queue.next_due();
         if *self.gate.borrow_and_update() != Gate::Open {
@@ -268,45 +349,22 @@ impl<P: Provider> Batcher<P> {
     fn next_batch(&mut self, urgent_only: bool, now: Instant) -> Option<Batch> {
         let max = self.pace.batch_max(self.provider.batch_max(), now);
         loop {
-            let mut stale = Vec::new();
-            let pages = &self.pages;
-            let taken = self.queue.take(max, urgent_only, |id| {
-                let fresh = pages.get(&id).is_some_and(|open| now < open.page.stale_at);
-                if !fresh {
-                    stale.push(id);
-                }
-                fresh
-            });
-            for id in stale {
-                self.give_back(id);
-            }
-            let mut batch = taken?;
-            let mut over = Vec::new();
+            let mut batch = self.queue.take(max, urgent_only)?;
+            let mut unwanted = Vec::new();
             batch.messages.retain(|message| {
-                let Some(open) = self.pages.get(&message.page) else { return false };
-                let in_time = now < open.page.expires && open.page.start_before.is_none_or(|end| now < end);
-                if !in_time {
-                    over.push(*message);
+                let wanted = self.pages.get(&message.page).is_some_and(|open| open.begun || now < open.page.stale_at);
+                if !wanted {
+                    unwanted.push(message.page);
                 }
-                in_time
+                wanted
             });
-            for message in over {
-                self.too_late(message, now);
+            unwanted.dedup();
+            for page in unwanted {
+                self.withdraw(page);
             }
             if !batch.messages.is_empty() {
                 return Some(batch);
             }
-        }
-    }
-
-    /// A message whose life is over has its outcome; one whose lease is over goes back to its handler.
-    fn too_late(&mut self, message: Ref, now: Instant) {
-        let Some(open) = self.pages.get(&message.page) else { return };
-        if now >= open.page.expires {
-            self.decide(message, Final::Expired);
-            self.give_back_if_over(message.page);
-        } else {
-            self.withdraw(message.page);
         }
     }
 
@@ -317,6 +375,7 @@ impl<P: Provider> Batcher<P> {
             .filter_map(|message| {
                 let open = self.pages.get_mut(&message.page)?;
                 open.on_wire += 1;
+                open.begun = true;
                 let to = &open.page.recipients[message.index as usize];
                 let ttl = open.page.expires.saturating_duration_since(now);
                 Some(Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl })
@@ -356,7 +415,8 @@ impl<P: Provider> Batcher<P> {
             Reply::Throttled { retry_after } => {
                 let wait = retry_after.unwrap_or(retry::THROTTLED).min(retry::RETRY_AFTER_MAX);
                 info!(provider = %self.id, wait_seconds = wait.as_secs(), "The provider asks us to wait");
-                self.waiting_until = Some(Instant::now() + wait);
+                // Of several answers the one that asks for most counts.
+                self.waiting_until = self.waiting_until.max(Some(Instant::now() + wait));
                 self.again(batch);
             }
             Reply::Down { ambiguous, retry_after, why } => self.failed(batch, ambiguous, retry_after, &why),

@@ -68,6 +68,13 @@ pub struct Returned {
     pub finals: Vec<Option<Final>>,
 }
 
+impl<B> Page<B> {
+    /// When the page goes home at the latest, but for what is on the wire.
+    pub(super) fn deadline(&self) -> Instant {
+        self.start_before.map_or(self.expires, |end| end.min(self.expires))
+    }
+}
+
 impl Class {
     /// All of them, first things first.
     pub const ALL: [Self; 3] = [Self::Urgent, Self::List, Self::Slice];

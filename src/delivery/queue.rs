@@ -94,10 +94,9 @@ impl Queue {
     }
 
     /// The next messages, at most `max`, of the most urgent class that has any; only urgent ones if `urgent_only`.
-    /// `begin` is asked when a page's first message is about to be taken; a page that it declines is gone.
-    pub(super) fn take(&mut self, max: usize, urgent_only: bool, mut begin: impl FnMut(PageId) -> bool) -> Option<Batch> {
+    pub(super) fn take(&mut self, max: usize, urgent_only: bool) -> Option<Batch> {
         let classes = if urgent_only { &Class::ALL[..1] } else { &Class::ALL[..] };
-        classes.iter().find_map(|&class| self.take_again(class, max).or_else(|| self.take_fresh(class, max, &mut begin)))
+        classes.iter().find_map(|&class| self.take_again(class, max).or_else(|| self.take_fresh(class, max)))
     }
 
     fn take_again(&mut self, class: Class, max: usize) -> Option<Batch> {
@@ -110,16 +109,12 @@ impl Queue {
         Some(batch)
     }
 
-    fn take_fresh(&mut self, class: Class, max: usize, begin: &mut impl FnMut(PageId) -> bool) -> Option<Batch> {
+    fn take_fresh(&mut self, class: Class, max: usize) -> Option<Batch> {
         let pages = &mut self.fresh[class as usize];
         let mut messages = Vec::new();
         while let Some(page) = pages.front_mut()
             && messages.len() < max
         {
-            if page.next == 0 && !begin(page.page) {
-                pages.pop_front();
-                continue;
-            }
             let n = u32::try_from(max - messages.len()).unwrap_or(u32::MAX).min(page.len - page.next);
             messages.extend((page.next..page.next + n).map(|index| Ref { page: page.page, index }));
             page.next += n;
@@ -176,7 +171,7 @@ mod tests {
     use super::*;
 
     fn take(queue: &mut Queue, max: usize) -> Vec<(u64, u32)> {
-        let batch = queue.take(max, false, |_| true);
+        let batch = queue.take(max, false);
         batch.map(|batch| batch.messages.iter().map(|message| (message.page.0, message.index)).collect()).unwrap_or_default()
     }
 
@@ -206,7 +201,7 @@ mod tests {
     fn what_failed_before_goes_first_and_is_cut_to_size() {
         let mut queue = Queue::default();
         queue.push(Class::Slice, PageId(1), 4);
-        let batch = queue.take(3, false, |_| true).unwrap();
+        let batch = queue.take(3, false).unwrap();
         queue.push_again(batch);
         assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
         assert_eq!(take(&mut queue, 2), [(1, 2)]);
@@ -219,7 +214,7 @@ mod tests {
         let now = Instant::now();
         queue.push(Class::Slice, PageId(1), 2);
         queue.push(Class::Slice, PageId(2), 2);
-        let mixed = queue.take(3, false, |_| true).unwrap();
+        let mixed = queue.take(3, false).unwrap();
         queue.push_later(now, mixed.clone());
         queue.push_later(now + Duration::from_secs(1), Batch { messages: mixed.messages[..2].to_vec(), ..mixed });
         queue.withdraw(PageId(1));
@@ -230,20 +225,11 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_declined_when_it_begins_is_not_sent() {
-        let mut queue = Queue::default();
-        queue.push(Class::Slice, PageId(1), 2);
-        queue.push(Class::Slice, PageId(2), 1);
-        let batch = queue.take(9, false, |page| page != PageId(1)).unwrap();
-        assert_eq!(batch.messages, [Ref { page: PageId(2), index: 0 }]);
-    }
-
-    #[test]
     fn seats_kept_for_urgent_take_nothing_else() {
         let mut queue = Queue::default();
         queue.push(Class::List, PageId(1), 1);
-        assert_eq!(queue.take(9, true, |_| true), None);
+        assert_eq!(queue.take(9, true), None);
         queue.push(Class::Urgent, PageId(2), 1);
-        assert!(queue.take(9, true, |_| true).is_some());
+        assert!(queue.take(9, true).is_some());
     }
 }

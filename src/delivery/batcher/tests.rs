@@ -268,6 +268,108 @@ async fn it_ends_when_the_last_desk_is_gone() {
     w.tasks.join_next().await.unwrap().unwrap();
 }
 
+fn dose(name: &str) -> Page<&'static str> {
+    page(Class::Urgent, name, 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_page_of_a_handler_that_was_broken_off_is_not_sent_on() {
+    let mut w = World::new(600, accept_all);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let desk = w.desk.clone();
+    let mut handlers = JoinSet::new();
+    handlers.spawn(async move { desk.send(page(Class::Slice, "a", 500), pending()).await });
+    tokio::time::sleep(Duration::from_millis(110)).await;
+    handlers.shutdown().await;
+    let before = w.sent().len();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(before > 0 && w.sent().len() == before, "{before}, then {}", w.sent().len());
+    drop(w.desk);
+    w.tasks.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobodys_page_keeps_a_closed_route_from_ending() {
+    let mut w = World::new(0, accept_all);
+    w.keeper.follow(Gate::Closed { state: "paused" });
+    let aborted = tokio::time::timeout(Duration::from_secs(5), w.desk.send(page(Class::Slice, "a", 3), pending())).await;
+    assert!(aborted.is_err());
+    drop(w.desk);
+    tokio::time::timeout(Duration::from_secs(1), w.tasks.join_next()).await.expect("it ends").unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_route_lets_lives_and_leases_end_in_time() {
+    let w = World::new(0, accept_all);
+    w.keeper.follow(Gate::Closed { state: "paused" });
+    let begun = Instant::now();
+    let mut leased = dose("leased");
+    leased.start_before = Some(begun + Duration::from_secs(33));
+    let mut old = page(Class::Slice, "old", 3);
+    old.expires = begun + Duration::from_secs(90);
+    let leased = async { (w.desk.send(leased, pending()).await.unwrap(), begun.elapsed()) };
+    let old = async { (w.desk.send(old, pending()).await.unwrap(), begun.elapsed()) };
+    let ((leased, leased_after), (old, old_after)) = tokio::join!(leased, old);
+    assert_eq!((outcomes(&leased), leased_after.as_secs()), (vec!["-"], 33));
+    assert_eq!((outcomes(&old), old_after.as_secs()), (vec!["expired", "expired", "expired"], 90));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_ends_in_time_while_its_message_waits_for_another_try() {
+    let wait = Some(Duration::from_secs(500));
+    let w = World::new(0, move |_, tokens| {
+        if tokens[0].contains("busy") {
+            Reply::Each(vec![Verdict::DeviceBusy { retry_after: wait }])
+        } else {
+            Reply::Throttled { retry_after: wait }
+        }
+    });
+    let begun = Instant::now();
+    for name in ["busy", "throttled"] {
+        let mut page = dose(name);
+        page.start_before = Some(Instant::now() + Duration::from_secs(33));
+        assert_eq!(outcomes(&w.desk.send(page, pending()).await.unwrap()), ["-"], "{name}");
+    }
+    assert_eq!(begun.elapsed().as_secs(), 66);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_the_wire_when_a_lease_ends_keeps_its_outcome() {
+    let w = World::slow(0, Duration::from_secs(14), accept_all);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut page = dose("dose");
+    page.start_before = Some(Instant::now() + Duration::from_secs(5));
+    page.expires = Instant::now() + Duration::from_secs(6);
+    assert_eq!(outcomes(&w.desk.send(page, pending()).await.unwrap()), ["sent"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_stood_first_in_line_goes_stale_like_any_other() {
+    let w = World::new(60, accept_all);
+    w._share.send_replace(Share::NONE);
+    let mut old = page(Class::Slice, "a", 3);
+    old.stale_at = Instant::now() + Duration::from_secs(60);
+    let come_back = async {
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        w._share.send_replace(Share::WHOLE);
+    };
+    let (returned, ()) = tokio::join!(w.desk.send(old, pending()), come_back);
+    assert_eq!(outcomes(&returned.unwrap()), ["-", "-", "-"]);
+    assert!(w.requests().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_waits_the_longer_one_counts() {
+    let w = World::new(0, |number, tokens| match number {
+        0 => Reply::Throttled { retry_after: Some(Duration::from_secs(300)) },
+        1 => Reply::Throttled { retry_after: None },
+        _ => accept_all(number, tokens),
+    });
+    let begun = Instant::now();
+    assert!(w.desk.send(page(Class::Slice, "a", 200), pending()).await.unwrap().is_complete());
+    assert!(begun.elapsed() >= Duration::from_secs(300), "{:?}", begun.elapsed());
+}
+
 /// A reply of the given kind that takes or does not take these messages.
 fn reply_of(kind: u8, tokens: &[String]) -> Reply {
     match kind {
