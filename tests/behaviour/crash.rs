@@ -40,10 +40,10 @@ async fn a_process_killed_twice_in_the_middle_of_a_broadcast_loses_nobody() {
     let post = json!({"postId": "p1", "authorId": "ann", "title": "p1"}).to_string();
     town.neighbour.writes_all("posts-created", [post]).await;
     taken(&town, 600).await;
-    pushcast.is_killed();
+    pushcast.kill();
     let pushcast = town.pushcast().await;
     taken(&town, 1_800).await;
-    pushcast.is_killed();
+    pushcast.kill();
     assert!(town.statistics().await.expo.distinct_tokens < 3_000, "it was in the middle");
 
     let pushcast = town.pushcast().await;
@@ -67,7 +67,7 @@ async fn a_dose_on_the_wire_when_the_process_is_killed_rings_at_most_once_more()
     let at = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
     town.neighbour.writes_all("medication-ticks", [dose_tick("pat", at).to_string()]).await;
     until("the dose on the wire", async || (town.statistics().await.expo.requests == 1).then_some(())).await;
-    pushcast.is_killed();
+    pushcast.kill();
 
     town.faults(&Faults::default()).await;
     lease_runs_out(&town);

@@ -123,7 +123,9 @@ fn unsettled(groups: &[(&'static str, &'static str, BaseConsumer)]) -> Vec<Strin
         .iter()
         .flat_map(|(stage, topic, group)| {
             let mut asked = TopicPartitionList::new();
-            partitions_of(topic).for_each(|partition| drop(asked.add_partition(topic, partition)));
+            for partition in partitions_of(topic) {
+                asked.add_partition(topic, partition);
+            }
             let known = group.committed_offsets(asked, ANSWER).unwrap();
             let position = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
             known.elements().iter().map(|element| (*stage, *topic, element.partition(), position(element.offset()))).collect::<Vec<_>>()

@@ -120,9 +120,14 @@ async fn a_stop_in_the_middle_of_a_broadcast_loses_nobody_and_rings_nobody_twice
         .await;
 }
 
+/// Like the world's, and clients that look again soon.
+const IMPATIENT: &str = r#"{"fetch.wait.max.ms":"5","linger.ms":"0","reconnect.backoff.max.ms":"300"}"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_away_in_the_middle_of_a_broadcast_is_waited_for_and_shown() {
     story()
+        .set("kafka.properties", IMPATIENT)
+        .set("kafka.session_timeout", "60s")
         .set("expo.rate_per_second", 300)
         .set("push.page_size", 20)
         .tell(async |w| {
@@ -133,6 +138,29 @@ async fn kafka_away_in_the_middle_of_a_broadcast_is_waited_for_and_shown() {
             until("pushcast to say that it is not ready", async || (!w.health().report().is_ready()).then_some(())).await;
             w.broker.come_back().unwrap();
             w.is_ready().await;
+            assert_eq!(w.outcome_of("post:p1").await, sent(900));
+            assert_eq!(w.sandbox.statistics().expo.distinct_tokens, 900);
+        })
+        .await;
+}
+
+/// The group takes us for dead, so the pages that were open are sent again, as after a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_away_for_longer_than_a_session_loses_nobody_and_repeats_open_pages_at_most() {
+    story()
+        .set("kafka.properties", IMPATIENT.replace('{', r#"{"session.timeout.ms":"1500","heartbeat.interval.ms":"300","#))
+        .set("expo.rate_per_second", 300)
+        .set("push.page_size", 10)
+        .set("push.open_pages", 4)
+        .with_doubles_up_to(10 * 4)
+        .tell(async |w| {
+            w.all_register(&Phone::many(900)).await;
+            w.posts("p1").by("ann").await;
+            under_way(w, 100).await;
+            w.broker.go_away().unwrap();
+            // Not a race: a session has to pass, and nothing shows it from outside.
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            w.broker.come_back().unwrap();
             assert_eq!(w.outcome_of("post:p1").await, sent(900));
             assert_eq!(w.sandbox.statistics().expo.distinct_tokens, 900);
         })

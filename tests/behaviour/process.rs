@@ -154,7 +154,7 @@ impl Process {
     }
 
     /// Signal 9.
-    pub fn is_killed(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
