@@ -46,6 +46,8 @@ use crate::{
 
 /// How long a stop may take: longer than a drain, which is longer than a request.
 const GRACE: Duration = Duration::from_secs(40);
+/// What follows from the last answer of a drain may take that long.
+const CHECKPOINT_WITHIN: Duration = Duration::from_secs(1);
 /// How often missing due rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the producer is asked whether it has given up; only a new process has a new one.
@@ -244,7 +246,12 @@ impl<S: Store> Running<S> {
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
         let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));
-        let limits = Limits { page_size: push.page_size, page_stale_after: push.page_stale_after, request_timeout };
+        let limits = Limits {
+            page_size: push.page_size,
+            page_stale_after: push.page_stale_after,
+            request_timeout,
+            finish_within: finish_within(self.app.config.kafka.drain_timeout, request_timeout),
+        };
         let handler =
             Arc::new(Delivery::new(provider, desk, self.app.store.clone(), self.producer.clone(), limits, Arc::clone(&self.app.metrics)));
 
@@ -351,6 +358,12 @@ fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
         }
     }
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
+}
+
+/// How long requests may still start after a stop: the last of them has to be answered, and its page checkpointed, before
+/// the drain ends.
+fn finish_within(drain_timeout: Duration, request_timeout: Duration) -> Duration {
+    drain_timeout.saturating_sub(request_timeout + CHECKPOINT_WITHIN)
 }
 
 /// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not

@@ -3,7 +3,7 @@
 
 use crate::{
     delivery::{Final, Provider},
-    domain::{Counts, DeadToken, Lane, ProviderId, Registration, Report, Ticket, TicketBatch, Timestamp},
+    domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Registration, Report, Ticket, TicketBatch, Timestamp},
     events::{self, topics},
     store::Store,
     stream::{Message, Publish, Record},
@@ -32,12 +32,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     /// Counts outcomes, and the time from the record to now for each.
     pub(super) fn count(&self, record: &Record, lane: Lane, decided: &[(&Registration, &Final)], now: Timestamp) {
-        let labels = [self.id().label(), lane.label()];
+        let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
-        let durations = self.metrics.delivery_seconds.with_label_values(&labels);
-        for (_, fate) in decided {
-            self.metrics.notifications_total.with_label_values(&[labels[0], labels[1], fate.outcome().label()]).inc();
-            durations.observe(seconds);
+        let durations = self.metrics.delivery_seconds.with_label_values(&[provider, lane]);
+        decided.iter().for_each(|_| durations.observe(seconds));
+        let counts = counts(decided);
+        for outcome in Outcome::ALL {
+            if counts.of(outcome) > 0 {
+                self.metrics.notifications_total.with_label_values(&[provider, lane, outcome.label()]).inc_by(counts.of(outcome));
+            }
         }
     }
 }
