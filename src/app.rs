@@ -6,6 +6,7 @@
 //! a page is gone, and then the producer is flushed.
 
 mod selection;
+mod share;
 mod timed;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
@@ -44,8 +45,8 @@ use crate::{
     stream::{Handler, Publish, Stop},
 };
 
-/// How long a stop may take: longer than a drain, which is longer than a request.
-const GRACE: Duration = Duration::from_secs(40);
+/// What a stop may take beyond the drain: last commits, leaving the groups, closing the consumers.
+const LEAVING: Duration = Duration::from_secs(20);
 /// What follows from the last answer of a drain may take that long.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(1);
 /// How often missing due rows are looked for.
@@ -242,6 +243,9 @@ impl<S: Store> Running<S> {
     /// One provider: its batcher, its route, and a consumer for each lane.
     fn delivery<P: Provider>(&mut self, provider: Arc<P>, pace: Pace, slots: usize, request_timeout: Duration) -> anyhow::Result<()> {
         let id = provider.id();
+        if Lane::ALL.into_iter().all(|lane| !self.app.stages.contains(&lane_name(id, lane))) {
+            return Ok(()); // This process plans for it at most.
+        }
         let push = self.app.config.push.clone();
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
@@ -271,8 +275,12 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
-        let of = self.bulk_partitions();
-        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share));
+        let of = self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
+        let lanes = share::Lanes { urgent, bulk, of: u32::try_from(of)?, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        self.spawn(format!("share of {id}"), async move {
+            share::follow(lanes, share).await;
+            Ok(())
+        });
         Ok(())
     }
 
@@ -283,11 +291,10 @@ impl<S: Store> Running<S> {
         in_flight: usize,
         handler: Arc<H>,
     ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
-        let name = format!("delivery.{id}.{}", lane.label());
-        self.stage(&name, &[events::jobs::topic(id, lane)], in_flight, handler)
+        self.stage(&lane_name(id, lane), &[events::jobs::topic(id, lane)], in_flight, handler)
     }
 
-    /// How many partitions a bulk topic has: slices are spread over them, and the rate is shared out by them.
+    /// How many partitions the bulk topics have in common: slices are spread over them.
     fn bulk_partitions(&self) -> u32 {
         let of = |id| self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
@@ -323,6 +330,7 @@ impl<S: Store> Running<S> {
     async fn until_stopped(mut self) -> anyhow::Result<()> {
         info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
         let first = tokio::select! {
+            biased; // Whoever ends because of the stop has not ended before it.
             () = self.stop.cancelled() => None,
             ended = self.tasks.join_next() => ended,
         };
@@ -333,7 +341,8 @@ impl<S: Store> Running<S> {
         });
         info!("Stopping: what is on the wire is waited for");
         self.stop.cancel();
-        let drained = timeout(GRACE, async {
+        let grace = grace(self.app.config.kafka.drain_timeout);
+        let drained = timeout(grace, async {
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
                     Ok((_, Ok(()))) => {}
@@ -343,12 +352,16 @@ impl<S: Store> Running<S> {
             }
         });
         if drained.await.is_err() {
-            warn!(grace_seconds = GRACE.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
+            warn!(grace_seconds = grace.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
         }
         self.producer.flush(Duration::from_secs(5)).await?;
         info!("Stopped");
         early.map_or(Ok(()), Err)
     }
+}
+
+fn lane_name(id: ProviderId, lane: Lane) -> String {
+    format!("delivery.{id}.{}", lane.label())
 }
 
 fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
@@ -360,30 +373,16 @@ fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
 }
 
+/// How long a stop may take: longer than a drain, which is longer than a request.
+fn grace(drain_timeout: Duration) -> Duration {
+    drain_timeout + LEAVING
+}
+
 /// How long requests may still start after a stop: the last of them has to be answered, and its page checkpointed, before
 /// the drain ends.
 fn finish_within(drain_timeout: Duration, request_timeout: Duration) -> Duration {
     drain_timeout.saturating_sub(request_timeout + CHECKPOINT_WITHIN)
 }
 
-/// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not
-/// run owns none.
-async fn follow_share(
-    urgent: Option<watch::Receiver<Assignment>>,
-    bulk: Option<watch::Receiver<Assignment>>,
-    of: u32,
-    share: watch::Sender<Share>,
-) -> anyhow::Result<()> {
-    let idle = watch::Sender::new(Assignment::default());
-    let mut urgent = urgent.unwrap_or_else(|| idle.subscribe());
-    let mut bulk = bulk.unwrap_or_else(|| idle.subscribe());
-    loop {
-        let owned = u32::try_from(bulk.borrow_and_update().partitions.len())?;
-        let now = Share { bulk: owned, of, urgent: !urgent.borrow_and_update().partitions.is_empty() };
-        share.send_if_modified(|before| std::mem::replace(before, now) != now);
-        let changed = tokio::select! { changed = urgent.changed() => changed, changed = bulk.changed() => changed };
-        if changed.is_err() {
-            return Ok(()); // The stages have ended, and say so themselves.
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+use tokio::time::sleep;
+
+use super::*;
+use crate::{kafka::mock::Broker, store::embedded::EmbeddedStore};
+
+#[test]
+fn a_stop_leaves_time_to_finish_what_is_begun_and_to_be_gone() {
+    let seconds = Duration::from_secs;
+    assert_eq!(finish_within(seconds(20), seconds(15)), seconds(4));
+    assert_eq!(finish_within(seconds(15), seconds(15)), Duration::ZERO);
+    assert!(grace(seconds(20)) == seconds(40) && grace(seconds(60)) > seconds(60));
+}
+
+fn config(broker: &Broker) -> Config {
+    let properties = serde_json::to_string(&Broker::properties()).unwrap();
+    let set = [
+        ("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers()),
+        ("PUSHCAST__KAFKA__PROPERTIES", properties),
+        ("PUSHCAST__STORE__URL", "embedded:memory".to_owned()),
+        ("PUSHCAST__EXPO__URL", "http://127.0.0.1:9/send".to_owned()),
+        ("PUSHCAST__HTTP__ADMIN_LISTEN", String::new()),
+    ];
+    Config::load(None, &set.map(|(name, value)| (name.to_owned(), value)).into()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
+    let broker = Broker::start().unwrap();
+    for stage in STAGES.into_iter().filter(|stage| !stage.starts_with("delivery.fcm")) {
+        let app = App::new(config(&broker), EmbeddedStore::memory().unwrap(), stage.parse().unwrap());
+        let (health, stop) = (app.health(), CancellationToken::new());
+        let mut process = JoinSet::new();
+        process.spawn(app.run(stop.clone()));
+        let ready = async {
+            while !health.report().is_ready() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = ready => {}
+            ended = process.join_next() => panic!("{stage} alone: {:#}", ended.unwrap().unwrap().unwrap_err()),
+            () = sleep(Duration::from_secs(30)) => panic!("{stage} alone is not ready: {:?}", health.report()),
+        }
+        stop.cancel();
+        let ended = timeout(LEAVING, process.join_next()).await;
+        ended.unwrap_or_else(|_| panic!("{stage} alone does not end")).unwrap().unwrap().unwrap();
+    }
+}
