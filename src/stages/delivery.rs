@@ -11,7 +11,7 @@ mod switch;
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
+    stages::brake::Brake,
     store::Store,
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
@@ -39,6 +40,7 @@ pub struct Delivery<S, Q, P: Provider> {
     publish: Q,
     limits: Limits,
     metrics: Arc<Metrics>,
+    brake: Mutex<Brake>,
 }
 
 /// What delivery is bounded by.
@@ -57,7 +59,7 @@ pub struct Limits {
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
     pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics }
+        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::default() }
     }
 
     fn id(&self) -> ProviderId {

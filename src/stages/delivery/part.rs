@@ -97,7 +97,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             }
 
             let cover = covered(&returned, &page.positions, page.end);
-            self.follow_up(record, &part.broadcast, &returned).await;
+            self.follow_up(record, &part.broadcast, &returned, stop).await;
             // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
             let stopped = !returned.is_complete() && !stop.is_set() && insist(|| self.is_stopped(&part.broadcast)).await;
             let counted = if stopped { returned.finals.len() } else { cover.messages };
@@ -164,11 +164,11 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Publishes and counts what the page's answers say.
-    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned) {
+    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned, stop: &Stopping<'_>) {
         let now = Timestamp::now();
         let decided = decided(returned, returned.finals.len());
         self.count(record, Lane::Bulk, &decided, now);
-        self.publish_verdicts(&decided, now).await;
+        self.publish_verdicts(&decided, now, stop).await;
         let refused = decided.iter().find_map(|(_, fate)| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,

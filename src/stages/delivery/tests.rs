@@ -11,6 +11,7 @@ use crate::{
     },
     events::topics,
     stages::fakes::Topics,
+    store::{Route, RouteState},
 };
 
 use self::fake::{Fake, Service, registration};
@@ -310,6 +311,62 @@ async fn a_cancelled_broadcast_ends_with_the_count_of_what_was_sent() {
     let outcomes = w.published(topics::PUSH_OUTCOMES);
     assert!(outcomes[0].contains(r#""sent":299"#), "{outcomes:?}");
 }
+
+// === The brake ===
+
+fn dead() -> Verdict {
+    Verdict::Dead { reason: "DeviceNotRegistered".to_owned() }
+}
+
+fn is_braked(w: &World) -> bool {
+    w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_dead_tokens_brakes_the_route_before_one_of_them_is_reported() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let release = async {
+        sleep(Duration::from_secs(60)).await;
+        assert!(is_braked(&w));
+        assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
+        let released = Route { state: RouteState::Running, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
+        w.store.state().route = Some(released);
+    };
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), release);
+    assert_eq!((fate, is_braked(&w)), (Fate::Done, false));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_up_what_a_braked_route_holds_and_rings_nobody_twice() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let stop = Stop::default();
+    let begun = Instant::now();
+    tokio::join!(w.handle(slice, &stop), stop_after(Duration::from_secs(60), &stop));
+    assert!(begun.elapsed() < Duration::from_secs(66), "{:?}", begun.elapsed());
+    let topics: Vec<_> = w.topics.take().into_iter().map(|message| message.topic).collect();
+    assert!(topics.iter().any(|topic| topic == topics::EXPO_RECEIPTS), "tickets are not held");
+    assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
+    let part = w.store.state().parts[&0];
+    assert_eq!((part.counts.sent, part.counts.dead, part.done), (200, 100, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn some_dead_tokens_are_no_flood() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..49).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert!(!is_braked(&w));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 49);
+}
+
+// === Refusals ===
 
 #[tokio::test(start_paused = true)]
 async fn a_payload_that_is_refused_stops_the_broadcast_once() {
