@@ -8,7 +8,7 @@ DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-d
 
 .PHONY: help
 help: ## Show these words
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: ## See it work: everything in one process, nothing to install
@@ -20,8 +20,17 @@ build: ## Build the release binary
 	cargo build --release
 
 .PHONY: test
-test: ## Run the tests
-	cargo test
+test: ## Run the tests, those on real servers too
+	scripts/services up
+	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; cargo test
+
+.PHONY: services
+services: ## Start the real servers that tests/real wants
+	scripts/services up
+
+.PHONY: services-down
+services-down: ## End them
+	scripts/services down
 
 .PHONY: check
 check: fmt clippy doc deny ## Check everything that is not a test

@@ -106,6 +106,9 @@ impl<S: Store> App<S> {
             "" => None,
             address => Some(http::listen(address, "http.admin_listen").await?),
         };
+        if !self.config.http.listen.is_empty() {
+            warn!("http.listen is set, but this release has no registration API yet: nothing listens there");
+        }
         let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
 
         let instance = if self.config.kafka.instance_id.is_empty() {
@@ -300,7 +303,7 @@ impl<S: Store> Running<S> {
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
     }
 
-    /// The admin listener, the store's pulse and the producer's.
+    /// The admin listener, and the pulses of the store, of Kafka and of the producer.
     fn edges(&mut self, listener: Option<TcpListener>) {
         let health = self.app.health.clone();
         let stop = Stop::of(self.stop.clone());
@@ -319,6 +322,11 @@ impl<S: Store> Running<S> {
             }
             Ok(())
         });
+        let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
+        self.spawn("Kafka's pulse", async move {
+            asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
+            Ok(())
+        });
         let store = self.app.store.clone();
         self.spawn("the store's pulse", async move {
             health.ask_the_store(|| store.ping(), &stop).await;
@@ -329,16 +337,7 @@ impl<S: Store> Running<S> {
     /// Waits for the stop, or for a task that ends before it; then drains.
     async fn until_stopped(mut self) -> anyhow::Result<()> {
         info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
-        let first = tokio::select! {
-            biased; // Whoever ends because of the stop has not ended before it.
-            () = self.stop.cancelled() => None,
-            ended = self.tasks.join_next() => ended,
-        };
-        let early = first.map(|ended| match ended {
-            Ok((name, Ok(()))) => anyhow!("{name} ended, although nobody asked it to"),
-            Ok((name, Err(err))) => err.context(format!("{name} failed")),
-            Err(panicked) => anyhow!(panicked).context("a task panicked"),
-        });
+        let early = first_to_end(&mut self.tasks, &self.stop).await;
         info!("Stopping: what is on the wire is waited for");
         self.stop.cancel();
         let grace = grace(self.app.config.kafka.drain_timeout);
@@ -362,6 +361,21 @@ impl<S: Store> Running<S> {
 
 fn lane_name(id: ProviderId, lane: Lane) -> String {
     format!("delivery.{id}.{}", lane.label())
+}
+
+/// Waits for the stop, or for a task that ends before it: that is an error, and this says whose.
+async fn first_to_end(tasks: &mut JoinSet<(String, anyhow::Result<()>)>, stop: &CancellationToken) -> Option<anyhow::Error> {
+    let first = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = tasks.join_next() => ended,
+    };
+    match first? {
+        // It heard of the stop sooner than we did.
+        Ok((_, Ok(()))) if stop.is_cancelled() => None,
+        Ok((name, Ok(()))) => Some(anyhow!("{name} ended, although nobody asked it to")),
+        Ok((name, Err(err))) => Some(err.context(format!("{name} failed"))),
+        Err(panicked) => Some(anyhow!(panicked).context("a task panicked")),
+    }
 }
 
 fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {

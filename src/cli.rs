@@ -71,6 +71,12 @@ impl Command {
         matches!(self, Self::Demo(_) | Self::Sandbox(_))
     }
 
+    /// The logs that it shows unless `PUSHCAST__LOG__FILTER` says otherwise, if not those of the default settings.
+    pub fn log_filter(&self) -> Option<&'static str> {
+        // What it attacks on purpose is told by itself; a warning in between would tear its bars.
+        matches!(self, Self::Demo(_)).then_some("error")
+    }
+
     /// Runs it to its end. What runs for long ends in good order after `stop`; the rest is dropped.
     pub async fn run(self, config: Config, stop: Stop) -> anyhow::Result<()> {
         match self {

@@ -50,6 +50,9 @@ fn load(cli: &Cli) -> Result<Config, Mistakes> {
     if cli.command.stands_alone() {
         // What a shell has set for production must not reach a demonstration.
         environment.retain(|name, _| name.starts_with("PUSHCAST__LOG__"));
+        if let Some(filter) = cli.command.log_filter() {
+            environment.entry("PUSHCAST__LOG__FILTER".to_owned()).or_insert_with(|| filter.to_owned());
+        }
         return Config::load(None, &environment);
     }
     Config::load(cli.config.as_deref(), &environment)

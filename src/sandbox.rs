@@ -152,6 +152,11 @@ impl Sandbox {
         held(&self.shared.remembered).iter().cloned().collect()
     }
 
+    /// The messages taken since the last call, oldest first, as far as they are remembered; they are then forgotten.
+    pub fn drain_messages(&self) -> Vec<TakenMessage> {
+        std::mem::take(&mut *held(&self.shared.remembered)).into()
+    }
+
     /// Forgets what it has seen and remembered; faults and credentials stay.
     pub fn reset(&self) {
         self.shared.reset();

@@ -126,8 +126,17 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
 
-    /// The sum over all parts.
-    fn totals(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<Counts>> + Send;
+    /// The sum over all parts, and when it was first asked for: the same answer each time, once every part is done.
+    fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
+}
+
+/// What a broadcast came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Total {
+    /// Over all providers and parts.
+    pub counts: Counts,
+    /// When it was first summed up.
+    pub at: Timestamp,
 }
 
 /// What became of a checkpoint.

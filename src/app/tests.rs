@@ -46,3 +46,29 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
         ended.unwrap_or_else(|_| panic!("{stage} alone does not end")).unwrap().unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
+    // Which of the two is looked at first is a matter of luck.
+    for _ in 0..100 {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stopped = stop.clone().cancelled_owned();
+        tasks.spawn(async move {
+            stopped.await;
+            ("sweep".to_owned(), Ok(()))
+        });
+        stop.cancel();
+        tokio::task::yield_now().await;
+        assert!(first_to_end(&mut tasks, &stop).await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_ends_unasked_is_named() {
+    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
+    assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended, although nobody asked it to");
+    tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
+    assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
+}

@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen, RegimenId,
-        Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen, RegimenId, Registration,
+        Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     metrics::Metrics,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, Routes, Shard,
-        Store, TokenRow,
+        Store, TokenRow, Total,
     },
 };
 
@@ -68,7 +68,7 @@ timed! {
         take_over(part: &PartId) -> Progress;
         checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;
         finish_part(part: &PartId) -> u32;
-        totals(broadcast: &BroadcastId) -> Counts;
+        total(broadcast: &BroadcastId, now: Timestamp) -> Total;
     }
     Doses {
         put_regimen(regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> ();

@@ -114,8 +114,8 @@ impl IntoResponse for Refusal {
 }
 
 fn told(report: &Report) -> Value {
-    let store = report.store.as_deref().unwrap_or("answers");
-    json!({ "ready": report.is_ready(), "store": store, "stages": report.stages, "details": report.details })
+    let [store, kafka] = [&report.store, &report.kafka].map(|wrong| wrong.as_deref().unwrap_or("answers"));
+    json!({ "ready": report.is_ready(), "store": store, "kafka": kafka, "stages": report.stages, "details": report.details })
 }
 
 fn token_row(row: &TokenRow) -> Value {

@@ -1,6 +1,6 @@
 //! Whether this process does its work, as others can see it: fed by whoever knows, read by `/ready`.
 //!
-//! Ready = every stage has its assignment, perhaps an empty one, and the store answers. A route that is halted or braked
+//! Ready = every stage has its assignment, perhaps an empty one, and the store and Kafka answer. A route that is halted or braked
 //! is told as detail and makes nobody unready: a restart would not mend it.
 
 use std::{
@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::{domain::Unavailable, stream::Stop};
 
-/// How often the store is asked, and how long it may take to answer.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How often the store and Kafka are asked, and how long they may take to answer.
+pub const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// The shared state. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Report {
     pub stages: BTreeMap<String, bool>,
     /// `None` = the store answers; otherwise what is wrong with it.
     pub store: Option<String>,
+    /// `None` = Kafka answers, as it did at the start; otherwise what is wrong with it.
+    pub kafka: Option<String>,
     /// What else is worth knowing, by subject: `route.expo` → `halted: …`.
     pub details: BTreeMap<String, String>,
 }
@@ -40,6 +42,7 @@ impl Health {
         Self(Arc::new(Mutex::new(Report {
             stages: stages.into_iter().map(|stage| (stage.into(), false)).collect(),
             store: Some("not asked yet".to_owned()),
+            kafka: None,
             details: BTreeMap::new(),
         })))
     }
@@ -52,6 +55,11 @@ impl Health {
     /// What the store said when it was last asked.
     pub fn store(&self, answer: Result<(), String>) {
         self.lock().store = answer.err();
+    }
+
+    /// What Kafka said when it was last asked.
+    pub fn kafka(&self, answer: Result<(), String>) {
+        self.lock().kafka = answer.err();
     }
 
     /// Sets the detail of a subject; `None` takes it out.
@@ -73,16 +81,15 @@ impl Health {
     where
         F: Future<Output = Result<(), Unavailable>>,
     {
-        while !stop.is_set() {
-            self.store(match timeout(ASK_EVERY, ping()).await {
-                Ok(answer) => answer.map_err(|err| err.to_string()),
-                Err(_) => Err(format!("no answer within {ASK_EVERY:?}")),
-            });
-            tokio::select! {
-                () = stop.wait() => {}
-                () = sleep(ASK_EVERY) => {}
-            }
-        }
+        ask(ping, |answer| self.store(answer), stop).await;
+    }
+
+    /// Asks Kafka in the same way.
+    pub async fn ask_kafka<F>(&self, ping: impl Fn() -> F, stop: &Stop)
+    where
+        F: Future<Output = Result<(), Unavailable>>,
+    {
+        ask(ping, |answer| self.kafka(answer), stop).await;
     }
 
     /// A panic cannot leave the report half-written: every write to it is one assignment.
@@ -91,12 +98,28 @@ impl Health {
     }
 }
 
+async fn ask<F>(ping: impl Fn() -> F, tell: impl Fn(Result<(), String>), stop: &Stop)
+where
+    F: Future<Output = Result<(), Unavailable>>,
+{
+    while !stop.is_set() {
+        tell(match timeout(ASK_EVERY, ping()).await {
+            Ok(answer) => answer.map_err(|err| err.to_string()),
+            Err(_) => Err(format!("no answer within {ASK_EVERY:?}")),
+        });
+        tokio::select! {
+            () = stop.wait() => {}
+            () = sleep(ASK_EVERY) => {}
+        }
+    }
+}
+
 // === impl Report ===
 
 impl Report {
     /// Whether work can be expected of this process.
     pub fn is_ready(&self) -> bool {
-        self.store.is_none() && self.stages.values().all(|assigned| *assigned)
+        self.store.is_none() && self.kafka.is_none() && self.stages.values().all(|assigned| *assigned)
     }
 }
 
@@ -114,6 +137,9 @@ mod tests {
         health.assigned("posts", true);
         assert!(health.report().is_ready());
         health.store(Err("away".to_owned()));
+        assert!(!health.report().is_ready());
+        health.store(Ok(()));
+        health.kafka(Err("away".to_owned()));
         assert!(!health.report().is_ready());
     }
 

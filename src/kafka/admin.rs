@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    thread,
     time::Duration,
 };
 
@@ -14,8 +15,9 @@ use rdkafka::{
     client::DefaultClientContext,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{
@@ -26,6 +28,8 @@ use super::{
 
 /// How long the cluster may take to answer one question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before a question is put again that a new topic's brokers are not ready for.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// The most copies that `kafka.replication_factor = 0` asks for.
 const COPIES_MAX: usize = 3;
 
@@ -127,10 +131,7 @@ pub async fn check_topics<'a>(
 ) -> Result<BTreeMap<String, usize>, AdminError> {
     let cluster = look(settings).await?;
     let needed: BTreeSet<_> = topics.into_iter().collect();
-    let missing: Vec<_> = needed.iter().filter(|topic| !cluster.topics.contains_key(**topic)).map(|topic| (*topic).to_owned()).collect();
-    if !missing.is_empty() {
-        return Err(AdminError::Missing(missing));
-    }
+    cluster.has_all(needed.iter().copied())?;
     Ok(cluster.topics.into_iter().filter(|(topic, _)| needed.contains(topic.as_str())).collect())
 }
 
@@ -142,7 +143,7 @@ pub async fn init(settings: &Settings) -> Result<Report, AdminError> {
     let cluster = look(settings).await?;
     let topics = create_missing(settings, &cluster).await?;
     let settings = settings.clone();
-    let groups = tokio::task::spawn_blocking(move || begin_groups(&settings)).await??;
+    let groups = tokio::task::spawn_blocking(move || begin_groups(&settings, &look_until_complete(&settings)?)).await??;
     Ok(Report { topics, groups })
 }
 
@@ -152,7 +153,7 @@ pub async fn init(settings: &Settings) -> Result<Report, AdminError> {
 /// Kafka is away or refuses, or topics are missing.
 pub async fn begin(settings: &Settings) -> Result<Vec<(Subscription, Began)>, AdminError> {
     let settings = settings.clone();
-    tokio::task::spawn_blocking(move || begin_groups(&settings)).await?
+    tokio::task::spawn_blocking(move || begin_groups(&settings, &look_now(&settings)?)).await?
 }
 
 fn look_now(settings: &Settings) -> Result<Cluster, AdminError> {
@@ -162,6 +163,36 @@ fn look_now(settings: &Settings) -> Result<Cluster, AdminError> {
     let metadata = client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(unreachable)?;
     let topics = metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
     Ok(Cluster { brokers: metadata.brokers().len(), topics })
+}
+
+/// The cluster as soon as it has all topics of ours: brokers hear of a new one a moment after it was created.
+fn look_until_complete(settings: &Settings) -> Result<Cluster, AdminError> {
+    let since = Instant::now();
+    loop {
+        let cluster = look_now(settings)?;
+        match cluster.has_all(TOPICS.iter().map(|topic| topic.name)) {
+            Ok(()) => return Ok(cluster),
+            Err(missing) if since.elapsed() >= ANSWER_TIMEOUT => return Err(missing),
+            Err(_missing) => thread::sleep(AGAIN_AFTER),
+        }
+    }
+}
+
+/// Asks about a topic, and again while the answer is only that it is too new.
+fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    let since = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if is_too_new(&error) && since.elapsed() < ANSWER_TIMEOUT => thread::sleep(AGAIN_AFTER),
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether a broker says what it says of a topic whose leader has not taken office yet.
+fn is_too_new(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition};
+    matches!(code_of(error), Some(LeaderNotAvailable | NotLeaderForPartition | UnknownPartition | UnknownTopicOrPartition))
 }
 
 async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&'static str, Created)>, AdminError> {
@@ -205,9 +236,8 @@ fn copies(replication_factor: i32, brokers: usize) -> i32 {
     }
 }
 
-fn begin_groups(settings: &Settings) -> Result<Vec<(Subscription, Began)>, AdminError> {
-    let cluster = look_now(settings)?;
-    SUBSCRIPTIONS.iter().map(|reads| Ok((*reads, begin_group(settings, &cluster, reads)?))).collect()
+fn begin_groups(settings: &Settings, cluster: &Cluster) -> Result<Vec<(Subscription, Began)>, AdminError> {
+    SUBSCRIPTIONS.iter().map(|reads| Ok((*reads, begin_group(settings, cluster, reads)?))).collect()
 }
 
 fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> Result<Began, AdminError> {
@@ -225,8 +255,8 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
     let known = outsider.committed_offsets(asked, ANSWER_TIMEOUT).map_err(refused("asking the offsets of"))?;
     let mut first = TopicPartitionList::new();
     for partition in known.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
-        let (low, high) =
-            outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT).map_err(refused("asking the ends of"))?;
+        let ends = || outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT);
+        let (low, high) = patiently(ends).map_err(refused("asking the ends of"))?;
         let offset = match reads.from {
             From::Beginning => low,
             From::End => high,
@@ -238,11 +268,21 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
     if first.count() == 0 {
         return Ok(Began::Exists);
     }
-    match outsider.commit(&first, CommitMode::Sync) {
+    match patiently(|| outsider.commit(&first, CommitMode::Sync)) {
         Ok(()) => Ok(Began::Began { partitions: first.count() }),
         // Only an empty group takes offsets from an outsider.
         Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnknownMemberId) => Ok(Began::Running),
         Err(error) => Err(refused("committing the first offsets of")(error)),
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// An error that names those of `topics` that the cluster doesn't have.
+    fn has_all<'a>(&self, topics: impl Iterator<Item = &'a str>) -> Result<(), AdminError> {
+        let missing: Vec<_> = topics.filter(|topic| !self.topics.contains_key(*topic)).map(str::to_owned).collect();
+        if missing.is_empty() { Ok(()) } else { Err(AdminError::Missing(missing)) }
     }
 }
 

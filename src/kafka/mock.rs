@@ -1,5 +1,6 @@
 //! A Kafka broker inside the process, for `demo`, `sandbox --kafka` and tests: librdkafka's mock cluster. It speaks the
-//! real protocol on a port of 127.0.0.1, so `kcat` and every other client can talk to it.
+//! real protocol on a port of 127.0.0.1, so `kcat` and other clients made of librdkafka can talk to it. Java's (4.1.1)
+//! can't: they give up on its metadata and start over, for ever.
 //!
 //! It is not Kafka. It keeps 5 MiB a partition and silently drops what is older, forgets everything when it is dropped,
 //! creates topics only through [`Broker`] (or, with four partitions, for a producer that writes to an unknown one), and a

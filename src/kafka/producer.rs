@@ -60,6 +60,21 @@ impl Producer {
         }
     }
 
+    /// Answers if Kafka does.
+    ///
+    /// # Errors
+    /// No broker has answered `within` that time.
+    pub async fn ping(&self, within: Duration) -> Result<(), Unavailable> {
+        let producer = self.0.clone();
+        // One topic's metadata: those of all would be a lot to ask every few seconds. It is one that `run` has seen.
+        let asking = move || producer.client().fetch_metadata(Some("push-outcomes"), within).map(drop);
+        let asked = tokio::task::spawn_blocking(asking).await;
+        match asked {
+            Ok(answer) => answer.map_err(|error| Unavailable::kafka("asking whether it is there", error)),
+            Err(error) => Err(Unavailable::kafka("asking whether it is there", error)),
+        }
+    }
+
     /// Why this producer will never publish again, if so. An idempotent producer gives up rather than break its promise;
     /// only a new one helps, so the process should end.
     pub fn fatal_error(&self) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Carries jobs out: a lane of one provider's work, record by record, each to its last outcome.
 //!
-//! A *part* of a broadcast is walked page by page ([`part`]); a *dose* is claimed, rung and marked ([`dose`]). Both hand
-//! their messages in at the provider's desk and then see to what follows from the answers ([`ledger`]), in an order in
+//! A *part* of a broadcast is walked page by page (`part`); a *dose* is claimed, rung and marked (`dose`). Both hand
+//! their messages in at the provider's desk and then see to what follows from the answers (`ledger`), in an order in
 //! which a death at any line costs at most a repeat.
 
 mod dose;

@@ -80,7 +80,7 @@ pub async fn a_former_owner_can_record_nothing(store: &impl Store) {
     assert_eq!(store.checkpoint(&part(0), &Progress { done: true, ..page }).await.unwrap(), Checkpoint::Lost);
     let own = Progress { cursor: Some(Cursor(3)), counts: sent(1), ..owner };
     assert_eq!(store.checkpoint(&part(0), &own).await.unwrap(), Checkpoint::Kept);
-    assert_eq!(store.totals(&broadcast()).await.unwrap(), sent(1));
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, sent(1));
 }
 
 pub async fn a_part_that_is_done_stays_done(store: &impl Store) {
@@ -93,7 +93,7 @@ pub async fn a_part_that_is_done_stays_done(store: &impl Store) {
         let again = Progress { done: false, cursor: Some(Cursor(1)), ..found };
         assert_eq!(store.checkpoint(&part(0), &again).await.unwrap(), Checkpoint::Lost);
     }
-    assert_eq!(store.totals(&broadcast()).await.unwrap(), sent(2));
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, sent(2));
 }
 
 pub async fn a_checkpoint_told_twice_counts_once(store: &impl Store) {
@@ -103,7 +103,7 @@ pub async fn a_checkpoint_told_twice_counts_once(store: &impl Store) {
     for progress in [page, page, end, end] {
         assert_eq!(store.checkpoint(&part(0), &progress).await.unwrap(), Checkpoint::Kept);
     }
-    assert_eq!(store.totals(&broadcast()).await.unwrap(), sent(4));
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, sent(4));
 }
 
 /// Owners take a part from each other; whatever they believe to have recorded is what the part says.
@@ -138,7 +138,7 @@ pub async fn pages_of_many_owners_are_counted_once(store: &impl Store) {
     let mut kept: Vec<i64> = kept.into_iter().flatten().collect();
     kept.sort_unstable();
     assert_eq!(kept, (0..PAGES).collect::<Vec<_>>(), "each page was recorded by one owner");
-    assert_eq!(store.totals(&broadcast()).await.unwrap().sent, PAGES.cast_unsigned());
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts.sent, PAGES.cast_unsigned());
 }
 
 pub async fn a_part_finishes_once(store: &impl Store) {
@@ -161,7 +161,7 @@ pub async fn somebody_sees_the_last_part(store: &impl Store) {
 }
 
 pub async fn totals_are_those_of_one_broadcast(store: &impl Store) {
-    assert_eq!(store.totals(&broadcast()).await.unwrap(), Counts::default());
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, Counts::default());
     let other = PartId { broadcast: BroadcastId::new("post:p2"), ..part(0) };
     let native = PartId { provider: ProviderId::Fcm, ..part(0) };
     for (part, counts) in [(part(0), sent(10)), (part(1), sent(20)), (native, sent(40)), (other, sent(500))] {
@@ -169,5 +169,12 @@ pub async fn totals_are_those_of_one_broadcast(store: &impl Store) {
         store.checkpoint(&part, &Progress { counts, done: true, ..owner }).await.unwrap();
     }
     let expected = Counts { sent: 70, dead: 3, refused: 6, failed: 9, expired: 12 };
-    assert_eq!(store.totals(&broadcast()).await.unwrap(), expected);
+    assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, expected);
+}
+
+pub async fn a_total_says_the_same_each_time(store: &impl Store) {
+    store.plan(&broadcast(), &plan("first", 1), at(1)).await.unwrap();
+    let first = store.total(&broadcast(), at(9)).await.unwrap();
+    assert_eq!(first.at, at(9));
+    assert_eq!(store.total(&broadcast(), at(20)).await.unwrap(), first, "readers take a repeat for the same record");
 }

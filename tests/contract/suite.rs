@@ -79,6 +79,7 @@ macro_rules! contract {
             a_part_finishes_once,
             somebody_sees_the_last_part,
             totals_are_those_of_one_broadcast,
+            a_total_says_the_same_each_time,
         ]);
         $crate::suite::facts!($open, doses: [
             a_regimen_is_read_as_it_was_written,

@@ -113,7 +113,10 @@ async fn ready_follows_the_stages_and_tells_why_not() {
     serving(Known::new(false), async |address, health: &Health| {
         health.store(Ok(()));
         let (status, told) = ask_json(address, &["ready"]).await;
-        assert_eq!((status, told), (503, json!({"ready": false, "store": "answers", "stages": {"tokens": false}, "details": {}})));
+        assert_eq!(
+            (status, told),
+            (503, json!({"ready": false, "store": "answers", "kafka": "answers", "stages": {"tokens": false}, "details": {}}))
+        );
 
         health.assigned("tokens", true);
         health.detail("route.fcm", Some("halted: 401".to_owned()));

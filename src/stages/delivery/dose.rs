@@ -66,10 +66,22 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                         self.publish_report(&report(job, &handling.key, &mark)).await;
                         return Ok(Fate::Done);
                     }
+                    if stop.is_set() && !handling.goes_on(stop) {
+                        self.release(&handling).await;
+                    }
                 }
             }
         }
         Ok(Fate::Unfinished)
+    }
+
+    /// Ends the lease of a handling that stops in good order: nothing of it is on the wire, so the next owner need not wait
+    /// for a claim that nobody uses.
+    async fn release(&self, handling: &Handling<'_>) {
+        let now = Timestamp::now();
+        if let Err(err) = self.store.claim(&handling.key, &handling.owner, now, now).await {
+            tracing::debug!(notification.id = %handling.job.notification.id, error = %err, "A claim was not released; it ends by itself");
+        }
     }
 
     /// Rings whoever is not rung yet. `None` = look at the claim again: the lease ran out, or somebody took the dose over.

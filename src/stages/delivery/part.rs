@@ -14,10 +14,10 @@ use super::{Delivery, Stopping, insist, instant, ledger::counts};
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, Job, Lane, ListJob, PartId, Progress, Registration, Report, SliceJob, Timestamp,
-        Unavailable, Work,
+        BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Registration, Report, SliceJob, Timestamp, Unavailable,
+        Work,
     },
-    store::{Checkpoint, Page, Store},
+    store::{Checkpoint, Page, Store, Total},
     stream::{Cause, Fate, Publish, Record},
 };
 
@@ -216,8 +216,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         if finished < parts || state == Some(BroadcastState::Done) {
             return Ok(());
         }
-        let counts: Counts = self.store.totals(&part.broadcast).await?;
-        self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at: Timestamp::now() }).await;
+        let Total { counts, at } = self.store.total(&part.broadcast, Timestamp::now()).await?;
+        self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at }).await;
         info!(broadcast = %part.broadcast, sent = counts.sent, dead = counts.dead, "Broadcast {} is complete: {} messages", part.broadcast, counts.total());
         self.store.close(&part.broadcast).await
     }

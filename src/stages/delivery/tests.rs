@@ -229,7 +229,7 @@ async fn a_broadcast_rings_everybody_once_and_its_total_is_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_away_at_every_step_rings_nobody_twice() {
-    for operation in ["broadcast", "take_over", "page_of_slice", "checkpoint", "finish_part", "totals", "close"] {
+    for operation in ["broadcast", "take_over", "page_of_slice", "checkpoint", "finish_part", "total", "close"] {
         let w = World::new();
         let slice = w.broadcast_to(700);
         w.store.state().away.insert(operation, 2);

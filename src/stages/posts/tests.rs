@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     domain::{BroadcastState, PartId, PostId, Progress},
     stages::fakes::{Topics, record, written_in},
-    store::Checkpoint,
+    store::{Checkpoint, Total},
 };
 
 type Row = (Option<Plan>, Option<BroadcastState>);
@@ -44,7 +44,7 @@ impl Broadcasts for Rows {
         unreachable!("this stage only plans")
     }
 
-    async fn totals(&self, _: &BroadcastId) -> Result<Counts, Unavailable> {
+    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
         unreachable!("this stage only plans")
     }
 }

@@ -4,11 +4,11 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     EmbeddedStore,
-    values::{columns, counts, micros},
+    values::{columns, counts, micros, timestamp},
 };
 use crate::{
     domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
-    store::{Broadcasts, Checkpoint},
+    store::{Broadcasts, Checkpoint, Total},
 };
 
 const PLANNED: &str = "planned";
@@ -122,17 +122,23 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn totals(&self, broadcast: &BroadcastId) -> Result<Counts, Unavailable> {
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
         let broadcast = broadcast.clone();
-        self.read("sum a broadcast's parts", move |db| {
-            let mut total = Counts::default();
+        self.write("sum a broadcast's parts", move |db, _| {
+            let mut sum = Counts::default();
             let mut parts =
                 db.prepare_cached("SELECT sent, dead, refused, failed, expired FROM broadcast_parts WHERE broadcast_id = ?1")?;
             let mut rows = parts.query([broadcast.as_str()])?;
             while let Some(row) = rows.next()? {
-                total += counts(row, 0)?;
+                sum += counts(row, 0)?;
             }
-            Ok(total)
+            let at = db
+                .prepare_cached(
+                    "UPDATE broadcasts SET totalled_at = coalesce(totalled_at, ?2) WHERE broadcast_id = ?1 RETURNING totalled_at",
+                )?
+                .query_row((broadcast.as_str(), micros(now)), |row| timestamp(row, 0))
+                .optional()?;
+            Ok(Total { counts: sum, at: at.unwrap_or(now) })
         })
         .await
     }

@@ -14,7 +14,7 @@ use crate::{
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, RouteState,
-        Routes, Shard, Store, TokenRow,
+        Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -149,10 +149,10 @@ impl Broadcasts for Fake {
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
-    async fn totals(&self, _: &BroadcastId) -> Answer<Counts> {
-        let mut total = Counts::default();
-        self.ask("totals")?.parts.values().for_each(|part| total += part.counts);
-        Ok(total)
+    async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
+        let mut counts = Counts::default();
+        self.ask("total")?.parts.values().for_each(|part| counts += part.counts);
+        Ok(Total { counts, at: now })
     }
 }
 

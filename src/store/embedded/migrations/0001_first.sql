@@ -45,7 +45,8 @@ CREATE TABLE broadcasts (
     parts        INTEGER,
     state        TEXT    NOT NULL,
     reason       TEXT,
-    created_at   INTEGER NOT NULL
+    created_at   INTEGER NOT NULL,
+    totalled_at  INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX broadcasts_by_age ON broadcasts (created_at);
 

@@ -1,0 +1,268 @@
+//! What must come of the records that were published: a fold over them in their order, by the promises alone. It never
+//! looks at what happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{Timestamp, tz::TimeZone};
+use pushcast::{
+    domain::{Counts, DoseOutcome, ProviderId},
+    store::Census,
+};
+
+use super::cast::{Condition, Phone, Step, profile};
+
+/// A notification, as the sandbox can tell it apart: `post:walk` or `dose:daily-1`.
+pub type Name = String;
+
+/// What must be found at the end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Expected {
+    /// The tokens that take each notification, once each.
+    pub pushes: BTreeMap<Name, BTreeSet<(ProviderId, String)>>,
+    /// How many messages of each notification a provider answers with "not registered".
+    pub dead: BTreeMap<(Name, ProviderId), u64>,
+    /// The tokens in `invalid-tokens`.
+    pub invalid: BTreeSet<String>,
+    /// What `push-outcomes` says of each notification, and for doses of each provider.
+    pub outcomes: BTreeMap<(String, Option<ProviderId>), Outcome>,
+    /// Records in `dead-letters`.
+    pub dead_letters: u64,
+    /// What the store holds.
+    pub census: Vec<Census>,
+}
+
+/// The outcome of a notification, as far as it does not depend on the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Of a dose.
+    pub of_dose: Option<DoseOutcome>,
+    /// Its messages.
+    pub counts: Counts,
+}
+
+/// The phones as they are while records come.
+#[derive(Default)]
+struct Phones(BTreeMap<Phone, State>);
+
+struct State {
+    owner: Option<String>,
+    is_active: bool,
+}
+
+/// A dose of a regimen that waits for its minute.
+struct Waiting<'a> {
+    user: &'a str,
+    due: Timestamp,
+    rings: bool,
+}
+
+impl Expected {
+    /// What must come of these records.
+    pub fn of(steps: &[Step]) -> Self {
+        let (mut expected, mut phones) = (Self::default(), Phones::default());
+        let mut waiting: BTreeMap<&str, Waiting> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Registered { phone, owner, previous } => phones.register(*phone, owner.clone(), *previous),
+                Step::Unregistered { phone } => phones.end(*phone),
+                Step::UserDeleted { user } => phones.end_all_of(user),
+                Step::Posted { post, author, users } => expected.broadcast(&mut phones, post, author, users.as_deref()),
+                Step::Dose { regimen, user, at } => expected.dose(&phones, regimen, user, *at),
+                Step::Regimen { id, user, zone, due, last_day } => {
+                    let is_over = last_day.is_some_and(|last| TimeZone::get(zone).is_ok_and(|zone| due.to_zoned(zone).date() > last));
+                    waiting.insert(id, Waiting { user, due: *due, rings: !is_over });
+                }
+                Step::RegimenRemoved { id } => drop(waiting.remove(id.as_str())),
+                Step::Unreadable => expected.dead_letters += 1,
+            }
+        }
+        for (id, dose) in waiting.into_iter().filter(|(_, dose)| dose.rings) {
+            expected.dose(&phones, id, dose.user, dose.due);
+        }
+        expected.census = phones.census();
+        expected
+    }
+
+    /// Messages that a provider takes.
+    pub fn sent(&self, provider: ProviderId) -> u64 {
+        self.pushes.values().flatten().filter(|(of, _)| *of == provider).count() as u64
+    }
+
+    /// Messages that a provider answers with "not registered".
+    pub fn dead(&self, provider: ProviderId) -> u64 {
+        self.dead.iter().filter(|((_, of), _)| *of == provider).map(|(_, count)| count).sum()
+    }
+
+    /// Messages of one notification through one provider, taken or not.
+    pub fn messages_of(&self, name: &str, provider: ProviderId) -> u64 {
+        let taken = self.pushes.get(name).into_iter().flatten().filter(|(of, _)| *of == provider).count() as u64;
+        taken + self.dead.get(&(name.to_owned(), provider)).copied().unwrap_or_default()
+    }
+
+    /// The post goes to everybody but its author, or to the users whom it names. The same post twice is one.
+    fn broadcast(&mut self, phones: &mut Phones, post: &str, author: &str, users: Option<&[String]>) {
+        let name = format!("post:{post}");
+        if self.pushes.contains_key(&name) {
+            return;
+        }
+        let named: Option<BTreeSet<&str>> = users.map(|users| users.iter().map(String::as_str).collect());
+        let mut counts = Counts::default();
+        let mut taken = BTreeSet::new();
+        for (phone, state) in phones.0.iter_mut().filter(|(_, state)| state.is_active) {
+            let owner = state.owner.as_deref();
+            let is_asked = named.as_ref().is_none_or(|named| owner.is_some_and(|owner| named.contains(owner)));
+            if !is_asked || owner == Some(author) {
+                continue;
+            }
+            let condition = phone.condition();
+            if condition != Condition::Alive {
+                state.is_active = false;
+                self.invalid.insert(phone.token());
+            }
+            if condition == Condition::Dead {
+                *self.dead.entry((name.clone(), phone.provider)).or_default() += 1;
+                counts.dead += 1;
+            } else {
+                taken.insert((phone.provider, phone.token()));
+                counts.sent += 1;
+            }
+        }
+        self.outcomes.insert((name.clone(), None), Outcome { of_dose: None, counts });
+        self.pushes.insert(name, taken);
+    }
+
+    /// The dose rings every phone of its user once, however often it is published. Whoever is to be rung here has no phone
+    /// that is dead.
+    fn dose(&mut self, phones: &Phones, regimen: &str, user: &str, at: Timestamp) {
+        let rung: BTreeSet<_> = phones.of(user).map(|phone| (phone.provider, phone.token())).collect();
+        let id = format!("dose:{}:{regimen}:{at:.0}", profile(user));
+        let mut by_provider = BTreeMap::<_, u64>::new();
+        for (provider, _) in &rung {
+            *by_provider.entry(*provider).or_default() += 1;
+        }
+        for (provider, sent) in &by_provider {
+            let counts = Counts { sent: *sent, ..Counts::default() };
+            self.outcomes.insert((id.clone(), Some(*provider)), Outcome { of_dose: Some(DoseOutcome::Sent), counts });
+        }
+        if rung.is_empty() {
+            self.outcomes.insert((id, None), Outcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() });
+        }
+        self.pushes.insert(format!("dose:{regimen}"), rung);
+    }
+}
+
+impl Phones {
+    fn register(&mut self, phone: Phone, owner: Option<String>, previous: Option<Phone>) {
+        if let Some(previous) = previous {
+            self.end(previous);
+        }
+        self.0.insert(phone, State { owner, is_active: true });
+    }
+
+    fn end(&mut self, phone: Phone) {
+        if let Some(state) = self.0.get_mut(&phone) {
+            state.is_active = false;
+        }
+    }
+
+    fn end_all_of(&mut self, user: &str) {
+        for state in self.0.values_mut().filter(|state| state.owner.as_deref() == Some(user)) {
+            state.is_active = false;
+        }
+    }
+
+    fn of<'a>(&'a self, user: &'a str) -> impl Iterator<Item = &'a Phone> {
+        self.0.iter().filter(move |(_, state)| state.is_active && state.owner.as_deref() == Some(user)).map(|(phone, _)| phone)
+    }
+
+    fn census(&self) -> Vec<Census> {
+        let of = |provider| {
+            let (active, all) = self
+                .0
+                .iter()
+                .filter(|(phone, _)| phone.provider == provider)
+                .fold((0, 0), |(active, all), (_, state)| (active + u64::from(state.is_active), all + 1));
+            Census { provider, active, inactive: all - active }
+        };
+        ProviderId::ALL.map(of).to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::demo::cast;
+
+    const EXPO: ProviderId = ProviderId::Expo;
+
+    fn phone(number: u32) -> Phone {
+        Phone { provider: EXPO, number }
+    }
+
+    fn registered(number: u32, owner: &str) -> Step {
+        Step::Registered { phone: phone(number), owner: Some(owner.to_owned()), previous: None }
+    }
+
+    fn takers(expected: &Expected, name: &str) -> Vec<String> {
+        expected.pushes[name].iter().map(|(_, token)| token.clone()).collect()
+    }
+
+    #[test]
+    fn a_post_reaches_all_who_live_but_its_author_and_the_next_one_spares_the_dead() {
+        let steps = [
+            registered(0, "ann"),
+            registered(2, "bob"),
+            registered(13, "cat"),
+            registered(29, "dan"),
+            cast::post_for_everybody("a", 9),
+            cast::post_for_everybody("a", 9),
+            Step::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
+        ];
+        let expected = Expected::of(&steps);
+        assert_eq!(takers(&expected, "post:a"), [phone(0), phone(2), phone(29)].map(Phone::token));
+        assert_eq!(takers(&expected, "post:b"), [phone(0).token()]);
+        assert_eq!(expected.dead, BTreeMap::from([(("post:a".to_owned(), EXPO), 1)]));
+        assert_eq!((expected.messages_of("post:a", EXPO), expected.messages_of("post:b", EXPO)), (4, 1));
+        assert_eq!(expected.invalid, BTreeSet::from([phone(13), phone(29)].map(Phone::token)));
+        assert_eq!(expected.outcomes[&("post:a".to_owned(), None)].counts, Counts { sent: 3, dead: 1, ..Counts::default() });
+        assert_eq!(expected.census[0], Census { provider: EXPO, active: 2, inactive: 2 });
+    }
+
+    #[test]
+    fn a_phone_that_has_moved_rings_for_its_new_owner_only() {
+        let to = |user: &str| vec![user.to_owned()];
+        let post = |post: &str, users| Step::Posted { post: post.to_owned(), author: "x".to_owned(), users: Some(users) };
+        let expected = Expected::of(&[registered(0, "ann"), registered(0, "bob"), post("a", to("ann")), post("b", to("bob"))]);
+        assert_eq!(takers(&expected, "post:a"), [""; 0]);
+        assert_eq!(takers(&expected, "post:b"), [phone(0).token()]);
+    }
+
+    #[test]
+    fn who_is_gone_logged_out_or_replaced_is_not_told() {
+        let steps = [
+            registered(0, "ann"),
+            registered(2, "bob"),
+            registered(4, "cat"),
+            Step::UserDeleted { user: "ann".to_owned() },
+            Step::Unregistered { phone: phone(2) },
+            Step::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
+            cast::post_for_everybody("a", 9),
+        ];
+        assert_eq!(takers(&Expected::of(&steps), "post:a"), [phone(6).token()]);
+    }
+
+    #[test]
+    fn a_dose_rings_once_and_not_after_its_end_nor_when_it_is_removed() {
+        let at: Timestamp = "2026-11-20T01:00:00Z".parse().unwrap();
+        let mut steps = vec![registered(3_000, "user-3000"), registered(2_000, "user-2000"), registered(2_002, "user-2002")];
+        steps.extend(cast::dose_twice(at));
+        steps.extend(cast::regimens(at));
+        let expected = Expected::of(&steps);
+        assert_eq!(takers(&expected, "dose:twice"), [phone(3_000).token()]);
+        assert!(!expected.pushes.contains_key("dose:ended") && !expected.pushes.contains_key("dose:removed"));
+        let twice = ("dose:of-user-3000:twice:2026-11-20T01:00:00Z".to_owned(), Some(EXPO));
+        assert_eq!(expected.outcomes[&twice].of_dose, Some(DoseOutcome::Sent));
+        let nobody = ("dose:of-user-1000:daily-0:2026-11-20T01:00:00Z".to_owned(), None);
+        assert_eq!(expected.outcomes[&nobody].of_dose, Some(DoseOutcome::NoTokens));
+    }
+}

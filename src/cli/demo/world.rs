@@ -1,0 +1,169 @@
+//! The world of the demonstration: the embedded Kafka, the store in memory, the sandbox, and all of pushcast between them.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use pushcast::{
+    app::{App, Stages},
+    config::{Config, Environment},
+    domain::ProviderId,
+    events::topics,
+    http::Health,
+    kafka::{Producer, Stage, StageSpec, mock::Broker},
+    metrics::Metrics,
+    sandbox::{Options, Sandbox},
+    store::{Doses, embedded::EmbeddedStore},
+};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::watch::Notes;
+
+/// The longest that the stop may take; whatever is left then is dropped with the world.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// More messages than one look of [`super::watch`] finds.
+const REMEMBERED: usize = 60_000;
+
+/// What can be seen and touched. Only the broadcasts' providers are fake; everything else is what `run` runs.
+pub struct World {
+    /// Kafka.
+    pub broker: Broker,
+    /// Expo and FCM.
+    pub sandbox: Sandbox,
+    /// What pushcast remembers.
+    pub store: EmbeddedStore,
+    /// What upstream writes with.
+    pub producer: Producer,
+    /// pushcast's metrics.
+    pub metrics: Arc<Metrics>,
+    /// pushcast's health.
+    pub health: Health,
+    /// What pushcast has published for others.
+    pub notes: Arc<Notes>,
+    /// pushcast's settings.
+    pub config: Config,
+}
+
+/// What runs in it.
+pub struct Running {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop: CancellationToken,
+}
+
+impl World {
+    /// Starts everything. `admin` opens the admin listener on a free port.
+    pub async fn start(admin: bool) -> anyhow::Result<(Self, Running)> {
+        let broker = Broker::start()?;
+        let sandbox = Sandbox::start(Options { remember: REMEMBERED, ..Options::default() }).await.context("starting the sandbox")?;
+        sandbox.faults().change(|faults| {
+            faults.expo.latency = Duration::from_millis(40);
+            faults.fcm.latency = Duration::from_millis(40);
+        });
+        let config = Config::load(None, &settings(&broker, &sandbox, admin).await?)?;
+        let store = EmbeddedStore::memory()?;
+        store.init_marks(Timestamp::now()).await?;
+        let producer = Producer::new(&config.kafka)?;
+
+        let app = App::new(config.clone(), store.clone(), Stages::all());
+        let (metrics, health) = (app.metrics(), app.health());
+        let notes = Arc::new(Notes::default());
+        let of = [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS].map(str::to_owned).to_vec();
+        let spec = StageSpec { name: "demo".to_owned(), topics: of, in_flight: 1_024 };
+        let reader = Stage::new(&config.kafka, spec, Arc::clone(&notes), producer.clone(), Arc::new(Metrics::new()))?;
+
+        let mut running = Running { tasks: JoinSet::new(), stop: CancellationToken::new() };
+        let stop = running.stop.clone();
+        running.tasks.spawn(async move { ("pushcast", app.run(stop).await) });
+        let stop = running.stop.clone();
+        running.tasks.spawn(async move { ("the reader of outcomes", reader.run(stop).await.map_err(anyhow::Error::new)) });
+        Ok((Self { broker, sandbox, store, producer, metrics, health, notes, config }, running))
+    }
+
+    /// Messages per second that the settings allow.
+    pub fn rate(&self, provider: ProviderId) -> u32 {
+        match provider {
+            ProviderId::Expo => self.config.expo.rate_per_second,
+            ProviderId::Fcm => self.config.fcm.rate_per_second,
+        }
+    }
+
+    /// Messages of broadcasts that have their outcome, or only those with this one.
+    pub fn bulk_messages(&self, provider: ProviderId) -> u64 {
+        self.counted(provider, "bulk", None)
+    }
+
+    /// Messages with this outcome, by pushcast's own count.
+    pub fn messages(&self, provider: ProviderId, outcome: &str) -> u64 {
+        ["bulk", "urgent"].into_iter().map(|lane| self.counted(provider, lane, Some(outcome))).sum()
+    }
+
+    fn counted(&self, provider: ProviderId, lane: &str, outcome: Option<&str>) -> u64 {
+        let all = pushcast::domain::Outcome::ALL.map(pushcast::domain::Outcome::label);
+        let of = all.into_iter().filter(|label| outcome.is_none_or(|outcome| outcome == *label));
+        of.map(|outcome| self.metrics.notifications_total.with_label_values(&[provider.label(), lane, outcome]).get()).sum()
+    }
+
+    /// Events that were applied to tokens.
+    pub fn token_changes(&self, change: &str) -> u64 {
+        self.metrics.token_changes_total.with_label_values(&[change]).get()
+    }
+
+    /// Ends what the world is made of.
+    pub async fn end(self) {
+        self.sandbox.stop().await;
+    }
+}
+
+impl Running {
+    /// Returns when a part ends that nobody has asked to end.
+    pub async fn broken(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("{name} ended, although nobody asked it to"),
+            Some(Ok((name, Err(err)))) => err.context(format!("{name} failed")),
+            Some(Err(panicked)) => anyhow::anyhow!(panicked).context("a task panicked"),
+            None => anyhow::anyhow!("nothing runs"),
+        }
+    }
+
+    /// Stops everything in good order.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = timeout(STOP_WITHIN, async { while self.tasks.join_next().await.is_some() {} });
+        if ended.await.is_err() {
+            tracing::warn!("The demonstration does not stop within {STOP_WITHIN:?}: it is cut short");
+        }
+    }
+}
+
+/// The settings, by the road that every user's take.
+async fn settings(broker: &Broker, sandbox: &Sandbox, admin: bool) -> anyhow::Result<Environment> {
+    let account: serde_json::Value = serde_json::from_str(&sandbox.service_account())?;
+    let of_account = |name: &str| account[name].as_str().unwrap_or_default().to_owned();
+    let admin_listen = if admin { free_address().await? } else { String::new() };
+    let settings = [
+        ("KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers()),
+        ("KAFKA__PROPERTIES", serde_json::to_string(&Broker::properties())?),
+        ("STORE__URL", "embedded:memory".to_owned()),
+        ("EXPO__URL", sandbox.expo_url()),
+        // Not Expo's quarter of an hour: ghosts are to be found before the second broadcast.
+        ("EXPO__RECEIPT_DELAY", "3s".to_owned()),
+        ("FCM__URL", sandbox.fcm_url()),
+        ("FCM__PROJECT_ID", of_account("project_id")),
+        ("FCM__CLIENT_EMAIL", of_account("client_email")),
+        ("FCM__PRIVATE_KEY", of_account("private_key")),
+        ("FCM__TOKEN_URL", of_account("token_uri")),
+        // Less than the default: a small machine plays all the parts, and there is to be time to watch.
+        ("FCM__RATE_PER_SECOND", "2000".to_owned()),
+        // Over before the first broadcast, so that the rate that is kept can be told.
+        ("FCM__RAMP_UP", "1s".to_owned()),
+        ("MEDICATION__TICK_EVERY", "1s".to_owned()),
+        ("HTTP__ADMIN_LISTEN", admin_listen),
+    ];
+    Ok(settings.into_iter().map(|(name, value)| (format!("PUSHCAST__{name}"), value)).collect())
+}
+
+/// An address that nobody listens on now.
+async fn free_address() -> anyhow::Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string())
+}

@@ -1,0 +1,147 @@
+//! A deployment in miniature: the broker, the fake providers, a store in a file, and pushcast's binary.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use pushcast::sandbox::{Options, Sandbox};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use crate::broker::Broker;
+
+/// Where all of it is, and with which settings pushcast is called.
+pub struct World {
+    pub broker: Broker,
+    pub sandbox: Sandbox,
+    pub group_prefix: String,
+    settings: BTreeMap<String, String>,
+    folder: TempDir,
+}
+
+/// `pushcast run`, killed when this is dropped.
+pub struct Running(Child);
+
+impl World {
+    /// A broker without topics, providers that have seen nothing, an empty store.
+    pub async fn empty(settings: &[(&str, &str)]) -> Self {
+        let broker = Broker::without_topics().await;
+        let folder = TempDir::new().unwrap();
+        let sandbox = Sandbox::start(Options::remembering()).await.unwrap();
+        let credentials = folder.path().join("credentials.json");
+        fs::write(&credentials, sandbox.service_account()).unwrap();
+        // Groups outlive the test; a name that was never used has no offsets.
+        let group_prefix = format!("real-{:08x}", rand::random::<u32>());
+        let mut world = Self { broker, sandbox, group_prefix, settings: BTreeMap::new(), folder };
+        let store = format!("embedded:{}", world.folder.path().join("push.db").display());
+        for (name, value) in [
+            ("KAFKA__BOOTSTRAP_SERVERS", world.broker.address.clone()),
+            ("KAFKA__GROUP_PREFIX", world.group_prefix.clone()),
+            ("STORE__URL", store),
+            ("EXPO__URL", world.sandbox.expo_url()),
+            ("FCM__URL", world.sandbox.fcm_url()),
+            ("FCM__CREDENTIALS_FILE", credentials.display().to_string()),
+            ("HTTP__ADMIN_LISTEN", String::new()),
+        ] {
+            world.settings.insert(format!("PUSHCAST__{name}"), value);
+        }
+        for (name, value) in settings {
+            world.settings.insert(format!("PUSHCAST__{name}"), (*value).to_owned());
+        }
+        world
+    }
+
+    /// A command of pushcast's, to its end.
+    pub fn pushcast(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The same with another setting.
+    pub fn pushcast_with(&self, name: &str, value: &str, arguments: &[&str]) -> Output {
+        self.command(arguments).env(format!("PUSHCAST__{name}"), value).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// `pushcast produce`: lines without keys.
+    pub fn produce(&self, topic: &str, lines: &[String]) {
+        let mut producing = self.command(&["produce", topic]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        producing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+        let ended = producing.wait_with_output().unwrap();
+        assert!(ended.status.success(), "produce: {}", String::from_utf8_lossy(&ended.stderr));
+    }
+
+    /// Starts `pushcast run`. What it says goes to the end of one file, whoever says it.
+    pub fn start(&self) -> Running {
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let mut command = self.command(&["run"]);
+        Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    /// The consumer group of a stage.
+    pub fn group(&self, stage: &str) -> String {
+        format!("{}.{stage}", self.group_prefix)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pushcast"));
+        command.env_clear().envs(&self.settings).args(arguments).current_dir(self.folder.path());
+        command
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = fs::read_to_string(self.log()).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("--- the last of what pushcast said\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+    }
+}
+
+impl Running {
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Asks it to end, as a supervisor does, and waits for that.
+    pub fn stop(mut self) -> ExitStatus {
+        assert!(Command::new("kill").arg(self.0.id().to_string()).status().unwrap().success());
+        until("the process has ended", Duration::from_secs(45), || self.0.try_wait().unwrap())
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Asks until there is an answer.
+pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(since.elapsed() < within, "not within {within:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
