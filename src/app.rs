@@ -6,6 +6,7 @@
 //! a page is gone, and then the producer is flushed.
 
 mod selection;
+mod share;
 mod timed;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
@@ -44,8 +45,10 @@ use crate::{
     stream::{Handler, Publish, Stop},
 };
 
-/// How long a stop may take: longer than a drain, which is longer than a request.
-const GRACE: Duration = Duration::from_secs(40);
+/// What a stop may take beyond the drain: last commits, leaving the groups, closing the consumers.
+const LEAVING: Duration = Duration::from_secs(20);
+/// What follows from the last answer of a drain may take that long.
+const CHECKPOINT_WITHIN: Duration = Duration::from_secs(1);
 /// How often missing due rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the producer is asked whether it has given up; only a new process has a new one.
@@ -236,11 +239,19 @@ impl<S: Store> Running<S> {
     /// One provider: its batcher, its route, and a consumer for each lane.
     fn delivery<P: Provider>(&mut self, provider: Arc<P>, pace: Pace, slots: usize, request_timeout: Duration) -> anyhow::Result<()> {
         let id = provider.id();
+        if Lane::ALL.into_iter().all(|lane| !self.app.stages.contains(&lane_name(id, lane))) {
+            return Ok(()); // This process plans for it at most.
+        }
         let push = self.app.config.push.clone();
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
         let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));
-        let limits = Limits { page_size: push.page_size, page_stale_after: push.page_stale_after, request_timeout };
+        let limits = Limits {
+            page_size: push.page_size,
+            page_stale_after: push.page_stale_after,
+            request_timeout,
+            finish_within: finish_within(self.app.config.kafka.drain_timeout, request_timeout),
+        };
         let handler =
             Arc::new(Delivery::new(provider, desk, self.app.store.clone(), self.producer.clone(), limits, Arc::clone(&self.app.metrics)));
 
@@ -260,8 +271,14 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
-        let of = self.bulk_partitions();
-        self.spawn(format!("share of {id}"), follow_share(urgent, bulk, of, share, self.stop.clone()));
+        let of = self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
+        let lanes = share::Lanes { urgent, bulk, of: u32::try_from(of)?, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        let stop = self.stop.clone();
+        self.spawn(format!("share of {id}"), async move {
+            share::follow(lanes, share).await;
+            stop.cancelled().await; // As in `tell_readiness`.
+            Ok(())
+        });
         Ok(())
     }
 
@@ -272,11 +289,10 @@ impl<S: Store> Running<S> {
         in_flight: usize,
         handler: Arc<H>,
     ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
-        let name = format!("delivery.{id}.{}", lane.label());
-        self.stage(&name, &[events::jobs::topic(id, lane)], in_flight, handler)
+        self.stage(&lane_name(id, lane), &[events::jobs::topic(id, lane)], in_flight, handler)
     }
 
-    /// How many partitions a bulk topic has: slices are spread over them, and the rate is shared out by them.
+    /// How many partitions the bulk topics have in common: slices are spread over them.
     fn bulk_partitions(&self) -> u32 {
         let of = |id| self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
         u32::try_from(ProviderId::ALL.into_iter().map(of).min().unwrap_or(1)).unwrap_or(u32::MAX)
@@ -319,7 +335,8 @@ impl<S: Store> Running<S> {
         let early = first_to_end(&mut self.tasks, &self.stop).await;
         info!("Stopping: what is on the wire is waited for");
         self.stop.cancel();
-        let drained = timeout(GRACE, async {
+        let grace = grace(self.app.config.kafka.drain_timeout);
+        let drained = timeout(grace, async {
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
                     Ok((_, Ok(()))) => {}
@@ -329,12 +346,16 @@ impl<S: Store> Running<S> {
             }
         });
         if drained.await.is_err() {
-            warn!(grace_seconds = GRACE.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
+            warn!(grace_seconds = grace.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
         }
         self.producer.flush(Duration::from_secs(5)).await?;
         info!("Stopped");
         early.map_or(Ok(()), Err)
     }
+}
+
+fn lane_name(id: ProviderId, lane: Lane) -> String {
+    format!("delivery.{id}.{}", lane.label())
 }
 
 /// Waits for the stop, or for a task that ends before it: that is an error, and this says whose.
@@ -377,72 +398,16 @@ async fn tell_readiness(
     }
 }
 
-/// Turns the partitions that the two lanes own into the share of the provider's rate. A lane that this process does not
-/// run owns none.
-async fn follow_share(
-    urgent: Option<watch::Receiver<Assignment>>,
-    bulk: Option<watch::Receiver<Assignment>>,
-    of: u32,
-    share: watch::Sender<Share>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let idle = watch::Sender::new(Assignment::default());
-    let mut urgent = urgent.unwrap_or_else(|| idle.subscribe());
-    let mut bulk = bulk.unwrap_or_else(|| idle.subscribe());
-    loop {
-        let owned = u32::try_from(bulk.borrow_and_update().partitions.len())?;
-        let now = Share { bulk: owned, of, urgent: !urgent.borrow_and_update().partitions.is_empty() };
-        share.send_if_modified(|before| std::mem::replace(before, now) != now);
-        let changed = tokio::select! { changed = urgent.changed() => changed, changed = bulk.changed() => changed };
-        if changed.is_err() {
-            stop.cancelled().await; // As in `tell_readiness`.
-            return Ok(());
-        }
-    }
+/// How long a stop may take: longer than a drain, which is longer than a request.
+fn grace(drain_timeout: Duration) -> Duration {
+    drain_timeout + LEAVING
+}
+
+/// How long requests may still start after a stop: the last of them has to be answered, and its page checkpointed, before
+/// the drain ends.
+fn finish_within(drain_timeout: Duration, request_timeout: Duration) -> Duration {
+    drain_timeout.saturating_sub(request_timeout + CHECKPOINT_WITHIN)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
-        // Which of the two is looked at first is a matter of luck.
-        for _ in 0..100 {
-            let stop = CancellationToken::new();
-            let mut tasks = JoinSet::new();
-            let stopped = stop.clone().cancelled_owned();
-            tasks.spawn(async move {
-                stopped.await;
-                ("sweep".to_owned(), Ok(()))
-            });
-            stop.cancel();
-            tokio::task::yield_now().await;
-            assert!(first_to_end(&mut tasks, &stop).await.is_none());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_task_that_ends_unasked_is_named() {
-        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
-        assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended, although nobody asked it to");
-        tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
-        assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
-    }
-
-    #[tokio::test]
-    async fn whoever_watches_a_stage_leaves_it_to_the_stage_to_say_why_it_ended() {
-        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        let watched = || watch::channel(Assignment::default()).1; // of a stage that has ended
-        let health = Health::new(Vec::<String>::new());
-        for _ in 0..20 {
-            let readiness = tell_readiness("tokens".to_owned(), watched(), health.clone(), stop.clone());
-            tasks.spawn(async { ("readiness".to_owned(), readiness.await) });
-            let share = follow_share(Some(watched()), None, 16, watch::Sender::new(Share::NONE), stop.clone());
-            tasks.spawn(async { ("share".to_owned(), share.await) });
-        }
-        tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("fenced"))) });
-        assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: fenced");
-    }
-}
+mod tests;

@@ -56,6 +56,17 @@ impl Counts {
         } += 1;
     }
 
+    /// How many messages ended like that.
+    pub fn of(&self, outcome: Outcome) -> u64 {
+        match outcome {
+            Outcome::Sent => self.sent,
+            Outcome::Dead => self.dead,
+            Outcome::Refused => self.refused,
+            Outcome::Failed => self.failed,
+            Outcome::Expired => self.expired,
+        }
+    }
+
     /// All messages together.
     pub fn total(&self) -> u64 {
         self.sent + self.dead + self.refused + self.failed + self.expired

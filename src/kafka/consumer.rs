@@ -111,10 +111,11 @@ pub struct TopicPartition {
 pub struct Assignment {
     /// The group has dealt at least once: the stage is ready, perhaps with nothing to read.
     pub arrived: bool,
-    /// What this process reads. A partition leaves *before* it is drained and given back.
+    /// What this process reads. A partition leaves when it is drained, *before* it is given back; at once if it is lost.
     pub partitions: BTreeSet<TopicPartition>,
     /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it refuses us.
-    /// While anything is in hand a commit is made at least every quarter of `kafka.session_timeout`.
+    /// From the first record on a commit is made at least every quarter of `kafka.session_timeout`; until then this is
+    /// the present.
     pub confirmed_at: Option<Instant>,
 }
 

@@ -9,9 +9,13 @@ mod ledger;
 mod part;
 mod switch;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 pub use self::switch::keep_route;
@@ -20,6 +24,7 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
+    stages::brake::Brake,
     store::Store,
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
@@ -35,6 +40,7 @@ pub struct Delivery<S, Q, P: Provider> {
     publish: Q,
     limits: Limits,
     metrics: Arc<Metrics>,
+    brake: Mutex<Brake>,
 }
 
 /// What delivery is bounded by.
@@ -46,12 +52,14 @@ pub struct Limits {
     pub page_stale_after: Duration,
     /// How long a request to the provider may take.
     pub request_timeout: Duration,
+    /// After a stop: how long requests may still start for what is begun.
+    pub finish_within: Duration,
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
     pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics }
+        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::default() }
     }
 
     fn id(&self) -> ProviderId {
@@ -73,10 +81,42 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
         if job.provider != self.id() {
             return Ok(Fate::DeadLetter(Cause::invalid(format!("a job for {} in a topic of {}", job.provider, self.id()))));
         }
+        let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
-            Work::Dose(dose) => self.dose(record, &job, dose, stop).await,
-            Work::List(_) | Work::Slice(_) => self.part(record, &job, stop).await,
+            Work::Dose(dose) => self.dose(record, &job, dose, &stop).await,
+            Work::List(_) | Work::Slice(_) => self.part(record, &job, &stop).await,
         }
+    }
+}
+
+/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while, because the next owner
+/// would send it from its beginning: only what is cut off between two messages is sent once.
+struct Stopping<'a> {
+    stop: &'a Stop,
+    finish_within: Duration,
+    came: OnceLock<Instant>,
+}
+
+impl Stopping<'_> {
+    fn is_set(&self) -> bool {
+        self.stop.is_set()
+    }
+
+    /// Returns when it has come.
+    async fn wait(&self) {
+        self.stop.wait().await;
+        self.came.get_or_init(Instant::now);
+    }
+
+    /// Whether there is no time left for what is begun either.
+    fn is_over(&self) -> bool {
+        self.stop.is_set() && self.came.get_or_init(Instant::now).elapsed() >= self.finish_within
+    }
+
+    /// Returns when there is no time left for what is begun either.
+    async fn last_call(&self) {
+        self.wait().await;
+        sleep_until(*self.came.get_or_init(Instant::now) + self.finish_within).await;
     }
 }
 
@@ -100,3 +140,6 @@ async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(mut follow: impl 
 fn instant(at: Timestamp, now: Timestamp) -> Instant {
     Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,6 @@
 //! until somebody has looked and released it. Only messages sent after the release count from then on, so that the held
 //! ones don't brake it again; for the same reason late receipts don't halt a route whose credentials have been mended.
 
-mod brake;
 #[cfg(test)]
 mod tests;
 
@@ -30,8 +29,7 @@ use crate::{
     stream::{Fate, Handler, LaneKey, Message, Publish, Record, Stop},
 };
 
-use self::brake::Brake;
-use super::dead_letter;
+use super::{brake::Brake, dead_letter};
 
 /// How long Expo keeps receipts.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);

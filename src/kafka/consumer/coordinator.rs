@@ -222,8 +222,9 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         let how = if lost { "has lost" } else { "gives back" };
         info!(stage = self.bench.stage, "Stage {} {how} {}", self.bench.stage, listed(&partitions));
-        // Whoever shares out by partitions shares less before anybody else can share more.
-        self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
+        if lost {
+            self.unshare(&partitions);
+        }
         for owned in partitions.iter().filter_map(|of| self.owned.get(of)) {
             owned.orders.stop.cancel();
             if lost {
@@ -269,12 +270,19 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     /// Gives the partitions back. Nothing of theirs runs any more.
     fn answer(&mut self) -> Result<(), StageError> {
         let Some(Revocation { partitions, .. }) = self.revocation.take() else { return Ok(()) };
+        self.unshare(&partitions);
         for of in &partitions {
             self.owned.remove(of);
             self.ledger.forget(of);
         }
         self.bench.budget.shared_by(self.owned.len());
         give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })
+    }
+
+    /// Whoever shares out by partitions shares less before anybody else can share more, and not while they are drained:
+    /// what is begun has to be finished.
+    fn unshare(&self, partitions: &[TopicPartition]) {
+        self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
     }
 
     // ## Stop
@@ -310,7 +318,9 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         if self.commit.is_none() {
             let positions: Vec<_> = self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
             let due = self.ledger.due(positions.iter().cloned(), Instant::now());
-            if !due.is_empty() {
+            if positions.is_empty() {
+                self.nothing_is_in_hand();
+            } else if !due.is_empty() {
                 self.start_commit(due);
             } else if self.probe_is_due() {
                 // Nothing has moved. The same offset again asks the group whether we are still a member.
@@ -318,6 +328,12 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             }
         }
         self.measure();
+    }
+
+    /// Before the first record there is no offset to ask with, and nothing that a doubt would have to stop: the time in
+    /// which we must be confirmed begins with the first record.
+    fn nothing_is_in_hand(&self) {
+        self.assignment.send_modify(|assignment| assignment.confirmed_at = assignment.confirmed_at.map(|_| Instant::now()));
     }
 
     /// Whether the group has not confirmed us for a while, and would tell.

@@ -4,17 +4,20 @@
 //! own the dose while one of ours may still reach the provider. What was answered is marked before anything else is done
 //! with it; whoever finds the mark publishes the outcome again and is done. A death between the answer and the mark is the
 //! one window in which a dose rings twice.
+//!
+//! Whom a handling has rung is known to that handling alone. So once it has rung somebody it doesn't give up: it waits
+//! for a store that is away, and after a stop it tries to ring the user's other devices for as long as the drain allows.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
-use super::{Delivery, insist, instant, ledger::counts};
+use super::{Delivery, Stopping, insist, instant, ledger::counts};
 use crate::{
     delivery::{Class, Final, Page, Provider},
     domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Registration, Report, Timestamp, Unavailable},
     store::{Claim, DoseMark, Lease, Marked, Store},
-    stream::{Fate, Publish, Record, Stop},
+    stream::{Fate, Publish, Record},
 };
 
 /// How long a claim holds.
@@ -35,7 +38,7 @@ struct Handling<'a> {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    pub(super) async fn dose(&self, record: &Record, job: &Job, dose: &DoseJob, stop: &Stop) -> Result<Fate, Unavailable> {
+    pub(super) async fn dose(&self, record: &Record, job: &Job, dose: &DoseJob, stop: &Stopping<'_>) -> Result<Fate, Unavailable> {
         let key = DoseKey {
             profile: dose.profile.clone(),
             regimen: dose.regimen.clone(),
@@ -44,22 +47,26 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         };
         let owner = format!("{:032x}", rand::random::<u128>());
         let mut handling = Handling { record, job, dose, key, owner, rung: Vec::new() };
-        while !stop.is_set() {
-            let now = Timestamp::now();
-            match self.store.claim(&handling.key, &handling.owner, now, now + LEASE).await? {
+        while !stop.is_set() || handling.goes_on(stop) {
+            let claim = || {
+                let now = Timestamp::now();
+                self.store.claim(&handling.key, &handling.owner, now, now + LEASE)
+            };
+            match handling.ask(claim).await? {
                 Claim::Marked(mark) => {
                     self.publish_report(&report(job, &handling.key, &mark)).await;
                     return Ok(Fate::Done);
                 }
                 Claim::Held(until) => {
-                    tokio::select! { () = sleep_until(instant(until, now) + Duration::from_millis(1)) => {}, () = stop.wait() => {} }
+                    let over = instant(until, Timestamp::now()) + Duration::from_millis(1);
+                    tokio::select! { () = sleep_until(over) => {}, () = handling.withdrawal(stop) => {} }
                 }
                 Claim::Mine(lease) => {
                     if let Some(mark) = self.ring(&mut handling, &lease, stop).await? {
                         self.publish_report(&report(job, &handling.key, &mark)).await;
                         return Ok(Fate::Done);
                     }
-                    if stop.is_set() {
+                    if stop.is_set() && !handling.goes_on(stop) {
                         self.release(&handling).await;
                     }
                 }
@@ -78,7 +85,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Rings whoever is not rung yet. `None` = look at the claim again: the lease ran out, or somebody took the dose over.
-    async fn ring(&self, handling: &mut Handling<'_>, lease: &Lease, stop: &Stop) -> Result<Option<DoseMark>, Unavailable> {
+    async fn ring(&self, handling: &mut Handling<'_>, lease: &Lease, stop: &Stopping<'_>) -> Result<Option<DoseMark>, Unavailable> {
         let body = match self.provider.body(&handling.job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
@@ -89,16 +96,16 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         };
         let recipients = self.unrung(handling).await?;
         let now = Timestamp::now();
-        let last_start = instant(lease.until, now).checked_sub(self.limits.request_timeout + MARGIN);
+        let last_start = instant(lease.until, now).checked_sub(self.limits.request_timeout + MARGIN).unwrap_or_else(Instant::now);
         let page = Page {
             class: Class::Urgent,
             body,
             recipients,
             expires: instant(handling.job.notification.expires_at, now),
-            start_before: last_start,
+            start_before: Some(last_start),
             stale_at: instant(lease.until, now),
         };
-        let returned = self.desk.send(page, stop.wait()).await?;
+        let returned = self.desk.send(page, handling.withdrawal(stop)).await?;
 
         let is_complete = returned.is_complete();
         let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
@@ -112,20 +119,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             self.metrics.dose_lateness_seconds.observe(late.max(0.0));
         }
         if !is_complete {
-            self.publish_verdicts(&new, now).await;
+            self.publish_verdicts(&new, now, stop).await;
             return Ok(None);
         }
         let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
         let counts = counts(&all);
         let mark = DoseMark { outcome: outcome(counts), counts, at: now };
         // The mark does not wait for Kafka: the lease is running. Each is tried until it succeeds.
-        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(&new, now));
+        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(&new, now, stop));
         Ok(mark)
     }
 
     /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
     async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Registration>, Unavailable> {
-        let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
+        let mut tokens = handling.ask(|| self.store.tokens_of(&handling.dose.user)).await?;
         tokens.retain(|registration| {
             let is_rung = handling.rung.iter().any(|(rung, _)| rung.token == registration.token);
             registration.token.kind().provider() == self.id() && !is_rung
@@ -138,6 +145,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             Marked::Kept => Some(mark),
             Marked::Lost => None,
         }
+    }
+}
+
+impl Handling<'_> {
+    /// Asks the store. Once somebody is rung the answer is waited for: a new handling would ring them again.
+    async fn ask<T, F: Future<Output = Result<T, Unavailable>>>(&self, mut question: impl FnMut() -> F) -> Result<T, Unavailable> {
+        if self.rung.is_empty() { question().await } else { Ok(insist(question).await) }
+    }
+
+    /// Returns when nobody more is to be rung.
+    async fn withdrawal(&self, stop: &Stopping<'_>) {
+        if self.rung.is_empty() { stop.wait().await } else { stop.last_call().await }
+    }
+
+    /// Whether it goes on although a stop has come.
+    fn goes_on(&self, stop: &Stopping<'_>) -> bool {
+        !self.rung.is_empty() && !stop.is_over()
     }
 }
 

@@ -1,26 +1,88 @@
 //! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, tickets are put by to
 //! be asked about, and everything is counted.
+//!
+//! A flood of dead tokens brakes the route before any of them is reported: it looks the same when *we* are the mistake
+//! (foreign credentials, another project). Reports are then held until somebody has looked and released the route. A stop
+//! gives those that are held up, rather than have their pages sent again: a token that is dead says so again.
+
+use std::{
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tracing::{error, warn};
 
 use crate::{
     delivery::{Final, Provider},
-    domain::{Counts, DeadToken, Lane, ProviderId, Registration, Report, Ticket, TicketBatch, Timestamp},
+    domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Registration, Report, Ticket, TicketBatch, Timestamp},
     events::{self, topics},
-    store::Store,
+    stages::brake::{Answers, Brake},
+    store::{Route, RouteState, Store},
     stream::{Message, Publish, Record},
 };
 
-use super::{Delivery, insist};
+use super::{Delivery, Stopping, insist};
 
+/// How often a braked route is looked at again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The most tickets in one record: what Expo answers in one request.
 const TICKETS_MAX: usize = 1_000;
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    /// Publishes dead tokens and tickets, and returns when Kafka has acknowledged them.
-    pub(super) async fn publish_verdicts(&self, decided: &[(&Registration, &Final)], now: Timestamp) {
-        let messages = verdicts(self.id(), decided, now);
+    /// Publishes tickets and dead tokens, and returns when Kafka has acknowledged them. The dead wait while the route is
+    /// braked.
+    pub(super) async fn publish_verdicts(&self, decided: &[(&Registration, &Final)], now: Timestamp, stop: &Stopping<'_>) {
+        self.publish_all(tickets(decided)).await;
+        let dead = dead_tokens(self.id(), decided, now);
+        let answers = decided.iter().filter(|(_, fate)| !matches!(fate, Final::Expired)).count();
+        self.brake().add(now, answers as u64, dead.len() as u64);
+        if dead.is_empty() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = self.until_released() => self.publish_all(dead).await,
+            () = stop.last_call() => {
+                warn!(provider = %self.id(), tokens = dead.len(), "A stop gives up dead tokens that a braked route holds; their next message finds them again");
+            }
+        }
+    }
+
+    async fn publish_all(&self, messages: Vec<Message>) {
         if !messages.is_empty() {
             insist(|| self.publish.publish_all(messages.clone())).await;
         }
+    }
+
+    /// Returns when dead tokens may be reported. Brakes the route if they are a flood.
+    async fn until_released(&self) {
+        loop {
+            let route = insist(|| self.store.route(self.id())).await;
+            let now = Timestamp::now();
+            let flood = self.flood_since(route.since, now);
+            match (route.state, flood) {
+                (RouteState::Running, Some(flood)) => {
+                    let detail = format!("{} of {} answers in 5 minutes call the token dead", flood.dead, flood.answers);
+                    error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
+                    let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
+                    insist(|| self.store.set_route(self.id(), &braked)).await;
+                }
+                (RouteState::Braked, _) => sleep(LOOK_EVERY).await,
+                (RouteState::Running | RouteState::Paused | RouteState::Halted, _) => return,
+            }
+        }
+    }
+
+    /// The answers that are a flood of dead tokens. Those before the route was last set don't count: somebody has looked.
+    fn flood_since(&self, since: Timestamp, now: Timestamp) -> Option<Answers> {
+        let mut brake = self.brake();
+        brake.forget_before(since);
+        brake.flood(now)
+    }
+
+    fn brake(&self) -> MutexGuard<'_, Brake> {
+        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes what became of a notification.
@@ -32,32 +94,37 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     /// Counts outcomes, and the time from the record to now for each.
     pub(super) fn count(&self, record: &Record, lane: Lane, decided: &[(&Registration, &Final)], now: Timestamp) {
-        let labels = [self.id().label(), lane.label()];
+        let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
-        let durations = self.metrics.delivery_seconds.with_label_values(&labels);
-        for (_, fate) in decided {
-            self.metrics.notifications_total.with_label_values(&[labels[0], labels[1], fate.outcome().label()]).inc();
-            durations.observe(seconds);
+        let durations = self.metrics.delivery_seconds.with_label_values(&[provider, lane]);
+        decided.iter().for_each(|_| durations.observe(seconds));
+        let counts = counts(decided);
+        for outcome in Outcome::ALL {
+            if counts.of(outcome) > 0 {
+                self.metrics.notifications_total.with_label_values(&[provider, lane, outcome.label()]).inc_by(counts.of(outcome));
+            }
         }
     }
 }
 
-/// The messages that tell of dead tokens and of tickets.
-fn verdicts(provider: ProviderId, decided: &[(&Registration, &Final)], now: Timestamp) -> Vec<Message> {
-    let mut messages = Vec::new();
-    let mut tickets = Vec::new();
-    for (to, fate) in decided {
-        match fate {
-            Final::Dead { reason } => messages.push(dead_token(provider, to, reason, now)),
-            Final::Sent { ticket: Some(id) } => tickets.push(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version }),
-            Final::Sent { ticket: None } | Final::Refused { .. } | Final::Expired => {}
-        }
-    }
-    for tickets in tickets.chunks(TICKETS_MAX) {
-        let batch = TicketBatch { tickets: tickets.to_vec(), first_sent_at: None };
-        messages.push(Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(&batch)));
-    }
-    messages
+/// The messages that put tickets by.
+fn tickets(decided: &[(&Registration, &Final)]) -> Vec<Message> {
+    let ticket = |(to, fate): &(&Registration, &Final)| match fate {
+        Final::Sent { ticket: Some(id) } => Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version }),
+        Final::Sent { ticket: None } | Final::Dead { .. } | Final::Refused { .. } | Final::Expired => None,
+    };
+    let tickets: Vec<Ticket> = decided.iter().filter_map(ticket).collect();
+    let batches = tickets.chunks(TICKETS_MAX).map(|tickets| TicketBatch { tickets: tickets.to_vec(), first_sent_at: None });
+    batches.map(|batch| Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(&batch))).collect()
+}
+
+/// The messages that tell of dead tokens.
+fn dead_tokens(provider: ProviderId, decided: &[(&Registration, &Final)], now: Timestamp) -> Vec<Message> {
+    let message = |(to, fate): &(&Registration, &Final)| match fate {
+        Final::Dead { reason } => Some(dead_token(provider, to, reason, now)),
+        Final::Sent { .. } | Final::Refused { .. } | Final::Expired => None,
+    };
+    decided.iter().filter_map(message).collect()
 }
 
 fn dead_token(provider: ProviderId, to: &Registration, reason: &str, now: Timestamp) -> Message {

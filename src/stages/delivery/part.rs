@@ -6,10 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::{Delivery, insist, instant, ledger::counts};
+use super::{Delivery, Stopping, insist, instant, ledger::counts};
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
     domain::{
@@ -17,11 +18,13 @@ use crate::{
         Work,
     },
     store::{Checkpoint, Page, Store, Total},
-    stream::{Cause, Fate, Publish, Record, Stop},
+    stream::{Cause, Fate, Publish, Record},
 };
 
 /// How often a part looks whether its broadcast was stopped.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How many users of a list are looked up at once.
+const USERS_AT_ONCE: usize = 16;
 /// How long a part that was taken over waits before it looks again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,7 +36,7 @@ enum Ended {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    pub(super) async fn part(&self, record: &Record, job: &Job, stop: &Stop) -> Result<Fate, Unavailable> {
+    pub(super) async fn part(&self, record: &Record, job: &Job, stop: &Stopping<'_>) -> Result<Fate, Unavailable> {
         let Some(part) = part_of(job) else { return Ok(Fate::DeadLetter(Cause::invalid("not a part of a broadcast"))) };
         let (Some(plan), _) = self.store.broadcast(&part.broadcast).await? else {
             return Ok(Fate::DeadLetter(Cause::invalid(format!("there is no broadcast {}", part.broadcast))));
@@ -54,7 +57,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
-    async fn walk(&self, record: &Record, job: &Job, part: &PartId, mut progress: Progress, stop: &Stop) -> Result<Ended, Unavailable> {
+    async fn walk(
+        &self,
+        record: &Record,
+        job: &Job,
+        part: &PartId,
+        mut progress: Progress,
+        stop: &Stopping<'_>,
+    ) -> Result<Ended, Unavailable> {
         let body = match self.provider.body(&job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
@@ -62,6 +72,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 return self.end(part, progress).await;
             }
         };
+        let class = if matches!(job.work, Work::List(_)) { Class::List } else { Class::Slice };
         let mut looked = None;
         loop {
             if stop.is_set() {
@@ -73,23 +84,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                     return self.end(part, progress).await;
                 }
             }
+            let stale_at = Instant::now() + self.limits.page_stale_after;
             let page = self.read_page(job, progress.cursor).await?;
-            let now = Timestamp::now();
-            let sending = Sending {
-                class: if matches!(job.work, Work::List(_)) { Class::List } else { Class::Slice },
-                body: Arc::clone(&body),
-                recipients: page.registrations,
-                expires: instant(job.notification.expires_at, now),
-                start_before: None,
-                stale_at: Instant::now() + self.limits.page_stale_after,
-            };
+            let expires = instant(job.notification.expires_at, Timestamp::now());
+            let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
             let withdraw = async {
                 tokio::select! { () = stop.wait() => {}, () = self.stopped(&part.broadcast) => {} }
             };
-            let returned = self.desk.send(sending, withdraw).await?;
+            let mut returned = self.desk.send(sending(page.registrations), withdraw).await?;
+            if stop.is_set() {
+                self.close_gaps(&mut returned, &page.positions, sending, stop).await;
+            }
 
             let cover = covered(&returned, &page.positions, page.end);
-            self.follow_up(record, &part.broadcast, &returned).await;
+            self.follow_up(record, &part.broadcast, &returned, stop).await;
             // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
             let stopped = !returned.is_complete() && !stop.is_set() && insist(|| self.is_stopped(&part.broadcast)).await;
             let counted = if stopped { returned.finals.len() } else { cover.messages };
@@ -101,6 +109,26 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             }
             if progress.done {
                 return Ok(Ended::Done);
+            }
+        }
+    }
+
+    /// After a stop: what lies before the last message that has its outcome goes once more, ahead of any pause that it was
+    /// in. A checkpoint covers no gap, and the next owner would send everything behind it again.
+    async fn close_gaps(
+        &self,
+        returned: &mut Returned,
+        positions: &[Cursor],
+        sending: impl Fn(Vec<Registration>) -> Sending<P::Body>,
+        stop: &Stopping<'_>,
+    ) {
+        let gaps = gaps(&returned.finals, positions);
+        let mut rest = sending(gaps.iter().map(|&index| returned.recipients[index].clone()).collect());
+        rest.stale_at = rest.expires; // The page is begun; how old it is was asked then.
+        // An error means that the batcher has ended, and with it the process: nothing more can be sent.
+        if let Ok(closed) = self.desk.send(rest, stop.last_call()).await {
+            for (index, fate) in gaps.into_iter().zip(closed.finals) {
+                returned.finals[index] = fate;
             }
         }
     }
@@ -121,16 +149,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     async fn page_of_list(&self, list: &ListJob, after: Option<Cursor>) -> Result<Page, Unavailable> {
         let done = after.map_or(0, |Cursor(done)| usize::try_from(done).unwrap_or(0));
         let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
-        for (index, user) in list.users.iter().enumerate().skip(done) {
+        let mut tokens = stream::iter(done..list.users.len()).map(|index| self.store.tokens_of(&list.users[index])).buffered(USERS_AT_ONCE);
+        for position in (0..).map(Cursor).take(list.users.len() + 1).skip(done + 1) {
             if page.registrations.len() >= self.limits.page_size {
                 page.last = false;
                 break;
             }
-            #[expect(clippy::cast_possible_wrap, reason = "a list has at most 500 users")]
-            let position = Cursor(index as i64 + 1);
-            let tokens =
-                self.store.tokens_of(user).await?.into_iter().filter(|registration| registration.token.kind().provider() == self.id());
-            page.registrations.extend(tokens);
+            let tokens = tokens.try_next().await?.unwrap_or_default();
+            page.registrations.extend(tokens.into_iter().filter(|registration| registration.token.kind().provider() == self.id()));
             page.positions.resize(page.registrations.len(), position);
             page.end = position;
         }
@@ -138,11 +164,11 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Publishes and counts what the page's answers say.
-    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned) {
+    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned, stop: &Stopping<'_>) {
         let now = Timestamp::now();
         let decided = decided(returned, returned.finals.len());
         self.count(record, Lane::Bulk, &decided, now);
-        self.publish_verdicts(&decided, now).await;
+        self.publish_verdicts(&decided, now, stop).await;
         let refused = decided.iter().find_map(|(_, fate)| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,
@@ -238,6 +264,14 @@ fn covered(returned: &Returned, positions: &[Cursor], end: Cursor) -> Cover {
     Cover { cursor: messages.checked_sub(1).map(|last| positions[last]), messages }
 }
 
+/// The messages without an outcome that a checkpoint of the last one with an outcome needs: those before it, and those
+/// that share its position.
+fn gaps(finals: &[Option<Final>], positions: &[Cursor]) -> Vec<usize> {
+    let Some(last) = finals.iter().rposition(Option::is_some) else { return Vec::new() };
+    let end = positions.partition_point(|&position| position <= positions[last]);
+    (0..end).filter(|&index| finals[index].is_none()).collect()
+}
+
 /// The first `messages` of the page that have their outcome.
 fn decided(returned: &Returned, messages: usize) -> Vec<(&Registration, &Final)> {
     let fates = returned.recipients.iter().zip(&returned.finals).take(messages);
@@ -268,6 +302,17 @@ mod tests {
     fn a_page_that_was_withdrawn_is_covered_up_to_its_first_gap() {
         assert_eq!(cover(&[true, true, false, true], &[5, 7, 8, 9]), (Some(7), 2));
         assert_eq!(cover(&[false, true], &[5, 7]), (None, 0));
+    }
+
+    #[test]
+    fn gaps_are_what_keeps_the_last_outcome_from_being_covered() {
+        let gaps = |settled: &[bool], positions: &[i64]| {
+            let positions: Vec<Cursor> = positions.iter().copied().map(Cursor).collect();
+            gaps(&returned(settled).finals, &positions)
+        };
+        assert_eq!(gaps(&[true, false, true, false], &[5, 7, 8, 9]), [1]);
+        assert_eq!(gaps(&[false, true, false, false], &[5, 7, 7, 8]), [0, 2]);
+        assert!(gaps(&[false, false], &[5, 7]).is_empty() && gaps(&[true, true], &[5, 7]).is_empty());
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub async fn keep_route<S: Routes>(
             why = keeper.halted() => {
                 let Some(why) = why else { return };
                 let halted = Route { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
-                insist(|| store.set_route(provider, &halted)).await;
+                // The gate is closed here whether it is written or not, so a stop needs not wait for the store.
+                let _written = stop.run_until_cancelled(insist(|| store.set_route(provider, &halted))).await;
             }
             _ = look.tick() => match store.route(provider).await {
                 Ok(route) => {

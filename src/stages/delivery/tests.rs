@@ -1,0 +1,379 @@
+mod fake;
+
+use tokio::{sync::watch, task::JoinSet};
+
+use super::*;
+use crate::{
+    delivery::{Batcher, Gate, Keeper, Pace, Share, Verdict, route},
+    domain::{
+        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Notification, NotificationId, Plan, PostId, ProfileId, RegimenId,
+        Slice, SliceJob, UserId,
+    },
+    events::topics,
+    stages::fakes::Topics,
+    store::{Route, RouteState},
+};
+
+use self::fake::{Fake, Service, registration};
+
+const LIMITS: Limits = Limits {
+    page_size: 300,
+    page_stale_after: Duration::from_secs(60),
+    request_timeout: Duration::from_secs(15),
+    finish_within: Duration::from_secs(4),
+};
+
+/// Delivery with its batcher, between a store, a push service and Kafka in memory.
+struct World {
+    store: Fake,
+    service: Service,
+    topics: Topics,
+    stage: Arc<Delivery<Fake, Topics, Service>>,
+    keeper: Keeper,
+    _tasks: JoinSet<()>,
+    _share: watch::Sender<Share>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (store, service, topics, metrics) = (Fake::default(), Service::default(), Topics::default(), Arc::new(Metrics::new()));
+        let (route, keeper) = route();
+        keeper.follow(Gate::Open);
+        let share = watch::Sender::new(Share::WHOLE);
+        let provider = Arc::new(service.clone());
+        let pace = Pace::new(0, Duration::ZERO, Instant::now());
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(batcher.run());
+        let stage = Arc::new(Delivery::new(provider, desk, store.clone(), topics.clone(), LIMITS, metrics));
+        Self { store, service, topics, stage, keeper, _tasks: tasks, _share: share }
+    }
+
+    /// Handles the job as Kafka's consumer does: again while a dependency is away, until the stop.
+    async fn handle(&self, work: Work, stop: &Stop) -> Fate {
+        let expires_at = Timestamp::now() + Duration::from_secs(3600);
+        self.handle_job(&job(work, expires_at), stop).await
+    }
+
+    async fn handle_job(&self, job: &Job, stop: &Stop) -> Fate {
+        let record = Record {
+            topic: events::jobs::topic(job.provider, job.work.lane()).into(),
+            partition: 0,
+            offset: 7,
+            timestamp: Timestamp::now(),
+            key: Some(events::jobs::key(job).into_bytes()),
+            value: Some(events::jobs::write(job)),
+            headers: Vec::new(),
+        };
+        loop {
+            match self.stage.handle(&record, stop).await {
+                Ok(fate) => return fate,
+                Err(_) if stop.is_set() => return Fate::Unfinished,
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// A broadcast of one part to a ring of that many tokens.
+    fn broadcast_to(&self, tokens: usize) -> Work {
+        let mut state = self.store.state();
+        state.ring = (0..tokens).map(|i| registration(&format!("t{i}"))).collect();
+        state.plan = Some(Plan { spec: String::new(), parts: 1 });
+        state.broadcast = Some(BroadcastState::Planned);
+        Work::Slice(SliceJob { broadcast: broadcast(), slice: Slice { index: 0, of: 1 }, exclude: None, include_anonymous: true })
+    }
+
+    fn devices(&self, names: &[&str]) -> Work {
+        let tokens = names.iter().map(|name| registration(name)).collect();
+        self.store.state().users.insert(UserId::new("u1"), tokens);
+        Work::Dose(DoseJob {
+            profile: ProfileId::new("pr1"),
+            regimen: RegimenId::new("r1"),
+            user: UserId::new("u1"),
+            schedule_time: Timestamp::UNIX_EPOCH,
+        })
+    }
+
+    fn mark(&self) -> Option<DoseOutcome> {
+        Some(self.store.state().claim.as_ref()?.1.as_ref()?.outcome)
+    }
+
+    /// How often the tokens t0, t1, … rang.
+    fn rung(&self, tokens: usize) -> Vec<usize> {
+        (0..tokens).map(|i| self.service.rung(&format!("t{i}"))).collect()
+    }
+
+    /// The values that were written to a topic since the last look at any.
+    fn published(&self, topic: &str) -> Vec<String> {
+        let messages = self.topics.take().into_iter().filter(|message| message.topic == topic);
+        messages.map(|message| String::from_utf8(message.value.unwrap()).unwrap()).collect()
+    }
+}
+
+fn broadcast() -> BroadcastId {
+    BroadcastId::of_post(&PostId::new("p1"))
+}
+
+fn job(work: Work, expires_at: Timestamp) -> Job {
+    let notification = Notification {
+        id: NotificationId::new("n1"),
+        title: "Ping".to_owned(),
+        body: String::new(),
+        data: serde_json::Map::new(),
+        sound: None,
+        channel: "default".to_owned(),
+        expires_at,
+    };
+    Job { provider: ProviderId::Expo, notification, work }
+}
+
+fn busy(seconds: u64) -> Verdict {
+    Verdict::DeviceBusy { retry_after: Some(Duration::from_secs(seconds)) }
+}
+
+/// A stop that comes after that time.
+async fn stop_after(time: Duration, stop: &Stop) {
+    sleep(time).await;
+    stop.token().cancel();
+}
+
+// === Doses ===
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_rings_each_device_once_and_is_marked() {
+    let w = World::new();
+    let dose = w.devices(&["a", "b"]);
+    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_between_two_claims_rings_nobody_twice() {
+    for operation in ["claim", "tokens_of", "mark"] {
+        let w = World::new();
+        let dose = w.devices(&["a", "b"]);
+        // b is busy for longer than the first lease.
+        w.service.answers("b", [busy(40)]);
+        let away = async {
+            sleep(Duration::from_secs(10)).await;
+            w.store.state().away.insert(operation, 3);
+        };
+        let stop = Stop::default();
+        let (fate, ()) = tokio::join!(w.handle(dose, &stop), away);
+        assert_eq!(fate, Fate::Done);
+        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)), "{operation}");
+        assert_eq!(w.store.state().away[operation], 0, "it was away");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_dose_rings_nobody_twice() {
+    let w = World::new();
+    let dose = w.devices(&["a", "b"]);
+    w.service.answers("b", [busy(30)]);
+    let stop = Stop::default();
+    let (_, ()) = tokio::join!(w.handle(dose.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
+    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_in_time() {
+    let w = World::new();
+    let dose = w.devices(&["a", "b"]);
+    w.service.answers("b", [busy(30), busy(30), busy(30)]);
+    let stop = Stop::default();
+    let begun = Instant::now();
+    let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
+    assert_eq!(fate, Fate::Unfinished);
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_opens() {
+    let w = World::new();
+    w.keeper.follow(Gate::Closed { state: "paused" });
+    let dose = w.devices(&["a"]);
+    let reopen = async {
+        sleep(Duration::from_secs(100)).await;
+        w.keeper.follow(Gate::Open);
+    };
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(dose, &stop), reopen);
+    assert_eq!((fate, w.service.rung("a"), w.mark()), (Fate::Done, 1, Some(DoseOutcome::Sent)));
+    assert_eq!(w.store.state().asked["claim"], 4, "a claim is good for 33 seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_on_a_closed_route_expires_in_time() {
+    let w = World::new();
+    w.keeper.follow(Gate::Closed { state: "paused" });
+    let job = job(w.devices(&["a"]), Timestamp::now() + Duration::from_secs(20));
+    let begun = Instant::now();
+    assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.mark(), begun.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
+}
+
+// === Parts ===
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_rings_everybody_once_and_its_total_is_published() {
+    let w = World::new();
+    let slice = w.broadcast_to(1_000);
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert!(w.rung(1_000).iter().all(|&times| times == 1));
+    let outcomes = w.published(topics::PUSH_OUTCOMES);
+    assert!(outcomes.len() == 1 && outcomes[0].contains(r#""sent":1000"#), "{outcomes:?}");
+    assert_eq!(w.store.state().broadcast, Some(BroadcastState::Done));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_at_every_step_rings_nobody_twice() {
+    for operation in ["broadcast", "take_over", "page_of_slice", "checkpoint", "finish_part", "total", "close"] {
+        let w = World::new();
+        let slice = w.broadcast_to(700);
+        w.store.state().away.insert(operation, 2);
+        assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+        assert!(w.rung(700).iter().all(|&times| times == 1), "{operation}");
+        assert_eq!(w.store.state().parts[&0].counts.sent, 700, "{operation}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
+    let w = World::new();
+    let slice = w.broadcast_to(700);
+    w.service.answers("t10", [busy(30)]);
+    w.service.answers("t150", [busy(30)]);
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
+    assert_eq!(fate, Fate::Unfinished);
+    assert!(w.rung(700).iter().sum::<usize>() < 700);
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    let doubled: Vec<_> = w.rung(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
+    assert_eq!(doubled, []);
+    assert_eq!(w.store.state().parts[&0].counts.sent, 700);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_steps_over_users_without_tokens() {
+    let w = World::new();
+    w.broadcast_to(0);
+    w.store.state().users.insert(UserId::new("u3"), vec![registration("a"), registration("b")]);
+    let users = (0..8).map(|i| UserId::new(format!("u{i}"))).collect();
+    let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
+    assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.service.rung("a"), w.service.rung("b")), (1, 1));
+    assert_eq!(w.store.state().parts[&0].counts.sent, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_walked_in_pages_and_a_user_is_never_cut() {
+    let w = World::new();
+    w.broadcast_to(0);
+    let mut tokens = (0..).map(|i| registration(&format!("t{i}")));
+    for user in 0..300 {
+        w.store.state().users.insert(UserId::new(format!("u{user}")), tokens.by_ref().take(user % 7).collect());
+    }
+    let all: usize = (0..300).map(|user| user % 7).sum();
+    let users = (0..300).map(|i| UserId::new(format!("u{i}"))).collect();
+    w.store.state().away.insert("tokens_of", 1);
+    let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
+    assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+    assert!(w.rung(all).iter().all(|&times| times == 1));
+    assert_eq!(w.store.state().parts[&0].counts.sent, all as u64);
+    assert!((3..=4).contains(&w.store.state().asked["checkpoint"]), "{}", w.store.state().asked["checkpoint"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_comes_long_after_a_page_was_read_rings_nobody_twice() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    w.service.answers("t10", [busy(300)]);
+    let stop = Stop::default();
+    let (_, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(100), &stop));
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert!(w.rung(300).iter().all(|&times| times == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_broadcast_ends_with_the_count_of_what_was_sent() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    w.service.answers("t10", [busy(500)]);
+    let cancel = async {
+        sleep(Duration::from_secs(5)).await;
+        w.store.state().broadcast = Some(BroadcastState::Stopped { reason: "cancelled".to_owned() });
+    };
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), cancel);
+    assert_eq!(fate, Fate::Done);
+    let outcomes = w.published(topics::PUSH_OUTCOMES);
+    assert!(outcomes[0].contains(r#""sent":299"#), "{outcomes:?}");
+}
+
+// === The brake ===
+
+fn dead() -> Verdict {
+    Verdict::Dead { reason: "DeviceNotRegistered".to_owned() }
+}
+
+fn is_braked(w: &World) -> bool {
+    w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_dead_tokens_brakes_the_route_before_one_of_them_is_reported() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let release = async {
+        sleep(Duration::from_secs(60)).await;
+        assert!(is_braked(&w));
+        assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
+        let released = Route { state: RouteState::Running, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
+        w.store.state().route = Some(released);
+    };
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), release);
+    assert_eq!((fate, is_braked(&w)), (Fate::Done, false));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_up_what_a_braked_route_holds_and_rings_nobody_twice() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let stop = Stop::default();
+    let begun = Instant::now();
+    tokio::join!(w.handle(slice, &stop), stop_after(Duration::from_secs(60), &stop));
+    assert!(begun.elapsed() < Duration::from_secs(66), "{:?}", begun.elapsed());
+    let topics: Vec<_> = w.topics.take().into_iter().map(|message| message.topic).collect();
+    assert!(topics.iter().any(|topic| topic == topics::EXPO_RECEIPTS), "tickets are not held");
+    assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
+    let part = w.store.state().parts[&0];
+    assert_eq!((part.counts.sent, part.counts.dead, part.done), (200, 100, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn some_dead_tokens_are_no_flood() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..49).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert!(!is_braked(&w));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 49);
+}
+
+// === Refusals ===
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_refused_stops_the_broadcast_once() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    w.service.answers("t0", [Verdict::PayloadRefused { why: "MessageTooBig".to_owned() }]);
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.store.state().asked["stop"], 1);
+    assert!(w.rung(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
+}

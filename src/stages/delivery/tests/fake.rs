@@ -1,0 +1,289 @@
+//! A store and a push service in memory: the store can be away, the push service answers as the test says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use crate::{
+    delivery::{Message, PayloadRefused, Provider, Reply, Verdict},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Notification, PartId, Plan, Progress, ProviderId, Regimen,
+        RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+    },
+    store::{
+        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, RouteState,
+        Routes, Shard, Store, TokenRow, Total,
+    },
+};
+
+type Answer<T> = Result<T, Unavailable>;
+
+/// A token of that name.
+pub fn registration(name: &str) -> Registration {
+    let token = Token::parse(&format!("ExponentPushToken[{name}]")).unwrap();
+    Registration { token, version: Version::from_i64(2), user: None, platform: None, device: None, device_info: None }
+}
+
+// === The store ===
+
+/// What delivery asks of a store.
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<State>>);
+
+#[derive(Default)]
+pub struct State {
+    /// Operations that fail, and how often.
+    pub away: HashMap<&'static str, usize>,
+    /// How often each operation was asked for.
+    pub asked: HashMap<&'static str, usize>,
+    pub users: BTreeMap<UserId, Vec<Registration>>,
+    /// The ring, of which every slice is the whole.
+    pub ring: Vec<Registration>,
+    pub plan: Option<Plan>,
+    pub broadcast: Option<BroadcastState>,
+    pub parts: BTreeMap<u32, Progress>,
+    pub finished: BTreeSet<u32>,
+    pub claim: Option<(Lease, Option<DoseMark>)>,
+    pub route: Option<Route>,
+}
+
+impl Fake {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn ask(&self, operation: &'static str) -> Answer<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        *state.asked.entry(operation).or_default() += 1;
+        match state.away.get_mut(operation) {
+            Some(times @ 1..) => {
+                *times -= 1;
+                Err(Unavailable::store(operation, "away"))
+            }
+            _ => Ok(state),
+        }
+    }
+}
+
+impl Registry for Fake {
+    async fn apply(&self, _: &TokenChange, _: Version) -> Answer<()> {
+        unreachable!("delivery applies nothing")
+    }
+
+    async fn tokens_of(&self, user: &UserId) -> Answer<Vec<Registration>> {
+        Ok(self.ask("tokens_of")?.users.get(user).cloned().unwrap_or_default())
+    }
+
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Answer<bool> {
+        unreachable!("delivery revokes nothing")
+    }
+
+    async fn inspect(&self, _: &Token) -> Answer<Option<TokenRow>> {
+        unreachable!("delivery inspects nothing")
+    }
+
+    async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
+        unreachable!("delivery inspects nothing")
+    }
+
+    async fn census(&self) -> Answer<Vec<Census>> {
+        unreachable!("delivery counts nobody")
+    }
+}
+
+impl Audience for Fake {
+    async fn page_of_slice(&self, _: ProviderId, _: Slice, after: Option<Cursor>, limit: usize) -> Answer<Page> {
+        let state = self.ask("page_of_slice")?;
+        let from = after.map_or(0, |Cursor(at)| usize::try_from(at).unwrap());
+        let to = state.ring.len().min(from + limit);
+        let positions = (from..to).map(|at| Cursor(i64::try_from(at).unwrap() + 1)).collect();
+        let end = Cursor(i64::try_from(to).unwrap());
+        Ok(Page { registrations: state.ring[from..to].to_vec(), positions, end, last: to == state.ring.len() })
+    }
+}
+
+impl Broadcasts for Fake {
+    async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> Answer<Plan> {
+        unreachable!("delivery plans nothing")
+    }
+
+    async fn broadcast(&self, _: &BroadcastId) -> Answer<(Option<Plan>, Option<BroadcastState>)> {
+        let state = self.ask("broadcast")?;
+        Ok((state.plan.clone(), state.broadcast.clone()))
+    }
+
+    async fn stop(&self, _: &BroadcastId, reason: &str) -> Answer<()> {
+        self.ask("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.to_owned() });
+        Ok(())
+    }
+
+    async fn close(&self, _: &BroadcastId) -> Answer<()> {
+        self.ask("close")?.broadcast = Some(BroadcastState::Done);
+        Ok(())
+    }
+
+    async fn take_over(&self, part: &PartId) -> Answer<Progress> {
+        let mut state = self.ask("take_over")?;
+        let new = Progress { epoch: 0, cursor: None, done: false, counts: Counts::default() };
+        let progress = state.parts.entry(part.part).or_insert(new);
+        progress.epoch += i32::from(!progress.done);
+        Ok(*progress)
+    }
+
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Answer<Checkpoint> {
+        let mut state = self.ask("checkpoint")?;
+        match state.parts.get_mut(&part.part) {
+            Some(standing) if standing.epoch == progress.epoch => {
+                *standing = *progress;
+                Ok(Checkpoint::Kept)
+            }
+            _ => Ok(Checkpoint::Lost),
+        }
+    }
+
+    async fn finish_part(&self, part: &PartId) -> Answer<u32> {
+        let mut state = self.ask("finish_part")?;
+        state.finished.insert(part.part);
+        Ok(u32::try_from(state.finished.len()).unwrap())
+    }
+
+    async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
+        let mut counts = Counts::default();
+        self.ask("total")?.parts.values().for_each(|part| counts += part.counts);
+        Ok(Total { counts, at: now })
+    }
+}
+
+impl Doses for Fake {
+    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Answer<()> {
+        unreachable!("delivery knows no regimen")
+    }
+
+    async fn regimen(&self, _: &RegimenId) -> Answer<Option<Regimen>> {
+        unreachable!("delivery knows no regimen")
+    }
+
+    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> Answer<Vec<(RegimenId, Regimen)>> {
+        unreachable!("delivery knows no regimen")
+    }
+
+    async fn insert_due(&self, _: Shard, _: &DueRow) -> Answer<()> {
+        unreachable!("delivery knows no due row")
+    }
+
+    async fn due_rows(&self, _: Shard, _: Timestamp, _: Timestamp, _: Option<&DueRow>, _: usize) -> Answer<Vec<DueRow>> {
+        unreachable!("delivery knows no due row")
+    }
+
+    async fn marks(&self, _: Shard) -> Answer<Marks> {
+        unreachable!("delivery knows no shard")
+    }
+
+    async fn init_marks(&self, _: Timestamp) -> Answer<()> {
+        unreachable!("delivery knows no shard")
+    }
+
+    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Answer<()> {
+        unreachable!("delivery knows no shard")
+    }
+
+    /// A foreign lease is over at once: the store's clock is not the test's.
+    async fn claim(&self, _: &DoseKey, owner: &str, _: Timestamp, until: Timestamp) -> Answer<Claim> {
+        let mut state = self.ask("claim")?;
+        if let Some((_, Some(mark))) = &state.claim {
+            return Ok(Claim::Marked(mark.clone()));
+        }
+        let attempt = state.claim.as_ref().map_or(1, |(lease, _)| lease.attempt + 1);
+        let lease = Lease { owner: owner.to_owned(), attempt, until };
+        state.claim = Some((lease.clone(), None));
+        Ok(Claim::Mine(lease))
+    }
+
+    async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
+        let mut state = self.ask("mark")?;
+        match &mut state.claim {
+            Some((standing, marked)) if (&standing.owner, standing.attempt) == (&lease.owner, lease.attempt) => {
+                marked.get_or_insert_with(|| mark.clone());
+                Ok(Marked::Kept)
+            }
+            _ => Ok(Marked::Lost),
+        }
+    }
+}
+
+impl Routes for Fake {
+    async fn route(&self, _: ProviderId) -> Answer<Route> {
+        let running = || Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
+        Ok(self.ask("route")?.route.clone().unwrap_or_else(running))
+    }
+
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Answer<()> {
+        self.ask("set_route")?.route = Some(route.clone());
+        Ok(())
+    }
+}
+
+impl Store for Fake {
+    async fn ping(&self) -> Answer<()> {
+        unreachable!("delivery listens to no pulse")
+    }
+}
+
+// === The push service ===
+
+/// Accepts everything that the test has no other verdict for, and remembers what it took.
+#[derive(Clone, Default)]
+pub struct Service(Arc<Mutex<Answers>>);
+
+#[derive(Default)]
+struct Answers {
+    verdicts: HashMap<String, VecDeque<Verdict>>,
+    rung: HashMap<String, usize>,
+}
+
+impl Service {
+    /// The next verdicts on a token.
+    pub fn answers(&self, name: &str, verdicts: impl IntoIterator<Item = Verdict>) {
+        let token = registration(name).token;
+        self.0.lock().unwrap().verdicts.entry(token.as_str().to_owned()).or_default().extend(verdicts);
+    }
+
+    /// How often the token rang.
+    pub fn rung(&self, name: &str) -> usize {
+        self.0.lock().unwrap().rung.get(registration(name).token.as_str()).copied().unwrap_or(0)
+    }
+}
+
+impl Provider for Service {
+    type Body = ();
+
+    fn id(&self) -> ProviderId {
+        ProviderId::Expo
+    }
+
+    fn batch_max(&self) -> usize {
+        100
+    }
+
+    fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {
+        if notification.title == "too large" { Err(PayloadRefused { reason: "5000 bytes".to_owned() }) } else { Ok(()) }
+    }
+
+    async fn send(&self, messages: &[Message<()>]) -> Reply {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answers = self.0.lock().unwrap();
+        let answers = &mut *answers;
+        let verdict = |message: &Message<()>| {
+            let token = message.token.as_str();
+            let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
+            let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.to_owned()) });
+            if matches!(verdict, Verdict::Accepted { .. }) {
+                *answers.rung.entry(token.to_owned()).or_default() += 1;
+            }
+            verdict
+        };
+        Reply::Each(messages.iter().map(verdict).collect())
+    }
+}
