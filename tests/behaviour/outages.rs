@@ -69,8 +69,7 @@ async fn refused_credentials_halt_the_route_and_lose_and_prune_nothing() {
             assert_eq!((w.owner(&bobs).await.as_deref(), w.outcomes_of("post:p1").len()), (Some("bob"), 0));
 
             w.faults(|faults| faults.expo.credentials_refused = false);
-            let running = Route { state: RouteState::Running, since: Timestamp::now(), set_by: "ann".into(), detail: String::new() };
-            w.store.set_route(ProviderId::Expo, &running).await.unwrap();
+            w.store.set_route(ProviderId::Expo, &running()).await.unwrap();
             assert_eq!(w.outcome_of("post:p1").await, sent(2));
             assert_eq!(w.rung(&bobs), ["p1"]);
         })
@@ -165,4 +164,39 @@ async fn kafka_away_for_longer_than_a_session_loses_nobody_and_repeats_open_page
             assert_eq!(w.sandbox.statistics().expo.distinct_tokens, 900);
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_dead_tokens_brakes_the_route_and_removes_hardly_any_before_somebody_has_looked() {
+    story()
+        .tell(async |w| {
+            let phones: Vec<_> = (0..300).map(|number| Phone::expo(&format!("dead-{number}"))).collect();
+            w.all_register(&phones).await;
+            w.posts("p1").by("ann").await;
+            until("the route to be braked", async || (w.route(ProviderId::Expo).await.state == RouteState::Braked).then_some(())).await;
+            let braked = || w.metrics().route_state.with_label_values(&["expo", "braked"]).get();
+            until("the gate to be closed", async || (braked() == 1).then_some(())).await;
+            let reported = w.neighbour.records_in("invalid-tokens").await;
+            assert!(reported < 50, "{reported} of 300 were reported");
+            assert_eq!(w.outcomes_of("post:p1").len(), 0, "what is held is not settled");
+
+            // Each release lets through what is held; the rest is a flood again, and the operator looks again.
+            until("the outcome, though released again and again", async || {
+                if w.route(ProviderId::Expo).await.state == RouteState::Braked {
+                    w.store.set_route(ProviderId::Expo, &running()).await.unwrap();
+                }
+                w.outcomes_of("post:p1").pop()
+            })
+            .await;
+            assert_eq!(w.outcome_of("post:p1").await, Counts { dead: 300, ..Counts::default() });
+            for phone in &phones {
+                w.forgets(phone).await;
+            }
+        })
+        .await;
+}
+
+/// What an operator writes who has looked.
+fn running() -> Route {
+    Route { state: RouteState::Running, since: Timestamp::now(), set_by: "ann".into(), detail: String::new() }
 }
