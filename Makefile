@@ -19,10 +19,11 @@ demo: ## See it work: everything in one process, nothing to install
 build: ## Build the release binary
 	cargo build --release
 
+# The stories about the whole process mostly wait: for a session to end, for a provider to be back. Eight at a time.
 .PHONY: test
 test: ## Run the tests, those on real servers too
 	scripts/services up
-	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; cargo test
+	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test
 
 .PHONY: services
 services: ## Start the real servers that tests/real wants
