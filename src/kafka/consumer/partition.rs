@@ -11,11 +11,11 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use prometheus::IntCounter;
 use tokio::{
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::coop::consume_budget,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,10 @@ struct Fates {
     unfinished: IntCounter,
 }
 
+/// Handlers at work. They run inside the partition's task: to give each record a task costs more than most handlers do
+/// before they wait for somebody, and there are other partitions for the other processors.
+type Running = FuturesUnordered<BoxFuture<'static, (Job, End)>>;
+
 /// The owner of a partition.
 pub(super) struct Partition<S, H, P> {
     of: TopicPartition,
@@ -86,7 +90,7 @@ pub(super) struct Partition<S, H, P> {
     progress: watch::Sender<Progress>,
     window: Window,
     lanes: Lanes<Job>,
-    running: JoinSet<(Job, End)>,
+    running: Running,
     /// Admitted and not settled, waiting in a lane or running.
     held: usize,
     valve: Valve,
@@ -116,7 +120,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             progress,
             window: Window::default(),
             lanes: Lanes::default(),
-            running: JoinSet::new(),
+            running: Running::new(),
             held: 0,
             valve: Valve::default(),
             fates,
@@ -133,7 +137,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
-                Some(ended) = self.running.join_next() => self.ended(ended),
+                Some((job, end)) = self.running.next() => self.ended(job, end),
                 arrival = self.intake.next(&*self.bench.handler), if room => match arrival {
                     Arrival::Record(record, permits) => self.begin(record, permits),
                     Arrival::Quiet => self.catch_up(),
@@ -141,6 +145,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             }
             self.go_on();
             self.report();
+            consume_budget().await; // so that a partition with much to do lets the others work
         }
         self.drain().await;
         self.of
@@ -154,8 +159,8 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     /// What has ended and what has arrived by now, without going to sleep in between.
     fn go_on(&mut self) {
-        while let Some(ended) = self.running.try_join_next() {
-            self.ended(ended);
+        while let Some(Some((job, end))) = self.running.next().now_or_never() {
+            self.ended(job, end);
         }
         for _ in 0..ARRIVALS_AT_ONCE {
             if !self.has_room() {
@@ -182,10 +187,10 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     fn handle(&mut self, job: Job) {
         let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
-        self.running.spawn(async move {
+        self.running.push(Box::pin(async move {
             let end = bench.handle(&job.record, &stop).await;
             (job, end)
-        });
+        }));
     }
 
     /// The record can't be handled: it is buried, unless that happens so often that the fault is ours.
@@ -206,20 +211,14 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             return; // unsettled: the window keeps the offset, and the next owner sees the record again
         }
         let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
-        self.running.spawn(async move {
+        self.running.push(Box::pin(async move {
             let end = bench.bury(&job.record, &cause, &stop).await;
             (job, end)
-        });
+        }));
     }
 
     /// A piece of work has come to an end: the record is settled, or goes on to its burial, or stays unsettled.
-    fn ended(&mut self, ended: Result<(Job, End), JoinError>) {
-        let (job, end) = match ended {
-            Ok(ended) => ended,
-            Err(aborted) if aborted.is_cancelled() => return,
-            // Handlers' panics are caught where they happen; this one is a bug of ours and must not be survived.
-            Err(bug) => std::panic::resume_unwind(bug.into_panic()),
-        };
+    fn ended(&mut self, job: Job, end: End) {
         let fate = match end {
             End::Dead(cause) => return self.dead(job, cause),
             End::Done => {
@@ -262,8 +261,8 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             tokio::select! {
                 biased;
                 () = self.orders.abort.cancelled() => break,
-                ended = self.running.join_next() => match ended {
-                    Some(ended) => self.ended(ended),
+                ended = self.running.next() => match ended {
+                    Some((job, end)) => self.ended(job, end),
                     None => break,
                 },
                 () = sleep_until(deadline) => {
@@ -277,7 +276,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             }
             self.report();
         }
-        self.running.shutdown().await;
+        self.running.clear();
     }
 }
 
