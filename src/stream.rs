@@ -38,9 +38,9 @@ pub struct Header {
     pub value: Option<Vec<u8>>,
 }
 
-/// Records of one lane are handled one after the other, in their order.
+/// Records of one lane are handled one after the other, in their order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey(pub Box<[u8]>);
+pub struct LaneKey(pub Arc<[u8]>);
 
 /// What finally became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]

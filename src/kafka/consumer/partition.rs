@@ -9,11 +9,13 @@
 //! A stop ends the reading at once and drops whoever waits in a lane; handlers that run are awaited for the drain
 //! time-out and then aborted. Whatever is unsettled then is the next owner's.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use prometheus::IntCounter;
 use tokio::{
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::coop::consume_budget,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -30,8 +32,12 @@ use super::{
 };
 use crate::{
     domain::Timestamp,
+    metrics::Metrics,
     stream::{Cause, Handler, Publish, Record, Stop},
 };
+
+/// So many records are taken in at most before results, and a stop, are looked at again.
+const ARRIVALS_AT_ONCE: usize = 32;
 
 /// How a partition is told to end.
 #[derive(Clone, Debug, Default)]
@@ -60,20 +66,35 @@ pub(super) struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// How many records met which fate. To look a counter up costs more than to count.
+#[derive(Debug)]
+struct Fates {
+    done: IntCounter,
+    dead_letter: IntCounter,
+    unfinished: IntCounter,
+}
+
+/// Handlers at work. They run inside the partition's task: to give each record a task costs more than most handlers do
+/// before they wait for somebody, and there are other partitions for the other processors.
+type Running = FuturesUnordered<BoxFuture<'static, (Job, End)>>;
+
 /// The owner of a partition.
 pub(super) struct Partition<S, H, P> {
     of: TopicPartition,
     bench: Arc<Bench<H, P>>,
     intake: Intake<S>,
     orders: Orders,
+    /// What handlers are told, which is a stop. One for all: to clone its token takes a lock.
+    stop: Arc<Stop>,
     limits: Limits,
     progress: watch::Sender<Progress>,
     window: Window,
     lanes: Lanes<Job>,
-    running: JoinSet<(Job, End)>,
+    running: Running,
     /// Admitted and not settled, waiting in a lane or running.
     held: usize,
     valve: Valve,
+    fates: Fates,
     /// Where the log was last asked for its position.
     asked_at: Option<i64>,
 }
@@ -88,18 +109,21 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         progress: watch::Sender<Progress>,
     ) -> Self {
         let intake = Intake::new(source, bench.budget.admission());
+        let fates = Fates::of(&bench.metrics, &bench.stage);
         Self {
             of,
             bench,
             intake,
+            stop: Arc::new(Stop::of(orders.stop.clone())),
             orders,
             limits,
             progress,
             window: Window::default(),
             lanes: Lanes::default(),
-            running: JoinSet::new(),
+            running: Running::new(),
             held: 0,
             valve: Valve::default(),
+            fates,
             asked_at: None,
         }
     }
@@ -107,18 +131,21 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     /// Runs the partition until it is told to end, and drains it.
     pub(super) async fn run(mut self) -> TopicPartition {
         let stop = self.orders.stop.clone();
+        let mut stopped = pin!(stop.cancelled());
         loop {
             let room = self.has_room();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                Some(ended) = self.running.join_next() => self.ended(ended),
+                () = &mut stopped => break,
+                Some((job, end)) = self.running.next() => self.ended(job, end),
                 arrival = self.intake.next(&*self.bench.handler), if room => match arrival {
-                    Arrival::Record(record, permits) => self.begin(*record, permits),
+                    Arrival::Record(record, permits) => self.begin(record, permits),
                     Arrival::Quiet => self.catch_up(),
                 },
             }
+            self.go_on();
             self.report();
+            consume_budget().await; // so that a partition with much to do lets the others work
         }
         self.drain().await;
         self.of
@@ -130,7 +157,21 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         self.held < self.bench.budget.partition_seats() && self.window.span() < self.limits.span && !self.valve.is_closed()
     }
 
-    fn begin(&mut self, record: Record, permits: Permits) {
+    /// What has ended and what has arrived by now, without going to sleep in between.
+    fn go_on(&mut self) {
+        while let Some(Some((job, end))) = self.running.next().now_or_never() {
+            self.ended(job, end);
+        }
+        for _ in 0..ARRIVALS_AT_ONCE {
+            if !self.has_room() {
+                return;
+            }
+            let Some(Arrival::Record(record, permits)) = self.intake.next(&*self.bench.handler).now_or_never() else { return };
+            self.begin(record, permits);
+        }
+    }
+
+    fn begin(&mut self, record: Box<Record>, permits: Permits) {
         self.held += 1;
         let ticket = self.window.deliver(record.offset, record.timestamp);
         match guarded(|| self.bench.handler.lane(&record)) {
@@ -145,11 +186,11 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     }
 
     fn handle(&mut self, job: Job) {
-        let (bench, stop) = (Arc::clone(&self.bench), Stop::of(self.orders.stop.clone()));
-        self.running.spawn(async move {
+        let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
+        self.running.push(Box::pin(async move {
             let end = bench.handle(&job.record, &stop).await;
             (job, end)
-        });
+        }));
     }
 
     /// The record can't be handled: it is buried, unless that happens so often that the fault is ours.
@@ -169,31 +210,25 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             }
             return; // unsettled: the window keeps the offset, and the next owner sees the record again
         }
-        let (bench, stop) = (Arc::clone(&self.bench), Stop::of(self.orders.stop.clone()));
-        self.running.spawn(async move {
+        let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
+        self.running.push(Box::pin(async move {
             let end = bench.bury(&job.record, &cause, &stop).await;
             (job, end)
-        });
+        }));
     }
 
     /// A piece of work has come to an end: the record is settled, or goes on to its burial, or stays unsettled.
-    fn ended(&mut self, ended: Result<(Job, End), JoinError>) {
-        let (job, end) = match ended {
-            Ok(ended) => ended,
-            Err(aborted) if aborted.is_cancelled() => return,
-            // Handlers' panics are caught where they happen; this one is a bug of ours and must not be survived.
-            Err(bug) => std::panic::resume_unwind(bug.into_panic()),
-        };
+    fn ended(&mut self, job: Job, end: End) {
         let fate = match end {
             End::Dead(cause) => return self.dead(job, cause),
             End::Done => {
                 self.valve.count(false);
-                "done"
+                &self.fates.done
             }
-            End::Buried => "dead_letter",
-            End::Unfinished => "unfinished",
+            End::Buried => &self.fates.dead_letter,
+            End::Unfinished => &self.fates.unfinished,
         };
-        self.bench.metrics.records_total.with_label_values(&[&*self.bench.stage, fate]).inc();
+        fate.inc();
         self.held -= 1;
         if end != End::Unfinished {
             self.window.settle(job.ticket);
@@ -226,8 +261,8 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             tokio::select! {
                 biased;
                 () = self.orders.abort.cancelled() => break,
-                ended = self.running.join_next() => match ended {
-                    Some(ended) => self.ended(ended),
+                ended = self.running.next() => match ended {
+                    Some((job, end)) => self.ended(job, end),
                     None => break,
                 },
                 () = sleep_until(deadline) => {
@@ -241,6 +276,16 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             }
             self.report();
         }
-        self.running.shutdown().await;
+        self.running.clear();
+    }
+}
+
+// === impl Fates ===
+
+impl Fates {
+    fn of(metrics: &Metrics, stage: &str) -> Self {
+        let [done, dead_letter, unfinished] =
+            ["done", "dead_letter", "unfinished"].map(|fate| metrics.records_total.with_label_values(&[stage, fate]));
+        Self { done, dead_letter, unfinished }
     }
 }

@@ -264,6 +264,17 @@ async fn a_partition_sleeps_unread_until_its_head_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_due_at_once_is_not_slept_over() {
+    let mut world = World::new();
+    for _ in 0..100 {
+        world.write(None, "done").await;
+    }
+    let from = Instant::now();
+    world.committable(100).await;
+    assert_eq!(from.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_budget_is_felt_as_an_unread_partition() {
     let mut world = World::with(LIMITS, 2);
     for _ in 0..10 {

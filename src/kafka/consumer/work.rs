@@ -34,7 +34,8 @@ pub(super) struct Bench<H, P> {
 /// A record on its way to its fate.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub record: Record,
+    /// Boxed, because jobs are handed on many times.
+    pub record: Box<Record>,
     pub ticket: Ticket,
     pub lane: Option<LaneKey>,
     /// Given back when the job is dropped.
