@@ -25,10 +25,18 @@
 //! nothing to read, hence `kafka.drain_timeout`. A partition task ends after its last handler, and the partition is given
 //! back after the task has ended: that order, and not an epoch number, is what keeps late results out.
 //!
-//! **Races we accept.** A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the
-//! partition was given back, and move its next owner's start back: repeats, never a gap. A member that the group has
-//! thrown out learns it from the next refused commit; until then its handlers run beside those of the new owner. Records
-//! that had overtaken others, which were still waiting in their lanes when a partition was given back, are repeated.
+//! **A loss is answered at once**, because the member can't join again before. The handlers that run come to their end as
+//! `stragglers`, beside the member's next life: what a provider has answered gets its checkpoint. They settle nothing.
+//!
+//! **Races we accept.**
+//! - A straggler runs beside the next owner of its partition, if that is another process, for up to the drain time-out; and
+//!   so does every handler of a member that the group has thrown out, until the next refused commit tells. What a handler
+//!   does is safe from that: a slice has its epoch, a dose its claim, a token its version. The page that both have open is
+//!   sent twice.
+//! - A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the partition was given
+//!   back, and move its next owner's start back: repeats, never a gap.
+//! - Records that had overtaken others are repeated if these did not start in the first part of a drain, or did not end in
+//!   it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +63,7 @@ use self::{
     coordinator::{Coordinator, Pace},
     partition::Limits,
     poller::{Context, Member, Rebalance, Vitals},
+    stragglers::Stragglers,
     work::Bench,
 };
 use super::{
@@ -75,6 +84,7 @@ mod keyed;
 mod partition;
 mod poller;
 mod retry;
+mod stragglers;
 mod window;
 mod work;
 
@@ -207,18 +217,24 @@ impl<H: Handler, P: Publish> Stage<H, P> {
     /// The stage ended by itself. Nothing is lost: whatever was not committed is delivered again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StageError> {
         let Self { spec, settings, bench, mut membership, assignment } = self;
-        loop {
-            let ended = membership.live(&spec, &settings, &bench, &assignment, &stop).await;
+        let mut stragglers = Stragglers::new(&bench.stage, settings.drain_timeout);
+        let ended = loop {
+            let ended = membership.live(&spec, &settings, &bench, &assignment, &mut stragglers, &stop).await;
             match ended {
                 Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
                     warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
                     membership = Membership::new(&settings, &bench.stage, &bench.group)?;
                 }
                 // On the way out it makes no difference.
-                Err(StageError::Expelled(_)) => return Ok(()),
-                ended => return ended,
+                Err(StageError::Expelled(_)) => break Ok(()),
+                ended => break ended,
             }
+        };
+        if let (Err(error), false) = (&ended, stragglers.is_empty()) {
+            warn!(stage = spec.name, %error, "Stage {} ends as soon as what it has begun is done: {error}", spec.name);
         }
+        stragglers.finish().await;
+        ended
     }
 }
 
@@ -238,6 +254,7 @@ impl Membership {
         settings: &Settings,
         bench: &Arc<Bench<H, P>>,
         assignment: &watch::Sender<Assignment>,
+        stragglers: &mut Stragglers,
         stop: &CancellationToken,
     ) -> Result<(), StageError> {
         let Self { member, rebalances, vitals } = self;
@@ -248,7 +265,8 @@ impl Membership {
         let mut poller = JoinSet::new();
         poller.spawn(poller::poll(Arc::clone(&member)));
         let limits = Limits { span: settings.span, drain_timeout: settings.drain_timeout };
-        let coordinator = Coordinator::new(Arc::clone(&member), Arc::clone(bench), limits, Pace::of(settings), assignment.clone(), vitals);
+        let (assignment, pace) = (assignment.clone(), Pace::of(settings));
+        let coordinator = Coordinator::new(Arc::clone(&member), Arc::clone(bench), limits, pace, assignment, vitals, stragglers);
         let ended = coordinator.run(rebalances, &mut poller, stop).await;
 
         // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it closes.

@@ -6,8 +6,10 @@
 //!                                             \-> dead letter task -/
 //! ```
 //!
-//! A stop ends the reading at once and drops whoever waits in a lane; handlers that run are awaited for the drain
-//! time-out and then aborted. Whatever is unsettled then is the next owner's.
+//! A stop ends the reading at once. Handlers that run are awaited for the drain time-out and then aborted; of those who
+//! wait in a lane only they still start whom others have overtaken, because a commit does not reach beyond them. Whatever is
+//! unsettled then is the next owner's. A partition that is lost ends at once, and its running handlers are
+//! [`stragglers`](super::stragglers).
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,13 +35,17 @@ use crate::{
     stream::{Cause, Handler, Publish, Record, Stop},
 };
 
+/// The part of the drain (one in so many) in which somebody who waits in a lane may still start. A drain is a standstill of
+/// the whole member, and a long lane would make it last.
+const CATCH_UP_PART: u32 = 4;
+
 /// How a partition is told to end.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     /// Read nothing more, start nothing more, finish what runs.
     pub stop: CancellationToken,
-    /// Don't wait for it: the partition is somebody else's already.
-    pub abort: CancellationToken,
+    /// Don't wait for what runs: the partition is lost, and may be somebody else's already.
+    pub lost: CancellationToken,
 }
 
 /// What the coordinator knows of a partition.
@@ -60,6 +66,17 @@ pub(super) struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// Handlers at work.
+pub(super) type Running = JoinSet<(Job, End)>;
+
+/// What is left of a partition that has ended.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub of: TopicPartition,
+    /// None but those of a lost partition.
+    pub running: Running,
+}
+
 /// The owner of a partition.
 pub(super) struct Partition<S, H, P> {
     of: TopicPartition,
@@ -70,10 +87,14 @@ pub(super) struct Partition<S, H, P> {
     progress: watch::Sender<Progress>,
     window: Window,
     lanes: Lanes<Job>,
-    running: JoinSet<(Job, End)>,
+    running: Running,
     /// Admitted and not settled, waiting in a lane or running.
     held: usize,
     valve: Valve,
+    /// Behind the last record that has started.
+    started: i64,
+    /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again too.
+    again_from: i64,
     /// Where the log was last asked for its position.
     asked_at: Option<i64>,
 }
@@ -100,13 +121,18 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             running: JoinSet::new(),
             held: 0,
             valve: Valve::default(),
+            started: 0,
+            again_from: i64::MAX,
             asked_at: None,
         }
     }
 
-    /// Runs the partition until it is told to end, and drains it.
-    pub(super) async fn run(mut self) -> TopicPartition {
+    /// Runs the partition until it is told to end, and drains it. Reads nothing before `predecessors` is set.
+    pub(super) async fn run(mut self, predecessors: Option<CancellationToken>) -> Left {
         let stop = self.orders.stop.clone();
+        if let Some(ended) = predecessors {
+            stop.run_until_cancelled(ended.cancelled()).await;
+        }
         loop {
             let room = self.has_room();
             tokio::select! {
@@ -121,7 +147,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             self.report();
         }
         self.drain().await;
-        self.of
+        Left { of: self.of, running: self.running }
     }
 
     /// Whether another record may come in. With too much in hand, or too far ahead of a record that doesn't end, the
@@ -145,6 +171,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     }
 
     fn handle(&mut self, job: Job) {
+        self.started = self.started.max(job.record.offset + 1);
         let (bench, stop) = (Arc::clone(&self.bench), Stop::of(self.orders.stop.clone()));
         self.running.spawn(async move {
             let end = bench.handle(&job.record, &stop).await;
@@ -165,9 +192,11 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
                     stage, kafka.topic = %of.topic, kafka.partition = of.partition, error = cause.detail,
                     "The handler of {stage} panics on record after record of {of}: the partition stands still until it is mended and restarted"
                 );
-                self.lanes.clear_waiting();
+                self.lanes.retain_waiting(|_| false);
             }
-            return; // unsettled: the window keeps the offset, and the next owner sees the record again
+            // Unsettled: the window keeps the offset, and the next owner sees the record again.
+            self.again_from = self.again_from.min(job.record.offset);
+            return;
         }
         let (bench, stop) = (Arc::clone(&self.bench), Stop::of(self.orders.stop.clone()));
         self.running.spawn(async move {
@@ -195,7 +224,9 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         };
         self.bench.metrics.records_total.with_label_values(&[&*self.bench.stage, fate]).inc();
         self.held -= 1;
-        if end != End::Unfinished {
+        if end == End::Unfinished {
+            self.again_from = self.again_from.min(job.record.offset);
+        } else {
             self.window.settle(job.ticket);
         }
         if let Some(next) = self.lanes.leave(job.lane.as_ref()) {
@@ -220,16 +251,25 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     /// Waits for the handlers that run, as long as that is allowed. Each result that still comes in counts.
     async fn drain(&mut self) {
-        self.lanes.clear_waiting();
-        let deadline = Instant::now() + self.limits.drain_timeout;
+        let (started, now) = (self.started, Instant::now());
+        let (catch_up_until, deadline) = (now + self.limits.drain_timeout / CATCH_UP_PART, now + self.limits.drain_timeout);
+        // Whoever waits in a lane behind the last one that has started was overtaken by nobody.
+        let mut starts_below = i64::MAX;
         loop {
+            let catches_up = Instant::now() < catch_up_until;
+            let end = if catches_up { started.min(self.again_from) } else { 0 };
+            if end < starts_below {
+                starts_below = end;
+                self.lanes.retain_waiting(|job| job.record.offset < end);
+            }
             tokio::select! {
                 biased;
-                () = self.orders.abort.cancelled() => break,
+                () = self.orders.lost.cancelled() => return self.lanes.retain_waiting(|_| false),
                 ended = self.running.join_next() => match ended {
                     Some(ended) => self.ended(ended),
                     None => break,
                 },
+                () = sleep_until(catch_up_until), if catches_up => {}
                 () = sleep_until(deadline) => {
                     let (of, left) = (&self.of, self.running.len());
                     warn!(
