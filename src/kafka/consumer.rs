@@ -53,7 +53,7 @@ use rdkafka::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -93,6 +93,8 @@ mod tests;
 
 /// How long the consumer may take to leave the group and close, once all its partitions are given back.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before a taken name is tried again.
+const NAME_PAUSE: Duration = Duration::from_secs(2);
 /// librdkafka asks one question at a time; this is room for the improbable.
 const REBALANCES_MAX: usize = 16;
 
@@ -123,6 +125,8 @@ pub struct Assignment {
     pub arrived: bool,
     /// What this process reads. A partition leaves when it is drained, *before* it is given back; at once if it is lost.
     pub partitions: BTreeSet<TopicPartition>,
+    /// How many partitions each topic has of which it reads some; a topic may get more while we run. Some seconds old.
+    pub topics: BTreeMap<String, usize>,
     /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it refuses us.
     /// From the first record on a commit is made at least every quarter of `kafka.session_timeout`; until then this is
     /// the present.
@@ -136,16 +140,23 @@ pub enum StageError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// librdkafka refused a call that it has no reason to refuse.
-    #[error("{call} was refused: {source}")]
+    #[error("{call} was refused")]
     Refused {
         /// What was asked.
         call: &'static str,
         /// In librdkafka's words.
         source: KafkaError,
     },
-    /// librdkafka gave up: another process with the same `kafka.instance_id`, say.
+    /// librdkafka gave up.
     #[error("the consumer can't go on: {0}")]
     Fatal(String),
+    /// The group still counts on an earlier process with our `kafka.instance_id`. Never leaves [`Stage::run`], which tries
+    /// again: the name is free when that process has ended in good order, or its session is over.
+    #[error("a member with this kafka.instance_id is still in the group")]
+    NameTaken,
+    /// A process that started after us has our `kafka.instance_id`, and our partitions.
+    #[error("another process has started with the same kafka.instance_id: give each process one of its own")]
+    NameTakenOver,
     /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new member begins.
     #[error("the group has gone on without us: {0}")]
     Expelled(KafkaError),
@@ -199,9 +210,9 @@ impl<H: Handler, P: Publish> Stage<H, P> {
     /// A property in the settings is wrong.
     pub fn new(settings: &Settings, spec: StageSpec, handler: Arc<H>, publish: P, metrics: Arc<Metrics>) -> Result<Self, StageError> {
         let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
-        let membership = Membership::new(settings, &stage, &group)?;
         let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
         let bench = Arc::new(Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() });
+        let membership = Membership::new(settings, &bench)?;
         Ok(Self { spec, settings: settings.clone(), bench, membership, assignment: watch::Sender::default() })
     }
 
@@ -223,10 +234,23 @@ impl<H: Handler, P: Publish> Stage<H, P> {
             match ended {
                 Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
                     warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
-                    membership = Membership::new(&settings, &bench.stage, &bench.group)?;
+                    membership = Membership::new(&settings, &bench)?;
+                }
+                Err(StageError::NameTaken) if !stop.is_cancelled() => {
+                    stragglers.hurry();
+                    if bench.complaints.now() {
+                        let (stage, instance) = (&spec.name, &settings.instance_id);
+                        warn!(
+                            stage,
+                            instance,
+                            "Stage {stage} waits: in its group there is still a member with the kafka.instance_id {instance}. After a crash that lasts for the broker's session time-out; else another process has the same"
+                        );
+                    }
+                    let _stopped = stop.run_until_cancelled(sleep(NAME_PAUSE)).await;
+                    membership = Membership::new(&settings, &bench)?;
                 }
                 // On the way out it makes no difference.
-                Err(StageError::Expelled(_)) => break Ok(()),
+                Err(StageError::Expelled(_) | StageError::NameTaken) => break Ok(()),
                 ended => break ended,
             }
         };
@@ -239,11 +263,11 @@ impl<H: Handler, P: Publish> Stage<H, P> {
 }
 
 impl Membership {
-    fn new(settings: &Settings, stage: &str, group: &str) -> Result<Self, StageError> {
+    fn new<H, P>(settings: &Settings, bench: &Bench<H, P>) -> Result<Self, StageError> {
         let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
         let (report, vitals) = watch::channel(Vitals::default());
-        let member = client::consumer(settings, group)
-            .create_with_context(Context::new(stage, hand_over, report))
+        let member = client::consumer(settings, &bench.group)
+            .create_with_context(Context::new(&bench.stage, Arc::clone(&bench.metrics), hand_over, report))
             .map_err(|source| ClientError { kind: "consumer", source })?;
         Ok(Self { member: Arc::new(member), rebalances, vitals })
     }

@@ -441,6 +441,13 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             debug!(stage = self.bench.stage, "Stage {} is a member with nothing to read", self.bench.stage);
             self.assignment.send_modify(|assignment| assignment.arrived = true);
         }
+        self.assignment.send_if_modified(|assignment| {
+            let changed = assignment.topics != vitals.partitions;
+            if changed {
+                assignment.topics.clone_from(&vitals.partitions);
+            }
+            changed
+        });
         let behind = self.owned.iter().filter_map(|(of, owned)| {
             let marks = vitals.watermarks.get(of)?;
             let position = owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });

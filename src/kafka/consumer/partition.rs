@@ -28,7 +28,7 @@ use super::{
     keyed::Lanes,
     retry::Valve,
     window::Window,
-    work::{Bench, End, Job, guarded},
+    work::{self, Bench, End, Job, guarded},
 };
 use crate::{
     domain::Timestamp,
@@ -158,6 +158,10 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     fn begin(&mut self, record: Record, permits: Permits) {
         self.held += 1;
+        let passed_over = self.window.gap(record.offset);
+        if passed_over > 0 {
+            self.bench.metrics.offset_gaps_total.with_label_values(&[&*self.bench.stage]).inc_by(passed_over);
+        }
         let ticket = self.window.deliver(record.offset, record.timestamp);
         match guarded(|| self.bench.handler.lane(&record)) {
             Ok(lane) => {
@@ -182,7 +186,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     /// The record can't be handled: it is buried, unless that happens so often that the fault is ours.
     fn dead(&mut self, job: Job, cause: Cause) {
         let was_open = !self.valve.is_closed();
-        if cause.label == Cause::panicked("").label {
+        if work::may_be_ours(&cause) {
             self.valve.count(true);
         }
         if self.valve.is_closed() {
@@ -190,7 +194,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
                 let (of, stage) = (&self.of, &self.bench.stage);
                 error!(
                     stage, kafka.topic = %of.topic, kafka.partition = of.partition, error = cause.detail,
-                    "The handler of {stage} panics on record after record of {of}: the partition stands still until it is mended and restarted"
+                    "Stage {stage} fails on record after record of {of} ({}): the partition stands still until that is mended and it is restarted", cause.label
                 );
                 self.lanes.retain_waiting(|_| false);
             }

@@ -52,6 +52,10 @@ impl Handler for Obedient {
         self.log.lock().unwrap().push(format!("{} {order}", record.offset));
         Ok(match order.as_str() {
             "panic" => panic!("as ordered"),
+            "cause something huge" => {
+                let refused = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+                return Err(Unavailable::kafka("publishing what follows", refused));
+            }
             "refuse" => Fate::DeadLetter(Cause::unreadable("as ordered")),
             "wait" => {
                 self.release.acquire().await.unwrap().forget();
@@ -110,6 +114,7 @@ impl Source for Script {
 struct World {
     handler: Arc<Obedient>,
     shelf: Shelf,
+    metrics: Arc<Metrics>,
     records: mpsc::Sender<Record>,
     orders: Orders,
     progress: watch::Receiver<Progress>,
@@ -135,12 +140,13 @@ impl World {
             (Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }), Shelf::default(), Orders::default());
         let (records, script) = mpsc::channel(2_000);
         let (report, progress) = watch::channel(Progress::default());
+        let metrics = Arc::new(Metrics::new());
         let bench = Bench {
             stage: "stage".into(),
             group: "pushcast.stage".into(),
             handler: Arc::clone(&handler),
             publish: shelf.clone(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::clone(&metrics),
             budget: Budget::new(in_flight, 1 << 20),
             complaints: Rarely::default(),
         };
@@ -148,7 +154,7 @@ impl World {
         let partition = Partition::new(of, Script(script), Arc::new(bench), orders.clone(), limits, report);
         let mut task = JoinSet::new();
         task.spawn(partition.run(predecessors));
-        Self { handler, shelf, records, orders, progress, task, next: 0 }
+        Self { handler, shelf, metrics, records, orders, progress, task, next: 0 }
     }
 
     async fn write(&mut self, key: Option<&str>, value: &str) {
@@ -435,6 +441,49 @@ async fn a_handler_that_panics_on_everything_stops_its_partition_instead_of_empt
     assert_eq!((world.shelf.kept.lock().unwrap().len(), world.position()), (99, Some(99)));
     world.orders.stop.cancel();
     world.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_causes_a_message_too_large_for_kafka_is_buried_and_not_tried_for_ever() {
+    let mut world = World::new();
+    world.write(Some("a"), "cause something huge").await;
+    world.write(Some("a"), "next in the lane").await;
+    world.committable(2).await;
+    let letter = world.shelf.kept.lock().unwrap()[0].clone();
+    assert!(letter.headers.iter().any(|header| header.name == "pushcast.cause" && header.value.as_deref() == Some(b"refused")));
+    assert_eq!(world.handler.tries(0), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_only_causes_what_kafka_refuses_stops_its_partition_too() {
+    let mut world = World::with(LIMITS, 1);
+    for _ in 0..300 {
+        world.write(None, "cause something huge").await;
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.shelf.kept.lock().unwrap().len(), world.position()), (99, Some(99)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_held_by_their_bytes_too() {
+    let mut world = World::new();
+    for n in 0..3 {
+        world.write(Some(&n.to_string().repeat(600 << 10)), "wait").await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.handler.log().len(), 1, "two of them are more than a MiB");
+    world.handler.release.add_permits(3);
+    world.committable(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn offsets_that_are_passed_over_are_counted() {
+    let mut world = World::new();
+    world.write(None, "done").await;
+    world.next += 5;
+    world.write(None, "done").await;
+    world.committable(7).await;
+    assert_eq!(world.metrics.offset_gaps_total.with_label_values(&["stage"]).get(), 5);
 }
 
 #[tokio::test(start_paused = true)]
