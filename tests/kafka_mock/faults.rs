@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use pushcast::{
     kafka::{GroupProtocol, Producer, Settings, mock::Broker},
     metrics::Metrics,
-    stream::{Header, Message, Publish as _},
 };
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -101,26 +100,24 @@ async fn a_handler_slower_than_the_poll_interval_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_kafka_refuses_for_a_while_leave_one_dead_letter_each() {
     let broker = Broker::start_with([("t", 1), ("dead-letters", 1)]).unwrap();
-    let settings = settings(&broker, GroupProtocol::Consumer);
+    let mut settings = settings(&broker, GroupProtocol::Consumer);
+    // The mock does not look at sequence numbers: it takes a batch though it has refused the one before, and librdkafka rightly
+    // takes that for a proof that it has both. Kafka would not.
+    settings.properties.insert("max.in.flight.requests.per.connection".into(), "1".into());
     let producer = Producer::new(&settings).unwrap();
-    let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
-    let stage = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
-    // The mock takes a producer's first batch for its first one though an earlier one was refused. So one letter comes before.
-    write(&producer, "t", 0, None, "unreadable").await;
-    until_committed(&settings, &[1]).await;
-    let delay = Header { name: "delay-ms".into(), value: Some(b"500".to_vec()) };
     for value in ["unreadable", "panic", "fine"] {
-        let message = Message { headers: vec![delay.clone()], ..Message::new("t", None, value.into()) };
-        producer.publish(message).await.unwrap();
+        write(&producer, "t", 0, None, value).await;
     }
     let passing = [RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT];
     broker.refuse_writes(&[passing, passing].concat());
-    until_committed(&settings, &[4]).await;
+    let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
+    let stage = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
+    until_committed(&settings, &[3]).await;
     stage.stop().await;
     write(&producer, "dead-letters", 0, None, "the last").await;
-    let letters: Vec<_> = read(&settings, "dead-letters", 4).into_iter().map(|(_, value, _)| value.unwrap()).collect();
-    assert_eq!((&*letters[0], &*letters[3]), (&b"unreadable"[..], &b"the last"[..]), "two letters in between and no more");
-    assert_eq!(letters[1..3].iter().map(Vec::as_slice).collect::<BTreeSet<_>>(), BTreeSet::from([&b"unreadable"[..], b"panic"]));
+    let letters: Vec<_> = read(&settings, "dead-letters", 3).into_iter().map(|(_, value, _)| value.unwrap()).collect();
+    assert_eq!(letters[2], b"the last", "two letters and no more");
+    assert_eq!(letters[..2].iter().map(Vec::as_slice).collect::<BTreeSet<_>>(), BTreeSet::from([&b"unreadable"[..], b"panic"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
