@@ -82,6 +82,10 @@ metrics! {
     receipts_total: IntCounterVec["result"];
     /// Duration of store operations, in seconds.
     store_seconds: HistogramVec["operation"] in SECONDS;
+    /// Offsets passed over between two records: markers of transactions, or records that were compacted or deleted.
+    offset_gaps_total: IntCounterVec["stage"];
+    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was made anew.
+    offset_resets_total: IntCounterVec["stage"];
     /// Records that went to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
 }

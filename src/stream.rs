@@ -56,14 +56,15 @@ pub enum Fate {
 /// Why a record can't be handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`.
+    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`, `refused`.
     pub label: &'static str,
     /// What is wrong and where, for the person who reads the dead letter. Holds no token.
     pub detail: String,
 }
 
 /// Set when the record's partition is being taken away or the process ends. A handler that may run long starts nothing
-/// new after it.
+/// new after it. It may be set from the beginning: a record that others of its partition have overtaken is still handled,
+/// so that these need not be repeated.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(CancellationToken);
 

@@ -24,7 +24,7 @@ const REBALANCE_MARGIN: Duration = Duration::from_secs(40);
 
 /// A Kafka client could not be made: a property is wrong, or the machine is out of something.
 #[derive(Debug, thiserror::Error)]
-#[error("the Kafka {kind} can't be made, look at kafka.properties: {source}")]
+#[error("the Kafka {kind} can't be made, look at kafka.properties")]
 pub struct ClientError {
     /// `producer`, `consumer`, `admin client`.
     pub kind: &'static str,

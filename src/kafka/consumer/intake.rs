@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use rdkafka::{
     Offset,
     consumer::{Consumer as _, stream_consumer::StreamPartitionQueue},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _},
 };
 use tokio::time::{Instant, sleep_until, timeout};
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     domain::Timestamp,
-    kafka::client::Rarely,
+    kafka::client::{Rarely, code_of},
     stream::{Handler, Header, Record},
 };
 
@@ -124,6 +124,10 @@ impl Queue {
     }
 
     fn complain(&self, error: &KafkaError) {
+        // Only where kafka.properties asks for it: nothing more is read until an operator has decided.
+        if code_of(error) == Some(RDKafkaErrorCode::AutoOffsetReset) {
+            return self.member.context().place_is_gone(&format!("{}: {error}", self.of));
+        }
         if self.complaints.now() {
             let of = &self.of;
             warn!(kafka.topic = %of.topic, kafka.partition = of.partition, %error, "Reading {of} fails, librdkafka tries again: {error}");

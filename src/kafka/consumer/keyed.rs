@@ -36,9 +36,9 @@ impl<J> Lanes<J> {
         next
     }
 
-    /// Sends everybody home who has not started yet.
-    pub(super) fn clear_waiting(&mut self) {
-        self.0.values_mut().for_each(VecDeque::clear);
+    /// Of those who have not started yet, sends everybody home who does not `stay`.
+    pub(super) fn retain_waiting(&mut self, stay: impl Fn(&J) -> bool) {
+        self.0.values_mut().for_each(|waiting| waiting.retain(&stay));
     }
 }
 
@@ -81,11 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_when_the_lanes_are_cleared_never_starts() {
+    fn whoever_is_sent_home_from_a_lane_never_starts() {
         let (lane, mut lanes) = (LaneKey::of("a"), Lanes::default());
         assert_eq!(lanes.enter(Some(&lane), 1), Some(1));
-        assert_eq!(lanes.enter(Some(&lane), 2), None);
-        lanes.clear_waiting();
+        assert_eq!((lanes.enter(Some(&lane), 2), lanes.enter(Some(&lane), 3)), (None, None));
+        lanes.retain_waiting(|&job| job != 2);
+        assert_eq!(lanes.leave(Some(&lane)), Some(3));
         assert_eq!(lanes.leave(Some(&lane)), None);
     }
 }

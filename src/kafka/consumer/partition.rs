@@ -6,8 +6,10 @@
 //!                                             \-> dead letter task -/
 //! ```
 //!
-//! A stop ends the reading at once and drops whoever waits in a lane; handlers that run are awaited for the drain
-//! time-out and then aborted. Whatever is unsettled then is the next owner's.
+//! A stop ends the reading at once. Handlers that run are awaited for the drain time-out and then aborted; of those who
+//! wait in a lane only they still start whom others have overtaken, because a commit does not reach beyond them. Whatever is
+//! unsettled then is the next owner's. A partition that is lost ends at once, and its running handlers are
+//! [`stragglers`](super::stragglers).
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -28,7 +30,7 @@ use super::{
     keyed::Lanes,
     retry::Valve,
     window::Window,
-    work::{Bench, End, Job, guarded},
+    work::{self, Bench, End, Job, guarded},
 };
 use crate::{
     domain::Timestamp,
@@ -39,13 +41,17 @@ use crate::{
 /// So many records are taken in at most before results, and a stop, are looked at again.
 const ARRIVALS_AT_ONCE: usize = 32;
 
+/// The part of the drain (one in so many) in which somebody who waits in a lane may still start. A drain is a standstill of
+/// the whole member, and a long lane would make it last.
+const CATCH_UP_PART: u32 = 4;
+
 /// How a partition is told to end.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Orders {
     /// Read nothing more, start nothing more, finish what runs.
     pub stop: CancellationToken,
-    /// Don't wait for it: the partition is somebody else's already.
-    pub abort: CancellationToken,
+    /// Don't wait for what runs: the partition is lost, and may be somebody else's already.
+    pub lost: CancellationToken,
 }
 
 /// What the coordinator knows of a partition.
@@ -76,7 +82,15 @@ struct Fates {
 
 /// Handlers at work. They run inside the partition's task: to give each record a task costs more than most handlers do
 /// before they wait for somebody, and there are other partitions for the other processors.
-type Running = FuturesUnordered<BoxFuture<'static, (Job, End)>>;
+pub(super) type Running = FuturesUnordered<BoxFuture<'static, (Job, End)>>;
+
+/// What is left of a partition that has ended.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub of: TopicPartition,
+    /// None but those of a lost partition.
+    pub running: Running,
+}
 
 /// The owner of a partition.
 pub(super) struct Partition<S, H, P> {
@@ -95,6 +109,10 @@ pub(super) struct Partition<S, H, P> {
     held: usize,
     valve: Valve,
     fates: Fates,
+    /// Behind the last record that has started.
+    started: i64,
+    /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again too.
+    again_from: i64,
     /// Where the log was last asked for its position.
     asked_at: Option<i64>,
 }
@@ -124,14 +142,19 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             held: 0,
             valve: Valve::default(),
             fates,
+            started: 0,
+            again_from: i64::MAX,
             asked_at: None,
         }
     }
 
-    /// Runs the partition until it is told to end, and drains it.
-    pub(super) async fn run(mut self) -> TopicPartition {
+    /// Runs the partition until it is told to end, and drains it. Reads nothing before `predecessors` is set.
+    pub(super) async fn run(mut self, predecessors: Option<CancellationToken>) -> Left {
         let stop = self.orders.stop.clone();
         let mut stopped = pin!(stop.cancelled());
+        if let Some(ended) = predecessors {
+            stop.run_until_cancelled(ended.cancelled()).await;
+        }
         loop {
             let room = self.has_room();
             tokio::select! {
@@ -148,7 +171,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             consume_budget().await; // so that a partition with much to do lets the others work
         }
         self.drain().await;
-        self.of
+        Left { of: self.of, running: self.running }
     }
 
     /// Whether another record may come in. With too much in hand, or too far ahead of a record that doesn't end, the
@@ -173,6 +196,10 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     fn begin(&mut self, record: Box<Record>, permits: Permits) {
         self.held += 1;
+        let passed_over = self.window.gap(record.offset);
+        if passed_over > 0 {
+            self.bench.metrics.offset_gaps_total.with_label_values(&[&*self.bench.stage]).inc_by(passed_over);
+        }
         let ticket = self.window.deliver(record.offset, record.timestamp);
         match guarded(|| self.bench.handler.lane(&record)) {
             Ok(lane) => {
@@ -186,6 +213,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     }
 
     fn handle(&mut self, job: Job) {
+        self.started = self.started.max(job.record.offset + 1);
         let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
         self.running.push(Box::pin(async move {
             let end = bench.handle(&job.record, &stop).await;
@@ -196,7 +224,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     /// The record can't be handled: it is buried, unless that happens so often that the fault is ours.
     fn dead(&mut self, job: Job, cause: Cause) {
         let was_open = !self.valve.is_closed();
-        if cause.label == Cause::panicked("").label {
+        if work::may_be_ours(&cause) {
             self.valve.count(true);
         }
         if self.valve.is_closed() {
@@ -204,11 +232,13 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
                 let (of, stage) = (&self.of, &self.bench.stage);
                 error!(
                     stage, kafka.topic = %of.topic, kafka.partition = of.partition, error = cause.detail,
-                    "The handler of {stage} panics on record after record of {of}: the partition stands still until it is mended and restarted"
+                    "Stage {stage} fails on record after record of {of} ({}): the partition stands still until that is mended and it is restarted", cause.label
                 );
-                self.lanes.clear_waiting();
+                self.lanes.retain_waiting(|_| false);
             }
-            return; // unsettled: the window keeps the offset, and the next owner sees the record again
+            // Unsettled: the window keeps the offset, and the next owner sees the record again.
+            self.again_from = self.again_from.min(job.record.offset);
+            return;
         }
         let (bench, stop) = (Arc::clone(&self.bench), Arc::clone(&self.stop));
         self.running.push(Box::pin(async move {
@@ -230,7 +260,9 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         };
         fate.inc();
         self.held -= 1;
-        if end != End::Unfinished {
+        if end == End::Unfinished {
+            self.again_from = self.again_from.min(job.record.offset);
+        } else {
             self.window.settle(job.ticket);
         }
         if let Some(next) = self.lanes.leave(job.lane.as_ref()) {
@@ -255,16 +287,25 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
     /// Waits for the handlers that run, as long as that is allowed. Each result that still comes in counts.
     async fn drain(&mut self) {
-        self.lanes.clear_waiting();
-        let deadline = Instant::now() + self.limits.drain_timeout;
+        let (started, now) = (self.started, Instant::now());
+        let (catch_up_until, deadline) = (now + self.limits.drain_timeout / CATCH_UP_PART, now + self.limits.drain_timeout);
+        // Whoever waits in a lane behind the last one that has started was overtaken by nobody.
+        let mut starts_below = i64::MAX;
         loop {
+            let catches_up = Instant::now() < catch_up_until;
+            let end = if catches_up { started.min(self.again_from) } else { 0 };
+            if end < starts_below {
+                starts_below = end;
+                self.lanes.retain_waiting(|job| job.record.offset < end);
+            }
             tokio::select! {
                 biased;
-                () = self.orders.abort.cancelled() => break,
+                () = self.orders.lost.cancelled() => return self.lanes.retain_waiting(|_| false),
                 ended = self.running.next() => match ended {
                     Some((job, end)) => self.ended(job, end),
                     None => break,
                 },
+                () = sleep_until(catch_up_until), if catches_up => {}
                 () = sleep_until(deadline) => {
                     let (of, left) = (&self.of, self.running.len());
                     warn!(
