@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{Diligent, Log, Running, assert_ordered_by_key, settings, until, until_committed, write};
 
 const PARTITIONS: i32 = 8;
-const KEYS: i32 = 120;
+/// So few that records wait in lanes, and others overtake them.
+const KEYS: i32 = 24;
 
 /// Writes until it is told to stop; the answer is how many. Handling one takes 10 to 70 ms.
 fn writing(settings: &Settings, stop: &CancellationToken) -> JoinSet<i32> {
