@@ -78,7 +78,8 @@ pub trait Handler: Send + Sync + 'static {
         None
     }
 
-    /// Does the record's work and answers with its fate.
+    /// Does the record's work and answers with its fate. Handlers of one partition take turns on one processor: whoever
+    /// computes for long or blocks holds the others up.
     ///
     /// # Errors
     /// A dependency was away; the same record is handled again after a pause, for as long as it takes.

@@ -52,10 +52,20 @@ impl Window {
 
     /// The record's fate is durable.
     pub(super) fn settle(&mut self, ticket: Ticket) {
-        if let Ok(index) = self.entries.binary_search_by_key(&ticket, |entry| entry.ticket) {
-            self.entries[index].settled = true;
+        if let Some(entry) = self.entry_of(ticket) {
+            entry.settled = true;
         }
         while self.entries.pop_front_if(|entry| entry.settled).is_some() {}
+    }
+
+    /// Tickets follow each other without a gap unless the log went back, so a look at one place mostly finds it.
+    fn entry_of(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        let guess = usize::try_from(ticket.0.checked_sub(self.entries.front()?.ticket.0)?).ok()?;
+        let index = match self.entries.get(guess) {
+            Some(entry) if entry.ticket == ticket => guess,
+            _ => self.entries.binary_search_by_key(&ticket, |entry| entry.ticket).ok()?,
+        };
+        self.entries.get_mut(index)
     }
 
     /// With everything settled, the log itself says that we stand at `position`: behind the markers of a transaction,
