@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use rdkafka::{
     Offset,
     consumer::{Consumer as _, stream_consumer::StreamPartitionQueue},
@@ -13,7 +14,7 @@ use rdkafka::{
     message::{BorrowedMessage, Headers as _, Message as _},
 };
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     TopicPartition,
@@ -120,6 +121,12 @@ impl Queue {
     /// gone: dropping that one would take the new one's wake-up away (vector PR 26438). None = no such partition.
     pub(super) fn split(member: &Arc<Member>, of: TopicPartition) -> Option<Self> {
         let queue = member.split_partition_queue(&of.topic, of.partition)?;
+        // A partition that was taken away before librdkafka knew where to begin may have been fetched all the time (2.12.1), and
+        // lies here from the first record on, though others have been on since.
+        while let Some(stale) = queue.recv().now_or_never() {
+            let offset = stale.ok().map(|message| message.offset());
+            debug!(kafka.topic = %of.topic, kafka.partition = of.partition, offset, "Fetched for an earlier assignment of {of}, and left unread");
+        }
         Some(Self { queue, member: Arc::clone(member), of, complaints: Rarely::default() })
     }
 
