@@ -32,6 +32,11 @@ pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     let alone = IN_USE.lock().await;
     let keyspace = task::block_in_place(|| &*KEYSPACE);
     for table in &keyspace.tables {
+        if table.contains("_by_") {
+            // Deleted rows show in no answer, and yet they would hide what the next fact writes with an earlier timestamp.
+            keyspace.session.query_unpaged(format!("TRUNCATE {table}"), ()).await.unwrap();
+            continue;
+        }
         let row = keyspace.session.query_unpaged(format!("SELECT * FROM {table} LIMIT 1"), ()).await.unwrap();
         if row.into_rows_result().unwrap().rows_num() > 0 {
             keyspace.session.query_unpaged(format!("TRUNCATE {table}"), ()).await.unwrap();
