@@ -44,6 +44,8 @@ mod file {
 #[tokio::test]
 async fn the_same_events_in_any_order_end_in_the_same_state() {
     convergence::the_same_events_in_any_order_end_in_the_same_state(&in_memory().await.0).await;
+    let (store, _folder) = in_a_file().await;
+    convergence::the_same_events_in_any_order_end_in_the_same_state(&store).await;
 }
 
 #[tokio::test]

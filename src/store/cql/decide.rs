@@ -23,14 +23,14 @@ pub(super) enum Decided {
     /// The condition did not hold.
     Refused,
     /// It may be done or not.
-    Unknown(ExecutionError),
+    Unknown(Box<ExecutionError>),
 }
 
 /// How long somebody goes on in a crowd at one row before he says that the store is away.
 pub(super) struct Patience {
     context: &'static str,
     rounds: u32,
-    last: Option<ExecutionError>,
+    last: Option<Box<ExecutionError>>,
 }
 
 const ROUNDS_MAX: u32 = 20;
@@ -46,7 +46,7 @@ impl Inner {
     ) -> Result<Decided, Unavailable> {
         let answer = match self.session.execute_unpaged(statement, values).await {
             Ok(answer) => answer,
-            Err(err) => return Ok(Decided::Unknown(err)),
+            Err(err) => return Ok(Decided::Unknown(Box::new(err))),
         };
         // The row that stands comes along on one server and not on the other; the first column is the same on both.
         let rows = answer.into_rows_result().map_err(|err| Unavailable::store(context, err))?;
@@ -80,7 +80,7 @@ impl Patience {
     }
 
     /// Remembers why an answer is unknown: the last such reason is told in the end.
-    pub(super) fn lost(&mut self, err: ExecutionError) {
+    pub(super) fn lost(&mut self, err: Box<ExecutionError>) {
         self.last = Some(err);
     }
 }
