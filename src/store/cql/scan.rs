@@ -145,7 +145,7 @@ impl Inner {
 impl State {
     /// Who delivers to it.
     fn provider(&self) -> Option<ProviderId> {
-        TokenKind::from_label(self.kind()).map(TokenKind::provider)
+        TokenKind::from_label(&self.kind).map(TokenKind::provider)
     }
 }
 
