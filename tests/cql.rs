@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "cql/faults.rs"]
+mod faults;
 #[path = "cql/keyspace.rs"]
 mod keyspace;
+#[path = "cql/proxy.rs"]
+mod proxy;
 #[path = "contract/suite.rs"]
 mod suite;
 

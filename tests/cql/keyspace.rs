@@ -17,6 +17,7 @@ use tokio::{
 
 /// The store of this run, and a way into its tables.
 struct Keyspace {
+    name: String,
     store: CqlStore,
     session: Session,
     tables: Vec<String>,
@@ -45,7 +46,12 @@ pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     (keyspace.store.clone(), alone)
 }
 
-/// A cluster of the server's, with this keyspace.
+/// Its name, once somebody has [`emptied`] it.
+pub fn name() -> String {
+    KEYSPACE.name.clone()
+}
+
+/// The server as a cluster with this keyspace.
 pub fn cluster(keyspace: &str) -> Cluster {
     Cluster { nodes: vec![address()], login: None, keyspace: keyspace.to_owned() }
 }
@@ -61,12 +67,12 @@ fn address() -> String {
 impl Keyspace {
     fn create() -> Self {
         let runtime = Runtime::new().unwrap();
-        let (store, session, tables) = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(prepared())).join()).unwrap();
-        Self { store, session, tables, _runtime: runtime }
+        let (name, store, session, tables) = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(prepared())).join()).unwrap();
+        Self { name, store, session, tables, _runtime: runtime }
     }
 }
 
-async fn prepared() -> (CqlStore, Session, Vec<String>) {
+async fn prepared() -> (String, CqlStore, Session, Vec<String>) {
     let session = SessionBuilder::new().known_node(address()).build().await.unwrap();
     let cluster = cluster(&format!("t{:08x}", rand::random::<u32>()));
     let settings = Settings::default();
@@ -80,7 +86,7 @@ async fn prepared() -> (CqlStore, Session, Vec<String>) {
         let names = rows.rows::<(String,)>().unwrap().map(|row| row.unwrap().0).filter(|name| name != "schema_versions");
         tables.extend(names.map(|name| format!("{keyspace}.{name}")));
     }
-    (store, session, tables)
+    (cluster.keyspace, store, session, tables)
 }
 
 /// Runs before this one left theirs.

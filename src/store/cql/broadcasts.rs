@@ -91,7 +91,12 @@ impl Broadcasts for CqlStore {
             };
             let decided = match found {
                 Some(found) => {
-                    let values = (KEPT_SECONDS, mine.epoch, broadcast, provider, number, found.epoch);
+                    // All that was read has to stand still: the owner may have got a page further since.
+                    let cursor = found.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
+                    let [sent, dead, refused, failed, expired] = columns(&found.counts);
+                    let of = &found;
+                    let values =
+                        (KEPT_SECONDS, mine.epoch, broadcast, provider, number, of.epoch, cursor, sent, dead, refused, failed, expired);
                     store.decide(CONTEXT, &store.statements.take_over, values).await?
                 }
                 None => {

@@ -80,7 +80,7 @@ statements! {
          VALUES (?, ?, ?, 1, ?, false, 0, 0, 0, 0, 0) IF NOT EXISTS USING TTL ?";
     Decide take_over =
         "UPDATE $lwt.broadcast_parts USING TTL ? SET epoch = ? WHERE broadcast_id = ? AND provider = ? AND part = ?
-         IF epoch = ? AND done = false";
+         IF epoch = ? AND done = false AND cursor = ? AND sent = ? AND dead = ? AND refused = ? AND failed = ? AND expired = ?";
     Decide checkpoint =
         "UPDATE $lwt.broadcast_parts USING TTL ? SET cursor = ?, done = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
          WHERE broadcast_id = ? AND provider = ? AND part = ? IF epoch = ? AND done = false AND cursor <= ?";
