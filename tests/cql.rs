@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "cql/encrypted.rs"]
+mod encrypted;
 #[path = "cql/faults.rs"]
 mod faults;
 #[path = "cql/keyspace.rs"]
 mod keyspace;
+#[path = "cql/million.rs"]
+mod million;
 #[path = "cql/proxy.rs"]
 mod proxy;
 #[path = "contract/suite.rs"]

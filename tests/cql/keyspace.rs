@@ -51,6 +51,11 @@ pub fn name() -> String {
     KEYSPACE.name.clone()
 }
 
+/// A way into its tables.
+pub fn session() -> &'static Session {
+    &KEYSPACE.session
+}
+
 /// The server as a cluster with this keyspace.
 pub fn cluster(keyspace: &str) -> Cluster {
     Cluster { nodes: vec![address()], login: None, keyspace: keyspace.to_owned() }

@@ -64,8 +64,14 @@ impl Audience for CqlStore {
                 return Ok(page);
             }
             from = next;
+            set_page(&mut statement, rows_for(limit - page.registrations.len().min(limit), page.registrations.len(), looked_at) + 1);
         }
     }
+}
+
+/// How many rows hold as many registrations as are still wanted, after so many in the rows that were looked at.
+fn rows_for(wanted: usize, found: usize, looked_at: usize) -> usize {
+    wanted * looked_at / found.max(1)
 }
 
 impl Inner {
