@@ -257,8 +257,10 @@ impl<S: Store> Running<S> {
 
         let urgent = self.lane(id, Lane::Urgent, URGENT_IN_FLIGHT, Arc::clone(&handler))?;
         let bulk = self.lane(id, Lane::Bulk, push.open_pages, handler)?;
+        let stop = self.stop.clone();
         self.spawn(format!("sender of {id}"), async move {
             batcher.run().await;
+            stop.cancelled().await; // As in `tell_readiness`: without consumers it has nothing to do.
             Ok(())
         });
         let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
@@ -271,8 +273,9 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
-        let of = self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
-        let lanes = share::Lanes { urgent, bulk, of: u32::try_from(of)?, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        let topic = events::jobs::topic(id, Lane::Bulk);
+        let of = u32::try_from(self.partitions.get(topic).copied().unwrap_or(1))?;
+        let lanes = share::Lanes { urgent, bulk, topic, of, trusted_for: self.app.config.kafka.session_timeout / 2 };
         let stop = self.stop.clone();
         self.spawn(format!("share of {id}"), async move {
             share::follow(lanes, share).await;

@@ -88,6 +88,10 @@ metrics! {
     store_connections: IntGauge;
     /// The duration that 99 of 100 requests to a CQL store stay below, in seconds.
     store_request_p99_seconds: Gauge;
+    /// Offsets passed over between two records: markers of transactions, or records that were compacted or deleted.
+    offset_gaps_total: IntCounterVec["stage"];
+    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was made anew.
+    offset_resets_total: IntCounterVec["stage"];
     /// Records that went to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
 }

@@ -38,9 +38,9 @@ pub struct Header {
     pub value: Option<Vec<u8>>,
 }
 
-/// Records of one lane are handled one after the other, in their order.
+/// Records of one lane are handled one after the other, in their order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey(pub Box<[u8]>);
+pub struct LaneKey(pub Arc<[u8]>);
 
 /// What finally became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,14 +56,15 @@ pub enum Fate {
 /// Why a record can't be handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`.
+    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`, `refused`.
     pub label: &'static str,
     /// What is wrong and where, for the person who reads the dead letter. Holds no token.
     pub detail: String,
 }
 
 /// Set when the record's partition is being taken away or the process ends. A handler that may run long starts nothing
-/// new after it.
+/// new after it. It may be set from the beginning: a record that others of its partition have overtaken is still handled,
+/// so that these need not be repeated.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(CancellationToken);
 

@@ -67,7 +67,8 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
         || "expected 0 (as many as there are brokers, at most 3) or more",
     );
     // Auto-commit would commit what was read rather than what is settled; one group id would join all stages into one group.
-    for name in ["enable.auto.commit", "enable.auto.offset.store", "group.id"] {
+    // `latest` would skip what was written while nobody was reading, `error` would end the reading.
+    for name in ["enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "group.id"] {
         rules.hold("kafka.properties", !kafka.properties.contains_key(name), || {
             format!("{name} is not yours to set: records would be lost with it")
         });

@@ -45,6 +45,11 @@ impl Window {
         ticket
     }
 
+    /// How many offsets are passed over when `offset` is delivered next.
+    pub(super) fn gap(&self, offset: i64) -> u64 {
+        self.end.map_or(0, |end| u64::try_from(offset - end).unwrap_or(0))
+    }
+
     /// The record's fate is durable.
     pub(super) fn settle(&mut self, ticket: Ticket) {
         if let Ok(index) = self.entries.binary_search_by_key(&ticket, |entry| entry.ticket) {
@@ -138,6 +143,14 @@ mod tests {
     #[test]
     fn nothing_may_be_committed_before_anything_was_delivered() {
         assert_eq!(Window::default().position(), None);
+    }
+
+    #[test]
+    fn a_gap_is_what_lies_between_two_deliveries() {
+        let mut window = Window::default();
+        assert_eq!(window.gap(10), 0, "before the first delivery nothing is known");
+        deliver(&mut window, 10);
+        assert_eq!([window.gap(11), window.gap(14), window.gap(3)], [0, 3, 0]);
     }
 
     #[test]

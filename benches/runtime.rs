@@ -1,0 +1,165 @@
+//! The consumer runtime on a real broker, beside what else there is: records per second, CPU, memory, and how long a
+//! member is silent in a rebalance.
+//!
+//! ```text
+//! cargo bench --bench runtime -- [ROUNDS] [keep] [WORD …]
+//! ```
+//!
+//! Without words everything is measured, three rounds of it, in a quarter of an hour; else what has a word in its name:
+//! `no-op`, `50ms`, `pushcast`, `loop`, `core`, `vertx`, `rebalance`. `keep` leaves the broker and its records for the
+//! next call. Needs Maven and a JDK 17 for the Java side.
+//!
+//! **What is compared.** *pushcast*: [`pushcast::kafka::Stage`], with the settings of config/default.toml. *loop*:
+//! rdkafka as it comes, one record after the other. *core* and *vertx*: Confluent's parallel-consumer, ordered by key,
+//! once with threads and once with timers (`benches/parallel-consumer`), with its own defaults, and a heap of up to 2 GiB.
+//! All read the same records: 200 bytes in 12 partitions, each with a key of its own. The handler does nothing, or takes
+//! 50 ms without work, with at most 4,096 at once: 81,920 records a second is then the limit of arithmetic.
+//!
+//! **How.** Each run is a process of its own in a group of its own, from the beginning of the topic; the order turns round
+//! by round; the figures are medians. A run warms up for five seconds (a JVM needs them) or a quarter of the records, then
+//! it is measured for ten or until the records are at an end. CPU seconds and peak memory (VmHWM) are the process's own as
+//! `/proc` has them; idle is what it holds before it joins. The broker shares the machine, so compare within one call.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
+
+use std::collections::BTreeMap;
+
+#[path = "runtime/broker.rs"]
+mod broker;
+#[path = "runtime/child.rs"]
+mod child;
+#[path = "runtime/rebalance.rs"]
+mod rebalance;
+#[path = "runtime/worker.rs"]
+mod worker;
+
+use broker::Broker;
+use child::{Child, Figures};
+
+const PARTITIONS: i32 = 12;
+const IN_FLIGHT: u32 = 4_096;
+const HANDLERS: [(&str, u32); 2] = [("no-op", 0), ("50ms", 50)];
+const CONTESTANTS: [&str; 4] = ["pushcast", "vertx", "core", "loop"];
+const PARALLEL_CONSUMERS: [&str; 2] = ["vertx", "core"];
+
+/// What the arguments ask for.
+struct Wishes {
+    rounds: usize,
+    keep: bool,
+    words: Vec<String>,
+}
+
+/// The runs of one contestant with one handler.
+type Results = BTreeMap<(&'static str, &'static str), Vec<Figures>>;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [word, arguments @ ..] = &arguments[..]
+        && word == worker::WORD
+    {
+        return worker::main(arguments);
+    }
+    let wishes = Wishes::of(arguments);
+    let broker = Broker::start(wishes.keep);
+    let results = compare(&wishes, &broker);
+    print_table(&results);
+    print_bars(&results);
+    for protocol in ["classic", "consumer"].into_iter().filter(|protocol| wishes.include(&["rebalance", protocol])) {
+        rebalance::measure(&broker, protocol, wishes.rounds);
+    }
+}
+
+fn compare(wishes: &Wishes, broker: &Broker) -> Results {
+    let mut runs: Vec<_> = HANDLERS.iter().flat_map(|handler| CONTESTANTS.map(|contestant| (contestant, *handler))).collect();
+    runs.retain(|(contestant, (handler, _))| wishes.include(&[contestant, handler]));
+    let mut results = Results::new();
+    for _round in 0..wishes.rounds {
+        for (contestant, (handler, pause)) in &runs {
+            let figures = Child::start(contestant, broker, *pause, &broker::some_group()).measure();
+            eprintln!("{handler:>8} {contestant:>10} {figures}");
+            results.entry((*handler, *contestant)).or_default().push(figures);
+        }
+        runs.reverse();
+    }
+    results
+}
+
+fn print_table(results: &Results) {
+    println!("{:>8} {:>10} {:>10} {:>18} {:>10} {:>10}", "handler", "who", "records/s", "CPU s per million", "peak MiB", "idle MiB");
+    for (handler, _) in HANDLERS {
+        for contestant in CONTESTANTS {
+            if let Some(figures) = median(results, handler, contestant) {
+                println!("{handler:>8} {contestant:>10} {figures}");
+            }
+        }
+    }
+}
+
+/// What we want to hold, and whether we do.
+fn print_bars(results: &Results) {
+    let limit = f64::from(IN_FLIGHT) / 0.05;
+    for (handler, _) in HANDLERS {
+        let Some(ours) = median(results, handler, "pushcast") else { continue };
+        let per_partition = (ours.peak - ours.idle) / f64::from(PARTITIONS);
+        bar(handler, "MiB per partition over idle", per_partition, per_partition <= 2.5, "at most 2.5");
+        match handler {
+            "no-op" => bar(handler, "records/s", ours.rate, ours.rate >= 350_000.0, "at least 350,000"),
+            _ => bar(handler, "of the limit", ours.rate / limit, ours.rate / limit >= 0.95, "at least 0.95"),
+        }
+        let theirs = PARALLEL_CONSUMERS.iter().filter_map(|variant| median(results, handler, variant));
+        let Some(best) = theirs.max_by(|a, b| a.rate.total_cmp(&b.rate)) else { continue };
+        let [rate, cpu, memory] = [ours.rate / best.rate, best.cpu / ours.cpu, best.peak / ours.peak];
+        bar(handler, "times parallel-consumer's records/s", rate, handler != "no-op" || rate >= 3.0, "no-op: at least 3");
+        bar(handler, "times less CPU than parallel-consumer", cpu, handler == "no-op" || cpu >= 3.0, "50ms: at least 3");
+        bar(handler, "times less memory than parallel-consumer", memory, handler == "no-op" || memory >= 10.0, "50ms: at least 10");
+    }
+}
+
+fn bar(of: &str, what: &str, figure: f64, holds: bool, wanted: &str) {
+    let word = if holds { "holds" } else { "MISSED" };
+    println!("{word:>8} {of:>10} {figure:>10.2} {what} ({wanted})");
+}
+
+/// Each figure's median by itself.
+fn median(results: &Results, handler: &'static str, contestant: &'static str) -> Option<Figures> {
+    let runs = results.get(&(handler, contestant))?;
+    let of = |figure: fn(&Figures) -> f64| middle(runs.iter().map(figure).collect());
+    Some(Figures { rate: of(|f| f.rate), cpu: of(|f| f.cpu), peak: of(|f| f.peak), idle: of(|f| f.idle) })
+}
+
+fn middle(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+// === impl Wishes ===
+
+impl Wishes {
+    fn of(arguments: Vec<String>) -> Self {
+        let mut wishes = Self { rounds: 3, keep: false, words: Vec::new() };
+        for argument in arguments {
+            match argument.parse() {
+                Ok(rounds) => wishes.rounds = rounds,
+                Err(_) if argument == "keep" => wishes.keep = true,
+                Err(_) => wishes.words.push(argument),
+            }
+        }
+        wishes
+    }
+
+    /// Whether something with these names is wanted: for handlers and contestants alike, one of those named if any is.
+    fn include(&self, names: &[&str]) -> bool {
+        let rebalance = names.contains(&"rebalance");
+        if self.words.is_empty() {
+            return true;
+        }
+        if rebalance || self.words.iter().all(|word| word == "rebalance" || word == "classic" || word == "consumer") {
+            return rebalance && self.words.iter().any(|word| names.contains(&word.as_str()));
+        }
+        let asked = |of: &[&str]| self.words.iter().any(|word| of.contains(&word.as_str()));
+        let handlers = HANDLERS.map(|(handler, _)| handler);
+        [&handlers[..], &CONTESTANTS[..]]
+            .into_iter()
+            .all(|kind| !asked(kind) || names.iter().any(|name| kind.contains(name) && asked(&[name])))
+    }
+}
