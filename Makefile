@@ -26,7 +26,7 @@ test: ## Run the tests, those on real servers too
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test
 
 .PHONY: services
-services: ## Start the real servers that tests/real wants
+services: ## Start the real servers that tests/real and tests/cql want
 	scripts/services up
 
 .PHONY: services-down
