@@ -20,7 +20,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    PARTITIONS, bar,
+    Bar, PARTITIONS, bar,
     broker::{self, Broker},
     child::Child,
     middle,
@@ -49,9 +49,10 @@ pub fn measure(broker: &Broker, protocol: &str, rounds: usize) {
     let name = format!("rebalance, {protocol}");
     let [silent, drained] = [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| middle(rounds.iter().map(of).collect()));
     let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing].map(|of| rounds.iter().map(of).sum::<u64>());
-    bar(&name, "seconds silent", silent, silent <= 0.5, &format!("at most 0.5; {drained:.2} of it until all was drained and committed"));
-    bar(&name, "doubles", doubles as f64, doubles == 0, "none");
-    bar(&name, "missing", missing as f64, missing == 0, "none");
+    bar(&name, "seconds silent", silent, Bar::AtMost(0.5));
+    bar(&name, "of them until all was drained and committed", drained, Bar::None);
+    bar(&name, "doubles", doubles as f64, Bar::AtMost(0.0));
+    bar(&name, "missing", missing as f64, Bar::AtMost(0.0));
 }
 
 fn round(broker: &Broker, protocol: &str) -> Round {
