@@ -1,4 +1,6 @@
+mod cluster;
 mod fake;
+mod schedules;
 
 use tokio::{sync::watch, task::JoinSet};
 
@@ -56,15 +58,7 @@ impl World {
     }
 
     async fn handle_job(&self, job: &Job, stop: &Stop) -> Fate {
-        let record = Record {
-            topic: events::jobs::topic(job.provider, job.work.lane()).into(),
-            partition: 0,
-            offset: 7,
-            timestamp: Timestamp::now(),
-            key: Some(events::jobs::key(job).into_bytes()),
-            value: Some(events::jobs::write(job)),
-            headers: Vec::new(),
-        };
+        let record = record_of(job);
         loop {
             match self.stage.handle(&record, stop).await {
                 Ok(fate) => return fate,
@@ -112,6 +106,18 @@ impl World {
 
 fn broadcast() -> BroadcastId {
     BroadcastId::of_post(&PostId::new("p1"))
+}
+
+fn record_of(job: &Job) -> Record {
+    Record {
+        topic: events::jobs::topic(job.provider, job.work.lane()).into(),
+        partition: 0,
+        offset: 7,
+        timestamp: Timestamp::now(),
+        key: Some(events::jobs::key(job).into_bytes()),
+        value: Some(events::jobs::write(job)),
+        headers: Vec::new(),
+    }
 }
 
 fn job(work: Work, expires_at: Timestamp) -> Job {
