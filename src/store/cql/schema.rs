@@ -6,13 +6,14 @@
 
 use std::{collections::HashMap, fmt, fmt::Write as _};
 
-use scylla::client::session::Session;
+use scylla::{client::session::Session, statement::unprepared::Statement};
 use sha2::{Digest, Sha256};
 
 use super::{
     OpenError,
     dialect::Server,
     refused,
+    session::SCHEMA_WITHIN,
     statements::{fill, words},
 };
 use crate::{domain::Timestamp, store::Settings};
@@ -178,7 +179,9 @@ async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, Stri
 
 async fn run(session: &Session, statement: &str) -> Result<(), OpenError> {
     let begin = statement.split(" (").next().unwrap_or_default();
-    session.query_unpaged(statement, ()).await.map(drop).map_err(|err| refused(begin, err))
+    let mut change = Statement::new(statement);
+    change.set_request_timeout(Some(SCHEMA_WITHIN));
+    session.query_unpaged(change, ()).await.map(drop).map_err(|err| refused(begin, err))
 }
 
 fn number(files: usize) -> i32 {
