@@ -1,8 +1,8 @@
 //! pushcast as people run it, the binary, on a real Apache Kafka; the providers are the sandbox's fakes.
 //!
-//! The broker is the one that `make services` starts. Without it these tests fail: a suite that skips proves nothing.
-//! Topics have fixed names, so a test takes the broker for itself and begins by deleting them. There is one test, because
-//! what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
+//! The servers are those that `make services` starts. Without them these tests fail: a suite that skips proves nothing.
+//! Topics have fixed names, so a test takes the broker for itself and begins by deleting them. There are few tests, because
+//! what they take is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -10,8 +10,12 @@
 mod broker;
 #[path = "real/crash.rs"]
 mod crash;
+#[path = "real/outage.rs"]
+mod outage;
 #[path = "real/story.rs"]
 mod story;
+#[path = "real/together.rs"]
+mod together;
 #[path = "real/world.rs"]
 mod world;
 
@@ -27,4 +31,14 @@ async fn pushcast_on_a_real_kafka() {
     story::goes_on(&world, &phones, || crash::more_register(&world, &phones));
     let running = crash::repeats_little(&world, &phones, running);
     assert!(running.stop().success(), "a stop in good order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_processes_behave_as_one() {
+    together::behave_as_one().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_store_is_waited_for() {
+    outage::outages_are_waited_for().await;
 }

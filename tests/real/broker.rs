@@ -145,6 +145,15 @@ impl Broker {
         });
     }
 
+    /// How many partitions each member of a group has, where the group is at rest; none while it deals them out.
+    pub fn shares(&self, group: &str) -> Vec<u32> {
+        let groups = self.consumer("look").fetch_group_list(Some(group), ANSWER_TIMEOUT).unwrap();
+        let stable = groups.groups().iter().find(|it| it.name() == group && it.state() == "Stable");
+        stable
+            .map(|group| group.members().iter().map(|member| partitions(member.assignment().unwrap_or_default())).collect())
+            .unwrap_or_default()
+    }
+
     /// Types lines into Java's own console producer.
     pub fn type_into_console_producer(&self, topic: &str, lines: &[String]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
@@ -172,8 +181,23 @@ impl Broker {
     }
 }
 
-fn services() -> &'static Path {
+/// Where `make services` says what runs.
+pub fn services() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.services"))
+}
+
+/// How many partitions an assignment names, as the consumer protocol writes it: a version (16 bits), then the topics, each
+/// a name and its partitions (32 bits each).
+fn partitions(assignment: &[u8]) -> u32 {
+    let number = |at: usize, bytes: usize| assignment[at..at + bytes].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    let (mut at, mut sum) = (6, 0);
+    for _ in 0..if assignment.is_empty() { 0 } else { number(2, 4) } {
+        at += 2 + number(at, 2) as usize;
+        let partitions = number(at, 4);
+        at += 4 + 4 * partitions as usize;
+        sum += partitions;
+    }
+    sum
 }
 
 fn text(value: Option<&[u8]>) -> String {

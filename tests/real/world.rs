@@ -77,9 +77,20 @@ impl World {
 
     /// Starts `pushcast run`. What it says goes to the end of one file, whoever says it.
     pub fn start(&self) -> Running {
+        self.start_with(&[])
+    }
+
+    /// The same with settings of its own.
+    pub fn start_with(&self, settings: &[(&str, &str)]) -> Running {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = self.command(&["run"]);
+        command.envs(settings.iter().map(|(name, value)| (format!("PUSHCAST__{name}"), value)));
         Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    /// What its processes have said so far, line by line.
+    pub fn said(&self) -> Vec<String> {
+        fs::read_to_string(self.log()).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// The consumer group of a stage.
@@ -101,8 +112,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = fs::read_to_string(self.log()).unwrap_or_default();
-            let lines: Vec<_> = log.lines().collect();
+            let lines = self.said();
             eprintln!("--- the last of what pushcast said\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }
