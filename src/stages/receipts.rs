@@ -20,6 +20,7 @@ use std::{
 };
 
 use jiff::SignedDuration;
+use tokio::time::Instant;
 
 use crate::{
     delivery::{self, Receipt},
@@ -38,6 +39,9 @@ const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// How often a closed route is looked at again, and what follows from an answer is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How often it is told that something is away.
+const TELL_EVERY: Duration = Duration::from_secs(30);
+
 /// The stage of `expo-receipts`.
 #[derive(Debug)]
 pub struct Receipts<R, S, P> {
@@ -47,27 +51,27 @@ pub struct Receipts<R, S, P> {
     delay: Duration,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
+    /// When it was last told that something is away.
+    told_at: Mutex<Option<Instant>>,
 }
 
 impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
     pub fn new(expo: R, routes: S, publish: P, delay: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { expo, routes, publish, delay, metrics, brake: Mutex::default() }
+        Self { expo, routes, publish, delay, metrics, brake: Mutex::default(), told_at: Mutex::default() }
     }
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
     /// this is tried again, until it succeeds or the drain ends.
     async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &Stop) -> Fate {
-        let (mut counted, mut told) = (false, false);
+        let mut counted = false;
         loop {
             match self.step(follows, written_at, &mut counted).await {
                 Ok(Step::Settled) => return Fate::Done,
                 Ok(Step::Held) => {}
-                // Many batches wait for the same thing, and each would say so all the time.
-                Err(err) if !told => {
+                Err(err) if self.is_to_be_told() => {
                     let error: &dyn Error = &err;
                     tracing::warn!(error, "What follows from receipts waits, because {err}; it is tried again until it works");
-                    told = true;
                 }
                 Err(_) => {}
             }
@@ -76,6 +80,16 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                 () = tokio::time::sleep(AGAIN_AFTER) => {}
             }
         }
+    }
+
+    /// Many batches wait for the same thing, and each would say so all the time.
+    fn is_to_be_told(&self) -> bool {
+        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is = told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY);
+        if is {
+            *told_at = Some(Instant::now());
+        }
+        is
     }
 
     async fn step(&self, follows: &Follows, written_at: Timestamp, counted: &mut bool) -> Result<Step, Unavailable> {

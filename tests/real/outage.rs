@@ -22,9 +22,9 @@ const MORE: u64 = 1_000;
 const RATE: &str = "400";
 /// A frozen server stays so for longer than any request but a scan waits.
 const FROZEN: Duration = Duration::from_secs(12);
-/// An outage makes so many lines at most, however long it lasts and however much waits for its end: some for each stage
-/// that meets it, and what the store itself says of it.
-const LINES_MAX: usize = 40;
+/// An outage makes so many lines at most, however much waits for its end: some for each stage that meets it and each page
+/// that is open, again every half minute.
+const LINES_MAX: usize = 60;
 /// The longest pause between two tries is half a minute; and a server may be slow to start beside other tests.
 const SOON: Duration = Duration::from_secs(120);
 
@@ -42,6 +42,8 @@ pub async fn outages_are_waited_for() {
         ("EXPO__RATE_PER_SECOND", RATE),
         ("EXPO__RECEIPT_DELAY", "1s"),
         ("KAFKA__COMMIT_EVERY", "100ms"),
+        // Kafka is not to lose patience while two servers and this share a machine.
+        ("KAFKA__SESSION_TIMEOUT", "30s"),
         ("MEDICATION__TICK_EVERY", "2s"),
         ("PUSH__OPEN_PAGES", "4"),
         ("PUSH__PAGE_SIZE", "20"),
@@ -77,11 +79,12 @@ fn everything_waits(world: &World, id: &str, registered: u64, outage: impl FnOnc
     let said_before = world.said().len();
     outage(&|| register(world, registered + MORE / 2..registered + MORE));
     let taken = world.sandbox.statistics().expo.taken;
-    let said = world.said().split_off(said_before);
-    println!("{} lines during the outage:\n{}", said.len(), said.join("\n"));
+    let mut said = world.said().split_off(said_before);
+    said.retain(|line| line.contains("the store is unavailable"));
+    println!("{} lines of the outage:\n{}", said.len(), said.join("\n"));
     assert!(taken < registered, "the outage came too late for the broadcast");
     assert!(said.len() <= LINES_MAX, "{} lines", said.len());
-    assert!(said.iter().any(|line| line.contains("the store is unavailable")), "it is told of");
+    assert!(!said.is_empty(), "nobody speaks of it");
 
     let total = total_of(world, id);
     world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
