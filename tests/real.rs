@@ -1,20 +1,35 @@
-//! pushcast as people run it, the binary, on a real Apache Kafka; the providers are the sandbox's fakes.
+//! A real Apache Kafka: pushcast as people run it, with the providers' fakes, and the consumer runtime as stages use it.
 //!
 //! The broker is the one that `make services` starts. Without it these tests fail: a suite that skips proves nothing.
-//! Topics have fixed names, so a test takes the broker for itself and begins by deleting them. There is one test, because
-//! what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
+//!
+//! pushcast's topics have fixed names, so its story takes them for itself and begins by deleting them. There is one story,
+//! because what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
+//!
+//! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic. Each scene has
+//! topics and a group of its own and is played beside the others. `cargo test` builds the relay; `cargo test --test real`
+//! needs `--example relay` too. `REAL_SEED` repeats the moments of a run; what is ignored here is for `make soak`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "real/broker.rs"]
 mod broker;
+#[path = "real/churn.rs"]
+mod churn;
 #[path = "real/crash.rs"]
 mod crash;
+#[path = "real/passage.rs"]
+mod passage;
 #[path = "real/story.rs"]
 mod story;
+#[path = "real/verdict.rs"]
+mod verdict;
 #[path = "real/world.rs"]
 mod world;
 
+use std::{env, thread};
+
+use broker::Broker;
+use pushcast::kafka::GroupProtocol::{Classic, Consumer};
 use world::World;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,4 +42,35 @@ async fn pushcast_on_a_real_kafka() {
     story::goes_on(&world, &phones, || crash::more_register(&world, &phones));
     let running = crash::repeats_little(&world, &phones, running);
     assert!(running.stop().success(), "a stop in good order");
+}
+
+#[test]
+fn relays_on_a_real_kafka() {
+    let broker = Broker::of_services();
+    side_by_side([
+        ("relays come and go, classic", &|| churn::without_a_crash(&broker, Classic)),
+        ("relays come and go, KIP-848", &|| churn::without_a_crash(&broker, Consumer)),
+        ("relays are killed, classic", &|| churn::with_crashes(&broker, Classic, 3)),
+        ("relays are killed, KIP-848", &|| churn::with_crashes(&broker, Consumer, 3)),
+    ]);
+}
+
+#[test]
+#[ignore = "takes as long as one likes: make soak ROUNDS=30"]
+fn relays_are_killed_for_a_long_time() {
+    let (broker, rounds) = (Broker::of_services(), env::var("ROUNDS").map_or(30, |rounds| rounds.parse().unwrap()));
+    side_by_side([
+        ("relays are killed, classic", &|| churn::with_crashes(&broker, Classic, rounds)),
+        ("relays are killed, KIP-848", &|| churn::with_crashes(&broker, Consumer, rounds)),
+    ]);
+}
+
+/// Plays scenes at the same time: most of what they do is waiting.
+fn side_by_side<const N: usize>(scenes: [(&'static str, &(dyn Fn() + Sync)); N]) {
+    let failed: Vec<_> = thread::scope(|scope| {
+        let play = |(name, scene): (&'static str, _)| (name, thread::Builder::new().name(name.into()).spawn_scoped(scope, scene).unwrap());
+        let playing = scenes.map(play);
+        playing.into_iter().filter_map(|(name, scene)| scene.join().is_err().then_some(name)).collect()
+    });
+    assert!(failed.is_empty(), "{failed:?}");
 }
