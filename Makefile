@@ -29,7 +29,7 @@ test: ## Run the tests, those on real servers too
 soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… repeats the moments
 	scripts/services up
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; \
-		ROUNDS=$(or $(ROUNDS),30) cargo test --test real --example relay -- --ignored --nocapture --test-threads=1
+		ROUNDS=$(or $(ROUNDS),30) cargo test --test real -- --ignored --nocapture --test-threads=1
 
 .PHONY: services
 services: ## Start the real servers that tests/real wants

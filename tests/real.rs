@@ -6,8 +6,8 @@
 //! because what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
 //!
 //! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic. Each scene has
-//! topics and a group of its own and is played beside the others. `cargo test` builds the relay; `cargo test --test real`
-//! needs `--example relay` too. `REAL_SEED` repeats the moments of a run; what is ignored here is for `make soak`.
+//! topics and a group of its own and is played beside the others. `REAL_SEED` repeats the moments of a run; what is ignored
+//! here is for `make soak`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -17,6 +17,8 @@ mod broker;
 mod churn;
 #[path = "real/crash.rs"]
 mod crash;
+#[path = "real/odds.rs"]
+mod odds;
 #[path = "real/passage.rs"]
 mod passage;
 #[path = "real/story.rs"]
@@ -63,6 +65,29 @@ fn relays_are_killed_for_a_long_time() {
         ("relays are killed, classic", &|| churn::with_crashes(&broker, Classic, rounds)),
         ("relays are killed, KIP-848", &|| churn::with_crashes(&broker, Consumer, rounds)),
     ]);
+}
+
+#[test]
+fn odd_things_happen_to_relays_on_a_real_kafka() {
+    let broker = Broker::of_services();
+    side_by_side([
+        ("poison", &odds::poison),
+        ("a slow handler, classic", &|| odds::a_slow_handler(&broker, Classic)),
+        ("a slow handler, KIP-848", &|| odds::a_slow_handler(&broker, Consumer)),
+        ("more partitions, classic", &|| odds::more_partitions(&broker, Classic)),
+        ("more partitions, KIP-848", &|| odds::more_partitions(&broker, Consumer)),
+        ("offsets out of range", &|| odds::offsets_out_of_range(&broker, Consumer)),
+        ("compaction", &|| odds::compaction(&broker, Classic)),
+        ("transactions", &|| odds::transactions(&broker, Classic)),
+        ("console producer", &|| odds::console_producer(&broker, Consumer)),
+        ("a backlog", &|| odds::a_backlog(&broker, Classic)),
+    ]);
+}
+
+#[test]
+#[ignore = "needs kcat"]
+fn what_kcat_writes_is_relayed() {
+    odds::kcat(&Broker::of_services(), Classic);
 }
 
 /// Plays scenes at the same time: most of what they do is waiting.

@@ -143,14 +143,20 @@ impl Broker {
         });
     }
 
+    /// How many partitions a topic has.
+    pub fn partitions(&self, topic: &str) -> usize {
+        self.ends(&self.consumer("look"), topic).len()
+    }
+
     /// Types lines into Java's own console producer, on the broker of `make services`.
     pub fn type_into_console_producer(&self, topic: &str, options: &[&str], lines: &[String]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        let mut console = Command::new(script);
-        console.args(["kafka", "ConsoleProducer", "--topic", topic]).args(options).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut console = console.spawn().unwrap();
-        console.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
-        assert!(console.wait().unwrap().success(), "the console producer");
+        type_into(Command::new(script).args(["kafka", "ConsoleProducer", "--topic", topic]).args(options), lines);
+    }
+
+    /// Types lines into kcat.
+    pub fn type_into_kcat(&self, topic: &str, options: &[&str], lines: &[String]) {
+        type_into(Command::new("kcat").args(["-P", "-b", &self.address, "-t", topic]).args(options), lines);
     }
 
     /// A topic of a test's own.
@@ -236,6 +242,12 @@ impl Stored {
             headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
         }
     }
+}
+
+fn type_into(console: &mut Command, lines: &[String]) {
+    let mut typing = console.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    typing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    assert!(typing.wait().unwrap().success(), "{console:?}");
 }
 
 fn services() -> &'static Path {

@@ -6,10 +6,10 @@ use std::{
     env,
     fs::{self, File},
     iter,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -77,10 +77,15 @@ pub struct Load {
 impl Passage {
     /// Two new topics on the broker.
     pub fn new(broker: &Broker, what: &str, partitions: i32, protocol: GroupProtocol) -> Self {
+        Self::on_topic(broker, what, partitions, protocol, &[])
+    }
+
+    /// The same with an input topic that has settings of its own.
+    pub fn on_topic(broker: &Broker, what: &str, partitions: i32, protocol: GroupProtocol, topic: &[(&str, &str)]) -> Self {
         let name = format!("{what}-{protocol:?}-{:06x}", rand::random::<u32>() >> 8).to_lowercase();
         let folder = TempDir::new().unwrap();
         let (input, output) = (format!("{name}.in"), format!("{name}.out"));
-        block_on(broker.create_topic(&input, partitions, &[]));
+        block_on(broker.create_topic(&input, partitions, topic));
         block_on(broker.create_topic(&output, 4, &[]));
         let (tail, settings, properties) = (broker.tail(&output), BTreeMap::new(), BTreeMap::new());
         let mut passage = Self { broker: broker.clone(), partitions, name: name.clone(), settings, properties, tail, folder };
@@ -232,12 +237,15 @@ fn send(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, partit
     });
 }
 
-/// Built by `cargo test`, beside this test.
-fn relay() -> PathBuf {
-    let here = env::current_exe().unwrap();
-    let relay = here.ancestors().nth(2).unwrap().join("examples/relay");
-    assert!(relay.exists(), "there is no {}: with `--test real` say `--example relay` too", relay.display());
-    relay
+/// The program. `cargo test` has built it; `cargo test --test real` has not, and an old one would be tested for a new one.
+fn relay() -> &'static Path {
+    static RELAY: OnceLock<PathBuf> = OnceLock::new();
+    RELAY.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", "relay"]).args((!cfg!(debug_assertions)).then_some("--release"));
+        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{build:?}");
+        env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/relay")
+    })
 }
 
 // === impl Relay ===
@@ -245,10 +253,15 @@ fn relay() -> PathBuf {
 impl Relay {
     /// How many partitions it has, as it says itself.
     pub fn owns(&mut self) -> usize {
+        self.has_owned().last().copied().unwrap_or_default()
+    }
+
+    /// How many partitions it has had, whenever that changed, from the first on.
+    pub fn has_owned(&mut self) -> Vec<usize> {
         assert!(self.child.try_wait().unwrap().is_none(), "{} has ended by itself", self.name);
         let said = fs::read_to_string(&self.said).unwrap();
-        let last = said.lines().filter_map(|line| line.strip_prefix("owns ")).next_back();
-        last.map_or(0, |owned| owned.parse().unwrap())
+        let owned = said.lines().map(|line| line.strip_prefix("owns ").unwrap().parse().unwrap());
+        owned.skip_while(|owned| *owned == 0).collect()
     }
 
     /// Asks it to end, as a supervisor does, and waits for that.

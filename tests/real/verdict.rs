@@ -3,7 +3,10 @@
 //! The output is in order: a relay works on the records of a key one by one, and writes each with that key before it
 //! begins the next. So the order in which the output holds a key's records is the order in which they were handled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
 
 use serde_json::Value;
 
@@ -55,9 +58,9 @@ impl Account {
     pub fn nothing_is_missing(&self) -> &Self {
         let handled: BTreeSet<_> = self.handled.iter().map(|handled| handled.place).collect();
         let missing: Vec<_> = self.input.keys().filter(|place| !handled.contains(place)).collect();
-        assert!(missing.is_empty(), "{} of {} are missing: {missing:?}", missing.len(), self.input.len());
+        assert!(missing.is_empty(), "{} of {} are missing: {}", missing.len(), self.input.len(), some_of(&missing));
         let invented: Vec<_> = handled.iter().filter(|place| !self.input.contains_key(place)).collect();
-        assert!(invented.is_empty(), "nobody wrote {invented:?}");
+        assert!(invented.is_empty(), "nobody wrote {}", some_of(&invented));
         self
     }
 
@@ -81,6 +84,13 @@ impl Account {
         self
     }
 
+    /// Every record was handled once.
+    pub fn nothing_is_repeated(&self) -> &Self {
+        let repeats: Vec<_> = self.repeats().into_iter().collect();
+        assert!(repeats.is_empty(), "{} are repeated: {}", repeats.len(), some_of(&repeats));
+        self
+    }
+
     /// The records that were handled more than once, and by whom.
     pub fn repeats(&self) -> BTreeMap<Place, Vec<&str>> {
         let mut by: BTreeMap<Place, Vec<&str>> = BTreeMap::new();
@@ -101,6 +111,11 @@ impl Handled {
             by: told["by"].as_str().unwrap().to_owned(),
         }
     }
+}
+
+/// A few, for a message that somebody reads.
+fn some_of(many: &[impl Debug]) -> String {
+    format!("{:?} …", &many[..many.len().min(20)])
 }
 
 /// Without these deaths the record would not have been repeated: whoever had done it before, all but the last, was killed
