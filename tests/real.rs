@@ -15,10 +15,14 @@
 mod broker;
 #[path = "real/churn.rs"]
 mod churn;
+#[path = "real/cluster.rs"]
+mod cluster;
 #[path = "real/crash.rs"]
 mod crash;
 #[path = "real/odds.rs"]
 mod odds;
+#[path = "real/outage.rs"]
+mod outage;
 #[path = "real/passage.rs"]
 mod passage;
 #[path = "real/story.rs"]
@@ -28,7 +32,7 @@ mod verdict;
 #[path = "real/world.rs"]
 mod world;
 
-use std::{env, thread};
+use std::{env, thread, time::Duration};
 
 use broker::Broker;
 use pushcast::kafka::GroupProtocol::{Classic, Consumer};
@@ -82,6 +86,30 @@ fn odd_things_happen_to_relays_on_a_real_kafka() {
         ("console producer", &|| odds::console_producer(&broker, Consumer)),
         ("a backlog", &|| odds::a_backlog(&broker, Classic)),
     ]);
+}
+
+#[test]
+fn kafka_is_stopped_and_comes_back() {
+    outage::of_the_only_broker(|cluster| cluster.stop(0), Duration::from_secs(10), |cluster| cluster.start_again(0));
+}
+
+/// It comes back later than one that was stopped: it reads its log, and waits until it has been missed.
+#[test]
+#[ignore = "like a stop, mostly: make soak"]
+fn kafka_is_killed_and_comes_back() {
+    outage::of_the_only_broker(|cluster| cluster.kill(0), Duration::from_secs(3), |cluster| cluster.start_again(0));
+}
+
+#[test]
+#[ignore = "like a stop, mostly: make soak"]
+fn kafka_freezes_and_goes_on() {
+    outage::of_the_only_broker(|cluster| cluster.freeze(0), Duration::from_secs(12), |cluster| cluster.thaw(0));
+}
+
+#[test]
+#[ignore = "three brokers are much for a small machine: make soak"]
+fn leaders_move() {
+    outage::of_one_of_three(6);
 }
 
 #[test]

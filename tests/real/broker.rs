@@ -22,6 +22,8 @@ use serde_json::Value;
 
 use crate::world::until;
 
+/// As many copies of a topic as the broker's settings say.
+const COPIES_BY_DEFAULT: i32 = -1;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A broker, or several that are one cluster.
@@ -70,7 +72,12 @@ impl Broker {
     }
 
     pub fn answers(&self) -> bool {
-        self.consumer("look").fetch_metadata(None, ANSWER_TIMEOUT).is_ok()
+        self.brokers().is_some()
+    }
+
+    /// How many brokers the cluster has; none if nobody answers.
+    pub fn brokers(&self) -> Option<usize> {
+        Some(self.consumer("look").fetch_metadata(None, ANSWER_TIMEOUT).ok()?.brokers().len())
     }
 
     /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for.
@@ -161,8 +168,9 @@ impl Broker {
 
     /// A topic of a test's own.
     pub async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let topic =
-            settings.iter().fold(NewTopic::new(name, partitions, TopicReplication::Fixed(1)), |topic, (key, value)| topic.set(key, value));
+        let topic = settings
+            .iter()
+            .fold(NewTopic::new(name, partitions, TopicReplication::Fixed(COPIES_BY_DEFAULT)), |topic, (key, value)| topic.set(key, value));
         let created = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
         assert!(created.iter().all(Result::is_ok), "{created:?}");
         until(&format!("{name} is there"), ANSWER_TIMEOUT, || {
