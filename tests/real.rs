@@ -56,6 +56,8 @@ fn relays_on_a_real_kafka() {
     side_by_side([
         ("relays come and go, classic", &|| churn::without_a_crash(&broker, Classic)),
         ("relays come and go, KIP-848", &|| churn::without_a_crash(&broker, Consumer)),
+        ("a name that stays, classic", &|| churn::under_a_name_that_stays(&broker, Classic)),
+        ("a name that stays, KIP-848", &|| churn::under_a_name_that_stays(&broker, Consumer)),
         ("relays are killed, classic", &|| churn::with_crashes(&broker, Classic, 3)),
         ("relays are killed, KIP-848", &|| churn::with_crashes(&broker, Consumer, 3)),
     ]);

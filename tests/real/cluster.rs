@@ -5,6 +5,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -13,7 +14,9 @@ use tempfile::TempDir;
 use crate::{broker::Broker, passage::signal, world::until};
 
 /// A broker starts within seconds; several at once, beside other tests, need more.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(240);
+/// A broker that starts doesn't answer; it is asked again.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One or more brokers, each of them a controller too. They end when this is dropped.
 pub struct Cluster {
@@ -52,9 +55,8 @@ impl Cluster {
                 ("min.insync.replicas", brokers.div_ceil(2).to_string()),
                 // As it is by default: an outage is to be shorter than that.
                 ("group.consumer.session.timeout.ms", "45000".to_owned()),
-                // A broker that was killed is not let in again before it is missed.
-                ("broker.session.timeout.ms", "3000".to_owned()),
-                ("broker.heartbeat.interval.ms", "500".to_owned()),
+                // A broker that was killed is not let in again before it is missed. Several on one machine miss each other soon.
+                ("broker.session.timeout.ms", if brokers == 1 { "3000" } else { "18000" }.to_owned()),
             ];
             let ours: String = ours.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
             fs::write(folder.join("server.properties"), template + "\n" + &ours).unwrap();
@@ -101,7 +103,9 @@ impl Cluster {
     fn is_back(&self, node: usize) {
         let Node { address, folder, .. } = &self.nodes[node];
         let (alone, brokers) = (Broker { address: address.clone() }, self.nodes.len());
-        until(&format!("the broker in {} answers", folder.display()), START_TIMEOUT, || (alone.brokers() == Some(brokers)).then_some(()));
+        until(&format!("the broker in {} answers", folder.display()), START_TIMEOUT, || {
+            (alone.brokers(ASK_TIMEOUT) == Some(brokers)).then_some(())
+        });
     }
 }
 
@@ -116,6 +120,13 @@ impl Node {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if thread::panicking() {
+            for Node { folder, .. } in &self.nodes {
+                let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+                let lines: Vec<_> = log.lines().collect();
+                eprintln!("--- broker in {}\n{}", folder.display(), lines[lines.len().saturating_sub(20)..].join("\n"));
+            }
+        }
         self.nodes.iter_mut().filter_map(|node| node.process.take()).for_each(kill);
     }
 }

@@ -22,9 +22,9 @@ struct AtWork {
 pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl Fn(&mut Cluster)) {
     let mut cluster = Cluster::start(1);
     let broker = cluster.broker.clone();
-    let mut patient = AtWork::begins(Passage::new(&broker, "patient", 4, Classic).with("session_timeout", "45s"));
-    let mut hasty = AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"));
-    let mut modern = AtWork::begins(Passage::new(&broker, "modern", 4, Consumer));
+    let mut patient = AtWork::begins(Passage::new(&broker, "patient", 4, Classic).with("session_timeout", "45s"), 100);
+    let mut hasty = AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"), 100);
+    let mut modern = AtWork::begins(Passage::new(&broker, "modern", 4, Consumer), 100);
 
     go(&mut cluster);
     thread::sleep(away);
@@ -47,14 +47,15 @@ pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl 
 pub fn of_one_of_three(rounds: usize) {
     let mut cluster = Cluster::start(3);
     let broker = cluster.broker.clone();
-    let classic = AtWork::begins(Passage::new(&broker, "three", 6, Classic).with("session_timeout", "45s"));
-    let modern = AtWork::begins(Passage::new(&broker, "three", 6, Consumer));
+    let classic = AtWork::begins(Passage::new(&broker, "three", 6, Classic).with("session_timeout", "45s"), 50);
+    let modern = AtWork::begins(Passage::new(&broker, "three", 6, Consumer), 50);
     for round in 0..rounds {
         let node = round % 3;
         match round / 3 % 2 {
             0 => cluster.stop(node),
             _ => cluster.kill(node),
         }
+        println!("broker {} is away", node + 1);
         thread::sleep(Duration::from_secs(5));
         cluster.start_again(node);
         thread::sleep(Duration::from_secs(5));
@@ -64,10 +65,10 @@ pub fn of_one_of_three(rounds: usize) {
 }
 
 impl AtWork {
-    fn begins(passage: Passage) -> Self {
+    fn begins(passage: Passage, per_second: u64) -> Self {
         let (mut a, mut b) = (passage.start("a", "20ms"), passage.start("b", "20ms"));
         passage.is_shared_by(&mut [&mut a, &mut b]);
-        let load = passage.load(200);
+        let load = passage.load(per_second);
         passage.is_worked_at_by(&a);
         passage.is_worked_at_by(&b);
         Self { passage, a, b, load }

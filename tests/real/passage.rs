@@ -19,6 +19,7 @@ use std::{
 use futures::executor::block_on;
 use pushcast::kafka::GroupProtocol;
 use rdkafka::{
+    admin::AdminOptions,
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
 };
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// How long the group or a relay may take to do what it has to do. A test that waits that long fails.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Records a relay may have in hand at once.
 pub const IN_FLIGHT: usize = 64;
 /// How far a partition may run ahead of its oldest unfinished record.
@@ -132,10 +133,16 @@ impl Passage {
 
     /// Starts a relay that works on each record for a while.
     pub fn start(&self, name: &str, work: &str) -> Relay {
+        self.start_in_the_place_of("", name, work)
+    }
+
+    /// Starts a relay with a `kafka.instance_id`.
+    pub fn start_in_the_place_of(&self, instance: &str, name: &str, work: &str) -> Relay {
         let file = |kind: &str| File::create(self.folder.path().join(format!("{name}.{kind}"))).unwrap();
         let mut command = Command::new(relay());
         command.args([&self.input(), &self.output()]).args(["--name", name, "--work", work]);
         command.env_clear().envs(&self.settings).env("PUSHCAST__KAFKA__PROPERTIES", json!(self.properties).to_string());
+        command.env("PUSHCAST__KAFKA__INSTANCE_ID", instance);
         let child = command.stdin(Stdio::null()).stdout(file("said")).stderr(file("log")).spawn().unwrap();
         let memory_max_kib = IDLE_KIB + KIB_PER_PARTITION * u64::try_from(self.partitions).unwrap();
         Relay { name: name.to_owned(), child, said: self.folder.path().join(format!("{name}.said")), memory_max_kib }
@@ -216,7 +223,10 @@ impl Drop for Passage {
                 let lines: Vec<_> = text.lines().collect();
                 eprintln!("--- {} {}\n{}", self.name, log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
             }
+            return;
         }
+        let (input, output) = (self.input(), self.output());
+        drop(block_on(self.broker.admin().delete_topics(&[&*input, &*output], &AdminOptions::new())));
     }
 }
 
