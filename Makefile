@@ -32,7 +32,7 @@ soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… re
 		ROUNDS=$(or $(ROUNDS),30) cargo test --test real -- --ignored --nocapture --test-threads=1
 
 .PHONY: services
-services: ## Start the real servers that tests/real wants
+services: ## Start the real servers that tests/real and tests/cql want
 	scripts/services up
 
 .PHONY: services-down

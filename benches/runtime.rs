@@ -41,6 +41,7 @@ const IN_FLIGHT: u32 = 4_096;
 const HANDLERS: [(&str, u32); 2] = [("no-op", 0), ("50ms", 50)];
 const CONTESTANTS: [&str; 4] = ["pushcast", "vertx", "core", "loop"];
 const PARALLEL_CONSUMERS: [&str; 2] = ["vertx", "core"];
+const REBALANCE: &str = "rebalance";
 
 /// What the arguments ask for.
 struct Wishes {
@@ -61,17 +62,24 @@ fn main() {
     }
     let wishes = Wishes::of(arguments);
     let broker = Broker::start(wishes.keep);
-    let results = compare(&wishes, &broker);
-    print_table(&results);
-    print_bars(&results);
-    for protocol in ["classic", "consumer"].into_iter().filter(|protocol| wishes.include(&["rebalance", protocol])) {
-        rebalance::measure(&broker, protocol, wishes.rounds);
+    if wishes.want_comparison() {
+        let results = compare(&wishes, &broker);
+        print_table(&results);
+        print_bars(&results);
     }
+    if wishes.want_rebalance() {
+        rebalance::measure(&broker, "classic", wishes.rounds);
+        rebalance::measure(&broker, "consumer", wishes.rounds);
+    }
+}
+
+fn handlers() -> [&'static str; 2] {
+    HANDLERS.map(|(handler, _)| handler)
 }
 
 fn compare(wishes: &Wishes, broker: &Broker) -> Results {
     let mut runs: Vec<_> = HANDLERS.iter().flat_map(|handler| CONTESTANTS.map(|contestant| (contestant, *handler))).collect();
-    runs.retain(|(contestant, (handler, _))| wishes.include(&[contestant, handler]));
+    runs.retain(|(contestant, (handler, _))| wishes.want(contestant, &CONTESTANTS) && wishes.want(handler, &handlers()));
     let mut results = Results::new();
     for _round in 0..wishes.rounds {
         for (contestant, (handler, pause)) in &runs {
@@ -101,23 +109,35 @@ fn print_bars(results: &Results) {
     for (handler, _) in HANDLERS {
         let Some(ours) = median(results, handler, "pushcast") else { continue };
         let per_partition = (ours.peak - ours.idle) / f64::from(PARTITIONS);
-        bar(handler, "MiB per partition over idle", per_partition, per_partition <= 2.5, "at most 2.5");
+        bar(handler, "MiB per partition over idle", per_partition, Bar::AtMost(2.5));
         match handler {
-            "no-op" => bar(handler, "records/s", ours.rate, ours.rate >= 350_000.0, "at least 350,000"),
-            _ => bar(handler, "of the limit", ours.rate / limit, ours.rate / limit >= 0.95, "at least 0.95"),
+            "no-op" => bar(handler, "records/s", ours.rate, Bar::AtLeast(350_000.0)),
+            _ => bar(handler, "of the limit", ours.rate / limit, Bar::AtLeast(0.95)),
         }
         let theirs = PARALLEL_CONSUMERS.iter().filter_map(|variant| median(results, handler, variant));
         let Some(best) = theirs.max_by(|a, b| a.rate.total_cmp(&b.rate)) else { continue };
-        let [rate, cpu, memory] = [ours.rate / best.rate, best.cpu / ours.cpu, best.peak / ours.peak];
-        bar(handler, "times parallel-consumer's records/s", rate, handler != "no-op" || rate >= 3.0, "no-op: at least 3");
-        bar(handler, "times less CPU than parallel-consumer", cpu, handler == "no-op" || cpu >= 3.0, "50ms: at least 3");
-        bar(handler, "times less memory than parallel-consumer", memory, handler == "no-op" || memory >= 10.0, "50ms: at least 10");
+        let [rate, cpu, memory] =
+            if handler == "no-op" { [Bar::AtLeast(3.0), Bar::None, Bar::None] } else { [Bar::None, Bar::AtLeast(3.0), Bar::AtLeast(10.0)] };
+        bar(handler, "times the records/s of the best parallel-consumer", ours.rate / best.rate, rate);
+        bar(handler, "times less CPU per record than it", best.cpu / ours.cpu, cpu);
+        bar(handler, "times less memory than it", best.peak / ours.peak, memory);
     }
 }
 
-fn bar(of: &str, what: &str, figure: f64, holds: bool, wanted: &str) {
-    let word = if holds { "holds" } else { "MISSED" };
-    println!("{word:>8} {of:>10} {figure:>10.2} {what} ({wanted})");
+/// What a figure has to be.
+enum Bar {
+    AtLeast(f64),
+    AtMost(f64),
+    None,
+}
+
+fn bar(of: &str, what: &str, figure: f64, bar: Bar) {
+    let (word, wanted) = match bar {
+        Bar::AtLeast(least) => (if figure >= least { "holds" } else { "MISSED" }, format!(" (at least {least})")),
+        Bar::AtMost(most) => (if figure <= most { "holds" } else { "MISSED" }, format!(" (at most {most})")),
+        Bar::None => ("", String::new()),
+    };
+    println!("{word:>8} {of:>20} {figure:>10.2} {what}{wanted}");
 }
 
 /// Each figure's median by itself.
@@ -138,28 +158,29 @@ impl Wishes {
     fn of(arguments: Vec<String>) -> Self {
         let mut wishes = Self { rounds: 3, keep: false, words: Vec::new() };
         for argument in arguments {
-            match argument.parse() {
-                Ok(rounds) => wishes.rounds = rounds,
-                Err(_) if argument == "keep" => wishes.keep = true,
-                Err(_) => wishes.words.push(argument),
+            match (argument.as_str(), argument.parse()) {
+                (_, Ok(rounds)) => wishes.rounds = rounds,
+                ("keep", _) => wishes.keep = true,
+                (word, _) => {
+                    assert!(word == REBALANCE || handlers().contains(&word) || CONTESTANTS.contains(&word), "what is {word}?");
+                    wishes.words.push(argument);
+                }
             }
         }
         wishes
     }
 
-    /// Whether something with these names is wanted: for handlers and contestants alike, one of those named if any is.
-    fn include(&self, names: &[&str]) -> bool {
-        let rebalance = names.contains(&"rebalance");
-        if self.words.is_empty() {
-            return true;
-        }
-        if rebalance || self.words.iter().all(|word| word == "rebalance" || word == "classic" || word == "consumer") {
-            return rebalance && self.words.iter().any(|word| names.contains(&word.as_str()));
-        }
-        let asked = |of: &[&str]| self.words.iter().any(|word| of.contains(&word.as_str()));
-        let handlers = HANDLERS.map(|(handler, _)| handler);
-        [&handlers[..], &CONTESTANTS[..]]
-            .into_iter()
-            .all(|kind| !asked(kind) || names.iter().any(|name| kind.contains(name) && asked(&[name])))
+    /// Whether that one of its kind is wanted: it is named, or none of its kind is.
+    fn want(&self, name: &str, kind: &[&str]) -> bool {
+        let named: Vec<_> = self.words.iter().filter(|word| kind.contains(&word.as_str())).collect();
+        named.is_empty() || named.iter().any(|word| *word == name)
+    }
+
+    fn want_comparison(&self) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| word != REBALANCE)
+    }
+
+    fn want_rebalance(&self) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| word == REBALANCE)
     }
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use self::selection::{STAGES, Stages, UnknownStage};
-use self::timed::Timed;
+use self::timed::{Timed, copy_driver_counts};
 use crate::{
     config::Config,
     delivery::{self, Batcher, Pace, Provider, Share},
@@ -323,6 +323,11 @@ impl<S: Store> Running<S> {
         let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
         self.spawn("Kafka's pulse", async move {
             asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
+            Ok(())
+        });
+        let (store, metrics, stopped) = (self.app.store.clone(), Arc::clone(&self.app.metrics), self.stop.clone());
+        self.spawn("the store's driver", async move {
+            copy_driver_counts(store, metrics, stopped).await;
             Ok(())
         });
         let store = self.app.store.clone();

@@ -105,6 +105,6 @@ fn state() -> PathBuf {
 
 fn services(word: &str) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let ended = Command::new(script).arg(word).env("SERVICES_STATE", state()).stdout(Stdio::null()).status().unwrap();
+    let ended = Command::new(script).args([word, "kafka"]).env("SERVICES_STATE", state()).stdout(Stdio::null()).status().unwrap();
     assert!(ended.success(), "scripts/services {word}");
 }

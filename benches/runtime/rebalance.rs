@@ -13,13 +13,14 @@ use std::{
 
 use pushcast::{
     domain::Unavailable,
+    kafka::Assignment,
     stream::{Fate, Handler, LaneKey, Record, Stop},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    PARTITIONS, bar,
+    Bar, PARTITIONS, bar,
     broker::{self, Broker},
     child::Child,
     middle,
@@ -37,6 +38,8 @@ const UNDISTURBED: Duration = Duration::from_secs(5);
 struct Round {
     /// Seconds.
     silent: f64,
+    /// The part of it until the partitions were drained and committed; the rest is librdkafka's.
+    drained: f64,
     doubles: u64,
     missing: u64,
 }
@@ -44,11 +47,12 @@ struct Round {
 pub fn measure(broker: &Broker, protocol: &str, rounds: usize) {
     let rounds: Vec<Round> = (0..rounds).map(|_| round(broker, protocol)).collect();
     let name = format!("rebalance, {protocol}");
-    let silent = middle(rounds.iter().map(|round| round.silent).collect());
+    let [silent, drained] = [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| middle(rounds.iter().map(of).collect()));
     let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing].map(|of| rounds.iter().map(of).sum::<u64>());
-    bar(&name, "seconds silent", silent, silent <= 0.5, "at most 0.5");
-    bar(&name, "doubles", doubles as f64, doubles == 0, "none");
-    bar(&name, "missing", missing as f64, missing == 0, "none");
+    bar(&name, "seconds silent", silent, Bar::AtMost(0.5));
+    bar(&name, "of them until all was drained and committed", drained, Bar::None);
+    bar(&name, "doubles", doubles as f64, Bar::AtMost(0.0));
+    bar(&name, "missing", missing as f64, Bar::AtMost(0.0));
 }
 
 fn round(broker: &Broker, protocol: &str) -> Round {
@@ -63,8 +67,8 @@ fn round(broker: &Broker, protocol: &str) -> Round {
     sleep(UNDISTURBED);
     let first = first.stop();
 
-    let silent = numbers(&first, "silent");
-    let [silent] = silent[..] else { panic!("the first member was to see one revocation, and saw {silent:?}") };
+    let silences: Vec<_> = first.iter().filter_map(|line| line.strip_prefix("silent ")).map(seconds).collect();
+    let [(silent, drained)] = silences[..] else { panic!("the first member was to see one revocation, and saw {silences:?}") };
     let mut handled: BTreeMap<i32, Vec<u64>> = BTreeMap::new();
     for line in first.iter().chain(&second).filter_map(|line| line.strip_prefix("handled ")) {
         let line: Vec<i64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -78,12 +82,15 @@ fn round(broker: &Broker, protocol: &str) -> Round {
     let doubles = handled.values().flatten().map(|times| times.saturating_sub(1)).sum();
     let missing = handled.values().flatten().filter(|times| **times == 0).count() as u64;
     let records = handled.values().map(Vec::len).sum::<usize>();
-    eprintln!("rebalance {protocol}: silent for {silent:.3} s, {records} records, {doubles} doubles, {missing} missing");
-    Round { silent, doubles, missing }
+    eprintln!(
+        "rebalance {protocol}: silent for {silent:.3} s (drained after {drained:.3} s), {records} records, {doubles} doubles, {missing} missing"
+    );
+    Round { silent, drained, doubles, missing }
 }
 
-fn numbers(lines: &[String], word: &str) -> Vec<f64> {
-    lines.iter().filter_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.parse().ok()).collect()
+fn seconds(two: &str) -> (f64, f64) {
+    let (one, other) = two.split_once(' ').unwrap();
+    (one.parse().unwrap(), other.parse().unwrap())
 }
 
 // === A member ===
@@ -98,6 +105,8 @@ struct Diary {
     handled: BTreeMap<i32, Vec<u8>>,
     /// When a partition's stop was seen first, once for each time it was ours.
     stopped: Vec<(Duration, i32)>,
+    /// When partitions were given back.
+    given_back: Vec<Duration>,
 }
 
 struct Witness {
@@ -136,8 +145,8 @@ impl Diary {
         }
     }
 
-    /// How long we were silent after each revocation before `until`.
-    fn silences(&self, until: Duration) -> Vec<Duration> {
+    /// How long we were silent after each revocation before `until`, and how long the drain took.
+    fn silences(&self, until: Duration) -> Vec<[Duration; 2]> {
         let mut silences = Vec::new();
         let mut stopped: Vec<_> = self.stopped.iter().filter(|(at, _)| *at < until).collect();
         stopped.sort();
@@ -149,7 +158,8 @@ impl Diary {
             let mut last = at;
             let pauses = signs.iter().map(|sign| (std::mem::replace(&mut last, *sign), *sign));
             let longest = pauses.filter(|(from, _)| *from - at < STRAGGLING).max_by_key(|(from, to)| *to - *from);
-            silences.push(longest.map_or(until, |(_, to)| to) - at);
+            let given_back = self.given_back.iter().find(|given_back| **given_back >= at);
+            silences.push([longest.map_or(until, |(_, to)| to) - at, *given_back.unwrap_or(&until) - at]);
         }
         silences
     }
@@ -171,10 +181,11 @@ impl Diary {
 
 /// Handles until its input ends, and then says what happened.
 pub async fn member(task: &Task, protocol: &str) {
-    let diary = Diary { born_at: Instant::now(), begun: Vec::new(), handled: BTreeMap::new(), stopped: Vec::new() };
+    let diary = Diary { born_at: Instant::now(), begun: Vec::new(), handled: BTreeMap::new(), stopped: Vec::new(), given_back: Vec::new() };
     let diary = Arc::new(Mutex::new(diary));
     let stage = worker::stage(task, protocol, Witness { diary: Arc::clone(&diary), pause: task.pause });
-    let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+    let (stop, mut running, mut watching) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
+    watching.spawn(watch(stage.assignment(), Arc::clone(&diary)));
     running.spawn(stage.run(stop.clone()));
     while diary.lock().unwrap().begun.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -186,8 +197,22 @@ pub async fn member(task: &Task, protocol: &str) {
     running.join_next().await.unwrap().unwrap().unwrap();
 
     let diary = diary.lock().unwrap();
-    for silence in diary.silences(stopped_at) {
-        println!("silent {}", silence.as_secs_f64());
+    for [silent, drained] in diary.silences(stopped_at) {
+        println!("silent {} {}", silent.as_secs_f64(), drained.as_secs_f64());
     }
     diary.print_handled();
+}
+
+/// Notes when partitions are given back: they leave the assignment just before.
+async fn watch(mut assignment: watch::Receiver<Assignment>, diary: Arc<Mutex<Diary>>) {
+    let mut before = 0;
+    while assignment.changed().await.is_ok() {
+        let now = assignment.borrow_and_update().partitions.len();
+        let mut diary = diary.lock().unwrap();
+        if now < before {
+            let at = diary.born_at.elapsed();
+            diary.given_back.push(at);
+        }
+        before = now;
+    }
 }

@@ -80,6 +80,10 @@ fn store(rules: &mut Rules, store: &store::Settings) {
         rules.breaks("store.url", invalid);
     }
     rules.hold("store.replication_factor", store.replication_factor >= 0, || "expected 0 (as many as there are nodes, at most 3) or more");
+    let (certificate, key) = (!store.certificate_file.is_empty(), !store.key_file.is_empty());
+    rules.hold("store.certificate_file", certificate || !key, || "needed beside store.key_file");
+    rules.hold("store.key_file", key || !certificate, || "needed beside store.certificate_file");
+    rules.hold("store.ca_file", !store.ca_file.is_empty() || !(certificate || key), || "needed beside store.certificate_file");
 }
 
 fn push(rules: &mut Rules, push: &delivery::Settings) {

@@ -5,7 +5,6 @@
 
 pub mod audience;
 pub mod broadcasts;
-pub mod convergence;
 pub mod doses;
 pub mod oracle;
 pub mod routes;
