@@ -28,6 +28,8 @@ use super::{
 
 /// How long the cluster may take to answer one question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the leaders of a new topic may take to take office: one question of [`ANSWER_TIMEOUT`] can end without an answer.
+const OFFICE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause before a question is put again that a new topic's brokers are not ready for.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// The most copies that `kafka.replication_factor = 0` asks for.
@@ -183,7 +185,7 @@ fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     let since = Instant::now();
     loop {
         match ask() {
-            Err(error) if is_too_new(&error) && since.elapsed() < ANSWER_TIMEOUT => thread::sleep(AGAIN_AFTER),
+            Err(error) if is_too_new(&error) && since.elapsed() < OFFICE_TIMEOUT => thread::sleep(AGAIN_AFTER),
             answer => return answer,
         }
     }

@@ -203,7 +203,11 @@ impl Broker {
     fn ends(&self, consumer: &BaseConsumer, topic: &str) -> BTreeMap<i32, (i64, i64)> {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).unwrap();
         let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
-        partitions.map(|partition| (partition, consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).unwrap())).collect()
+        // The metadata of a new topic names leaders that don't know it yet.
+        let ends = |partition| {
+            until("a leader tells its ends", ANSWER_TIMEOUT, || consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).ok())
+        };
+        partitions.map(|partition| (partition, ends(partition))).collect()
     }
 
     pub fn client(&self) -> ClientConfig {
