@@ -6,8 +6,9 @@
 //! because what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
 //!
 //! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic. Each scene has
-//! topics and a group of its own and is played beside the others. `REAL_SEED` repeats the moments of a run; what is ignored
-//! here is for `make soak`.
+//! topics and a group of its own and is played beside the others, but one test's after the other's: a machine whose processors
+//! are short makes sessions end, which is another test. `REAL_SEED` repeats the moments of a run; what is ignored here is for
+//! `make soak`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -32,11 +33,19 @@ mod verdict;
 #[path = "real/world.rs"]
 mod world;
 
-use std::{env, thread, time::Duration};
+use std::{
+    env,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use broker::Broker;
 use pushcast::kafka::GroupProtocol::{Classic, Consumer};
 use world::World;
+
+/// Held by who plays with relays.
+static STAGE: Mutex<()> = Mutex::new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pushcast_on_a_real_kafka() {
@@ -52,6 +61,7 @@ async fn pushcast_on_a_real_kafka() {
 
 #[test]
 fn relays_on_a_real_kafka() {
+    let _stage = stage();
     let broker = Broker::of_services();
     side_by_side([
         ("relays come and go, classic", &|| churn::without_a_crash(&broker, Classic)),
@@ -75,6 +85,7 @@ fn relays_are_killed_for_a_long_time() {
 
 #[test]
 fn odd_things_happen_to_relays_on_a_real_kafka() {
+    let _stage = stage();
     let broker = Broker::of_services();
     side_by_side([
         ("poison", &odds::poison),
@@ -92,6 +103,7 @@ fn odd_things_happen_to_relays_on_a_real_kafka() {
 
 #[test]
 fn kafka_is_stopped_and_comes_back() {
+    let _stage = stage();
     outage::of_the_only_broker(|cluster| cluster.stop(0), Duration::from_secs(10), |cluster| cluster.start_again(0));
 }
 
@@ -118,6 +130,11 @@ fn leaders_move() {
 #[ignore = "needs kcat"]
 fn what_kcat_writes_is_relayed() {
     odds::kcat(&Broker::of_services(), Classic);
+}
+
+/// Waits until nobody else is on the stage.
+fn stage() -> MutexGuard<'static, ()> {
+    STAGE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Plays scenes at the same time: most of what they do is waiting.
