@@ -1,6 +1,7 @@
 //! A cluster that asks who we are: what is said when the login of `store.url` is missing or wrong.
 //!
-//! The server of the tests asks nobody, so a node is played here, as far as a connection comes before it is let in.
+//! The server of the tests asks nobody, so a node is played here, as far as a connection comes before it is let in. Apache
+//! Cassandra 5 with PasswordAuthenticator, tried by hand, is told of in the same words.
 
 use pushcast::store::{
     Cluster, Login, Settings,
