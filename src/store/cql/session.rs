@@ -13,6 +13,7 @@ use scylla::{
         session::Session,
         session_builder::SessionBuilder,
     },
+    errors::{ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError, NewSessionError},
     policies::{load_balancing::DefaultPolicy, retry::FallthroughRetryPolicy, speculative_execution::PercentileSpeculativeExecutionPolicy},
     statement::{Consistency, SerialConsistency},
 };
@@ -29,7 +30,7 @@ const SCAN_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
 const DECIDE_WITHIN: Duration = Duration::from_secs(10);
 /// `init` changes the schema: each node must say that it has heard.
-const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
 /// How each kind of request is executed.
 pub(super) struct Profiles {
@@ -58,9 +59,26 @@ pub(super) async fn connect(cluster: &Cluster, settings: &Settings, keyspaces: [
     if let Some(login) = &cluster.login {
         builder = builder.user(&login.user, login.password.expose_secret());
     }
-    let session = builder.build().await.map_err(|source| OpenError::Away { source: Box::new(source) })?;
+    let session = builder.build().await.map_err(not_connected)?;
     one_datacenter(&session, &settings.datacenter)?;
     Ok((session, profiles))
+}
+
+/// Why nobody lets us in: a wrong login is mended in the settings, anything else elsewhere.
+fn not_connected(source: NewSessionError) -> OpenError {
+    if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken { last_connection_error })) =
+        &source
+        && let ConnectionError::ConnectionSetupRequestError(setup) = last_connection_error
+    {
+        match setup.get_error() {
+            ConnectionSetupRequestErrorKind::MissingAuthentication => return OpenError::NoLogin,
+            ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, said) => {
+                return OpenError::WrongLogin { said: said.clone() };
+            }
+            _ => {}
+        }
+    }
+    OpenError::Away { source: Box::new(source) }
 }
 
 // === impl Profiles ===
