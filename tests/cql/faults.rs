@@ -1,8 +1,11 @@
-//! A server whose answers get lost, and one that does not answer at all.
+//! A server whose answers get lost or come too late, and one that does not answer at all.
 //!
 //! The callers do what stages do: they try again for as long as it takes.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use pushcast::{
@@ -144,4 +147,44 @@ async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
     insist(async || store.apply(&change, v(3)).await).await;
     let row = insist(async || store.inspect(&expo("t1")).await).await;
     assert_eq!(row.map(|row| row.version), Some(v(3)));
+}
+
+/// Every request is done and times out all the same; its answer comes when nobody waits for it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_loses_nothing() {
+    const TOO_LATE: Duration = Duration::from_secs(12);
+    const TOKENS: i64 = 40;
+    let (store, proxy, _alone) = over_a_line().await;
+    let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
+    let mine = store.take_over(&part).await.unwrap();
+    let page = Progress { cursor: Some(Cursor(5)), counts: Counts { sent: 5, ..Counts::default() }, ..mine };
+    let failures = AtomicU32::new(0);
+    let counted = |answer: Result<(), Unavailable>| {
+        failures.fetch_add(u32::from(answer.is_err()), Ordering::Relaxed);
+        answer
+    };
+
+    proxy.delay(TOO_LATE);
+    let registrations = join_all((0..TOKENS).map(|n| {
+        let (store, counted) = (&store, &counted);
+        async move {
+            let token = expo(&format!("t{n}"));
+            let change =
+                TokenChange::Registered { token, user: Some(user("ann")), platform: None, device: None, device_info: None, previous: None };
+            insist(async || counted(store.apply(&change, v(n)).await)).await;
+        }
+    }));
+    let checkpoint = insist(async || store.checkpoint(&part, &page).await);
+    let recovery = async {
+        sleep(TOO_LATE).await;
+        proxy.delay(Duration::ZERO);
+    };
+    let (_, kept, ()) = tokio::join!(registrations, checkpoint, recovery);
+    let failures = failures.into_inner();
+    println!("{failures} failures of {TOKENS} registrations");
+    assert!(failures > 0, "nothing took too long");
+    assert_eq!(kept, Checkpoint::Kept, "the owner is told that he is the owner");
+    let found = insist(async || store.tokens_of(&user("ann")).await).await;
+    assert_eq!(found.len(), usize::try_from(TOKENS).unwrap());
+    assert_eq!(insist(async || store.take_over(&part).await).await, Progress { epoch: mine.epoch + 1, ..page });
 }

@@ -23,7 +23,7 @@ use crate::{
 /// How long a claim holds.
 const LEASE: Duration = Duration::from_secs(60);
 /// What a lease must outlast the last possible answer by: the skew of two clocks and the time that the mark takes.
-const MARGIN: Duration = Duration::from_secs(12);
+pub(super) const MARGIN: Duration = Duration::from_secs(12);
 
 /// One handling of a dose.
 struct Handling<'a> {

@@ -17,7 +17,7 @@ use super::{
 use crate::domain::{Dependency, Unavailable};
 
 /// What became of a conditional write.
-pub(super) enum Decided {
+pub(crate) enum Decided {
     /// It is done.
     Applied,
     /// The condition did not hold.

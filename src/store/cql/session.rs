@@ -29,7 +29,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(5);
 const SCAN_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
 const DECIDE_WITHIN: Duration = Duration::from_secs(10);
-/// `init` changes the schema: each node must say that it has heard.
+/// `init` changes the schema, which takes servers longer than anything else, and each node must say that it has heard.
 pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
 /// How each kind of request is executed.
