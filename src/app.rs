@@ -261,6 +261,12 @@ impl<S: Store> Running<S> {
             batcher.run().await;
             Ok(())
         });
+        let (trouble, health, stop) = (keeper.trouble(), self.app.health.clone(), self.stop.clone());
+        self.spawn(format!("trouble of {id}"), async move {
+            tell_trouble(id, trouble, &health).await;
+            stop.cancelled().await; // As in `tell_readiness`.
+            Ok(())
+        });
         let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
             let show = move |route: &Route| {
@@ -394,6 +400,17 @@ async fn tell_readiness(
         if watched.changed().await.is_err() {
             stop.cancelled().await; // The stage has ended. Why, it says itself, if nobody ends before it does.
             return Ok(());
+        }
+    }
+}
+
+/// Shows what holds an open route in this instance, until its sender has ended.
+async fn tell_trouble(id: ProviderId, mut trouble: watch::Receiver<Option<String>>, health: &Health) {
+    loop {
+        let told = trouble.borrow_and_update().clone();
+        health.detail(&http::trouble_of(id), told);
+        if trouble.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod answer;
 mod batcher;
+mod breaker;
 mod pace;
 mod page;
 pub mod payload;

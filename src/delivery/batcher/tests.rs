@@ -1,3 +1,5 @@
+mod outages;
+
 use std::{
     collections::HashMap,
     future::pending,
@@ -11,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    delivery::{PayloadRefused, page::Class, route::route},
+    delivery::{PayloadRefused, Verdict, page::Class, route::route},
     domain::{Notification, Registration, Timestamp, Token, Version},
 };
 
@@ -54,6 +56,7 @@ struct World {
     provider: Arc<Scripted>,
     desk: Desk<&'static str>,
     keeper: crate::delivery::Keeper,
+    metrics: Arc<Metrics>,
     tasks: JoinSet<()>,
     _share: watch::Sender<Share>,
 }
@@ -68,11 +71,12 @@ impl World {
         let (route, keeper) = route();
         keeper.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
+        let metrics = Arc::new(Metrics::new());
         let pace = Pace::new(limit, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::new(Metrics::new()));
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
-        Self { provider, desk, keeper, tasks, _share: share }
+        Self { provider, desk, keeper, metrics, tasks, _share: share }
     }
 
     fn requests(&self) -> Vec<Vec<String>> {

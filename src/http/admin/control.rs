@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Refusal};
+use super::{super::trouble_of, Admin, Refusal};
 use crate::{
     domain::{ProviderId, Timestamp},
     store::{Registry, Route, RouteState, Routes},
@@ -39,7 +39,9 @@ pub(super) async fn inspect_route<S: Registry + Routes>(
     Path(provider): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
     let provider = provider_of(&provider)?;
-    Ok(Json(told(provider, &admin.store.route(provider).await?)))
+    let mut told = told(provider, &admin.store.route(provider).await?);
+    told["here"] = json!(admin.health.report().details.get(&trouble_of(provider)));
+    Ok(Json(told))
 }
 
 pub(super) async fn set_route<S: Registry + Routes>(
