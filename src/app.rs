@@ -34,6 +34,7 @@ use crate::{
     kafka::{self, Assignment, Producer, Stage, StageSpec},
     metrics::Metrics,
     stages::{
+        brake::Thresholds,
         cleanup::Cleanup,
         delivery::{Delivery, Limits, keep_route},
         medication::{self, Medication},
@@ -41,7 +42,7 @@ use crate::{
         receipts::Receipts,
         tokens::Tokens,
     },
-    store::{Route, RouteState, Store},
+    store::{Route, Store},
     stream::{Handler, Publish, Stop},
 };
 
@@ -232,7 +233,7 @@ impl<S: Store> Running<S> {
 
     fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
         let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
-        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, metrics);
+        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, thresholds(&self.app.config.push), metrics);
         self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
     }
 
@@ -250,6 +251,7 @@ impl<S: Store> Running<S> {
             page_size: push.page_size,
             page_stale_after: push.page_stale_after,
             request_timeout,
+            brake: thresholds(&push),
             finish_within: finish_within(self.app.config.kafka.drain_timeout, request_timeout),
         };
         let handler =
@@ -270,8 +272,7 @@ impl<S: Store> Running<S> {
         let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
             let show = move |route: &Route| {
-                let closed =
-                    (route.state != RouteState::Running).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
+                let closed = (!route.state.sends()).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
                 health.detail(&format!("route.{id}"), closed);
             };
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
@@ -377,6 +378,10 @@ async fn first_to_end(tasks: &mut JoinSet<(String, anyhow::Result<()>)>, stop: &
         Ok((name, Err(err))) => Some(err.context(format!("{name} failed"))),
         Err(panicked) => Some(anyhow!(panicked).context("a task panicked")),
     }
+}
+
+fn thresholds(push: &delivery::Settings) -> Thresholds {
+    Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
 }
 
 fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {

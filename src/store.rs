@@ -283,6 +283,9 @@ pub struct Route {
 pub enum RouteState {
     /// Sends.
     Running,
+    /// Sends, after somebody has looked at a flood of dead tokens and let it pass. What was written before counts as looked
+    /// at: it doesn't brake the route again.
+    Released,
     /// An operator closed it.
     Paused,
     /// The provider refuses our credentials.
@@ -314,20 +317,35 @@ impl Shard {
     }
 }
 
+// === impl Route ===
+
+impl Route {
+    /// Whether the flood that this is part of was looked at, and let pass.
+    pub fn lets_pass(&self, written_at: Timestamp) -> bool {
+        self.state == RouteState::Released && written_at <= self.since
+    }
+}
+
 // === impl RouteState ===
 
 impl RouteState {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::Halted, Self::Braked];
+    pub const ALL: [Self; 5] = [Self::Running, Self::Released, Self::Paused, Self::Halted, Self::Braked];
 
     /// The word that the store, metrics and commands use.
     pub fn label(self) -> &'static str {
         match self {
             Self::Running => "running",
+            Self::Released => "released",
             Self::Paused => "paused",
             Self::Halted => "halted",
             Self::Braked => "braked",
         }
+    }
+
+    /// Whether requests may start.
+    pub fn sends(self) -> bool {
+        matches!(self, Self::Running | Self::Released)
     }
 
     /// The state of that word.

@@ -24,7 +24,7 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
-    stages::brake::Brake,
+    stages::brake::{Brake, Thresholds},
     store::Store,
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
@@ -52,6 +52,8 @@ pub struct Limits {
     pub page_stale_after: Duration,
     /// How long a request to the provider may take.
     pub request_timeout: Duration,
+    /// What is a flood of dead tokens.
+    pub brake: Thresholds,
     /// After a stop: how long requests may still start for what is begun.
     pub finish_within: Duration,
 }
@@ -59,7 +61,7 @@ pub struct Limits {
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
     pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::default() }
+        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::new(Brake::new(limits.brake)) }
     }
 
     fn id(&self) -> ProviderId {

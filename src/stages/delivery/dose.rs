@@ -119,14 +119,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             self.metrics.dose_lateness_seconds.observe(late.max(0.0));
         }
         if !is_complete {
-            self.publish_verdicts(&new, now, stop).await;
+            self.publish_verdicts(handling.record, &new, now, stop).await;
             return Ok(None);
         }
         let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
         let counts = counts(&all);
         let mark = DoseMark { outcome: outcome(counts), counts, at: now };
         // The mark does not wait for Kafka: the lease is running. Each is tried until it succeeds.
-        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(&new, now, stop));
+        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(handling.record, &new, now, stop));
         Ok(mark)
     }
 

@@ -32,17 +32,17 @@ const TICKETS_MAX: usize = 1_000;
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Publishes tickets and dead tokens, and returns when Kafka has acknowledged them. The dead wait while the route is
     /// braked.
-    pub(super) async fn publish_verdicts(&self, decided: &[(&Registration, &Final)], now: Timestamp, stop: &Stopping<'_>) {
+    pub(super) async fn publish_verdicts(&self, record: &Record, decided: &[(&Registration, &Final)], now: Timestamp, stop: &Stopping<'_>) {
         self.publish_all(tickets(decided)).await;
         let dead = dead_tokens(self.id(), decided, now);
         let answers = decided.iter().filter(|(_, fate)| !matches!(fate, Final::Expired)).count();
-        self.brake().add(now, answers as u64, dead.len() as u64);
         if dead.is_empty() {
-            return;
+            return self.brake().add(now, answers as u64, 0);
         }
+        let count = (answers as u64, dead.len() as u64);
         tokio::select! {
             biased;
-            () = self.until_released() => self.publish_all(dead).await,
+            () = self.until_released(record.timestamp, count, now) => self.publish_all(dead).await,
             () = stop.last_call() => {
                 warn!(provider = %self.id(), tokens = dead.len(), "A stop gives up dead tokens that a braked route holds; their next message finds them again");
             }
@@ -56,20 +56,27 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Returns when dead tokens may be reported. Brakes the route if they are a flood.
-    async fn until_released(&self) {
+    async fn until_released(&self, written_at: Timestamp, (answers, dead): (u64, u64), answered_at: Timestamp) {
+        let mut counted = false;
         loop {
             let route = insist(|| self.store.route(self.id())).await;
+            if route.lets_pass(written_at) {
+                return;
+            }
+            if !std::mem::replace(&mut counted, true) {
+                self.brake().add(answered_at, answers, dead);
+            }
             let now = Timestamp::now();
             let flood = self.flood_since(route.since, now);
             match (route.state, flood) {
-                (RouteState::Running, Some(flood)) => {
-                    let detail = format!("{} of {} answers in 5 minutes call the token dead", flood.dead, flood.answers);
+                (RouteState::Running | RouteState::Released, Some(flood)) => {
+                    let detail = self.brake().tell(flood, "answers");
                     error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
                     let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
                     insist(|| self.store.set_route(self.id(), &braked)).await;
                 }
                 (RouteState::Braked, _) => sleep(LOOK_EVERY).await,
-                (RouteState::Running | RouteState::Paused | RouteState::Halted, _) => return,
+                (RouteState::Running | RouteState::Released | RouteState::Paused | RouteState::Halted, _) => return,
             }
         }
     }

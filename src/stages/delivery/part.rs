@@ -168,7 +168,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let now = Timestamp::now();
         let decided = decided(returned, returned.finals.len());
         self.count(record, Lane::Bulk, &decided, now);
-        self.publish_verdicts(&decided, now, stop).await;
+        self.publish_verdicts(record, &decided, now, stop).await;
         let refused = decided.iter().find_map(|(_, fate)| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,

@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits {
     page_size: 300,
     page_stale_after: Duration::from_secs(60),
     request_timeout: Duration::from_secs(15),
+    brake: Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) },
     finish_within: Duration::from_secs(4),
 };
 
@@ -55,18 +56,17 @@ impl World {
         self.handle_job(&job(work, expires_at), stop).await
     }
 
+    fn record(&self, work: Work) -> Record {
+        record(&job(work, Timestamp::now() + Duration::from_secs(3600)))
+    }
+
     async fn handle_job(&self, job: &Job, stop: &Stop) -> Fate {
-        let record = Record {
-            topic: events::jobs::topic(job.provider, job.work.lane()).into(),
-            partition: 0,
-            offset: 7,
-            timestamp: Timestamp::now(),
-            key: Some(events::jobs::key(job).into_bytes()),
-            value: Some(events::jobs::write(job)),
-            headers: Vec::new(),
-        };
+        self.handle_record(&record(job), stop).await
+    }
+
+    async fn handle_record(&self, record: &Record, stop: &Stop) -> Fate {
         loop {
-            match self.stage.handle(&record, stop).await {
+            match self.stage.handle(record, stop).await {
                 Ok(fate) => return fate,
                 Err(_) if stop.is_set() => return Fate::Unfinished,
                 Err(_) => sleep(Duration::from_millis(100)).await,
@@ -107,6 +107,18 @@ impl World {
     fn published(&self, topic: &str) -> Vec<String> {
         let messages = self.topics.take().into_iter().filter(|message| message.topic == topic);
         messages.map(|message| String::from_utf8(message.value.unwrap()).unwrap()).collect()
+    }
+}
+
+fn record(job: &Job) -> Record {
+    Record {
+        topic: events::jobs::topic(job.provider, job.work.lane()).into(),
+        partition: 0,
+        offset: 7,
+        timestamp: Timestamp::now(),
+        key: Some(events::jobs::key(job).into_bytes()),
+        value: Some(events::jobs::write(job)),
+        headers: Vec::new(),
     }
 }
 
@@ -331,7 +343,7 @@ async fn a_flood_of_dead_tokens_brakes_the_route_before_one_of_them_is_reported(
         sleep(Duration::from_secs(60)).await;
         assert!(is_braked(&w));
         assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
-        let released = Route { state: RouteState::Running, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
+        let released = Route { state: RouteState::Released, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
         w.store.state().route = Some(released);
     };
     let stop = Stop::default();
@@ -354,6 +366,26 @@ async fn a_stop_gives_up_what_a_braked_route_holds_and_rings_nobody_twice() {
     assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
     let part = w.store.state().parts[&0];
     assert_eq!((part.counts.sent, part.counts.dead, part.done), (200, 100, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_before_a_release_passes_and_a_resume_is_no_release() {
+    for (state, passes) in [(RouteState::Released, true), (RouteState::Running, false)] {
+        let w = World::new();
+        let slice = w.broadcast_to(300);
+        (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+        let stop = Stop::default();
+        let handle = async {
+            // Written before the route was set, handled after.
+            let record = w.record(slice);
+            let set = Route { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
+            w.store.state().route = Some(set);
+            w.handle_record(&record, &stop).await
+        };
+        tokio::join!(handle, stop_after(Duration::from_secs(60), &stop));
+        let published = w.published(topics::INVALID_TOKENS).len();
+        assert_eq!((is_braked(&w), published), (!passes, if passes { 100 } else { 0 }), "{state:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

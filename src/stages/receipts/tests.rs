@@ -7,6 +7,8 @@ use crate::{
     stream::Cause,
 };
 
+const THRESHOLDS: Thresholds = Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
+
 /// Expo: knows some receipts, and counts how often it is asked.
 #[derive(Clone, Default)]
 struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
@@ -48,7 +50,7 @@ fn world() -> World {
     let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
     let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
     let route = OneRoute(Arc::new(Mutex::new(running)));
-    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), metrics.clone());
+    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), THRESHOLDS, metrics.clone());
     World { expo, route, topics, metrics, stage: Arc::new(stage), stop: Stop::default() }
 }
 
@@ -71,7 +73,7 @@ impl World {
 
     fn release(&self) {
         let mut route = self.route.0.lock().unwrap();
-        route.state = RouteState::Running;
+        route.state = RouteState::Released;
         route.since = Timestamp::now();
     }
 }
@@ -173,7 +175,7 @@ async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
     assert_eq!(fate, Fate::Done);
     let tokens: HashSet<_> = world.topics.take().into_iter().map(|message| message.key).collect();
     assert_eq!(tokens.len(), 60);
-    assert_eq!(world.state(), RouteState::Running, "the held ones don't brake it again");
+    assert_eq!(world.state(), RouteState::Released, "the held ones don't brake it again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +201,7 @@ async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
     assert_eq!((world.state(), world.count("credentials")), (RouteState::Halted, 1));
     world.release();
     world.handle(&sent(&["a"], 900)).await;
-    assert_eq!(world.state(), RouteState::Running);
+    assert_eq!(world.state(), RouteState::Released);
     assert_eq!(world.topics.take(), [], "no token dies of our credentials");
 }
 
