@@ -47,6 +47,9 @@ const INBOX: usize = 64;
 /// How often a repeated failure is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
+/// So many messages of a page may be refused alone, and none taken, before the notification is held to be at fault.
+const REFUSED_ALONE_MAX: usize = 20;
+
 /// Where pages are handed in.
 #[derive(Debug)]
 pub struct Desk<B> {
@@ -117,6 +120,8 @@ struct Open<B> {
     finals: Vec<Option<Final>>,
     undecided: usize,
     on_wire: usize,
+    /// So many were refused alone, by a fault that nobody names.
+    refused: usize,
     withdrawn: bool,
     back: oneshot::Sender<Returned>,
 }
@@ -272,7 +277,7 @@ impl<P: Provider> Batcher<P> {
         let len = page.recipients.len();
         self.queue.push(page.class, id, len);
         self.deadlines.insert((page.deadline(), id));
-        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, withdrawn: false, back });
+        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, refused: 0, withdrawn: false, back });
         if submitted.send((id, returned)).is_err() {
             self.withdraw(id); // Its handler was aborted in between.
         }
@@ -450,6 +455,12 @@ impl<P: Provider> Batcher<P> {
 // === impl Open ===
 
 impl<B> Open<B> {
+    /// One more was refused alone. Says whether that is the notification's fault, whoever it is for.
+    fn refused_once_more(&mut self) -> bool {
+        self.refused += 1;
+        self.refused >= REFUSED_ALONE_MAX && !self.finals.iter().any(|fate| matches!(fate, Some(Final::Sent { .. } | Final::Dead { .. })))
+    }
+
     /// Whether somebody may have been reached by now. A page of which all requests have failed is none: it may go stale.
     fn is_begun(&self) -> bool {
         self.on_wire > 0 || self.undecided < self.finals.len()

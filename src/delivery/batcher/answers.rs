@@ -8,12 +8,12 @@ use tracing::{error, info, warn};
 use super::{
     super::{
         Provider, Reply, Verdict,
-        page::Final,
+        page::{Class, Final},
         queue::{Batch, PageId, Ref, Why},
         retry,
         route::Gate,
     },
-    Answered, Batcher, COMPLAIN_EVERY,
+    Answered, Batcher, COMPLAIN_EVERY, Open,
 };
 
 impl<P: Provider> Batcher<P> {
@@ -164,11 +164,17 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// A request that is refused for an unknown reason is halved until the message at fault stands alone.
+    /// A request that is refused for an unknown reason is halved until the message at fault stands alone. If many of a page
+    /// are refused alone and none is taken, the fault is the notification's: nothing more of the page is asked about.
     fn refused(&mut self, batch: Batch, why: String) {
         if let [message] = batch.messages[..] {
             warn!(provider = %self.id, error = %why, "The provider refuses a message");
-            return self.decide(message, Final::Refused { why, whoever: false });
+            let whoever = batch.class != Class::Urgent && self.pages.get_mut(&message.page).is_some_and(Open::refused_once_more);
+            self.decide(message, Final::Refused { why, whoever });
+            if whoever {
+                self.withdraw(message.page);
+            }
+            return;
         }
         let (left, right) = batch.messages.split_at(batch.messages.len() / 2);
         for half in [right, left] {

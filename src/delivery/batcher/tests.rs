@@ -220,6 +220,30 @@ async fn a_message_that_spoils_its_request_is_found_and_the_others_are_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notification_that_is_refused_whoever_it_is_for_is_found_out_by_a_few_messages() {
+    let w = World::new(0, |_, _| Reply::Refused { why: "HTTP 400".into() });
+    let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
+    let whoever = |fate: &Option<Final>| matches!(fate, Some(Final::Refused { whoever: true, .. }));
+    assert!(returned.finals.iter().any(whoever) && !returned.is_complete());
+    assert!(w.requests().len() < 250, "{} requests", w.requests().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_messages_at_fault_are_no_fault_of_the_notification_if_others_are_taken() {
+    let w = World::new(0, |number, tokens| {
+        if tokens.iter().any(|token| token.ends_with("3]")) {
+            Reply::Refused { why: "HTTP 400".into() }
+        } else {
+            accept_all(number, tokens)
+        }
+    });
+    let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
+    let refused = outcomes(&returned).iter().filter(|outcome| **outcome == "refused").count();
+    assert!(returned.is_complete());
+    assert_eq!(refused, 50);
+}
+
+#[tokio::test(start_paused = true)]
 async fn tokens_of_two_projects_go_in_requests_of_their_own() {
     let w = World::new(0, |number, tokens| {
         let foreign: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].contains("7]")).collect();
