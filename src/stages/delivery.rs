@@ -11,10 +11,12 @@ mod switch;
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
@@ -86,7 +88,13 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
         let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
             Work::Dose(dose) => self.dose(record, &job, dose, &stop).await,
-            Work::List(_) | Work::Slice(_) => self.part(record, &job, &stop).await,
+            Work::List(_) | Work::Slice(_) => match AssertUnwindSafe(self.part(record, &job, &stop)).catch_unwind().await {
+                Ok(ended) => ended,
+                Err(panic) => {
+                    self.give_up(&job).await;
+                    resume_unwind(panic) // The runtime buries the record.
+                }
+            },
         }
     }
 }

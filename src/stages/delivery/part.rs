@@ -57,6 +57,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
+    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so far: otherwise its
+    /// broadcast would stay open for ever. A replay goes on where it stopped.
+    pub(super) async fn give_up(&self, job: &Job) {
+        let Some(part) = part_of(job) else { return };
+        warn!(broadcast = %part.broadcast, part = part.part, "A part panicked: its broadcast goes on without the rest of it");
+        insist(|| async {
+            match self.store.broadcast(&part.broadcast).await? {
+                (Some(plan), _) => self.finish(&part, plan.parts).await,
+                (None, _) => Ok(()),
+            }
+        })
+        .await;
+    }
+
     async fn walk(
         &self,
         record: &Record,
@@ -68,7 +82,10 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let body = match self.provider.body(&job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
-                self.refuse(&part.broadcast, &refused.reason).await;
+                // Every part finds that out; the first one says so.
+                if !self.is_stopped(&part.broadcast).await? {
+                    self.refuse(&part.broadcast, &refused.reason).await;
+                }
                 return self.end(part, progress).await;
             }
         };

@@ -409,3 +409,47 @@ async fn a_payload_that_is_refused_stops_the_broadcast_once() {
     assert_eq!(w.store.state().asked["stop"], 1);
     assert!(w.rung(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_that_every_request_is_refused_for_stops_after_a_few() {
+    let w = World::new();
+    let slice = w.broadcast_to(3_000);
+    w.service.refuses_all();
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.store.state().asked["stop"], 1);
+    let refused = w.store.state().parts[&0].counts.refused;
+    assert!((20..100).contains(&refused), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_too_large_is_refused_once_a_broadcast() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    let mut job = job(slice, Timestamp::now() + Duration::from_secs(3600));
+    job.notification.title = "too large".to_owned();
+    w.store.state().plan = Some(Plan { spec: String::new(), parts: 2 });
+    for _ in 0..2 {
+        assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
+        // The next slice finds the same.
+        w.store.state().parts.clear();
+    }
+    assert_eq!(w.store.state().asked["stop"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_panics_leaves_no_broadcast_open() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    let mut job = job(slice, Timestamp::now() + Duration::from_secs(3600));
+    job.notification.title = "a bug".to_owned();
+    let stop = Stop::default();
+    let handled = AssertUnwindSafe(w.handle_job(&job, &stop)).catch_unwind().await;
+    assert!(handled.is_err(), "the runtime buries the record");
+    assert_eq!(w.store.state().broadcast, Some(BroadcastState::Done));
+    assert_eq!(w.published(topics::PUSH_OUTCOMES).len(), 1);
+
+    // Once the bug is mended, a replay sends the rest.
+    job.notification.title = "Ping".to_owned();
+    assert_eq!(w.handle_job(&job, &stop).await, Fate::Done);
+    assert!(w.rung(600).iter().all(|&times| times == 1));
+}

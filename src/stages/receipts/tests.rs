@@ -179,6 +179,16 @@ async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
+    let world = world();
+    let record = flood(&world);
+    world.route.0.lock().unwrap().since = Timestamp::now();
+    let (stage, stop) = (world.stage.clone(), world.stop.clone());
+    let _held = tokio::time::timeout(Duration::from_secs(60), stage.handle(&record, &stop)).await;
+    assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_ends_the_wait_and_leaves_the_record_to_its_next_owner() {
     let world = world();
     let record = flood(&world);

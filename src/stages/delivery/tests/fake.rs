@@ -241,6 +241,7 @@ pub struct Service(Arc<Mutex<Answers>>);
 struct Answers {
     verdicts: HashMap<String, VecDeque<Verdict>>,
     rung: HashMap<String, usize>,
+    refuses_all: bool,
 }
 
 impl Service {
@@ -248,6 +249,11 @@ impl Service {
     pub fn answers(&self, name: &str, verdicts: impl IntoIterator<Item = Verdict>) {
         let token = registration(name).token;
         self.0.lock().unwrap().verdicts.entry(token.as_str().to_owned()).or_default().extend(verdicts);
+    }
+
+    /// Refuses every request from now on, and says of none why.
+    pub fn refuses_all(&self) {
+        self.0.lock().unwrap().refuses_all = true;
     }
 
     /// How often the token rang.
@@ -268,6 +274,7 @@ impl Provider for Service {
     }
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {
+        assert_ne!(notification.title, "a bug");
         if notification.title == "too large" { Err(PayloadRefused { reason: "5000 bytes".to_owned() }) } else { Ok(()) }
     }
 
@@ -275,6 +282,9 @@ impl Provider for Service {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut answers = self.0.lock().unwrap();
         let answers = &mut *answers;
+        if answers.refuses_all {
+            return Reply::Refused { why: "HTTP 400".to_owned() };
+        }
         let verdict = |message: &Message<()>| {
             let token = message.token.as_str();
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
