@@ -126,6 +126,9 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
 
+    /// Every part that was begun, as it stands. For people, not for stages.
+    fn parts(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<Vec<(PartId, Progress)>>> + Send;
+
     /// The sum over all parts, and when it was first asked for: the same answer each time, once every part is done.
     fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
 }

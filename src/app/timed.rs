@@ -68,6 +68,7 @@ timed! {
         take_over(part: &PartId) -> Progress;
         checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;
         finish_part(part: &PartId) -> u32;
+        parts(broadcast: &BroadcastId) -> Vec<(PartId, Progress)>;
         total(broadcast: &BroadcastId, now: Timestamp) -> Total;
     }
     Doses {

@@ -178,3 +178,17 @@ pub async fn a_total_says_the_same_each_time(store: &impl Store) {
     assert_eq!(first.at, at(9));
     assert_eq!(store.total(&broadcast(), at(20)).await.unwrap(), first, "readers take a repeat for the same record");
 }
+
+pub async fn the_parts_of_a_broadcast_are_shown_as_they_stand(store: &impl Store) {
+    store.plan(&broadcast(), &plan("spec", 3), at(1)).await.unwrap();
+    let begun = store.take_over(&part(0)).await.unwrap();
+    let half = Progress { cursor: Some(Cursor(-7)), counts: sent(5), ..begun };
+    assert_eq!(store.checkpoint(&part(0), &half).await.unwrap(), Checkpoint::Kept);
+    let fcm = PartId { provider: ProviderId::Fcm, ..part(1) };
+    let untouched = store.take_over(&fcm).await.unwrap();
+    let other = PartId { broadcast: BroadcastId::new("post:other"), ..part(2) };
+    store.take_over(&other).await.unwrap();
+    let mut parts = store.parts(&broadcast()).await.unwrap();
+    parts.sort_by_key(|(id, _)| id.part);
+    assert_eq!(parts, [(part(0), half), (fcm, untouched)]);
+}

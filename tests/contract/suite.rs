@@ -67,6 +67,7 @@ macro_rules! contract {
             an_empty_slice_has_one_empty_page,
         ]);
         $crate::suite::facts!($open, broadcasts: [
+            the_parts_of_a_broadcast_are_shown_as_they_stand,
             the_first_plan_stands,
             an_unknown_broadcast_has_no_plan_and_no_state,
             a_broadcast_may_be_stopped_before_it_is_planned,

@@ -44,6 +44,10 @@ impl Broadcasts for Rows {
         unreachable!("this stage only plans")
     }
 
+    async fn parts(&self, _: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
+        unreachable!("planning looks at no part")
+    }
+
     async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
         unreachable!("this stage only plans")
     }

@@ -1,19 +1,22 @@
 //! Broadcasts and their parts.
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{
     EmbeddedStore,
     values::{columns, counts, micros, timestamp},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, ProviderId, Timestamp, Unavailable},
     store::{Broadcasts, Checkpoint, Total},
 };
 
 const PLANNED: &str = "planned";
 const STOPPED: &str = "stopped";
 const DONE: &str = "done";
+
+/// The columns of a [`Progress`].
+const PROGRESS: &str = "epoch, cursor, done, sent, dead, refused, failed, expired";
 
 impl Broadcasts for EmbeddedStore {
     async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
@@ -122,6 +125,21 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
+    async fn parts(&self, broadcast: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
+        let broadcast = broadcast.clone();
+        self.read("read a broadcast's parts", move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {PROGRESS}, provider, part FROM broadcast_parts WHERE broadcast_id = ?1 ORDER BY provider, part"
+            ))?
+            .query_and_then([broadcast.as_str()], |row| {
+                let provider = super::values::label(row, 8, ProviderId::from_label)?;
+                Ok((PartId { broadcast: broadcast.clone(), provider, part: row.get(9)? }, progress(row)?))
+            })?
+            .collect()
+        })
+        .await
+    }
+
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
         let broadcast = broadcast.clone();
         self.write("sum a broadcast's parts", move |db, _| {
@@ -164,12 +182,11 @@ fn read(db: &Connection, broadcast: &BroadcastId) -> rusqlite::Result<Option<(Op
 }
 
 fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progress>> {
-    db.prepare_cached(
-        "SELECT epoch, cursor, done, sent, dead, refused, failed, expired FROM broadcast_parts
-         WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3",
-    )?
-    .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
-        Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
-    })
-    .optional()
+    db.prepare_cached(&format!("SELECT {PROGRESS} FROM broadcast_parts WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3"))?
+        .query_row((part.broadcast.as_str(), part.provider.label(), part.part), progress)
+        .optional()
+}
+
+fn progress(row: &Row<'_>) -> rusqlite::Result<Progress> {
+    Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
 }

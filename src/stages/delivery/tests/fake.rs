@@ -149,6 +149,10 @@ impl Broadcasts for Fake {
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
+    async fn parts(&self, _: &BroadcastId) -> Answer<Vec<(PartId, Progress)>> {
+        unreachable!("delivery looks at no other part")
+    }
+
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
         let mut counts = Counts::default();
         self.ask("total")?.parts.values().for_each(|part| counts += part.counts);
