@@ -244,6 +244,9 @@ impl<S: Store> Running<S> {
             return Ok(()); // This process plans for it at most.
         }
         let push = self.app.config.push.clone();
+        if !push.enabled {
+            self.app.health.detail("push", Some("push.enabled is false: nothing is sent, jobs wait in Kafka".to_owned()));
+        }
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
         let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));

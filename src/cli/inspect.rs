@@ -28,6 +28,11 @@ pub enum Subject {
         /// The user's id
         user: String,
     },
+    /// A broadcast: what was sent, what is left, when it will be done, and why it stands still
+    Broadcast {
+        /// The post's id, or the broadcast's (post:…)
+        id: String,
+    },
     /// Whether a provider's route sends, since when, and who set it
     Route {
         /// expo or fcm
@@ -41,6 +46,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let path = match &args.subject {
         Subject::Token { token } => ["inspect", "token", token],
         Subject::User { user } => ["inspect", "user", user],
+        Subject::Broadcast { id } => ["inspect", "broadcast", id],
         Subject::Route { provider } => ["inspect", "route", provider.label()],
     };
     println!("{:#}", args.instance.get(&config, &path).await?);

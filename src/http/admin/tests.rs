@@ -4,8 +4,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    domain::{Judged, Platform, ProviderId, Timestamp, TokenChange, Version},
-    store::{Census, Route, RouteState},
+    domain::{BroadcastId, BroadcastState, Judged, PartId, Plan, Platform, Progress, ProviderId, Timestamp, TokenChange, Version},
+    store::{Census, Checkpoint, Route, RouteState, Total},
 };
 
 const TOKEN: &str = "ExponentPushToken[ada-1]";
@@ -79,6 +79,37 @@ impl Routes for Known {
     async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
         *self.expo.lock().unwrap() = route.state;
         self.answer(())
+    }
+}
+
+/// It knows of no broadcast; `broadcast` has tests of its own.
+impl Broadcasts for Known {
+    async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
+        self.answer(plan.clone())
+    }
+    async fn broadcast(&self, _: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+        self.answer((None, None))
+    }
+    async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), Unavailable> {
+        self.answer(())
+    }
+    async fn close(&self, _: &BroadcastId) -> Result<(), Unavailable> {
+        self.answer(())
+    }
+    async fn take_over(&self, _: &PartId) -> Result<Progress, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn finish_part(&self, _: &PartId) -> Result<u32, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn parts(&self, _: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
+        self.answer(vec![])
+    }
+    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
+        unreachable!("the listener sums nothing up")
     }
 }
 
