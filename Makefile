@@ -26,7 +26,7 @@ test: ## Run the tests, those on real servers too
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test
 
 .PHONY: services
-services: ## Start the real servers that tests/real wants
+services: ## Start the real servers that tests/real and tests/cql want
 	scripts/services up
 
 .PHONY: services-down
@@ -34,7 +34,7 @@ services-down: ## End them
 	scripts/services down
 
 .PHONY: check
-check: fmt clippy doc deny ## Check everything that is not a test
+check: fmt clippy tls doc deny ## Check everything that is not a test
 
 .PHONY: fmt
 fmt: ## Check the format
@@ -43,6 +43,11 @@ fmt: ## Check the format
 .PHONY: clippy
 clippy: ## Check with clippy; every warning is an error
 	cargo clippy --all-targets --locked -- -D warnings
+
+.PHONY: tls
+tls: ## Check that the build with Kafka over TLS and SASL compiles
+	@command -v perl >/dev/null || { echo "error: OpenSSL's build needs perl: install it (apt-get install perl) and call again" >&2; exit 1; }
+	cargo check --locked --features tls
 
 .PHONY: doc
 doc: ## Check that the documentation builds, links included

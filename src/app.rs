@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use self::selection::{STAGES, Stages, UnknownStage};
-use self::timed::Timed;
+use self::timed::{Timed, copy_driver_counts};
 use crate::{
     config::Config,
     delivery::{self, Batcher, Pace, Provider, Share},
@@ -262,8 +262,10 @@ impl<S: Store> Running<S> {
 
         let urgent = self.lane(id, Lane::Urgent, URGENT_IN_FLIGHT, Arc::clone(&handler))?;
         let bulk = self.lane(id, Lane::Bulk, push.open_pages, handler)?;
+        let stop = self.stop.clone();
         self.spawn(format!("sender of {id}"), async move {
             batcher.run().await;
+            stop.cancelled().await; // As in `tell_readiness`: without consumers it has nothing to do.
             Ok(())
         });
         let (trouble, health, stop) = (keeper.trouble(), self.app.health.clone(), self.stop.clone());
@@ -281,8 +283,9 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
-        let of = self.partitions.get(events::jobs::topic(id, Lane::Bulk)).copied().unwrap_or(1);
-        let lanes = share::Lanes { urgent, bulk, of: u32::try_from(of)?, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        let topic = events::jobs::topic(id, Lane::Bulk);
+        let of = u32::try_from(self.partitions.get(topic).copied().unwrap_or(1))?;
+        let lanes = share::Lanes { urgent, bulk, topic, of, trusted_for: self.app.config.kafka.session_timeout / 2 };
         let stop = self.stop.clone();
         self.spawn(format!("share of {id}"), async move {
             share::follow(lanes, share).await;
@@ -330,6 +333,11 @@ impl<S: Store> Running<S> {
         let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
         self.spawn("Kafka's pulse", async move {
             asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
+            Ok(())
+        });
+        let (store, metrics, stopped) = (self.app.store.clone(), Arc::clone(&self.app.metrics), self.stop.clone());
+        self.spawn("the store's driver", async move {
+            copy_driver_counts(store, metrics, stopped).await;
             Ok(())
         });
         let store = self.app.store.clone();

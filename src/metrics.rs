@@ -5,7 +5,7 @@
 //! whoever counts; no globals, so that two instances can live in one test.
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 macro_rules! metrics {
@@ -82,6 +82,16 @@ metrics! {
     receipts_total: IntCounterVec["result"];
     /// Duration of store operations, in seconds.
     store_seconds: HistogramVec["operation"] in SECONDS;
+    /// What the driver of a CQL store did (request, error, retry, timeout): one operation is several requests.
+    store_driver_total: IntCounterVec["what"];
+    /// Connections to a CQL store.
+    store_connections: IntGauge;
+    /// The duration that 99 of 100 requests to a CQL store stay below, in seconds.
+    store_request_p99_seconds: Gauge;
+    /// Offsets passed over between two records: markers of transactions, or records that were compacted or deleted.
+    offset_gaps_total: IntCounterVec["stage"];
+    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was made anew.
+    offset_resets_total: IntCounterVec["stage"];
     /// Records that went to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
 }
@@ -103,6 +113,7 @@ macro_rules! family {
 }
 
 family! {
+    Gauge = |name, help, labels, buckets| Gauge::new(name, help);
     IntGauge = |name, help, labels, buckets| IntGauge::new(name, help);
     IntCounterVec = |name, help, labels, buckets| IntCounterVec::new(Opts::new(name, help), labels);
     IntGaugeVec = |name, help, labels, buckets| IntGaugeVec::new(Opts::new(name, help), labels);

@@ -1,29 +1,35 @@
-//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and, for more than one node, CQL.
+//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and `cql` (ScyllaDB, Cassandra), which
+//! any number of processes share.
 //!
 //! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died half-way is
 //! simply run again. Every error is [`Unavailable`]: a store that is away or slow. What a store could not do by its
 //! caller's fault does not exist here; the types keep it out.
 
+pub mod cql;
 pub mod embedded;
 mod url;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use serde::Deserialize;
 
-pub use self::url::{InvalidStoreUrl, StoreUrl};
+pub use self::url::{Cluster, InvalidStoreUrl, Login, StoreUrl};
 use crate::domain::{
     BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen,
     RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
 };
 
 /// `[store]` of config/default.toml.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml is the manual")]
 pub struct Settings {
     pub url: secrecy::SecretString,
     pub replication_factor: i32,
+    pub datacenter: String,
+    pub ca_file: String,
+    pub certificate_file: String,
+    pub key_file: String,
 }
 
 type Answer<T> = Result<T, Unavailable>;
@@ -126,10 +132,11 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
 
-    /// Every part that was begun, as it stands. For people, not for stages.
-    fn parts(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<Vec<(PartId, Progress)>>> + Send;
+    /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask about.
+    fn progress(&self, part: &PartId) -> impl Future<Output = Answer<Option<Progress>>> + Send;
 
-    /// The sum over all parts, and when it was first asked for: the same answer each time, once every part is done.
+    /// The sum over all finished parts, and when it was first asked for: the same answer each time, once every part is
+    /// finished.
     fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
 }
 
@@ -159,7 +166,7 @@ pub trait Doses: Clone + Send + Sync + 'static {
     /// The regimen as it now is; `None` = unknown or removed.
     fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = Answer<Option<Regimen>>> + Send;
 
-    /// Regimens that are not removed, in the order of their ids, after `after`: for the sweep.
+    /// Regimens that are not removed, in an order of the store's own, after `after`: for the sweep.
     fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> impl Future<Output = Answer<Vec<(RegimenId, Regimen)>>> + Send;
 
     /// Inserts a due row; the same row twice is one.
@@ -301,6 +308,28 @@ pub enum RouteState {
 pub trait Store: Registry + Audience + Broadcasts + Doses + Routes {
     /// Answers if the store does.
     fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
+
+    /// What the driver has counted since the start, where there is a driver.
+    fn driver_counts(&self) -> Option<DriverCounts> {
+        None
+    }
+}
+
+/// What a store's driver tells of its requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverCounts {
+    /// Requests.
+    pub requests: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// Those that were tried on another node.
+    pub retries: u64,
+    /// Those that took too long.
+    pub timeouts: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// 99 of 100 requests took no longer.
+    pub p99: Duration,
 }
 
 // === impl Shard ===

@@ -38,9 +38,9 @@ pub struct Header {
     pub value: Option<Vec<u8>>,
 }
 
-/// Records of one lane are handled one after the other, in their order.
+/// Records of one lane are handled one after the other, in their order. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey(pub Box<[u8]>);
+pub struct LaneKey(pub Arc<[u8]>);
 
 /// What finally became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,14 +56,15 @@ pub enum Fate {
 /// Why a record can't be handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`.
+    /// A word for metrics and for grouping: `unreadable`, `invalid`, `panicked`, `refused`.
     pub label: &'static str,
     /// What is wrong and where, for the person who reads the dead letter. Holds no token.
     pub detail: String,
 }
 
 /// Set when the record's partition is being taken away or the process ends. A handler that may run long starts nothing
-/// new after it.
+/// new after it. It may be set from the beginning: a record that others of its partition have overtaken is still handled,
+/// so that these need not be repeated.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(CancellationToken);
 
@@ -77,7 +78,8 @@ pub trait Handler: Send + Sync + 'static {
         None
     }
 
-    /// Does the record's work and answers with its fate.
+    /// Does the record's work and answers with its fate. Handlers of one partition take turns on one processor: whoever
+    /// computes for long or blocks holds the others up.
     ///
     /// # Errors
     /// A dependency was away; the same record is handled again after a pause, for as long as it takes.

@@ -150,8 +150,12 @@ fn each_rule_refuses_what_breaks_it() {
         (&[("KAFKA__IN_FLIGHT", "0")], "kafka.in_flight = 0"),
         (&[("KAFKA__REPLICATION_FACTOR", "-1")], "kafka.replication_factor = -1"),
         (&[("KAFKA__PROPERTIES", r#"{"enable.auto.commit":"true"}"#)], "kafka.properties"),
-        (&[("STORE__URL", "postgres://x")], "expected embedded:memory or embedded:/path/to/file"),
-        (&[("STORE__URL", "scylla://db:9042/push")], "scylla:// is not available in this build yet"),
+        (&[("STORE__URL", "postgres://x")], "expected embedded:memory, embedded:/path/to/file or scylla://"),
+        (&[("STORE__URL", "scylla://db:9042")], "the keyspace is missing"),
+        (&[("STORE__URL", "scylla://db:9042/Push")], "a keyspace is up to 44 of a-z"),
+        (&[("STORE__KEY_FILE", "key.pem")], "needed beside store.key_file"),
+        (&[("STORE__CERTIFICATE_FILE", "cert.pem"), ("STORE__CA_FILE", "ca.pem")], "needed beside store.certificate_file"),
+        (&[("STORE__CERTIFICATE_FILE", "cert.pem"), ("STORE__KEY_FILE", "key.pem")], "store.ca_file"),
         (&[("STORE__REPLICATION_FACTOR", "-1")], "store.replication_factor"),
         (&[("PUSH__OPEN_PAGES", "0")], "push.open_pages"),
         (&[("PUSH__PAGE_SIZE", "501")], "push.page_size"),
@@ -204,7 +208,7 @@ fn no_secret_is_shown_in_a_mistake_or_at_the_start() {
     assert!(!format!("{shown} {config:?}").contains(secret), "{shown} {config:?}");
 
     let all = mistakes(
-        &format!("[expo]\naccess_tokn = \"{secret}\"\n[store]\nurl = \"scylla://ann:{secret}@db:9042/push\""),
+        &format!("[expo]\naccess_tokn = \"{secret}\"\n[store]\nurl = \"scylla://ann:{secret}@db:9042/Push\""),
         &[
             ("FIREBASE_PRIVATE_KEY", secret),
             ("PUSHCAST__KAFKA__PROPERTIES", &format!(r#"{{"sasl.password":"{secret}",}}"#)),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "contract/convergence.rs"]
+mod convergence;
 #[path = "contract/suite.rs"]
 mod suite;
 
@@ -32,13 +34,18 @@ async fn in_a_file() -> (EmbeddedStore, TempDir) {
 mod memory {
     use super::*;
     suite::contract!(in_memory);
-    suite::facts!(in_memory, convergence: [the_same_events_in_any_order_end_in_the_same_state]);
 }
 
 mod file {
     use super::*;
     suite::contract!(in_a_file);
-    suite::facts!(in_a_file, convergence: [the_same_events_in_any_order_end_in_the_same_state]);
+}
+
+#[tokio::test]
+async fn the_same_events_in_any_order_end_in_the_same_state() {
+    convergence::the_same_events_in_any_order_end_in_the_same_state(&in_memory().await.0).await;
+    let (store, _folder) = in_a_file().await;
+    convergence::the_same_events_in_any_order_end_in_the_same_state(&store).await;
 }
 
 #[tokio::test]

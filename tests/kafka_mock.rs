@@ -2,8 +2,16 @@
 //!
 //! What the mock can't show (commits in an eager revocation, real fetch latency, transactions) is the suite's on a real
 //! broker.
+//!
+//! Here is what happens to records while all is well; `faults` is about a Kafka that is not, `churn` about members that come
+//! and go.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test says what went wrong by panicking")]
+
+#[path = "kafka_mock/churn.rs"]
+mod churn;
+#[path = "kafka_mock/faults.rs"]
+mod faults;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +39,7 @@ use rdkafka::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -72,13 +80,15 @@ type Log = Arc<watch::Sender<Vec<Handled>>>;
 struct Diligent {
     member: usize,
     log: Log,
+    /// What it is at now. Nobody is ever given the same record twice at once.
+    at_work: Mutex<BTreeSet<(Arc<str>, i32, i64)>>,
     /// Values that make it fail, and how often.
     away: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Diligent {
     fn new(member: usize, log: &Log) -> Self {
-        Self { member, log: Arc::clone(log), away: Mutex::default() }
+        Self { member, log: Arc::clone(log), at_work: Mutex::default(), away: Mutex::default() }
     }
 }
 
@@ -100,6 +110,8 @@ impl Handler for Diligent {
             *left -= 1;
             return Err(Unavailable::store("handling", "away"));
         }
+        let place = (record.topic.clone(), record.partition, record.offset);
+        let is_new = self.at_work.lock().unwrap().insert(place.clone());
         match value.as_str() {
             "panic" => panic!("a record that makes handlers panic"),
             "unreadable" => return Ok(Fate::DeadLetter(Cause::unreadable("no event"))),
@@ -108,10 +120,13 @@ impl Handler for Diligent {
                 return Ok(Fate::Unfinished);
             }
             "when stopped" => stop.wait().await,
+            slow if slow.starts_with("for ms ") => sleep(Duration::from_millis(slow["for ms ".len()..].parse().unwrap())).await,
             // Later ones overtake earlier ones, unless they are in one lane.
             _ => sleep(Duration::from_millis(7 - u64::try_from(record.offset % 7).unwrap())).await,
         }
+        self.at_work.lock().unwrap().remove(&place);
         let Record { topic, partition, offset, key, .. } = record.clone();
+        let value = if is_new { value } else { format!("{value}, twice at once") };
         self.log.send_modify(|log| log.push(Handled { member: self.member, topic, partition, offset, key, value }));
         Ok(Fate::Done)
     }
@@ -203,7 +218,10 @@ fn read(settings: &Settings, topic: &str, count: usize) -> Vec<Written> {
     }
     consumer.assign(&all).unwrap();
     let message = || {
-        let message = consumer.poll(PATIENCE).expect("a message").unwrap();
+        // A poll ends early when there is something else to be served.
+        let until = Instant::now() + PATIENCE;
+        let polls = std::iter::repeat_with(|| consumer.poll(Duration::from_secs(1))).take_while(|_| Instant::now() < until);
+        let message = polls.flatten().next().expect("a message").unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
         let headers = headers.map(|header| (header.key.to_owned(), header.value.map(text).unwrap_or_default())).collect();
@@ -325,65 +343,6 @@ async fn a_record_is_not_handled_before_it_is_due() {
     assert!(waited.as_millis() >= 1_500, "{waited}");
 }
 
-/// Two members come and go while records are written. Nothing is lost and no key's order is broken. What is repeated is
-/// only what had overtaken records that still waited in their lanes when a partition was given back; but the mock refuses
-/// commits while a classic group deals, so there it can be everything since.
-async fn churn(protocol: GroupProtocol, cycles: usize) {
-    let broker = Broker::start_with([("t", 8)]).unwrap();
-    broker.heartbeat_every(Duration::from_millis(100));
-    let settings = Settings { session_timeout: Duration::from_secs(3), ..settings(&broker, protocol) };
-    let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
-    let mut steady = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
-    steady.owns(8).await;
-
-    let stop_writing = CancellationToken::new();
-    let mut writer = JoinSet::new();
-    writer.spawn({
-        let (producer, stop) = (Producer::new(&settings).unwrap(), stop_writing.clone());
-        async move {
-            let mut written = 0;
-            while !stop.is_cancelled() {
-                write(&producer, "t", written % 8, Some(&format!("key {}", written % 40)), &written.to_string()).await;
-                written += 1;
-                sleep(Duration::from_millis(1)).await;
-            }
-            written
-        }
-    });
-    for cycle in 1..=cycles {
-        let mut guest = Running::start(&settings, "s", &["t"], Diligent::new(cycle, &log), &metrics);
-        guest.owns(4).await;
-        steady.owns(4).await;
-        until(&log, "the guest works", |log| log.iter().filter(|handled| handled.member == cycle).count() > 50).await;
-        guest.stop().await;
-        steady.owns(8).await;
-    }
-    stop_writing.cancel();
-    let written = writer.join_next().await.unwrap().unwrap();
-    let each: Vec<_> = (0..8).map(|partition| i64::from((written + 7 - partition) / 8)).collect();
-    until_committed(&settings, &each).await;
-    steady.stop().await;
-
-    let handled = log.borrow().clone();
-    let values: BTreeSet<i32> = handled.iter().map(|handled| handled.value.parse().unwrap()).collect();
-    assert_eq!(values, (0..written).collect(), "nothing is lost");
-    let (repeats, handovers) = (handled.len() - values.len(), 2 * cycles);
-    if protocol == GroupProtocol::Consumer {
-        assert!(repeats < handovers * settings.in_flight, "{repeats} repeats in {handovers} handovers");
-    }
-    assert_ordered_by_key(&handled);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn members_come_and_go_without_a_gap_under_kip_848() {
-    churn(GroupProtocol::Consumer, 3).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn members_come_and_go_without_a_gap_under_cooperative_sticky() {
-    churn(GroupProtocol::Classic, 1).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_refused_because_the_group_deals_is_made_again() {
     let broker = Broker::start_with([("t", 2)]).unwrap();
@@ -429,27 +388,6 @@ async fn a_member_that_is_expelled_in_the_middle_of_a_revocation_joins_anew_and_
     let firsts = log.borrow().iter().filter(|handled| handled.offset == 0).count();
     assert!(firsts > 2, "what was handled in the drain, and not committed, is handled again");
     assert_eq!(committed(&settings, "s", "t", 2), [Some(2); 2]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_kafka_loses_nothing() {
-    let broker = Broker::start_with([("t", 2), ("dead-letters", 1)]).unwrap();
-    let settings = settings(&broker, GroupProtocol::Classic);
-    let producer = Producer::new(&settings).unwrap();
-    let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
-    let mut stage = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
-    stage.owns(2).await;
-    write(&producer, "t", 0, None, "before").await;
-    until(&log, "what came before", |log| log.len() == 1).await;
-    broker.go_away().unwrap();
-    let mut during = JoinSet::new();
-    during.spawn(async move { write(&producer, "t", 1, None, "during").await });
-    sleep(Duration::from_secs(2)).await;
-    broker.come_back().unwrap();
-    during.join_next().await.unwrap().unwrap();
-    until(&log, "what came during", |log| log.iter().any(|handled| handled.value == "during")).await;
-    until_committed(&settings, &[1; 2]).await;
-    stage.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,9 @@ pub(super) struct Lanes {
     pub urgent: Option<watch::Receiver<Assignment>>,
     /// Likewise.
     pub bulk: Option<watch::Receiver<Assignment>>,
-    /// How many partitions the provider's bulk topic has.
+    /// The provider's bulk topic.
+    pub topic: &'static str,
+    /// How many partitions it had when the process started. It may get more.
     pub of: u32,
     /// How long a confirmation is good for.
     pub trusted_for: Duration,
@@ -26,12 +28,13 @@ pub(super) struct Lanes {
 
 /// Keeps `share` up to date until the lanes' consumers have ended.
 pub(super) async fn follow(lanes: Lanes, share: watch::Sender<Share>) {
-    let Lanes { mut urgent, mut bulk, of, trusted_for } = lanes;
+    let Lanes { mut urgent, mut bulk, topic, of, trusted_for } = lanes;
     loop {
         let now = Instant::now();
         let [(urgent_owned, urgent_until), (bulk_owned, bulk_until)] =
             [owned(&mut urgent, trusted_for, now), owned(&mut bulk, trusted_for, now)];
-        let new = Share { bulk: bulk_owned, of, urgent: urgent_owned > 0 };
+        let now_of = bulk.as_ref().and_then(|bulk| bulk.borrow().topics.get(topic).copied()).and_then(|known| u32::try_from(known).ok());
+        let new = Share { bulk: bulk_owned, of: of.max(now_of.unwrap_or(0)), urgent: urgent_owned > 0 };
         share.send_if_modified(|before| std::mem::replace(before, new) != new);
         let doubt_at = [urgent_until, bulk_until].into_iter().flatten().min();
         let ended = tokio::select! {
@@ -73,7 +76,7 @@ mod tests {
 
     fn assignment(partitions: i32) -> Assignment {
         let partitions = (0..partitions).map(|partition| TopicPartition { topic: "bulk".into(), partition }).collect();
-        Assignment { arrived: true, partitions, confirmed_at: Some(Instant::now()) }
+        Assignment { arrived: true, partitions, confirmed_at: Some(Instant::now()), ..Assignment::default() }
     }
 
     fn started(
@@ -83,7 +86,7 @@ mod tests {
         let (share, shown) = watch::channel(Share::NONE);
         let (urgent, bulk) = (urgent.map(watch::Sender::subscribe), bulk.map(watch::Sender::subscribe));
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(Lanes { urgent, bulk, of: 16, trusted_for: TRUSTED_FOR }, share));
+        tasks.spawn(follow(Lanes { urgent, bulk, topic: "bulk", of: 16, trusted_for: TRUSTED_FOR }, share));
         (shown, tasks)
     }
 
@@ -110,6 +113,15 @@ mod tests {
         shown.wait_for(|share| share.bulk == 16).await.unwrap();
         bulk.send_modify(|assignment| assignment.confirmed_at = None);
         shown.wait_for(|share| share.bulk == 0).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn partitions_that_are_added_while_it_runs_make_a_share_smaller() {
+        let bulk = watch::Sender::new(assignment(16));
+        let (mut shown, _tasks) = started(None, Some(&bulk));
+        shown.wait_for(|share| *share == Share { bulk: 16, of: 16, urgent: false }).await.unwrap();
+        bulk.send_modify(|assignment| assignment.topics = [("bulk".to_owned(), 32)].into());
+        shown.wait_for(|share| *share == Share { bulk: 16, of: 32, urgent: false }).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! A store whose operations are timed: `pushcast_store_seconds{operation}`. Stores know nothing of metrics.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
@@ -11,10 +12,13 @@ use crate::{
     },
     metrics::Metrics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, Routes, Shard,
-        Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page, Registry, Route,
+        Routes, Shard, Store, TokenRow, Total,
     },
 };
+
+/// How often the driver's counts are copied.
+const COPY_EVERY: Duration = Duration::from_secs(5);
 
 /// A store and the clock on it.
 #[derive(Clone)]
@@ -68,7 +72,7 @@ timed! {
         take_over(part: &PartId) -> Progress;
         checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;
         finish_part(part: &PartId) -> u32;
-        parts(broadcast: &BroadcastId) -> Vec<(PartId, Progress)>;
+        progress(part: &PartId) -> Option<Progress>;
         total(broadcast: &BroadcastId, now: Timestamp) -> Total;
     }
     Doses {
@@ -87,7 +91,34 @@ timed! {
         route(provider: ProviderId) -> Route;
         set_route(provider: ProviderId, route: &Route) -> ();
     }
-    Store {
-        ping() -> ();
+}
+
+impl<S: Store> Store for Timed<S> {
+    async fn ping(&self) -> Result<(), Unavailable> {
+        self.time("ping", self.store.ping()).await
+    }
+
+    fn driver_counts(&self) -> Option<DriverCounts> {
+        self.store.driver_counts()
+    }
+}
+
+/// Copies what the store's driver counts into the metrics, until `stop`.
+pub async fn copy_driver_counts<S: Store>(store: Timed<S>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut copied = DriverCounts::default();
+    let mut clock = interval(COPY_EVERY);
+    while let Some(_now) = stop.run_until_cancelled(clock.tick()).await {
+        let Some(counts) = store.driver_counts() else { return stop.cancelled().await };
+        for (what, now, before) in [
+            ("request", counts.requests, copied.requests),
+            ("error", counts.errors, copied.errors),
+            ("retry", counts.retries, copied.retries),
+            ("timeout", counts.timeouts, copied.timeouts),
+        ] {
+            metrics.store_driver_total.with_label_values(&[what]).inc_by(now.saturating_sub(before));
+        }
+        metrics.store_connections.set(counts.connections.cast_signed());
+        metrics.store_request_p99_seconds.set(counts.p99.as_secs_f64());
+        copied = counts;
     }
 }

@@ -3,9 +3,17 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use pushcast::{config::Config, events::topics, expo::Expo, fcm::Fcm, kafka::admin, metrics::Metrics, store::embedded::OpenError};
+use pushcast::{
+    config::Config,
+    events::topics,
+    expo::Expo,
+    fcm::Fcm,
+    kafka::admin,
+    metrics::Metrics,
+    store::{Store, embedded::OpenError},
+};
 
-use super::run::open;
+use super::run::{Opened, open};
 
 /// Tells what is set and tries every connection. A configuration with a mistake never comes this far: all its mistakes are
 /// printed, with exit code 2.
@@ -13,9 +21,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
     let metrics = Arc::new(Metrics::new());
     let kafka = admin::check_topics(&config.kafka, topics::ALL).await.map(|topics| format!("fine: {} topics", topics.len()));
-    let store = match open(&config) {
+    let store = match open(&config).await {
         Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => Ok(format!("fine: {:#}", err.root_cause())),
-        opened => opened.map(|_| "fine".to_owned()),
+        Err(err) => Err(err),
+        Ok(Opened::Embedded(store)) => store.ping().await.map(|()| "fine".to_owned()).map_err(anyhow::Error::from),
+        Ok(Opened::Cql(store)) => store.ping().await.map(|()| "fine: it has this release's tables".to_owned()).map_err(anyhow::Error::from),
     };
     let expo = match config.expo.enabled {
         true => Expo::new(&config.expo, Arc::clone(&metrics)).map(|_| format!("set: {}", config.expo.url)).map_err(anyhow::Error::from),

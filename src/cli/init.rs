@@ -1,15 +1,16 @@
 //! `pushcast init`: what has to be there before the first `run`.
 
+use anyhow::Context;
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
     kafka::admin::{self, Began, Created},
-    store::{Doses, embedded::OpenError},
+    store::{Doses, StoreUrl, cql::CqlStore, embedded::OpenError},
 };
 
-use super::run::open;
+use super::run::{Opened, open};
 
-/// Creates missing topics, first offsets and the store's first rows, and tells what it did.
+/// Creates missing topics, first offsets, the store's tables and its first rows, and tells what it did.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let report = admin::init(&config.kafka).await?;
     for (topic, created) in report.topics {
@@ -24,9 +25,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         };
         println!("group  {group:30} {:24} {began}", subscription.topic);
     }
-    match open(&config) {
-        Ok(store) => {
-            store.init_marks(Timestamp::now()).await?;
+    let now = Timestamp::now();
+    if let StoreUrl::Cql(cluster) = config.store.location()? {
+        for applied in CqlStore::init(&cluster, &config.store, now).await.context("store.url")? {
+            println!("store  {applied}");
+        }
+    }
+    match open(&config).await {
+        Ok(Opened::Embedded(store)) => {
+            store.init_marks(now).await?;
+            println!("store  ready");
+        }
+        Ok(Opened::Cql(store)) => {
+            store.init_marks(now).await?;
             println!("store  ready");
         }
         // Whoever has it open has prepared it.

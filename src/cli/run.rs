@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use pushcast::{
     app::{App, Stages},
     config::Config,
-    store::{Doses, StoreUrl, embedded::EmbeddedStore},
+    store::{Doses, StoreUrl, cql::CqlStore, embedded::EmbeddedStore},
     stream::Stop,
 };
 
@@ -20,17 +20,30 @@ pub struct Args {
 /// Runs the stages until `stop`, and drains.
 pub async fn run(args: Args, config: Config, stop: Stop) -> anyhow::Result<()> {
     tracing::info!(config = %config.redacted(), "Starting pushcast {}", env!("CARGO_PKG_VERSION"));
-    let store = open(&config)?;
-    // Its only owner may begin it; for a store that is shared `pushcast init` does.
-    store.init_marks(Timestamp::now()).await?;
-    App::new(config, store, args.stages.unwrap_or_else(Stages::all)).run(stop.token()).await
+    let stages = args.stages.unwrap_or_else(Stages::all);
+    match open(&config).await? {
+        Opened::Embedded(store) => {
+            // Its only owner may begin it; for a store that is shared `pushcast init` does.
+            store.init_marks(Timestamp::now()).await?;
+            App::new(config, store, stages).run(stop.token()).await
+        }
+        Opened::Cql(store) => App::new(config, store, stages).run(stop.token()).await,
+    }
+}
+
+/// One of the stores.
+pub enum Opened {
+    /// A file or memory of this process's own.
+    Embedded(EmbeddedStore),
+    /// A cluster that all processes share.
+    Cql(CqlStore),
 }
 
 /// Opens the store that the settings name.
-pub fn open(config: &Config) -> anyhow::Result<EmbeddedStore> {
-    match config.store.location()? {
-        StoreUrl::Memory => EmbeddedStore::memory(),
-        StoreUrl::File(path) => EmbeddedStore::open(&path),
-    }
-    .context("store.url")
+pub async fn open(config: &Config) -> anyhow::Result<Opened> {
+    Ok(match config.store.location()? {
+        StoreUrl::Memory => Opened::Embedded(EmbeddedStore::memory().context("store.url")?),
+        StoreUrl::File(path) => Opened::Embedded(EmbeddedStore::open(&path).context("store.url")?),
+        StoreUrl::Cql(cluster) => Opened::Cql(CqlStore::open(&cluster, &config.store).await.context("store.url")?),
+    })
 }

@@ -68,7 +68,8 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
         || "expected 0 (as many as there are brokers, at most 3) or more",
     );
     // Auto-commit would commit what was read rather than what is settled; one group id would join all stages into one group.
-    for name in ["enable.auto.commit", "enable.auto.offset.store", "group.id"] {
+    // `latest` would skip what was written while nobody was reading, `error` would end the reading.
+    for name in ["enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "group.id"] {
         rules.hold("kafka.properties", !kafka.properties.contains_key(name), || {
             format!("{name} is not yours to set: records would be lost with it")
         });
@@ -80,6 +81,10 @@ fn store(rules: &mut Rules, store: &store::Settings) {
         rules.breaks("store.url", invalid);
     }
     rules.hold("store.replication_factor", store.replication_factor >= 0, || "expected 0 (as many as there are nodes, at most 3) or more");
+    let (certificate, key) = (!store.certificate_file.is_empty(), !store.key_file.is_empty());
+    rules.hold("store.certificate_file", certificate || !key, || "needed beside store.key_file");
+    rules.hold("store.key_file", key || !certificate, || "needed beside store.certificate_file");
+    rules.hold("store.ca_file", !store.ca_file.is_empty() || !(certificate || key), || "needed beside store.certificate_file");
 }
 
 fn push(rules: &mut Rules, push: &delivery::Settings) {

@@ -34,6 +34,12 @@ impl Version {
         Self(step * STEP_MS * 1_000 + offset.rem_euclid(SLOTS) * 2)
     }
 
+    /// When the event happened, to ten milliseconds: below that sits the record's offset.
+    pub fn happened_at(self) -> Timestamp {
+        let step_us = STEP_MS * 1_000;
+        Timestamp::from_microsecond(self.0.div_euclid(step_us) * step_us).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
     /// The version as the store and `invalid-tokens` carry it.
     pub fn as_i64(self) -> i64 {
         self.0

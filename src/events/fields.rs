@@ -272,7 +272,9 @@ impl Field for Moment {
     const EXPECTED: &'static str = "a time (RFC 3339, such as 2026-11-20T01:00:00Z)";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| refused(text, Self::EXPECTED))
+        let moment: Timestamp = text.parse().map_err(|_| refused(text, Self::EXPECTED))?;
+        // The stores keep microseconds. A time that they would cut has to be cut before anybody compares it.
+        Timestamp::from_microsecond(moment.as_microsecond()).map(Self).map_err(|_| refused(text, Self::EXPECTED))
     }
 
     fn text(&self) -> Cow<'_, str> {

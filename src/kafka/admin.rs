@@ -81,7 +81,7 @@ pub enum AdminError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Nobody is there, or nobody who speaks our dialect (TLS, SASL).
-    #[error("no Kafka broker answers at {servers}: {source}; check kafka.bootstrap_servers and kafka.properties")]
+    #[error("no Kafka broker answers at {servers}, check kafka.bootstrap_servers and kafka.properties")]
     Unreachable {
         /// Where we asked.
         servers: String,
@@ -100,7 +100,7 @@ pub enum AdminError {
         code: RDKafkaErrorCode,
     },
     /// The cluster was asked something and did not answer, or refused.
-    #[error("{asked} failed: {source}")]
+    #[error("{asked} failed")]
     Refused {
         /// What was asked.
         asked: String,
@@ -108,7 +108,7 @@ pub enum AdminError {
         source: KafkaError,
     },
     /// The thread that asked is gone.
-    #[error("asking Kafka was broken off: {0}")]
+    #[error("asking Kafka was broken off")]
     Broken(#[from] tokio::task::JoinError),
 }
 

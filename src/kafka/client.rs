@@ -24,7 +24,7 @@ const REBALANCE_MARGIN: Duration = Duration::from_secs(40);
 
 /// A Kafka client could not be made: a property is wrong, or the machine is out of something.
 #[derive(Debug, thiserror::Error)]
-#[error("the Kafka {kind} can't be made, look at kafka.properties: {source}")]
+#[error("the Kafka {kind} can't be made, look at kafka.properties")]
 pub struct ClientError {
     /// `producer`, `consumer`, `admin client`.
     pub kind: &'static str,
@@ -49,9 +49,9 @@ pub(super) fn consumer(settings: &Settings, group: &str) -> ClientConfig {
         .set("isolation.level", "read_committed")
         .set("max.poll.interval.ms", millis(max_poll_interval(settings)))
         .set("fetch.queue.backoff.ms", "10")
-        .set("queued.max.messages.kbytes", "1024")
-        .set("queued.min.messages", "2000")
-        .set("fetch.message.max.bytes", "262144")
+        .set("queued.max.messages.kbytes", "512")
+        .set("queued.min.messages", "1000")
+        .set("fetch.message.max.bytes", "131072")
         .set("fetch.max.bytes", "4194304")
         .set("fetch.wait.max.ms", "100")
         .set("fetch.min.bytes", "1")

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use rdkafka::{
     ClientConfig, ClientContext,
     bindings::{
-        rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms,
+        rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms, rd_kafka_mock_push_request_errors_array,
         rd_kafka_mock_set_group_consumer_heartbeat_interval_ms,
     },
     client::Client,
@@ -26,12 +26,15 @@ use super::{client::log, topics::TOPICS};
 /// Kafka waits three seconds for more members before it deals for the first time; nobody else is coming here.
 const FIRST_DEAL_DELAY_MS: i32 = 50;
 
+/// The protocol's number of KIP-848's only request.
+const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
+
 /// The broker. It ends when it is dropped, and with it all that was written to it.
 pub struct Broker(Client<Quiet>);
 
 /// The broker could not be started, or refused what it was asked.
 #[derive(Debug, thiserror::Error)]
-#[error("the embedded Kafka broker {what}: {source}")]
+#[error("the embedded Kafka broker {what}")]
 pub struct MockError {
     what: &'static str,
     source: KafkaError,
@@ -99,6 +102,23 @@ impl Broker {
     /// The mock cluster refuses.
     pub fn come_back(&self) -> Result<(), MockError> {
         self.ask("does not come back", |cluster| cluster.broker_up(-1))
+    }
+
+    /// Answers the next writes to topics with these errors, one each.
+    pub fn refuse_writes(&self, errors: &[RDKafkaRespErr]) {
+        if let Some(cluster) = self.cluster() {
+            cluster.request_errors(RDKafkaApiKey::Produce, errors);
+        }
+    }
+
+    /// Answers the next signs of life of KIP-848 members with these errors, one each; the first sign is the joining.
+    pub fn refuse_heartbeats(&self, errors: &[RDKafkaRespErr]) {
+        #[expect(unsafe_code, reason = "rdkafka has no safe name for this kind of request; the cluster lives as long as its client")]
+        // SAFETY: as in `heartbeat_every`; the errors are copied.
+        unsafe {
+            let cluster = rd_kafka_handle_mock_cluster(self.0.native_ptr());
+            rd_kafka_mock_push_request_errors_array(cluster, CONSUMER_GROUP_HEARTBEAT, errors.len(), errors.as_ptr());
+        }
     }
 
     /// Answers the next commits with these errors, one each.

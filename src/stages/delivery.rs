@@ -10,6 +10,7 @@ mod part;
 mod switch;
 
 use std::{
+    error::Error,
     future::Future,
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, OnceLock},
@@ -134,11 +135,16 @@ impl Stopping<'_> {
 /// because Kafka or the store was away. The end of a drain aborts the handler, and only that ends this.
 async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(mut follow: impl FnMut() -> F) -> T {
     let mut pause = Duration::from_millis(100);
+    let mut told = false;
     loop {
         match follow().await {
             Ok(done) => return done,
             Err(err) => {
-                warn!(error = %err, "What follows from an answer is not durable yet, trying again");
+                if !told {
+                    let error: &dyn Error = &err;
+                    warn!(error, "What follows from an answer is not durable yet; it is tried again until it works");
+                    told = true;
+                }
                 sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
                 pause = (pause * 2).min(INSIST_EVERY_MAX);
             }

@@ -14,6 +14,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -60,12 +61,18 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
     /// this is tried again, until it succeeds or the drain ends.
     async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &Stop) -> Fate {
-        let mut counted = false;
+        let (mut counted, mut told) = (false, false);
         loop {
             match self.step(follows, written_at, &mut counted).await {
                 Ok(Step::Settled) => return Fate::Done,
                 Ok(Step::Held) => {}
-                Err(err) => tracing::warn!(error = %err, "What follows from receipts waits, because {err}"),
+                // Many batches wait for the same thing, and each would say so all the time.
+                Err(err) if !told => {
+                    let error: &dyn Error = &err;
+                    tracing::warn!(error, "What follows from receipts waits, because {err}; it is tried again until it works");
+                    told = true;
+                }
+                Err(_) => {}
             }
             tokio::select! {
                 () = stop.wait() => return Fate::Unfinished,

@@ -2,57 +2,158 @@
 
 use std::path::PathBuf;
 
-use secrecy::ExposeSecret;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::Settings;
 
 /// Where the store is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum StoreUrl {
     /// SQLite in memory: gone with the process.
     Memory,
     /// SQLite in this file.
     File(PathBuf),
+    /// ScyllaDB or Cassandra.
+    Cql(Cluster),
 }
 
-/// The URL names no store that this build has. Shows no part of the URL: it may hold a password.
+/// A cluster that speaks CQL.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Some of its nodes, `host:port`; the others are found through them.
+    pub nodes: Vec<String>,
+    /// Who logs in; `None` = the cluster asks nobody.
+    pub login: Option<Login>,
+    /// The keyspace; what is decided by one winner lies in a second one, `<keyspace>_lwt`.
+    pub keyspace: String,
+}
+
+/// A name and its password.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The role.
+    pub user: String,
+    /// Its password.
+    pub password: SecretString,
+}
+
+/// The URL names no store. Shows no part of the URL: it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStoreUrl {
-    /// ScyllaDB and Cassandra.
-    #[error("scylla:// is not available in this build yet; use embedded:/path/to/file, or embedded:memory to try things out")]
-    NotInThisBuild,
+    /// Something is wrong behind `scylla://`.
+    #[error("expected scylla://[user:password@]host[:port][,host[:port]]/keyspace: {0}")]
+    Cluster(&'static str),
     /// Anything else.
-    #[error("expected embedded:memory or embedded:/path/to/file")]
+    #[error("expected embedded:memory, embedded:/path/to/file or scylla://[user:password@]host:9042[,host:9042]/keyspace")]
     Unknown,
 }
+
+const PORT: u16 = 9042;
+
+/// Names are at most 48 characters long, and ours gets `_lwt` at its end.
+const KEYSPACE_MAX: usize = 44;
 
 impl Settings {
     /// Reads `url`.
     ///
     /// # Errors
-    /// This build has no such store.
+    /// There is no such store.
     pub fn location(&self) -> Result<StoreUrl, InvalidStoreUrl> {
-        match self.url.expose_secret().split_once(':') {
+        let url = self.url.expose_secret();
+        if let Some(rest) = url.strip_prefix("scylla://") {
+            return Cluster::parse(rest).map(StoreUrl::Cql).map_err(InvalidStoreUrl::Cluster);
+        }
+        match url.split_once(':') {
             Some(("embedded", "memory")) => Ok(StoreUrl::Memory),
             Some(("embedded", path)) if !path.is_empty() => Ok(StoreUrl::File(path.into())),
-            Some(("scylla", _)) => Err(InvalidStoreUrl::NotInThisBuild),
             _ => Err(InvalidStoreUrl::Unknown),
         }
     }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        // A password may hold any sign, so the last @ ends it; no host and no keyspace holds one.
+        let (login, place) = match text.rsplit_once('@') {
+            Some((login, place)) => (Some(Login::parse(login)?), place),
+            None => (None, text),
+        };
+        let (nodes, keyspace) = place.split_once('/').ok_or("the keyspace is missing")?;
+        let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let starts_well = keyspace.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        if !starts_well || keyspace.len() > KEYSPACE_MAX || !keyspace.bytes().all(letters) {
+            return Err("a keyspace is up to 44 of a-z, 0-9 and _, and begins with a letter");
+        }
+        let nodes = nodes.split(',').map(node).collect::<Result<_, _>>()?;
+        Ok(Self { nodes, login, keyspace: keyspace.to_owned() })
+    }
+}
+
+impl Login {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let (user, password) = text.split_once(':').ok_or("a user needs a password: user:password@")?;
+        let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|_| "the user or the password is not UTF-8");
+        Ok(Self { user: decoded(user)?.into_owned(), password: SecretString::from(decoded(password)?.into_owned()) })
+    }
+}
+
+/// `host:port`, with the port that CQL has if there is none.
+fn node(text: &str) -> Result<String, &'static str> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| "a port is a number up to 65535")?),
+        _ => (text, PORT),
+    };
+    let in_brackets = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || port == 0 || (host.contains(':') && !in_brackets) || host.contains(['/', '?', ' ']) {
+        return Err("a node is host or host:port");
+    }
+    Ok(format!("{host}:{port}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_store_is_in_memory_in_a_file_or_not_in_this_build() {
-        let location = |url: &str| Settings { url: url.into(), replication_factor: 0 }.location();
-        assert_eq!(location("embedded:memory"), Ok(StoreUrl::Memory));
-        assert_eq!(location("embedded:/var/lib/push.db"), Ok(StoreUrl::File("/var/lib/push.db".into())));
-        assert_eq!(location("scylla://a:b@db:9042/push"), Err(InvalidStoreUrl::NotInThisBuild));
-        for url in ["", "embedded:", "embedded", "memory", "postgres://db/push"] {
-            assert_eq!(location(url), Err(InvalidStoreUrl::Unknown), "{url:?}");
+    fn location(url: &str) -> Result<StoreUrl, InvalidStoreUrl> {
+        Settings { url: url.into(), ..Settings::default() }.location()
+    }
+
+    fn cluster(url: &str) -> Cluster {
+        match location(url) {
+            Ok(StoreUrl::Cql(cluster)) => cluster,
+            other => panic!("{url}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_store_is_in_memory_in_a_file_or_in_a_cluster() {
+        assert!(matches!(location("embedded:memory"), Ok(StoreUrl::Memory)));
+        assert!(matches!(location("embedded:/var/lib/push.db"), Ok(StoreUrl::File(path)) if path.ends_with("push.db")));
+        for url in ["", "embedded:", "embedded", "memory", "postgres://db/push", "scylla:/db/push"] {
+            assert_eq!(location(url).err(), Some(InvalidStoreUrl::Unknown), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_has_nodes_and_a_keyspace_and_maybe_a_login() {
+        let plain = cluster("scylla://db,10.0.0.2:19042,[::1]:9043,[::2]/push");
+        assert_eq!(plain.nodes, ["db:9042", "10.0.0.2:19042", "[::1]:9043", "[::2]:9042"]);
+        assert_eq!(plain.keyspace, "push");
+        assert!(plain.login.is_none());
+        let login = cluster("scylla://ann:p%40ss:w/o@rd@db/push").login.unwrap();
+        assert_eq!((login.user.as_str(), login.password.expose_secret()), ("ann", "p@ss:w/o@rd"));
+        assert!(!format!("{:?}", cluster("scylla://ann:secret@db/push")).contains("secret"));
+    }
+
+    #[test]
+    fn what_is_no_cluster_is_refused_without_being_shown() {
+        for place in ["db", "db/", "/push", "db:0/push", "db:x/push", "::1/push", "db/Push", "db/1push", "ann@db/push", "db/push?x=1"] {
+            let refusal = location(&format!("scylla://{place}")).expect_err(place);
+            assert!(matches!(refusal, InvalidStoreUrl::Cluster(_)), "{place}: {refusal}");
+        }
+        assert!(location(&format!("scylla://db/{}", "a".repeat(45))).is_err());
     }
 }

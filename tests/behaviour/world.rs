@@ -33,7 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Story {
     environment: Environment,
     with_fcm: bool,
-    doubles_max: u64,
 }
 
 /// Everything there is in a story.
@@ -47,7 +46,6 @@ pub struct World {
     environment: Environment,
     failed: watch::Sender<Option<String>>,
     dead_letters_told: usize,
-    doubles_max: u64,
     _credentials: NamedTempFile,
 }
 
@@ -71,7 +69,7 @@ pub struct Post<'a> {
 
 /// A world with everything on, no rate, and Expo alone.
 pub fn story() -> Story {
-    let mut story = Story { environment: Environment::new(), with_fcm: false, doubles_max: 0 };
+    let mut story = Story { environment: Environment::new(), with_fcm: false };
     for (key, value) in [
         ("store.url", "embedded:memory"),
         ("http.admin_listen", ""),
@@ -119,12 +117,6 @@ impl Story {
         self
     }
 
-    /// Something goes so wrong that this many messages may ring twice.
-    pub fn with_doubles_up_to(mut self, doubles: u64) -> Self {
-        self.doubles_max = doubles;
-        self
-    }
-
     /// Tells it.
     pub async fn tell(self, story: impl AsyncFnOnce(&mut World)) {
         // RUST_LOG=pushcast=debug shows what pushcast says in a story that fails.
@@ -169,18 +161,7 @@ impl World {
         let failed = watch::Sender::new(None);
         let service = Service::start(&environment, &store, &failed);
         let neighbour = Neighbour::at(&broker.bootstrap_servers());
-        Self {
-            sandbox,
-            broker,
-            store,
-            neighbour,
-            environment,
-            service,
-            failed,
-            dead_letters_told: 0,
-            doubles_max: story.doubles_max,
-            _credentials: credentials,
-        }
+        Self { sandbox, broker, store, neighbour, environment, service, failed, dead_letters_told: 0, _credentials: credentials }
     }
 
     // What there is.
@@ -336,7 +317,7 @@ impl World {
             panic!("records lie in dead-letters that the story says nothing of: {letters:#?}");
         }
         let seen = self.sandbox.statistics();
-        assert!(seen.expo.doubles + seen.fcm.doubles <= self.doubles_max, "something rang twice: {seen:#?}");
+        assert_eq!(seen.expo.doubles + seen.fcm.doubles, 0, "something rang twice: {seen:#?}");
     }
 }
 

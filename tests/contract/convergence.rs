@@ -7,7 +7,7 @@ use futures::future::join_all;
 use pushcast::{domain::Version, store::Store};
 use rand::prelude::*;
 
-use super::{
+use crate::suite::{
     oracle::{Event, expected, replaced},
     schedules::{apply, cast, events, rows},
 };

@@ -5,7 +5,6 @@
 
 pub mod audience;
 pub mod broadcasts;
-pub mod convergence;
 pub mod doses;
 pub mod oracle;
 pub mod routes;
@@ -67,7 +66,7 @@ macro_rules! contract {
             an_empty_slice_has_one_empty_page,
         ]);
         $crate::suite::facts!($open, broadcasts: [
-            the_parts_of_a_broadcast_are_shown_as_they_stand,
+            how_far_a_part_is_can_be_asked_without_owning_it,
             the_first_plan_stands,
             an_unknown_broadcast_has_no_plan_and_no_state,
             a_broadcast_may_be_stopped_before_it_is_planned,

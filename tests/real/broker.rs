@@ -59,11 +59,13 @@ impl Broker {
         broker
     }
 
-    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for.
+    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for; and the one
+    /// asked may not be the one to ask yet.
     fn wake_coordinator(&self) {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(TOPICS[0].name, 0);
-        self.consumer("look").committed_offsets(asked, 2 * ANSWER_TIMEOUT).unwrap();
+        let look = self.consumer("look");
+        until("the coordinator of a group answers", ANSWER_TIMEOUT, || look.committed_offsets(asked.clone(), 2 * ANSWER_TIMEOUT).ok());
     }
 
     async fn delete_topics(&self) {

@@ -270,6 +270,13 @@ fn a_null_value_removes_the_regimen_that_is_the_key() {
 // === medication-ticks ===
 
 #[test]
+fn a_time_finer_than_the_stores_keep_is_cut() {
+    let at = |text: &str| medication_ticks::read(None, Some(format!(r#"{{"at":"{text}"}}"#).as_bytes()));
+    assert_eq!(at("2026-11-20T01:00:00.123456789Z"), at("2026-11-20T01:00:00.123456Z"));
+    assert_ne!(at("2026-11-20T01:00:00.123457Z"), at("2026-11-20T01:00:00.123456Z"));
+}
+
+#[test]
 fn a_tick_is_of_the_clock_of_a_shard_or_of_a_dose() {
     assert_eq!(medication_ticks::read(None, Some(b"{}")), Ok(Tick::Clock { at: None }));
     assert!(matches!(

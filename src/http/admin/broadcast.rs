@@ -9,6 +9,7 @@ use axum::{
     Json,
     extract::{Path, State},
 };
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::{super::trouble_of, Admin, Refusal};
@@ -17,6 +18,9 @@ use crate::{
     events::broadcast_specs::{self, Audience, Spec},
     store::{Broadcasts, Registry, Route, Routes},
 };
+
+/// Parts that are asked about at once.
+const PARTS_AT_ONCE: usize = 32;
 
 /// How one provider's parts of a broadcast are.
 #[derive(Debug, PartialEq)]
@@ -68,12 +72,18 @@ pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
     };
     let spec = broadcast_specs::read(&plan.spec)
         .map_err(|unreadable| Refusal::Conflict(format!("its plan can't be read: {}", unreadable.detail)))?;
-    let parts = admin.store.parts(&id).await?;
     let now = Timestamp::now();
     told["title"] = json!(spec.notification.title);
     told["expiresAt"] = json!(spec.notification.expires_at);
+    let of_each = plan.parts / u32::try_from(spec.providers.len()).unwrap_or(1).max(1);
     for &provider in &spec.providers {
-        let standing = standing(provider, &spec, plan.parts, &parts);
+        let parts = (0..of_each).map(|part| PartId { broadcast: id.clone(), provider, part });
+        let progress = parts.map(|part| {
+            let store = &admin.store;
+            async move { store.progress(&part).await }
+        });
+        let progress: Vec<_> = stream::iter(progress).buffered(PARTS_AT_ONCE).try_collect().await?;
+        let standing = standing(&spec, &progress);
         let sending = sending(&admin, provider).await?;
         let is_open = state == Some(BroadcastState::Planned) && standing.done < standing.parts;
         let holds = if is_open { holds(&spec, &sending, admin.health.report().details.get("push"), now) } else { Vec::new() };
@@ -98,17 +108,19 @@ async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Se
     })
 }
 
-fn standing(provider: ProviderId, spec: &Spec, all_parts: u32, parts: &[(PartId, Progress)]) -> Standing {
-    let providers = u32::try_from(spec.providers.len()).unwrap_or(1).max(1);
-    let mut standing = Standing { parts: all_parts / providers, begun: 0, done: 0, counts: Counts::default(), left: None };
+/// Sums up the parts of one provider, in their order; `None` = not begun.
+fn standing(spec: &Spec, parts: &[Option<Progress>]) -> Standing {
+    let mut standing =
+        Standing { parts: u32::try_from(parts.len()).unwrap_or(u32::MAX), begun: 0, done: 0, counts: Counts::default(), left: None };
     let mut behind = 0.0;
-    for (id, progress) in parts.iter().filter(|(id, _)| id.provider == provider) {
+    for (index, progress) in (0..).zip(parts) {
+        let Some(progress) = progress else { continue };
         standing.begun += 1;
         standing.done += u32::from(progress.done);
         standing.counts += progress.counts;
         behind += match (&spec.audience, progress.cursor) {
             _ if progress.done => 1.0,
-            (Audience::Everybody { slices, .. }, Some(cursor)) => behind_cursor(Slice { index: id.part, of: *slices }, cursor.0),
+            (Audience::Everybody { slices, .. }, Some(cursor)) => behind_cursor(Slice { index, of: *slices }, cursor.0),
             _ => 0.0,
         };
     }

@@ -105,8 +105,8 @@ impl Broadcasts for Known {
     async fn finish_part(&self, _: &PartId) -> Result<u32, Unavailable> {
         unreachable!("the listener sends nothing")
     }
-    async fn parts(&self, _: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
-        self.answer(vec![])
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
+        self.answer(None)
     }
     async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
         unreachable!("the listener sums nothing up")

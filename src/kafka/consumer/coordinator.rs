@@ -3,8 +3,9 @@
 //! ## Assigned => the partitions are split off, taken into the assignment *at once*, and read
 //! ## Revoked => they stop reading; their running handlers end, or are broken off; what is settled is committed; then,
 //! and only then, they are given back
-//! ## Lost => the same, without the waiting and the commit: they are somebody else's already
-//! ## Expelled, as a refused commit says in the middle of a revocation => the end, and a new member begins
+//! ## Lost => the same, without the waiting and the commit: they may be somebody else's already. What runs comes to its end
+//! beside whatever the group deals next, and settles nothing (`stragglers`)
+//! ## Expelled, as a refused commit says in the middle of a revocation => everything is lost, and a new member begins
 //! ## Stop => unsubscribe, which revokes everything
 //!
 //! Commits are made one at a time, whenever a tick finds something settled, drains included.
@@ -25,8 +26,9 @@ use super::{
     commit::{self, Commit, Ledger, Offsets, Refusal, refusal},
     intake::Queue,
     listed,
-    partition::{Limits, Orders, Partition, Progress},
+    partition::{Left, Limits, Orders, Partition, Progress},
     poller::{Member, Rebalance, Vitals, give_back, take},
+    stragglers::Stragglers,
     work::{Bench, words},
 };
 use crate::{
@@ -39,7 +41,7 @@ use crate::{
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Decides for one stage.
-pub(super) struct Coordinator<H, P> {
+pub(super) struct Coordinator<'a, H, P> {
     member: Arc<Member>,
     bench: Arc<Bench<H, P>>,
     limits: Limits,
@@ -47,7 +49,8 @@ pub(super) struct Coordinator<H, P> {
     assignment: watch::Sender<Assignment>,
     vitals: watch::Receiver<Vitals>,
     owned: BTreeMap<TopicPartition, Owned>,
-    tasks: JoinSet<TopicPartition>,
+    tasks: JoinSet<Left>,
+    stragglers: &'a mut Stragglers,
     ledger: Ledger,
     /// The commit on its way.
     commit: Option<Commit>,
@@ -99,7 +102,7 @@ enum Step {
     Answer,
 }
 
-impl<H: Handler, P: Publish> Coordinator<H, P> {
+impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
     pub(super) fn new(
         member: Arc<Member>,
         bench: Arc<Bench<H, P>>,
@@ -107,6 +110,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         pace: Pace,
         assignment: watch::Sender<Assignment>,
         vitals: watch::Receiver<Vitals>,
+        stragglers: &'a mut Stragglers,
     ) -> Self {
         Self {
             member,
@@ -117,6 +121,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             vitals,
             owned: BTreeMap::new(),
             tasks: JoinSet::new(),
+            stragglers,
             ledger: Ledger::default(),
             commit: None,
             deals: 0,
@@ -138,9 +143,12 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             assignment.partitions.clear();
             assignment.confirmed_at = None;
         });
-        // After an orderly end there is no task left, and no question. After another: tasks hold their queues, and a
-        // consumer that waits for an answer does not close.
-        self.tasks.shutdown().await;
+        // After an orderly end there is no task left, and no question. After another all is lost: tasks hold their queues, and
+        // a consumer that waits for an answer does not close.
+        self.owned.values().for_each(Owned::lose);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.into_iter().for_each(|left| self.stragglers.take_in(left));
+        }
         if let Err(error) = self.answer() {
             debug!(stage = self.bench.stage, %error, "The last question is answered in vain: {error}");
         }
@@ -160,6 +168,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             tokio::select! {
                 Some(rebalance) = rebalances.recv() => self.rebalance(rebalance)?,
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended)?,
+                () = self.stragglers.next() => {}
                 result = commit::result(&mut self.commit) => self.committed(result)?,
                 _ = tick.tick() => self.tick(),
                 () = stop.cancelled(), if self.leave_by.is_none() => self.leave(),
@@ -179,7 +188,10 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         self.deals += 1;
         self.ledger.dealt();
         match rebalance {
-            Rebalance::Assigned(partitions) => self.assigned(partitions),
+            Rebalance::Assigned(partitions) => {
+                self.stragglers.hurry();
+                self.assigned(partitions)
+            }
             Rebalance::Revoked { partitions, lost } => {
                 self.revoked(partitions, lost);
                 Ok(())
@@ -213,7 +225,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     fn start(&mut self, of: TopicPartition, queue: Queue) {
         let (orders, (report, progress)) = (Orders::default(), watch::channel(Progress::default()));
         let partition = Partition::new(of.clone(), queue, Arc::clone(&self.bench), orders.clone(), self.limits, report);
-        self.tasks.spawn(partition.run());
+        self.tasks.spawn(partition.run(self.stragglers.of(&of)));
         self.owned.insert(of, Owned { orders, progress, ended: false });
     }
 
@@ -222,24 +234,37 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
         let how = if lost { "has lost" } else { "gives back" };
         info!(stage = self.bench.stage, "Stage {} {how} {}", self.bench.stage, listed(&partitions));
-        if lost {
-            self.unshare(&partitions);
-        }
         for owned in partitions.iter().filter_map(|of| self.owned.get(of)) {
             owned.orders.stop.cancel();
-            if lost {
-                owned.orders.abort.cancel();
-            }
         }
         // librdkafka asks one question at a time. If it ever asks a second one, one answer is for both.
         let earlier = self.revocation.take();
         let lost = lost || earlier.as_ref().is_some_and(|earlier| earlier.lost);
         let partitions = earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
-        self.revocation = Some(Revocation { partitions, lost, answer_by: None, refused: false });
+        self.revocation = Some(Revocation { partitions, lost: false, answer_by: None, refused: false });
+        if lost {
+            self.lose();
+        }
+    }
+
+    /// The partitions that we are asked for are lost: nobody waits for their handlers before they are given up.
+    fn lose(&mut self) {
+        let Some(revocation) = &mut self.revocation else { return };
+        revocation.lost = true;
+        let partitions = revocation.partitions.clone();
+        partitions.iter().filter_map(|of| self.owned.get(of)).for_each(Owned::lose);
+        self.unshare(&partitions);
+        // What the statistics have said so far they said before the loss.
+        self.vitals.mark_unchanged();
     }
 
     /// Goes on with the revocation as far as it can be gone on with.
     fn settle_revocation(&mut self) -> Result<(), StageError> {
+        // A drain that lasts may end as a loss.
+        if self.revocation.as_ref().is_some_and(|revocation| !revocation.lost) && self.member.assignment_lost() {
+            info!(stage = self.bench.stage, "Stage {} has lost what it is giving back", self.bench.stage);
+            self.lose();
+        }
         match self.next_step() {
             Step::Wait => Ok(()),
             Step::Commit(offsets) => {
@@ -256,7 +281,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             return Step::Wait;
         }
         let answer_by = *revocation.answer_by.get_or_insert_with(|| Instant::now() + self.pace.last_commit_timeout);
-        if revocation.lost || self.member.assignment_lost() || answer_by <= Instant::now() {
+        if revocation.lost || answer_by <= Instant::now() {
             return Step::Answer;
         }
         if self.commit.is_some() || revocation.refused {
@@ -292,6 +317,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         for owned in self.owned.values() {
             owned.orders.stop.cancel();
         }
+        self.stragglers.hurry();
         self.member.unsubscribe();
     }
 
@@ -301,7 +327,7 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
             warn!(stage = self.bench.stage, "Stage {} leaves without an answer from its group", self.bench.stage);
             return true;
         }
-        self.owned.is_empty() && self.revocation.is_none()
+        self.owned.is_empty() && self.revocation.is_none() && self.stragglers.is_empty()
     }
 
     fn alarm(&self) -> Option<Instant> {
@@ -336,10 +362,11 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         self.assignment.send_modify(|assignment| assignment.confirmed_at = assignment.confirmed_at.map(|_| Instant::now()));
     }
 
-    /// Whether the group has not confirmed us for a while, and would tell.
+    /// Whether the group has not confirmed us for a while, and would tell. In a drain the next commit is the only one to
+    /// say that the group goes on without us.
     fn probe_is_due(&self) -> bool {
-        !self.ledger.is_fenced(Instant::now())
-            && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= self.pace.probe_every)
+        let every = if self.revocation.is_some() { self.pace.commit_every } else { self.pace.probe_every };
+        !self.ledger.is_fenced(Instant::now()) && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= every)
     }
 
     fn start_commit(&mut self, offsets: Offsets) {
@@ -390,8 +417,10 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
         }
     }
 
-    fn task_ended(&mut self, ended: Result<TopicPartition, JoinError>) -> Result<(), StageError> {
-        let of = ended.map_err(|bug| broken("a partition", bug))?;
+    fn task_ended(&mut self, ended: Result<Left, JoinError>) -> Result<(), StageError> {
+        let left = ended.map_err(|bug| broken("a partition", bug))?;
+        let of = left.of.clone();
+        self.stragglers.take_in(left);
         match self.owned.get_mut(&of) {
             Some(owned) if owned.orders.stop.is_cancelled() => {
                 owned.ended = true;
@@ -402,12 +431,23 @@ impl<H: Handler, P: Publish> Coordinator<H, P> {
     }
 
     /// How far behind the stage is.
-    fn measure(&self) {
+    fn measure(&mut self) {
+        // A member that is dealt nothing may hear nothing of it, but others may have been dealt what it has lost.
+        if self.vitals.has_changed().unwrap_or(false) && self.vitals.borrow_and_update().placed {
+            self.stragglers.hurry();
+        }
         let vitals = self.vitals.borrow();
         if vitals.placed && !self.assignment.borrow().arrived {
             debug!(stage = self.bench.stage, "Stage {} is a member with nothing to read", self.bench.stage);
             self.assignment.send_modify(|assignment| assignment.arrived = true);
         }
+        self.assignment.send_if_modified(|assignment| {
+            let changed = assignment.topics != vitals.partitions;
+            if changed {
+                assignment.topics.clone_from(&vitals.partitions);
+            }
+            changed
+        });
         let behind = self.owned.iter().filter_map(|(of, owned)| {
             let marks = vitals.watermarks.get(of)?;
             let position = owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });
@@ -430,6 +470,11 @@ impl Pace {
 }
 
 impl Owned {
+    fn lose(&self) {
+        self.orders.stop.cancel();
+        self.orders.lost.cancel();
+    }
+
     fn position(&self) -> Option<i64> {
         self.progress.borrow().position
     }

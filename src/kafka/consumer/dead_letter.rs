@@ -49,7 +49,8 @@ pub(super) fn without_value(letter: Message) -> Message {
 /// Whether Kafka refused a message for its size, and would refuse it again.
 pub(super) fn is_too_large(unavailable: &Unavailable) -> bool {
     let source = unavailable.source.as_deref().and_then(|source| source.downcast_ref::<KafkaError>());
-    matches!(source, Some(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)))
+    use RDKafkaErrorCode::{MessageBatchTooLarge, MessageSizeTooLarge};
+    matches!(source, Some(KafkaError::MessageProduction(MessageSizeTooLarge | MessageBatchTooLarge)))
 }
 
 fn header(name: &str, value: String) -> Header {

@@ -6,14 +6,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use rdkafka::{
     Offset,
     consumer::{Consumer as _, stream_consumer::StreamPartitionQueue},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _},
 };
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     TopicPartition,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     domain::Timestamp,
-    kafka::client::Rarely,
+    kafka::client::{Rarely, code_of},
     stream::{Handler, Header, Record},
 };
 
@@ -60,7 +61,8 @@ pub(super) enum Arrival {
 #[derive(Debug)]
 struct Head {
     record: Box<Record>,
-    due_at: Instant,
+    /// None = now. (Even a sleep that is over lasts to the clock's next millisecond, which would be a record's price.)
+    due_at: Option<Instant>,
 }
 
 impl<S: Source> Intake<S> {
@@ -72,7 +74,9 @@ impl<S: Source> Intake<S> {
     pub(super) async fn next(&mut self, handler: &impl Handler) -> Arrival {
         loop {
             if let Some(head) = &self.head {
-                sleep_until(head.due_at).await;
+                if let Some(due_at) = head.due_at {
+                    sleep_until(due_at).await;
+                }
                 let permits = self.admission.admit(&head.record).await;
                 if let Some((head, permits)) = self.head.take().zip(permits) {
                     return Arrival::Record(head.record, permits);
@@ -83,7 +87,8 @@ impl<S: Source> Intake<S> {
             };
             // A handler that panics over the due time will panic over the record too, and then it is buried.
             let due = guarded(|| handler.due(&record)).ok().flatten();
-            self.head = Some(Head { due_at: Instant::now() + wait(due, Timestamp::now()), record: Box::new(record) });
+            let due_at = due.and_then(|due| wait(due, Timestamp::now())).map(|wait| Instant::now() + wait);
+            self.head = Some(Head { record: Box::new(record), due_at });
         }
     }
 
@@ -98,9 +103,9 @@ impl<S: Source> Intake<S> {
     }
 }
 
-/// How long until it is due.
-fn wait(due: Option<Timestamp>, now: Timestamp) -> Duration {
-    due.and_then(|due| Duration::try_from(due.duration_since(now)).ok()).unwrap_or_default()
+/// How long until it is due; none = it is.
+fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(due.duration_since(now)).ok().filter(|wait| !wait.is_zero())
 }
 
 /// The queue of a partition, split off its consumer.
@@ -116,10 +121,20 @@ impl Queue {
     /// gone: dropping that one would take the new one's wake-up away (vector PR 26438). None = no such partition.
     pub(super) fn split(member: &Arc<Member>, of: TopicPartition) -> Option<Self> {
         let queue = member.split_partition_queue(&of.topic, of.partition)?;
+        // A partition that was taken away before librdkafka knew where to begin may have been fetched all the time (2.12.1), and
+        // lies here from the first record on, though others have been on since.
+        while let Some(stale) = queue.recv().now_or_never() {
+            let offset = stale.ok().map(|message| message.offset());
+            debug!(kafka.topic = %of.topic, kafka.partition = of.partition, offset, "Fetched for an earlier assignment of {of}, and left unread");
+        }
         Some(Self { queue, member: Arc::clone(member), of, complaints: Rarely::default() })
     }
 
     fn complain(&self, error: &KafkaError) {
+        // Only where kafka.properties asks for it: nothing more is read until an operator has decided.
+        if code_of(error) == Some(RDKafkaErrorCode::AutoOffsetReset) {
+            return self.member.context().place_is_gone(&format!("{}: {error}", self.of));
+        }
         if self.complaints.now() {
             let of = &self.of;
             warn!(kafka.topic = %of.topic, kafka.partition = of.partition, %error, "Reading {of} fails, librdkafka tries again: {error}");
@@ -177,8 +192,8 @@ mod tests {
     #[test]
     fn what_is_overdue_does_not_wait() {
         let now = Timestamp::from_second(1_000).unwrap();
-        assert_eq!(wait(Some(Timestamp::from_second(990).unwrap()), now), Duration::ZERO);
-        assert_eq!(wait(Some(Timestamp::from_second(1_010).unwrap()), now), Duration::from_secs(10));
-        assert_eq!(wait(None, now), Duration::ZERO);
+        assert_eq!(wait(Timestamp::from_second(990).unwrap(), now), None);
+        assert_eq!(wait(now, now), None);
+        assert_eq!(wait(Timestamp::from_second(1_010).unwrap(), now), Some(Duration::from_secs(10)));
     }
 }

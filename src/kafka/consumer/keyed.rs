@@ -1,6 +1,6 @@
 //! Records of one lane run one after the other; records without a lane run free.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
 use crate::stream::LaneKey;
 
@@ -13,28 +13,32 @@ impl<J> Lanes<J> {
     #[must_use = "a job that is given back starts now"]
     pub(super) fn enter(&mut self, lane: Option<&LaneKey>, job: J) -> Option<J> {
         let Some(lane) = lane else { return Some(job) };
-        if let Some(waiting) = self.0.get_mut(lane) {
-            waiting.push_back(job);
-            return None;
+        match self.0.entry(lane.clone()) {
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().push_back(job);
+                None
+            }
+            Entry::Vacant(empty) => {
+                empty.insert(VecDeque::new());
+                Some(job)
+            }
         }
-        self.0.insert(lane.clone(), VecDeque::new());
-        Some(job)
     }
 
     /// The job that ran in the lane has left it; the next one starts.
     #[must_use = "the next job starts now"]
     pub(super) fn leave(&mut self, lane: Option<&LaneKey>) -> Option<J> {
-        let lane = lane?;
-        let next = self.0.get_mut(lane)?.pop_front();
+        let Entry::Occupied(mut waiting) = self.0.entry(lane?.clone()) else { return None };
+        let next = waiting.get_mut().pop_front();
         if next.is_none() {
-            self.0.remove(lane);
+            waiting.remove();
         }
         next
     }
 
-    /// Sends everybody home who has not started yet.
-    pub(super) fn clear_waiting(&mut self) {
-        self.0.values_mut().for_each(VecDeque::clear);
+    /// Of those who have not started yet, sends everybody home who does not `stay`.
+    pub(super) fn retain_waiting(&mut self, stay: impl Fn(&J) -> bool) {
+        self.0.values_mut().for_each(|waiting| waiting.retain(&stay));
     }
 }
 
@@ -53,7 +57,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_lane_runs_one_job_at_a_time_in_the_order_they_came(came in prop::collection::vec(prop::option::of(0..4_u8), 0..80), order in prop::collection::vec(any::<Index>(), 80)) {
-            let key = |lane: u8| LaneKey(Box::new([lane]));
+            let key = |lane: u8| LaneKey([lane].into());
             let (mut lanes, mut running, mut finished) = (Lanes::default(), Vec::new(), Vec::new());
             for (number, lane) in came.iter().enumerate() {
                 running.extend(lanes.enter(lane.map(key).as_ref(), (*lane, number)));
@@ -77,11 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_when_the_lanes_are_cleared_never_starts() {
+    fn whoever_is_sent_home_from_a_lane_never_starts() {
         let (lane, mut lanes) = (LaneKey::of("a"), Lanes::default());
         assert_eq!(lanes.enter(Some(&lane), 1), Some(1));
-        assert_eq!(lanes.enter(Some(&lane), 2), None);
-        lanes.clear_waiting();
+        assert_eq!((lanes.enter(Some(&lane), 2), lanes.enter(Some(&lane), 3)), (None, None));
+        lanes.retain_waiting(|&job| job != 2);
+        assert_eq!(lanes.leave(Some(&lane)), Some(3));
         assert_eq!(lanes.leave(Some(&lane)), None);
     }
 }

@@ -5,7 +5,7 @@
 //! still: polling is our sign of life, and if it stopped while partitions were read, no rebalance would ever be answered.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,7 @@ use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol, StreamConsumer},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 use tokio::{
@@ -27,7 +27,10 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{StageError, TopicPartition};
-use crate::kafka::client::{Rarely, log};
+use crate::{
+    kafka::client::{Rarely, log},
+    metrics::Metrics,
+};
 
 /// A stage's consumer: this process's member of the stage's group.
 pub(super) type Member = StreamConsumer<Context>;
@@ -55,6 +58,8 @@ pub(super) struct Vitals {
     /// The member has its place in the group, perhaps with nothing to read.
     pub placed: bool,
     pub watermarks: HashMap<TopicPartition, Watermarks>,
+    /// How many partitions each topic has that we read something of.
+    pub partitions: BTreeMap<String, usize>,
 }
 
 /// Where a partition begins and ends, and what the group had committed; negative = unknown.
@@ -69,6 +74,7 @@ pub(super) struct Watermarks {
 #[derive(Debug)]
 pub(super) struct Context {
     stage: String,
+    metrics: Arc<Metrics>,
     rebalances: mpsc::Sender<Rebalance>,
     vitals: watch::Sender<Vitals>,
     closing: AtomicBool,
@@ -81,14 +87,25 @@ pub(super) async fn poll(member: Arc<Member>) -> StageError {
         match timeout(LISTEN, member.recv()).await {
             // Partitions are split off before they are assigned. Whatever this is, nobody would settle it.
             Ok(Ok(stray)) => return StageError::stray(&stray),
-            Ok(Err(KafkaError::MessageConsumptionFatal(code))) => return StageError::Fatal(code.to_string()),
+            Ok(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                return gave_up(member.client().fatal_error().unwrap_or((code, String::new())));
+            }
             // All brokers away, a poll that came late, an unknown topic: it passes, and `Context::error` has told it.
             Ok(Err(passing)) => debug!(error = %passing, "librdkafka reports: {passing}"),
             Err(_elapsed) => {}
         }
-        if let Some((code, reason)) = member.client().fatal_error() {
-            return StageError::Fatal(format!("{code}: {reason}"));
+        if let Some(why) = member.client().fatal_error() {
+            return gave_up(why);
         }
+    }
+}
+
+/// What it means that librdkafka has given up.
+fn gave_up((code, reason): (RDKafkaErrorCode, String)) -> StageError {
+    match code {
+        RDKafkaErrorCode::UnreleasedInstanceId => StageError::NameTaken,
+        RDKafkaErrorCode::FencedInstanceId => StageError::NameTakenOver,
+        _ => StageError::Fatal(format!("{code}: {reason}")),
     }
 }
 
@@ -127,6 +144,12 @@ fn is_placed(state: &str, join_state: &str, state_age_ms: i64) -> bool {
     state == "up" && (join_state == "steady" || (join_state == "init" && state_age_ms >= A_WHILE_MS))
 }
 
+/// Whether librdkafka says that it goes on reading elsewhere than where it was. It says so in its log and nowhere else. (That a
+/// group has no offset yet, it says at another level.)
+fn is_offset_reset(facility: &str, message: &str) -> bool {
+    facility == "OFFSET" && message.contains("offset reset")
+}
+
 /// The partitions of a list of librdkafka's.
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|element| TopicPartition { topic: element.topic().into(), partition: element.partition() }).collect()
@@ -135,9 +158,16 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
 // === impl Context ===
 
 impl Context {
-    pub(super) fn new(stage: &str, rebalances: mpsc::Sender<Rebalance>, vitals: watch::Sender<Vitals>) -> Self {
+    pub(super) fn new(stage: &str, metrics: Arc<Metrics>, rebalances: mpsc::Sender<Rebalance>, vitals: watch::Sender<Vitals>) -> Self {
         let (closing, complaints) = (AtomicBool::new(false), Rarely::default());
-        Self { stage: stage.to_owned(), rebalances, vitals, closing, complaints }
+        Self { stage: stage.to_owned(), metrics, rebalances, vitals, closing, complaints }
+    }
+
+    /// Records were deleted before they were read, or the log is not the one that the group has read: an alarm.
+    pub(super) fn place_is_gone(&self, detail: &str) {
+        let stage = &self.stage;
+        error!(stage, "The place where stage {stage} was reading is gone, records may be lost or come again: {detail}");
+        self.metrics.offset_resets_total.with_label_values(&[stage.as_str()]).inc();
     }
 
     /// From now on nobody answers rebalances but the callback itself; without an answer a consumer never closes.
@@ -179,6 +209,9 @@ impl ConsumerContext for Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_offset_reset(facility, message) {
+            return self.place_is_gone(message);
+        }
         log(level, facility, message);
     }
 
@@ -197,6 +230,11 @@ impl ClientContext for Context {
             (TopicPartition { topic: topic.as_str().into(), partition: partition.partition }, watermarks)
         });
         let placed = statistics.cgrp.is_some_and(|group| is_placed(&group.state, &group.join_state, group.stateage));
-        self.vitals.send_replace(Vitals { placed, watermarks: watermarks.collect() });
+        let watermarks = watermarks.collect();
+        let partitions = statistics.topics.values().map(|topic| {
+            let known = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
+            (topic.topic.clone(), known.count())
+        });
+        self.vitals.send_replace(Vitals { placed, watermarks, partitions: partitions.collect() });
     }
 }

@@ -12,16 +12,17 @@ pub(super) fn pause(failures: u32, jitter: f64) -> Duration {
     doubled.min(CAP).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
-/// Closes when records make the handler panic so often that the fault is ours and not theirs: the partition then stands
-/// still, loudly, and is not emptied into `dead-letters`. It opens again with the next owner, after a fix.
+/// Closes when records fail in a way that may be our fault (the handler panics on them, or Kafka refuses what they cause) so
+/// often that it must be: the partition then stands still, loudly, and is not emptied into `dead-letters`. It opens again
+/// with the next owner, after a fix.
 ///
 /// Records that can't be read never count: a topic full of rubbish is the writer's affair.
 #[derive(Debug, Default)]
 pub(super) struct Valve {
     in_a_row: usize,
-    /// The last results; true = panicked.
+    /// The last results; true = failed.
     last: VecDeque<bool>,
-    panicked: usize,
+    failed: usize,
     closed: bool,
 }
 
@@ -31,14 +32,14 @@ impl Valve {
     const PART_MAX: usize = Self::WINDOW / 5;
 
     /// A handler came to an end with a record.
-    pub(super) fn count(&mut self, panicked: bool) {
-        self.in_a_row = if panicked { self.in_a_row + 1 } else { 0 };
-        self.panicked += usize::from(panicked);
-        self.last.push_back(panicked);
+    pub(super) fn count(&mut self, failed: bool) {
+        self.in_a_row = if failed { self.in_a_row + 1 } else { 0 };
+        self.failed += usize::from(failed);
+        self.last.push_back(failed);
         if self.last.len() > Self::WINDOW {
-            self.panicked -= usize::from(self.last.pop_front() == Some(true));
+            self.failed -= usize::from(self.last.pop_front() == Some(true));
         }
-        let too_many = self.last.len() == Self::WINDOW && self.panicked > Self::PART_MAX;
+        let too_many = self.last.len() == Self::WINDOW && self.failed > Self::PART_MAX;
         self.closed |= self.in_a_row >= Self::IN_A_ROW_MAX || too_many;
     }
 
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_panics_in_a_row_close_the_valve() {
+    fn a_hundred_failures_in_a_row_close_the_valve() {
         let mut valve = Valve::default();
         for _ in 0..99 {
             valve.count(true);

@@ -11,12 +11,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     TopicPartition,
     budget::Budget,
     intake::Source,
-    partition::{Limits, Orders, Partition, Progress},
+    partition::{Left, Limits, Orders, Partition, Progress},
+    stragglers::Stragglers,
     work::Bench,
 };
 use crate::{
@@ -50,6 +52,10 @@ impl Handler for Obedient {
         self.log.lock().unwrap().push(format!("{} {order}", record.offset));
         Ok(match order.as_str() {
             "panic" => panic!("as ordered"),
+            "cause something huge" => {
+                let refused = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+                return Err(Unavailable::kafka("publishing what follows", refused));
+            }
             "refuse" => Fate::DeadLetter(Cause::unreadable("as ordered")),
             "wait" => {
                 self.release.acquire().await.unwrap().forget();
@@ -108,10 +114,11 @@ impl Source for Script {
 struct World {
     handler: Arc<Obedient>,
     shelf: Shelf,
+    metrics: Arc<Metrics>,
     records: mpsc::Sender<Record>,
     orders: Orders,
     progress: watch::Receiver<Progress>,
-    task: JoinSet<TopicPartition>,
+    task: JoinSet<Left>,
     next: i64,
 }
 
@@ -121,24 +128,33 @@ impl World {
     }
 
     fn with(limits: Limits, in_flight: usize) -> Self {
+        Self::of(limits, in_flight, None)
+    }
+
+    fn after(predecessors: Option<CancellationToken>) -> Self {
+        Self::of(LIMITS, 100, predecessors)
+    }
+
+    fn of(limits: Limits, in_flight: usize, predecessors: Option<CancellationToken>) -> Self {
         let (handler, shelf, orders) =
             (Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }), Shelf::default(), Orders::default());
         let (records, script) = mpsc::channel(2_000);
         let (report, progress) = watch::channel(Progress::default());
+        let metrics = Arc::new(Metrics::new());
         let bench = Bench {
             stage: "stage".into(),
             group: "pushcast.stage".into(),
             handler: Arc::clone(&handler),
             publish: shelf.clone(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::clone(&metrics),
             budget: Budget::new(in_flight, 1 << 20),
             complaints: Rarely::default(),
         };
         let of = TopicPartition { topic: "t".into(), partition: 0 };
         let partition = Partition::new(of, Script(script), Arc::new(bench), orders.clone(), limits, report);
         let mut task = JoinSet::new();
-        task.spawn(partition.run());
-        Self { handler, shelf, records, orders, progress, task, next: 0 }
+        task.spawn(partition.run(predecessors));
+        Self { handler, shelf, metrics, records, orders, progress, task, next: 0 }
     }
 
     async fn write(&mut self, key: Option<&str>, value: &str) {
@@ -160,8 +176,12 @@ impl World {
 
     async fn ended(&mut self) -> Duration {
         let from = Instant::now();
-        self.task.join_next().await.unwrap().unwrap();
+        self.left().await;
         from.elapsed()
+    }
+
+    async fn left(&mut self) -> Left {
+        self.task.join_next().await.unwrap().unwrap()
     }
 }
 
@@ -264,6 +284,19 @@ async fn a_partition_sleeps_unread_until_its_head_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_due_at_once_is_not_slept_over() {
+    let mut world = World::new();
+    // Timers know whole milliseconds only: from the middle of one, any sleep ends in the next.
+    tokio::time::advance(Duration::from_micros(500)).await;
+    for _ in 0..100 {
+        world.write(None, "done").await;
+    }
+    let from = Instant::now();
+    world.committable(100).await;
+    assert_eq!(from.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_budget_is_felt_as_an_unread_partition() {
     let mut world = World::with(LIMITS, 2);
     for _ in 0..10 {
@@ -290,18 +323,50 @@ async fn a_partition_does_not_run_further_ahead_than_its_span() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_for_what_runs_and_starts_nothing_more() {
+async fn a_stop_waits_for_what_runs_and_starts_nothing_that_was_not_overtaken() {
     let mut world = World::new();
     world.write(Some("a"), "wait").await;
-    world.write(Some("a"), "never started").await;
     world.write(Some("b"), "until stopped").await;
+    world.write(Some("a"), "behind what is unfinished").await;
+    world.write(Some("c"), "wait").await;
+    world.write(Some("c"), "behind all that has started").await;
     sleep(Duration::from_secs(1)).await;
     world.orders.stop.cancel();
-    sleep(Duration::from_secs(5)).await;
-    world.handler.release.add_permits(1);
+    sleep(Duration::from_secs(1)).await;
+    world.handler.release.add_permits(2);
     assert_eq!(world.ended().await, Duration::ZERO);
     assert_eq!(world.position(), Some(1), "what ended in the drain counts, what did not start and what is unfinished don't");
-    assert_eq!(world.handler.log(), ["0 wait", "2 until stopped"]);
+    assert_eq!(world.handler.log(), ["0 wait", "1 until stopped", "3 wait"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_those_in_the_lanes_start_whom_others_have_overtaken_so_that_nothing_is_repeated() {
+    let mut world = World::new();
+    world.write(Some("a"), "wait").await;
+    world.write(Some("a"), "overtaken").await;
+    world.write(Some("b"), "overtakes").await;
+    world.write(Some("a"), "overtaken by nobody").await;
+    sleep(Duration::from_secs(1)).await;
+    world.orders.stop.cancel();
+    sleep(Duration::from_secs(1)).await;
+    world.handler.release.add_permits(1);
+    assert_eq!(world.ended().await, Duration::ZERO);
+    assert_eq!(world.position(), Some(3));
+    assert_eq!(world.handler.log(), ["0 wait", "2 overtakes", "1 overtaken"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_in_a_drain_nobody_starts_any_more() {
+    let mut world = World::new();
+    world.write(Some("a"), "wait").await;
+    world.write(Some("a"), "overtaken").await;
+    world.write(Some("b"), "overtakes").await;
+    sleep(Duration::from_secs(1)).await;
+    world.orders.stop.cancel();
+    sleep(LIMITS.drain_timeout / 2).await;
+    world.handler.release.add_permits(1);
+    assert_eq!(world.ended().await, Duration::ZERO);
+    assert_eq!((world.position(), world.handler.log().len()), (Some(1), 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,14 +379,58 @@ async fn a_handler_that_outlasts_the_drain_is_broken_off_and_its_record_stays_un
     assert_eq!(world.position(), Some(0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_lost_partition_waits_for_nobody() {
-    let mut world = World::new();
-    world.write(None, "wait").await;
+/// A partition with a handler that waits, lost; and its stragglers.
+async fn lost() -> (World, Stragglers) {
+    let (mut world, mut stragglers) = (World::new(), Stragglers::new("stage", LIMITS.drain_timeout));
+    world.write(Some("a"), "wait").await;
+    world.write(Some("a"), "not begun").await;
+    world.write(Some("b"), "overtakes").await;
     sleep(Duration::from_secs(1)).await;
     world.orders.stop.cancel();
-    world.orders.abort.cancel();
-    assert_eq!(world.ended().await, Duration::ZERO);
+    world.orders.lost.cancel();
+    let from = Instant::now();
+    stragglers.take_in(world.left().await);
+    assert_eq!((from.elapsed(), stragglers.is_empty()), (Duration::ZERO, false), "given up at once, though somebody is at work");
+    (world, stragglers)
+}
+
+fn is_over(stragglers: &Stragglers) -> bool {
+    stragglers.of(&TopicPartition { topic: "t".into(), partition: 0 }).is_none_or(|ended| ended.is_cancelled())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_when_a_partition_is_lost_comes_to_its_end_but_settles_nothing_and_starts_nothing() {
+    let (world, mut stragglers) = lost().await;
+    sleep(Duration::from_secs(3_600)).await; // Nobody is dealt anything, so nobody else can own it.
+    assert!(!is_over(&stragglers));
+    world.handler.release.add_permits(1);
+    stragglers.next().await;
+    assert!(is_over(&stragglers) && stragglers.is_empty());
+    assert_eq!((world.position(), world.handler.log()), (Some(0), vec!["0 wait".to_owned(), "2 overtakes".to_owned()]));
+    assert_eq!(world.handler.release.available_permits(), 0, "it has come to its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_there_may_be_another_owner_what_is_left_of_a_lost_partition_has_the_drain_timeout_and_no_more() {
+    let (world, mut stragglers) = lost().await;
+    stragglers.hurry();
+    let from = Instant::now();
+    stragglers.next().await;
+    assert_eq!((from.elapsed(), is_over(&stragglers)), (LIMITS.drain_timeout, true));
+    world.handler.release.add_permits(1);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.handler.release.available_permits(), 1, "it was broken off");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_comes_back_is_not_read_before_its_stragglers_have_ended() {
+    let ended = CancellationToken::new();
+    let mut world = World::after(Some(ended.clone()));
+    world.write(None, "done").await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.handler.log(), [""; 0]);
+    ended.cancel();
+    world.committable(1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -345,6 +454,49 @@ async fn a_handler_that_panics_on_everything_stops_its_partition_instead_of_empt
     assert_eq!((world.shelf.kept.lock().unwrap().len(), world.position()), (99, Some(99)));
     world.orders.stop.cancel();
     world.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_causes_a_message_too_large_for_kafka_is_buried_and_not_tried_for_ever() {
+    let mut world = World::new();
+    world.write(Some("a"), "cause something huge").await;
+    world.write(Some("a"), "next in the lane").await;
+    world.committable(2).await;
+    let letter = world.shelf.kept.lock().unwrap()[0].clone();
+    assert!(letter.headers.iter().any(|header| header.name == "pushcast.cause" && header.value.as_deref() == Some(b"refused")));
+    assert_eq!(world.handler.tries(0), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_only_causes_what_kafka_refuses_stops_its_partition_too() {
+    let mut world = World::with(LIMITS, 1);
+    for _ in 0..300 {
+        world.write(None, "cause something huge").await;
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.shelf.kept.lock().unwrap().len(), world.position()), (99, Some(99)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_held_by_their_bytes_too() {
+    let mut world = World::new();
+    for n in 0..3 {
+        world.write(Some(&n.to_string().repeat(600 << 10)), "wait").await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.handler.log().len(), 1, "two of them are more than a MiB");
+    world.handler.release.add_permits(3);
+    world.committable(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn offsets_that_are_passed_over_are_counted() {
+    let mut world = World::new();
+    world.write(None, "done").await;
+    world.next += 5;
+    world.write(None, "done").await;
+    world.committable(7).await;
+    assert_eq!(world.metrics.offset_gaps_total.with_label_values(&["stage"]).get(), 5);
 }
 
 #[tokio::test(start_paused = true)]

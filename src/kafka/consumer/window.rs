@@ -45,12 +45,27 @@ impl Window {
         ticket
     }
 
+    /// How many offsets are passed over when `offset` is delivered next.
+    pub(super) fn gap(&self, offset: i64) -> u64 {
+        self.end.map_or(0, |end| u64::try_from(offset - end).unwrap_or(0))
+    }
+
     /// The record's fate is durable.
     pub(super) fn settle(&mut self, ticket: Ticket) {
-        if let Ok(index) = self.entries.binary_search_by_key(&ticket, |entry| entry.ticket) {
-            self.entries[index].settled = true;
+        if let Some(entry) = self.entry_of(ticket) {
+            entry.settled = true;
         }
         while self.entries.pop_front_if(|entry| entry.settled).is_some() {}
+    }
+
+    /// Tickets follow each other without a gap unless the log went back, so a look at one place mostly finds it.
+    fn entry_of(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        let guess = usize::try_from(ticket.0.checked_sub(self.entries.front()?.ticket.0)?).ok()?;
+        let index = match self.entries.get(guess) {
+            Some(entry) if entry.ticket == ticket => guess,
+            _ => self.entries.binary_search_by_key(&ticket, |entry| entry.ticket).ok()?,
+        };
+        self.entries.get_mut(index)
     }
 
     /// With everything settled, the log itself says that we stand at `position`: behind the markers of a transaction,
@@ -138,6 +153,14 @@ mod tests {
     #[test]
     fn nothing_may_be_committed_before_anything_was_delivered() {
         assert_eq!(Window::default().position(), None);
+    }
+
+    #[test]
+    fn a_gap_is_what_lies_between_two_deliveries() {
+        let mut window = Window::default();
+        assert_eq!(window.gap(10), 0, "before the first delivery nothing is known");
+        deliver(&mut window, 10);
+        assert_eq!([window.gap(11), window.gap(14), window.gap(3)], [0, 3, 0]);
     }
 
     #[test]

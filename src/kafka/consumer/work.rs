@@ -16,6 +16,9 @@ use crate::{
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
 
+/// The label of a record that causes a message which Kafka takes from nobody: it is too large, and stays so.
+const REFUSED: &str = "refused";
+
 /// What all partitions of a stage share.
 #[derive(Debug)]
 pub(super) struct Bench<H, P> {
@@ -34,7 +37,8 @@ pub(super) struct Bench<H, P> {
 /// A record on its way to its fate.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub record: Record,
+    /// Boxed, because jobs are handed on many times.
+    pub record: Box<Record>,
     pub ticket: Ticket,
     pub lane: Option<LaneKey>,
     /// Given back when the job is dropped.
@@ -65,6 +69,9 @@ impl<H: Handler, P: Publish> Bench<H, P> {
                 Ok(Ok(Fate::DeadLetter(cause))) => return End::Dead(cause),
                 // Stopped by itself, though nobody asked: it wants to be called again.
                 Ok(Ok(Fate::Unfinished)) => {}
+                Ok(Err(refused)) if dead_letter::is_too_large(&refused) => {
+                    return End::Dead(Cause { label: REFUSED, detail: refused.to_string() });
+                }
                 Ok(Err(unavailable)) => self.complain(record, &unavailable),
                 Err(panic) => return End::Dead(Cause::panicked(words(&*panic))),
             }
@@ -113,6 +120,11 @@ impl<H: Handler, P: Publish> Bench<H, P> {
             );
         }
     }
+}
+
+/// Whether the fault may be ours rather than the record's.
+pub(super) fn may_be_ours(cause: &Cause) -> bool {
+    cause.label == REFUSED || cause.label == Cause::panicked("").label
 }
 
 /// Runs a piece of the handler that has to answer at once; a panic in it is the record's end, not ours.

@@ -67,21 +67,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 self.brake().add(answered_at, answers, dead);
             }
             let now = Timestamp::now();
-            let flood = self.flood_since(route.since, now);
-            match (route.state, flood) {
-                (RouteState::Running | RouteState::Released, Some(flood)) => {
+            match route.state {
+                // Only a release starts the count anew. If the braking did too, a handler that had read the route just before
+                // would find no flood, and report its dead.
+                RouteState::Running | RouteState::Released => {
+                    let Some(flood) = self.flood_since(route.since, now) else { return };
                     let detail = self.brake().tell(flood, "answers");
                     error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
                     let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
                     insist(|| self.store.set_route(self.id(), &braked)).await;
                 }
-                (RouteState::Braked, _) => sleep(LOOK_EVERY).await,
-                (RouteState::Running | RouteState::Released | RouteState::Paused | RouteState::Halted, _) => return,
+                RouteState::Braked => sleep(LOOK_EVERY).await,
+                RouteState::Paused | RouteState::Halted => return,
             }
         }
     }
 
-    /// The answers that are a flood of dead tokens. Those before the route was last set don't count: somebody has looked.
+    /// The answers that are a flood of dead tokens. Those before the route was opened don't count: somebody has looked.
     fn flood_since(&self, since: Timestamp, now: Timestamp) -> Option<Answers> {
         let mut brake = self.brake();
         brake.forget_before(since);

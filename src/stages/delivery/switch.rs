@@ -1,6 +1,6 @@
 //! Keeps this instance's copy of a route's state equal to the store's row, and writes halts down.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ pub async fn keep_route<S: Routes>(
     if !enabled {
         info!(provider = %provider, "push.enabled is false: {provider} sends nothing, jobs wait in Kafka");
     }
-    let mut shown = None;
+    let (mut shown, mut told) = (None, false);
     loop {
         tokio::select! {
             biased;
@@ -48,12 +48,17 @@ pub async fn keep_route<S: Routes>(
                     if shown.is_some_and(|state| state != route.state) {
                         info!(provider = %provider, state = route.state.label(), set_by = %route.set_by, "The route of {provider} is {}", route.state.label());
                     }
-                    shown = Some(route.state);
+                    (shown, told) = (Some(route.state), false);
                     show(&route);
                     keeper.follow(gate(enabled, route.state));
                 }
                 // A store that is away changes nothing: what is open stays open, nothing can be read to be sent anyway.
-                Err(err) => warn!(provider = %provider, error = %err, "The state of the route of {provider} can't be read"),
+                Err(err) if !told => {
+                    let error: &dyn Error = &err;
+                    warn!(provider = %provider, error, "The state of the route of {provider} can't be read; it is tried each second");
+                    told = true;
+                }
+                Err(_) => {}
             },
         }
     }

@@ -44,7 +44,7 @@ impl Broadcasts for Rows {
         unreachable!("this stage only plans")
     }
 
-    async fn parts(&self, _: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
         unreachable!("planning looks at no part")
     }
 

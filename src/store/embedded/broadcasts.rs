@@ -1,22 +1,19 @@
 //! Broadcasts and their parts.
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     EmbeddedStore,
     values::{columns, counts, micros, timestamp},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, ProviderId, Timestamp, Unavailable},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
     store::{Broadcasts, Checkpoint, Total},
 };
 
 const PLANNED: &str = "planned";
 const STOPPED: &str = "stopped";
 const DONE: &str = "done";
-
-/// The columns of a [`Progress`].
-const PROGRESS: &str = "epoch, cursor, done, sent, dead, refused, failed, expired";
 
 impl Broadcasts for EmbeddedStore {
     async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
@@ -125,19 +122,9 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn parts(&self, broadcast: &BroadcastId) -> Result<Vec<(PartId, Progress)>, Unavailable> {
-        let broadcast = broadcast.clone();
-        self.read("read a broadcast's parts", move |db| {
-            db.prepare_cached(&format!(
-                "SELECT {PROGRESS}, provider, part FROM broadcast_parts WHERE broadcast_id = ?1 ORDER BY provider, part"
-            ))?
-            .query_and_then([broadcast.as_str()], |row| {
-                let provider = super::values::label(row, 8, ProviderId::from_label)?;
-                Ok((PartId { broadcast: broadcast.clone(), provider, part: row.get(9)? }, progress(row)?))
-            })?
-            .collect()
-        })
-        .await
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        let part = part.clone();
+        self.read("read a part's progress", move |db| progress_of(db, &part)).await
     }
 
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
@@ -182,11 +169,12 @@ fn read(db: &Connection, broadcast: &BroadcastId) -> rusqlite::Result<Option<(Op
 }
 
 fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progress>> {
-    db.prepare_cached(&format!("SELECT {PROGRESS} FROM broadcast_parts WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3"))?
-        .query_row((part.broadcast.as_str(), part.provider.label(), part.part), progress)
-        .optional()
-}
-
-fn progress(row: &Row<'_>) -> rusqlite::Result<Progress> {
-    Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
+    db.prepare_cached(
+        "SELECT epoch, cursor, done, sent, dead, refused, failed, expired FROM broadcast_parts
+         WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3",
+    )?
+    .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
+        Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
+    })
+    .optional()
 }

@@ -185,7 +185,7 @@ fn hold(db: &Connection, device: &DeviceId, token: &Token, version: Version, now
 /// The token is this owner's, unless something later is known of it, or struck out by a mark that is there already.
 fn register(db: &Connection, token: &Token, version: Version, owner: Owner, now: Timestamp) -> rusqlite::Result<()> {
     let known = known(db, token)?;
-    let created = created_by(version);
+    let created = version.happened_at();
     let first = known.as_ref().and_then(|known| known.created).map_or(created, |known| known.min(created));
     let registered = State { version, standing: Standing::Active(owner) };
     if stands(&registered, known.as_ref()) {
@@ -219,7 +219,7 @@ fn see(db: &Connection, token: &Token, version: Version, now: Timestamp) -> rusq
         "INSERT INTO tokens (position, push_token, kind, active, seen_at, inactive_since) VALUES (?1, ?2, ?3, 0, ?4, ?5)
          ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at WHERE seen_at IS NULL OR seen_at < excluded.seen_at",
     )?
-    .execute((position(token), token.as_str(), token.kind().label(), micros(created_by(version)), micros(now)))
+    .execute((position(token), token.as_str(), token.kind().label(), micros(version.happened_at()), micros(now)))
     .map(drop)
 }
 
@@ -261,12 +261,6 @@ fn struck_out(db: &Connection, token: &Token, registered: &State) -> rusqlite::R
         return Ok(Some("replaced"));
     }
     Ok(None)
-}
-
-/// The time of an event, out of its version: the offset sits in the digits below ten milliseconds.
-fn created_by(version: Version) -> Timestamp {
-    let step_us = version.as_i64().div_euclid(10_000) * 10_000;
-    Timestamp::from_microsecond(step_us).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 // === rows ===

@@ -149,7 +149,7 @@ impl Broadcasts for Fake {
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
-    async fn parts(&self, _: &BroadcastId) -> Answer<Vec<(PartId, Progress)>> {
+    async fn progress(&self, _: &PartId) -> Answer<Option<Progress>> {
         unreachable!("delivery looks at no other part")
     }
 

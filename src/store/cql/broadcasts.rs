@@ -1,0 +1,240 @@
+//! Broadcasts and their parts.
+//!
+//! The plan and the progress of a part are decided by one winner; the state of a broadcast and the set of its finished
+//! parts only grow, and need no decision.
+//!
+//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there is one owner,
+//! and he tells his totals one after the other, so a row that says the same was written by him. It lets the cursor only
+//! move forward, so that one that a server still held when its successor was through does not undo it.
+
+use futures::future::try_join_all;
+
+use super::{
+    CqlStore, Inner,
+    decide::{Decided, Patience},
+    execute::{all, columns, counts, first, micros, timestamp, unreadable},
+};
+use crate::{
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
+    store::{Broadcasts, Checkpoint, Total},
+};
+
+const PLANNED: &str = "planned";
+const STOPPED: &str = "stopped";
+const DONE: &str = "done";
+
+/// The state's timestamps: fixed, so that a repeat changes nothing and nothing goes back.
+const PLANNED_AT: i64 = 1;
+const STOPPED_AT: i64 = 2;
+const DONE_AT: i64 = 3;
+
+/// Broadcasts are forgotten after 30 days.
+const KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
+
+/// No token's position: nothing is done yet.
+const NOTHING_DONE: i64 = i64::MIN;
+
+/// Parts whose rows are read at once.
+const PARTS_AT_ONCE: usize = 32;
+
+impl Broadcasts for CqlStore {
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+        let standing = self.inner.standing_plan(broadcast, plan, now).await?;
+        let values = (PLANNED_AT, KEPT_SECONDS, PLANNED, broadcast.as_str());
+        self.inner.write("plan a broadcast", &self.inner.statements.put_state, values).await?;
+        Ok(standing)
+    }
+
+    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+        const CONTEXT: &str = "read a broadcast";
+        let (store, key) = (&self.inner, (broadcast.as_str(),));
+        let (plan, state) = futures::future::try_join(
+            store.rows(CONTEXT, &store.statements.plan, key),
+            store.rows(CONTEXT, &store.statements.broadcast, key),
+        )
+        .await?;
+        let plan = first::<(String, i32)>(CONTEXT, &plan)?.map(|(spec, parts)| Plan { spec, parts: parts.cast_unsigned() });
+        let state = match first::<(String, Option<String>)>(CONTEXT, &state)? {
+            Some((word, reason)) => Some(match word.as_str() {
+                PLANNED => BroadcastState::Planned,
+                STOPPED => BroadcastState::Stopped { reason: reason.unwrap_or_default() },
+                DONE => BroadcastState::Done,
+                _ => return Err(unreadable(CONTEXT, format!("the state {word:?} is not known"))),
+            }),
+            // Whoever planned it died before he said so.
+            None => plan.as_ref().map(|_| BroadcastState::Planned),
+        };
+        Ok((plan, state))
+    }
+
+    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
+        let values = (STOPPED_AT, KEPT_SECONDS, STOPPED, reason, broadcast.as_str());
+        self.inner.write("stop a broadcast", &self.inner.statements.put_state_and_reason, values).await
+    }
+
+    async fn close(&self, broadcast: &BroadcastId) -> Result<(), Unavailable> {
+        let values = (DONE_AT, KEPT_SECONDS, DONE, broadcast.as_str());
+        self.inner.write("close a broadcast", &self.inner.statements.put_state, values).await
+    }
+
+    async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
+        const CONTEXT: &str = "take a part over";
+        let store = &self.inner;
+        let (broadcast, provider, number) = key(part);
+        let mut patience = Patience::new(CONTEXT);
+        loop {
+            let found = store.progress(CONTEXT, part).await?;
+            let mine = match found {
+                Some(found) if found.done => return Ok(found),
+                Some(found) => Progress { epoch: found.epoch + 1, ..found },
+                None => Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() },
+            };
+            let decided = match found {
+                Some(found) => {
+                    // All that was read has to stand still: the owner may have got a page further since.
+                    let cursor = found.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
+                    let [sent, dead, refused, failed, expired] = columns(&found.counts);
+                    let of = &found;
+                    let values =
+                        (KEPT_SECONDS, mine.epoch, broadcast, provider, number, of.epoch, cursor, sent, dead, refused, failed, expired);
+                    store.decide(CONTEXT, &store.statements.take_over, values).await?
+                }
+                None => {
+                    let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
+                    store.decide(CONTEXT, &store.statements.insert_part, values).await?
+                }
+            };
+            match decided {
+                Decided::Applied => return Ok(mine),
+                Decided::Refused => {}
+                // If it was done, the next round raises the epoch once more. Nobody minds.
+                Decided::Unknown(err) => patience.lost(err),
+            }
+            patience.next_round().await?;
+        }
+    }
+
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
+        const CONTEXT: &str = "record a part's progress";
+        let store = &self.inner;
+        let (broadcast, provider, number) = key(part);
+        let cursor = progress.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
+        let [sent, dead, refused, failed, expired] = columns(&progress.counts);
+        let mut patience = Patience::new(CONTEXT);
+        loop {
+            let to = progress;
+            let values =
+                (KEPT_SECONDS, cursor, to.done, sent, dead, refused, failed, expired, broadcast, provider, number, to.epoch, cursor);
+            match store.decide(CONTEXT, &store.statements.checkpoint, values).await? {
+                Decided::Applied => return Ok(Checkpoint::Kept),
+                Decided::Refused => {}
+                Decided::Unknown(err) => patience.lost(err),
+            }
+            match store.progress(CONTEXT, part).await? {
+                Some(found) if found == *progress => return Ok(Checkpoint::Kept),
+                Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
+                _ => return Ok(Checkpoint::Lost),
+            }
+            patience.next_round().await?;
+        }
+    }
+
+    async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
+        const CONTEXT: &str = "finish a part";
+        let store = &self.inner;
+        let (broadcast, provider, number) = key(part);
+        store.write(CONTEXT, &store.statements.put_finished, (broadcast, provider, number, KEPT_SECONDS)).await?;
+        let rows = store.rows(CONTEXT, &store.statements.count_finished, (broadcast,)).await?;
+        let (finished,) = first::<(i64,)>(CONTEXT, &rows)?.unwrap_or_default();
+        u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
+    }
+
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        self.inner.progress("read a part's progress", part).await
+    }
+
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
+        let mut sum = Counts::default();
+        for counts in self.inner.finished(broadcast).await? {
+            sum += counts;
+        }
+        Ok(Total { counts: sum, at: self.inner.first_total_at(broadcast, now).await? })
+    }
+}
+
+impl Inner {
+    /// The plan that stands: this one, unless there was one.
+    async fn standing_plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+        const CONTEXT: &str = "plan a broadcast";
+        let mut patience = Patience::new(CONTEXT);
+        loop {
+            let values = (broadcast.as_str(), &plan.spec, plan.parts.cast_signed(), micros(now), KEPT_SECONDS);
+            match self.decide(CONTEXT, &self.statements.insert_plan, values).await? {
+                Decided::Applied => return Ok(plan.clone()),
+                Decided::Refused => {}
+                Decided::Unknown(err) => patience.lost(err),
+            }
+            let rows = self.rows(CONTEXT, &self.statements.plan_now, (broadcast.as_str(),)).await?;
+            if let Some((spec, parts)) = first::<(String, i32)>(CONTEXT, &rows)? {
+                return Ok(Plan { spec, parts: parts.cast_unsigned() });
+            }
+            patience.next_round().await?;
+        }
+    }
+
+    /// How far a part is, everything that was decided included.
+    async fn progress(&self, context: &'static str, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        let rows = self.rows(context, &self.statements.part_now, key(part)).await?;
+        let found = first::<(i32, i64, bool, i64, i64, i64, i64, i64)>(context, &rows)?;
+        Ok(found.map(|(epoch, cursor, done, sent, dead, refused, failed, expired)| Progress {
+            epoch,
+            cursor: Some(Cursor(cursor)).filter(|_| cursor != NOTHING_DONE),
+            done,
+            counts: counts([sent, dead, refused, failed, expired]),
+        }))
+    }
+
+    /// The counts of all finished parts. These do not change any more, so a plain read is enough.
+    async fn finished(&self, broadcast: &BroadcastId) -> Result<Vec<Counts>, Unavailable> {
+        const CONTEXT: &str = "sum a broadcast's parts";
+        let (mut all_counts, mut from) = (Vec::new(), None);
+        loop {
+            let (rows, next) = self.page(CONTEXT, &self.statements.finished, (broadcast.as_str(),), from).await?;
+            for parts in all::<(String, i32)>(CONTEXT, &rows)?.chunks(PARTS_AT_ONCE) {
+                let read = parts.iter().map(|(provider, number)| async move {
+                    let rows = self.rows(CONTEXT, &self.statements.part, (broadcast.as_str(), provider, number)).await?;
+                    let found = first::<(i64, i64, i64, i64, i64)>(CONTEXT, &rows)?;
+                    Ok::<_, Unavailable>(found.map(|(sent, dead, refused, failed, expired)| counts([sent, dead, refused, failed, expired])))
+                });
+                all_counts.extend(try_join_all(read).await?.into_iter().flatten());
+            }
+            if next.is_none() {
+                return Ok(all_counts);
+            }
+            from = next;
+        }
+    }
+
+    /// When the total was first asked for: the first one's time stands.
+    async fn first_total_at(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Timestamp, Unavailable> {
+        const CONTEXT: &str = "note when a broadcast was summed up";
+        let mut patience = Patience::new(CONTEXT);
+        loop {
+            let values = (broadcast.as_str(), micros(now), KEPT_SECONDS);
+            match self.decide(CONTEXT, &self.statements.insert_total, values).await? {
+                Decided::Applied => return timestamp(CONTEXT, micros(now)),
+                Decided::Refused => {}
+                Decided::Unknown(err) => patience.lost(err),
+            }
+            let rows = self.rows(CONTEXT, &self.statements.total_now, (broadcast.as_str(),)).await?;
+            if let Some((at,)) = first::<(i64,)>(CONTEXT, &rows)? {
+                return timestamp(CONTEXT, at);
+            }
+            patience.next_round().await?;
+        }
+    }
+}
+
+fn key(part: &PartId) -> (&str, &'static str, i32) {
+    (part.broadcast.as_str(), part.provider.label(), part.part.cast_signed())
+}

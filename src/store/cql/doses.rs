@@ -1,0 +1,296 @@
+//! Regimens, due rows, marks and claims.
+//!
+//! Due rows lie in buckets of an hour, so that no partition grows for ever and what is handed on is never met again; they
+//! expire, nobody deletes them. The marks are written with their own value as timestamp: the greater one stands, and no
+//! repeat or late arrival lowers it. A claim is decided by one winner.
+
+use std::fmt::Write as _;
+
+use futures::future::try_join_all;
+use sha2::{Digest, Sha256};
+
+use super::{
+    CqlStore, Inner,
+    decide::{Decided, Patience},
+    execute::{all, columns, counts, first, micros, timestamp, unreadable},
+    regimens::Definition,
+};
+use crate::{
+    domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
+    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+};
+
+const HOUR_US: i64 = 60 * 60 * 1_000_000;
+/// A due row outlives its time by that much: longer than an outage that doses are still rung after.
+const DUE_KEPT_SECONDS: i64 = 7 * 24 * 60 * 60;
+/// The longest life that servers accept.
+const LIFE_MAX_SECONDS: i64 = 20 * 365 * 24 * 60 * 60;
+/// What became of a dose is kept that long.
+const DOSE_KEPT_SECONDS: i32 = 400 * 24 * 60 * 60;
+
+impl Doses for CqlStore {
+    async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Result<(), Unavailable> {
+        let values = (regimen.as_str(), Definition::of(definition, version), version.as_i64());
+        self.inner.write("write a regimen", &self.inner.statements.put_regimen, values).await
+    }
+
+    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+        const CONTEXT: &str = "read a regimen";
+        let rows = self.inner.rows(CONTEXT, &self.inner.statements.regimen, (regimen.as_str(),)).await?;
+        match first::<(Definition,)>(CONTEXT, &rows)? {
+            Some((definition,)) => definition.read(),
+            None => Ok(None),
+        }
+    }
+
+    async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+        const CONTEXT: &str = "read regimens";
+        let store = &self.inner;
+        // Where the last page ended: two regimens may share a position, and lie there in the order of their ids.
+        let place = match after {
+            Some(id) => store.statements.regimen.calculate_token(&(id.as_str(),)).map_err(|err| unreadable(CONTEXT, err))?,
+            None => None,
+        };
+        let (mut found, mut from) = (Vec::new(), None);
+        loop {
+            let (rows, next) = match after {
+                Some(id) => store.page(CONTEXT, &store.statements.regimens_from, (id.as_str(),), from).await?,
+                None => store.page(CONTEXT, &store.statements.all_regimens, (), from).await?,
+            };
+            for (position, id, definition) in all::<(i64, &str, Definition)>(CONTEXT, &rows)? {
+                if found.len() == limit {
+                    return Ok(found);
+                }
+                let is_known = place.is_some_and(|place| place.value() == position) && after.is_some_and(|after| id <= after.as_str());
+                if !is_known && let Some(regimen) = definition.read()? {
+                    found.push((RegimenId::new(id), regimen));
+                }
+            }
+            if next.is_none() || found.len() == limit {
+                return Ok(found);
+            }
+            from = next;
+        }
+    }
+
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
+        let due_at = micros(row.due_at);
+        let life = row.due_at.as_second().saturating_sub(Timestamp::now().as_second()).max(0) + DUE_KEPT_SECONDS;
+        let life = i32::try_from(life.min(LIFE_MAX_SECONDS)).unwrap_or(i32::MAX);
+        let payload = row.payload.as_deref().unwrap_or_default();
+        let values = (i32::from(shard.0), hour(due_at), due_at, row.regimen.as_str(), payload_hash(payload), payload, life);
+        self.inner.write("insert a due row", &self.inner.statements.put_due, values).await
+    }
+
+    async fn due_rows(
+        &self,
+        shard: Shard,
+        after: Timestamp,
+        until: Timestamp,
+        past: Option<&DueRow>,
+        limit: usize,
+    ) -> Result<Vec<DueRow>, Unavailable> {
+        const CONTEXT: &str = "read due rows";
+        let (store, shard, until) = (&self.inner, i32::from(shard.0), micros(until));
+        let start = past.map_or(micros(after), |past| micros(past.due_at).max(micros(after)));
+        let mut found = Vec::new();
+        let mut bucket = hour(start);
+        while bucket <= until && found.len() < limit {
+            let rest = i32::try_from(limit - found.len()).unwrap_or(i32::MAX);
+            let rows = match past.filter(|past| micros(past.due_at) > micros(after)) {
+                Some(past) => {
+                    let hash = payload_hash(past.payload.as_deref().unwrap_or_default());
+                    let values = (shard, bucket, micros(past.due_at), past.regimen.as_str(), hash, until, rest);
+                    store.rows(CONTEXT, &store.statements.due_past, values).await?
+                }
+                None => store.rows(CONTEXT, &store.statements.due_after, (shard, bucket, micros(after), until, rest)).await?,
+            };
+            for (due_at, regimen, payload) in all::<(i64, String, Option<String>)>(CONTEXT, &rows)? {
+                let payload = payload.filter(|payload| !payload.is_empty());
+                found.push(DueRow { due_at: timestamp(CONTEXT, due_at)?, regimen: RegimenId::new(regimen), payload });
+            }
+            bucket += HOUR_US;
+        }
+        Ok(found)
+    }
+
+    async fn marks(&self, shard: Shard) -> Result<Marks, Unavailable> {
+        match self.inner.marks_if_any(shard).await? {
+            (Some(opened), Some(handed)) => Ok(Marks { opened, handed }),
+            _ => Err(Unavailable {
+                dependency: Dependency::Store,
+                context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
+                source: None,
+            }),
+        }
+    }
+
+    async fn init_marks(&self, now: Timestamp) -> Result<(), Unavailable> {
+        try_join_all(Shard::all().map(async |shard| {
+            let (opened, handed) = self.inner.marks_if_any(shard).await?;
+            if opened.is_none() {
+                self.raise(shard, Mark::Opened, now).await?;
+            }
+            if handed.is_none() {
+                self.raise(shard, Mark::Handed, now).await?;
+            }
+            Ok(())
+        }))
+        .await
+        .map(drop)
+    }
+
+    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), Unavailable> {
+        let statement = match mark {
+            Mark::Opened => &self.inner.statements.put_opened,
+            Mark::Handed => &self.inner.statements.put_handed,
+        };
+        self.inner.write("raise a shard's mark", statement, (micros(to), micros(to), i32::from(shard.0))).await
+    }
+
+    async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
+        const CONTEXT: &str = "claim a dose";
+        let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
+        let mut patience = Patience::new(CONTEXT);
+        let mut found: Option<Claimed> = None;
+        loop {
+            let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
+            let decided = match &found {
+                None => {
+                    let values = (profile, regimen, time, provider, owner, micros(until), micros(now), DOSE_KEPT_SECONDS);
+                    store.decide(CONTEXT, &store.statements.insert_claim, values).await?
+                }
+                Some(Claimed { lease: was, .. }) => {
+                    let values = (
+                        DOSE_KEPT_SECONDS,
+                        owner,
+                        attempt,
+                        micros(until),
+                        profile,
+                        regimen,
+                        time,
+                        provider,
+                        was.owner.as_str(),
+                        was.attempt,
+                    );
+                    store.decide(CONTEXT, &store.statements.take_claim, values).await?
+                }
+            };
+            let lost = match decided {
+                Decided::Applied => return Ok(Claim::Mine(Lease { owner: owner.to_owned(), attempt, until })),
+                Decided::Refused => false,
+                Decided::Unknown(err) => {
+                    patience.lost(err);
+                    true
+                }
+            };
+            found = store.claimed(CONTEXT, dose).await?;
+            match &found {
+                Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
+                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+                // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
+                Some(Claimed { lease, .. }) if lost && lease.owner == owner && micros(lease.until) == micros(until) => {
+                    return Ok(Claim::Mine(lease.clone()));
+                }
+                _ => {}
+            }
+            patience.next_round().await?;
+        }
+    }
+
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
+        const CONTEXT: &str = "mark a dose";
+        let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
+        let [sent, dead, refused, failed, expired] = columns(&mark.counts);
+        let mut patience = Patience::new(CONTEXT);
+        loop {
+            let values = (
+                DOSE_KEPT_SECONDS,
+                mark.outcome.label(),
+                micros(mark.at),
+                sent,
+                dead,
+                refused,
+                failed,
+                expired,
+                profile,
+                regimen,
+                time,
+                provider,
+                lease.owner.as_str(),
+                lease.attempt,
+            );
+            match store.decide(CONTEXT, &store.statements.mark_claim, values).await? {
+                Decided::Applied => return Ok(Marked::Kept),
+                Decided::Refused => {}
+                Decided::Unknown(err) => patience.lost(err),
+            }
+            match store.claimed(CONTEXT, dose).await? {
+                Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
+                Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
+                Some(_) => {}
+                None => return Ok(Marked::Lost),
+            }
+            patience.next_round().await?;
+        }
+    }
+}
+
+struct Claimed {
+    lease: Lease,
+    mark: Option<DoseMark>,
+}
+
+/// A row of the dose log: owner, attempt, lease, outcome, time of the mark, counts.
+type ClaimedRow = (String, i32, i64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+
+impl Inner {
+    async fn marks_if_any(&self, shard: Shard) -> Result<(Option<Timestamp>, Option<Timestamp>), Unavailable> {
+        const CONTEXT: &str = "read a shard's marks";
+        let rows = self.rows(CONTEXT, &self.statements.marks, (i32::from(shard.0),)).await?;
+        let (opened, handed) = first::<(Option<i64>, Option<i64>)>(CONTEXT, &rows)?.unwrap_or_default();
+        let time = |micros: Option<i64>| micros.map(|micros| timestamp(CONTEXT, micros)).transpose();
+        Ok((time(opened)?, time(handed)?))
+    }
+
+    /// Who has the dose, everything that was decided included.
+    async fn claimed(&self, context: &'static str, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+        let rows = self.rows(context, &self.statements.dose_now, key(dose)).await?;
+        let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) = first::<ClaimedRow>(context, &rows)?
+        else {
+            return Ok(None);
+        };
+        let mark = match marked_at {
+            Some(at) => {
+                let word = outcome.unwrap_or_default();
+                let outcome =
+                    DoseOutcome::from_label(&word).ok_or_else(|| unreadable(context, format!("the outcome {word:?} is not known")))?;
+                let counts = counts([sent, dead, refused, failed, expired].map(Option::unwrap_or_default));
+                Some(DoseMark { outcome, counts, at: timestamp(context, at)? })
+            }
+            None => None,
+        };
+        Ok(Some(Claimed { lease: Lease { owner, attempt, until: timestamp(context, until)? }, mark }))
+    }
+}
+
+fn key(dose: &DoseKey) -> (&str, &str, i64, &'static str) {
+    (dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label())
+}
+
+/// The first microsecond of the hour.
+fn hour(micros: i64) -> i64 {
+    micros.div_euclid(HOUR_US) * HOUR_US
+}
+
+/// What stands for a payload in the key; nothing for none.
+fn payload_hash(payload: &str) -> String {
+    if payload.is_empty() {
+        return String::new();
+    }
+    Sha256::digest(payload.as_bytes()).iter().take(16).fold(String::new(), |mut hash, byte| {
+        #[expect(clippy::let_underscore_must_use, reason = "writing to a String does not fail")]
+        let _ = write!(hash, "{byte:02x}");
+        hash
+    })
+}

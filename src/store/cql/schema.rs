@@ -1,0 +1,228 @@
+//! The schema: numbered files, applied by `pushcast init`, checked at each start.
+//!
+//! `schema_versions` says which files were applied. A file's statements are run one by one and may be run again, so an
+//! `init` that was cut short is simply called again. Servers do not like two changes of one schema at once: call it once,
+//! not on every instance.
+
+use std::{collections::HashMap, fmt, fmt::Write as _};
+
+use scylla::client::session::Session;
+use sha2::{Digest, Sha256};
+
+use super::{
+    OpenError,
+    dialect::Server,
+    refused,
+    statements::{fill, words},
+};
+use crate::{domain::Timestamp, store::Settings};
+
+/// File n + 1. Append only.
+const FILES: [(&str, &str); 1] = [("0001_first.cql", include_str!("../../../schemas/cql/0001_first.cql"))];
+
+/// The most copies that `store.replication_factor = 0` asks for.
+const COPIES_MAX: usize = 3;
+
+/// Something that `init` looked after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    what: String,
+    now: bool,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:24} {}", self.what, if self.now { "created" } else { "is there, left as it is" })
+    }
+}
+
+/// Checks that exactly this release's files are applied.
+pub(super) async fn check(session: &Session, keyspace: &str) -> Result<(), OpenError> {
+    let not_initialised = |missing| OpenError::NotInitialised { keyspace: keyspace.to_owned(), missing };
+    if !has_table(session, keyspace, "schema_versions").await? {
+        return Err(not_initialised(1));
+    }
+    let found = versions(session, keyspace).await?;
+    match compare(&found, &FILES) {
+        State::Fits => Ok(()),
+        State::Missing(version) => Err(not_initialised(version)),
+        State::Newer(found) => Err(OpenError::Newer { keyspace: keyspace.to_owned(), found, known: number(FILES.len()) }),
+        State::Different(version) => Err(OpenError::Different { keyspace: keyspace.to_owned(), version }),
+    }
+}
+
+/// Creates the keyspaces, if there are none, and applies the files that are missing.
+pub(super) async fn apply(
+    session: &Session,
+    server: Server,
+    [push, lwt]: [&str; 2],
+    settings: &Settings,
+    now: Timestamp,
+) -> Result<Vec<Applied>, OpenError> {
+    let copies = copies(settings.replication_factor, smallest_datacenter(session));
+    let mut report = Vec::new();
+    for (keyspace, options) in [(push, ""), (lwt, server.keyspace_of_decisions())] {
+        let is_new = !has_keyspace(session, keyspace).await?;
+        if is_new {
+            let replication = format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {copies}}}");
+            run(session, &format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}{options}")).await?;
+        }
+        report.push(Applied { what: format!("keyspace {keyspace}"), now: is_new });
+    }
+    run(session, &format!("CREATE TABLE IF NOT EXISTS {push}.schema_versions (version int PRIMARY KEY, applied_at bigint, checksum text)"))
+        .await?;
+    let mut words = words(server, push, lwt);
+    words.insert("overwritten", server.overwritten(copies));
+    words.insert("decided", server.decided());
+
+    let found = versions(session, push).await?;
+    let missing = match compare(&found, &FILES) {
+        State::Fits => number(FILES.len()) + 1,
+        State::Missing(version) => version,
+        State::Newer(found) => return Err(OpenError::Newer { keyspace: push.to_owned(), found, known: number(FILES.len()) }),
+        State::Different(version) => return Err(OpenError::Different { keyspace: push.to_owned(), version }),
+    };
+    for (version, (name, text)) in (1..).zip(FILES) {
+        if version >= missing {
+            for statement in statements(text) {
+                run(session, &fill(&words, &statement)).await?;
+            }
+            // The last thing: what is noted here is there.
+            let note = format!("INSERT INTO {push}.schema_versions (version, applied_at, checksum) VALUES (?, ?, ?)");
+            let values = (version, now.as_microsecond(), checksum(text));
+            session.query_unpaged(note, values).await.map_err(|err| refused(format!("note that {name} is applied"), err))?;
+        }
+        report.push(Applied { what: format!("schema {name}"), now: version >= missing });
+    }
+    Ok(report)
+}
+
+/// What a keyspace has, against what this release knows.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Fits,
+    /// From this file on.
+    Missing(i32),
+    Newer(i32),
+    Different(i32),
+}
+
+fn compare(found: &HashMap<i32, String>, files: &[(&str, &str)]) -> State {
+    if let Some(newest) = found.keys().max().filter(|newest| **newest > number(files.len())) {
+        return State::Newer(*newest);
+    }
+    for (version, (_, text)) in (1..).zip(files) {
+        match found.get(&version) {
+            None => return State::Missing(version),
+            Some(sum) if *sum != checksum(text) => return State::Different(version),
+            Some(_) => {}
+        }
+    }
+    State::Fits
+}
+
+/// The statements of a file: separated by semicolons, without comments.
+fn statements(file: &str) -> Vec<String> {
+    let bare: Vec<&str> = file.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+    bare.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(8).fold(String::new(), |mut sum, byte| {
+        #[expect(clippy::let_underscore_must_use, reason = "writing to a String does not fail")]
+        let _ = write!(sum, "{byte:02x}");
+        sum
+    })
+}
+
+/// Nodes of the datacenter that has the fewest: it too must hold all copies.
+fn smallest_datacenter(session: &Session) -> usize {
+    let state = session.get_cluster_state();
+    let mut nodes: HashMap<Option<&str>, usize> = HashMap::new();
+    for node in state.get_nodes_info() {
+        *nodes.entry(node.datacenter.as_deref()).or_default() += 1;
+    }
+    nodes.into_values().min().unwrap_or(1)
+}
+
+fn copies(replication_factor: i32, nodes: usize) -> u32 {
+    match u32::try_from(replication_factor) {
+        Ok(asked @ 1..) => asked,
+        _ => u32::try_from(nodes.clamp(1, COPIES_MAX)).unwrap_or(1),
+    }
+}
+
+async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, OpenError> {
+    let query = "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?";
+    let found = session.query_unpaged(query, (keyspace,)).await.map_err(|err| refused("look for the keyspace", err))?;
+    Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
+}
+
+async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<bool, OpenError> {
+    let query = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
+    let found = session.query_unpaged(query, (keyspace, table)).await.map_err(|err| refused("look for the tables", err))?;
+    Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
+}
+
+async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, String>, OpenError> {
+    let unreadable =
+        |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Refused { context: "read schema_versions".to_owned(), source };
+    let found = session
+        .query_unpaged(format!("SELECT version, checksum FROM {keyspace}.schema_versions"), ())
+        .await
+        .map_err(|err| refused("read schema_versions", err))?;
+    let rows = found.into_rows_result().map_err(|err| unreadable(err.into()))?;
+    let rows = rows.rows::<(i32, String)>().map_err(|err| unreadable(err.into()))?;
+    rows.collect::<Result<_, _>>().map_err(|err| unreadable(err.into()))
+}
+
+async fn run(session: &Session, statement: &str) -> Result<(), OpenError> {
+    let begin = statement.split(" (").next().unwrap_or_default();
+    session.query_unpaged(statement, ()).await.map(drop).map_err(|err| refused(begin, err))
+}
+
+fn number(files: usize) -> i32 {
+    i32::try_from(files).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: [(&str, &str); 2] = [("0001", "one"), ("0002", "two")];
+
+    fn found(versions: &[(i32, &str)]) -> HashMap<i32, String> {
+        versions.iter().map(|(version, text)| (*version, checksum(text))).collect()
+    }
+
+    #[test]
+    fn a_keyspace_fits_misses_something_is_newer_or_is_somebody_elses() {
+        assert_eq!(compare(&found(&[(1, "one"), (2, "two")]), &TWO), State::Fits);
+        assert_eq!(compare(&found(&[]), &TWO), State::Missing(1));
+        assert_eq!(compare(&found(&[(1, "one")]), &TWO), State::Missing(2));
+        assert_eq!(compare(&found(&[(1, "one"), (2, "two"), (3, "three")]), &TWO), State::Newer(3));
+        assert_eq!(compare(&found(&[(1, "edited"), (2, "two")]), &TWO), State::Different(1));
+    }
+
+    #[test]
+    fn a_file_is_cut_at_its_semicolons() {
+        assert_eq!(statements("-- a; comment\nCREATE a (\n    -- b\n    c);\n\nCREATE d;\n"), ["CREATE a (\n    c)", "CREATE d"]);
+        assert!(FILES.iter().all(|(_, text)| statements(text).iter().all(|statement| statement.contains(" IF NOT EXISTS $"))));
+    }
+
+    #[test]
+    fn files_are_numbered_and_every_file_is_applied() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/cql");
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, FILES.map(|(name, _)| name));
+        assert!((1..).zip(FILES).all(|(n, (name, _))| name.starts_with(&format!("{n:04}_"))));
+    }
+
+    #[test]
+    fn there_are_no_more_copies_than_nodes() {
+        assert_eq!([0, 1, 2, 3, 9].map(|nodes| copies(0, nodes)), [1, 1, 2, 3, 3]);
+        assert_eq!([copies(1, 9), copies(5, 9)], [1, 5]);
+    }
+}

@@ -1,0 +1,359 @@
+//! The protocol under handlers that race, die and come back, over three copies of each cell.
+//!
+//! A write reaches two copies before it is acknowledged and the third one later; a read asks two. What runs next is a
+//! matter of dice: a step of some handler, a late copy, a death (its record is handled again from the start). In the end
+//! the rows must be those that the events make of them in the order of their versions, and be found by their hints. The
+//! same schedules must go wrong when a step is left out or swapped, or else they prove nothing.
+
+mod world;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use rand::prelude::*;
+
+use self::world::{Broken, Cell, Handler, Role, World, hint_cell, state, ver};
+use super::protocol::{self, Hint, Of, State};
+use crate::domain::{Judged, Unavailable, Version};
+
+#[derive(Clone, Debug)]
+enum Event {
+    Registered { token: String, user: Option<String>, device: Option<String>, previous: Option<String>, ver: i64 },
+    Unregistered { token: String, ver: i64 },
+    UserDeleted { user: String, ver: i64 },
+}
+
+#[derive(Clone, Debug)]
+enum Task {
+    Event(Event),
+    Read(String),
+    /// Sends to a token of the user; the verdict comes much later.
+    Send(String),
+}
+
+type Step = Pin<Box<dyn Future<Output = Result<(), Unavailable>>>>;
+
+struct Lane {
+    tasks: VecDeque<Task>,
+    deaths: u32,
+    running: Option<Step>,
+}
+
+struct Schedule {
+    world: Arc<Mutex<World>>,
+    broken: Broken,
+    kinds: BTreeMap<String, &'static str>,
+    events: Vec<Event>,
+    sent: Arc<Mutex<BTreeSet<(String, i64)>>>,
+    clock: i64,
+}
+
+// === What must hold ===
+
+#[test]
+fn any_schedule_ends_in_the_state_of_its_events() {
+    for seed in 0..12_000 {
+        if let Err(wrong) = Schedule::run(seed, Broken::Nothing) {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
+}
+
+macro_rules! goes_wrong {
+    ($($name:ident: $broken:ident;)+) => {$(
+        #[test]
+        fn $name() {
+            let wrong = (0..20_000).find_map(|seed| Schedule::run(seed, Broken::$broken).err().map(|wrong| (seed, wrong)));
+            println!("{wrong:?}");
+            assert!(wrong.is_some(), "the schedules do not notice it");
+        }
+    )+};
+}
+
+goes_wrong! {
+    without_the_mark_of_a_deleted_user_it_goes_wrong: NoMark;
+    with_the_mark_read_before_the_row_is_written_it_goes_wrong: MarkReadFirst;
+    with_the_walk_before_the_mark_it_goes_wrong: WalkBeforeMark;
+    with_the_device_read_before_the_row_is_written_it_goes_wrong: DeviceReadFirst;
+    with_the_row_before_its_hints_it_goes_wrong: RowBeforeHints;
+    with_hints_deleted_at_the_version_of_the_event_it_goes_wrong: HintsDeletedAtTheEvent;
+    with_a_replacement_at_the_version_of_the_event_it_goes_wrong: ReplacedAtTheEvent;
+    with_a_deletion_at_the_version_of_the_event_it_goes_wrong: DeletedAtTheEvent;
+    with_kinds_ignored_it_goes_wrong: KindIgnored;
+    with_readers_that_delete_what_no_row_disproves_it_goes_wrong: ReaderDeletesUnproven;
+    with_revocations_by_the_clock_it_goes_wrong: RevokedByClock;
+}
+
+// === impl Schedule ===
+
+impl Schedule {
+    /// Runs the schedule of this seed to its end; says what is wrong then, or at a death.
+    fn run(seed: u64, broken: Broken) -> Result<(), String> {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (kinds, events) = scenario(&mut random);
+        let world = World { copies: Default::default(), late: Vec::new(), random: StdRng::seed_from_u64(seed ^ 0x5eed) };
+        let clock = events.iter().map(Event::ver).max().unwrap_or(0) + 101;
+        let schedule = Self { world: Arc::new(Mutex::new(world)), broken, kinds, events, sent: Arc::default(), clock };
+        let mut lanes = schedule.lanes(&mut random);
+        while !lanes.is_empty() {
+            let late = schedule.world.lock().unwrap().late.len();
+            let which = random.random_range(0..lanes.len());
+            if late > 0 && random.random_bool(0.1) {
+                let mut world = schedule.world.lock().unwrap();
+                let (copy, cell, kept) = world.late.swap_remove(random.random_range(0..late));
+                world.write(copy, &cell, &kept);
+                continue;
+            }
+            let lane = &mut lanes[which];
+            if lane.deaths > 0 && lane.running.is_some() && random.random_bool(0.02) {
+                (lane.deaths, lane.running) = (lane.deaths - 1, None);
+                schedule.check_at_a_death()?;
+                continue;
+            }
+            let Some(task) = lane.tasks.front() else {
+                lanes.swap_remove(which);
+                continue;
+            };
+            let step = lane.running.get_or_insert_with(|| schedule.handle(task.clone()));
+            if let Poll::Ready(done) = step.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                done.unwrap();
+                lane.running = None;
+                lane.tasks.pop_front();
+            }
+        }
+        schedule.check()
+    }
+
+    /// Records of one key follow each other, or all are dealt out at random; some come once more as if from the dead.
+    fn lanes(&self, random: &mut StdRng) -> Vec<Lane> {
+        let mut keyed: BTreeMap<String, VecDeque<Task>> = BTreeMap::new();
+        let mut order = self.events.clone();
+        let by_key = random.random_bool(0.5);
+        if !by_key {
+            order.shuffle(random);
+        }
+        for event in order {
+            let key = if by_key { event.key().to_owned() } else { random.random_range(0..4).to_string() };
+            keyed.entry(key).or_default().push_back(Task::Event(event));
+        }
+        let lane = |tasks, deaths| Lane { tasks, deaths, running: None };
+        let mut lanes: Vec<Lane> = keyed.into_values().map(|tasks| lane(tasks, *[0, 0, 1, 2].choose(random).unwrap())).collect();
+        for event in &self.events {
+            if random.random_bool(0.15) {
+                lanes.push(lane(VecDeque::from([Task::Event(event.clone())]), 0));
+            }
+        }
+        for _ in 0..random.random_range(0..3) {
+            lanes.push(lane(VecDeque::from([Task::Read(user(random))]), 0));
+            lanes.push(lane(VecDeque::from([Task::Send(user(random))]), *[0, 1].choose(random).unwrap()));
+        }
+        lanes
+    }
+
+    fn handler(&self, role: Role, ver: i64, kind: &str) -> Handler {
+        Handler { world: Arc::clone(&self.world), broken: self.broken, role, ver, kind: kind.to_owned(), early: Mutex::default() }
+    }
+
+    fn handle(&self, task: Task) -> Step {
+        let kinds = self.kinds.clone();
+        match task {
+            Task::Event(Event::Registered { token, user, device, previous, ver }) => {
+                let kind = kinds[&token];
+                let cells = self.handler(Role::Registering, ver, kind);
+                Box::pin(async move {
+                    if let (Broken::MarkReadFirst, Some(user)) = (cells.broken, &user) {
+                        let mark = cells.mark_now(user).await;
+                        cells.early.lock().unwrap().mark = Some(mark);
+                    }
+                    if let (Broken::DeviceReadFirst, Some(device)) = (cells.broken, &device) {
+                        let mut hints = cells.hints_now(Of::Device(device)).await;
+                        hints.push(Hint { token: token.clone(), ver });
+                        cells.early.lock().unwrap().device = Some(hints);
+                    }
+                    let state = State { active: true, user_id: user, device_id: device, reason: None, ..State::blank(ver, kind, "") };
+                    let previous = previous.as_deref().filter(|previous| *previous != token).map(|previous| (previous, kinds[previous]));
+                    protocol::registered(&cells, &token, state, previous).await.map(drop)
+                })
+            }
+            Task::Event(Event::Unregistered { token, ver }) => {
+                let cells = self.handler(Role::Registering, ver, kinds[&token]);
+                Box::pin(async move { protocol::unregistered(&cells, &token, kinds[&token], ver).await })
+            }
+            Task::Event(Event::UserDeleted { user, ver }) => {
+                let cells = self.handler(Role::Deleting, ver, "");
+                Box::pin(async move {
+                    protocol::user_deleted(&cells, &user, ver).await?;
+                    let later = std::mem::take(&mut cells.early.lock().unwrap().writes);
+                    for (cell, kept) in later {
+                        cells.write(cell, kept).await;
+                    }
+                    Ok(())
+                })
+            }
+            Task::Read(user) => {
+                let cells = self.handler(Role::Reading, 0, "");
+                Box::pin(async move { protocol::tokens_of(&cells, &user).await.map(drop) })
+            }
+            Task::Send(user) => {
+                let (cells, sent) = (self.handler(Role::Revoking, self.clock, ""), Arc::clone(&self.sent));
+                Box::pin(async move {
+                    let Some((token, state)) = protocol::tokens_of(&cells, &user).await?.pop() else { return Ok(()) };
+                    sent.lock().unwrap().insert((token.clone(), state.ver));
+                    for _ in 0..12 {
+                        cells.turn().await;
+                    }
+                    protocol::revoke(&cells, &token, Judged::Registration(Version::from_i64(state.ver)), "dead").await.map(drop)
+                })
+            }
+        }
+    }
+
+    /// While a handler is dead: a registration that a majority has is found by its user.
+    fn check_at_a_death(&self) -> Result<(), String> {
+        let world = self.world.lock().unwrap();
+        for token in self.kinds.keys() {
+            let latest = self.events.iter().filter(|event| event.concerns(token)).max_by_key(|event| event.ver());
+            let Some(Event::Registered { token: registered, user: Some(user), ver: at, .. }) = latest else { continue };
+            let rows = world.copies.iter().filter_map(|copy| copy.get(&Cell::Row(token.clone())));
+            let versions: Vec<i64> = rows.map(|kept| kept.at).collect();
+            let hint = Cell::OfUser(user.clone(), token.clone());
+            let hinted = world.copies.iter().filter(|copy| copy.get(&hint).is_some_and(|kept| kept.at >= *at)).count();
+            let stands = versions.iter().filter(|version| *version == at).count() >= 2 && versions.iter().all(|version| version <= at);
+            if registered == token && stands && hinted < 2 {
+                return Err(format!("{token} is not found by {user} while a handler is dead"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let all = self.world.lock().unwrap().settle();
+        let row = |token: &str| state(all.get(&Cell::Row(token.to_owned())));
+        for token in self.kinds.keys() {
+            let (found, expected) = (row(token), self.expected(token));
+            let owner = |state: &State| (state.user_id.clone(), state.device_id.clone());
+            let same = match (&expected, found) {
+                (None, None) => true,
+                (Some((ver, None)), Some(found)) => found.ver == *ver && !found.active,
+                (Some((ver, Some(named))), Some(found)) => {
+                    let lives = found.ver == *ver && found.active && owner(found) == *named;
+                    lives || (found.ver == ver + 1 && !found.active && self.may_be_struck_out(token, *ver, named.1.as_deref()))
+                }
+                _ => false,
+            };
+            if !same {
+                return Err(format!("{token} is {found:?}, expected {expected:?} of {:?}", self.events));
+            }
+            let Some(found) = found else { continue };
+            let hinted = |of| ver(all.get(&hint_cell(of, token))).is_some();
+            if found.active && found.user_id.as_deref().is_some_and(|user| !hinted(Of::User(user))) {
+                return Err(format!("{token} is not found by its user"));
+            }
+            if found.active && found.device_id.as_deref().is_some_and(|device| !hinted(Of::Device(device))) {
+                return Err(format!("{token} is not found by its device"));
+            }
+            let rival = |other: &&String| {
+                *other != token
+                    && row(other).is_some_and(|row| row.active && (&row.device_id, &row.kind) == (&found.device_id, &found.kind))
+            };
+            if found.active && found.device_id.is_some() && self.kinds.keys().any(|other| rival(&other)) {
+                return Err(format!("{token} is not the only one on its device"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the events make of a token in the order of their versions: the last one's version, and whose it is.
+    #[expect(clippy::type_complexity, reason = "version, and user and device while it is active")]
+    fn expected(&self, token: &str) -> Option<(i64, Option<(Option<String>, Option<String>)>)> {
+        let mut expected = None;
+        for event in &self.events {
+            match event {
+                Event::Registered { token: of, user, device, ver, .. } if of == token => {
+                    expected = Some((*ver, Some((user.clone(), device.clone()))));
+                }
+                Event::UserDeleted { user, .. } => {
+                    if let Some((ver, Some((Some(owner), _)))) = &expected
+                        && owner == user
+                    {
+                        expected = Some((ver + 1, None));
+                    }
+                }
+                other if other.concerns(token) => expected = Some((other.ver(), None)),
+                _ => {}
+            }
+        }
+        expected
+    }
+
+    /// By a verdict on the very registration, or by a later one of its kind on its device.
+    fn may_be_struck_out(&self, token: &str, than: i64, on: Option<&str>) -> bool {
+        let sent = self.sent.lock().unwrap().contains(&(token.to_owned(), than));
+        let replaced = self.events.iter().any(|event| match event {
+            Event::Registered { token: other, device, ver, .. } => {
+                other != token && on.is_some() && device.as_deref() == on && self.kinds[other] == self.kinds[token] && *ver > than
+            }
+            _ => false,
+        });
+        sent || replaced
+    }
+}
+
+// === impl Event ===
+
+impl Event {
+    fn ver(&self) -> i64 {
+        match self {
+            Self::Registered { ver, .. } | Self::Unregistered { ver, .. } | Self::UserDeleted { ver, .. } => *ver,
+        }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Self::Registered { token, .. } | Self::Unregistered { token, .. } => token,
+            Self::UserDeleted { user, .. } => user,
+        }
+    }
+
+    /// Whether it speaks of this token by name.
+    fn concerns(&self, of: &str) -> bool {
+        match self {
+            Self::Registered { token, previous, .. } => token == of || previous.as_deref() == Some(of),
+            Self::Unregistered { token, .. } => token == of,
+            Self::UserDeleted { .. } => false,
+        }
+    }
+}
+
+fn user(random: &mut StdRng) -> String {
+    (*["A", "B"].choose(random).unwrap()).to_owned()
+}
+
+/// A few names, so that they meet; versions side by side or far apart.
+fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>) {
+    let tokens: Vec<String> = (1..=random.random_range(1..=3)).map(|n| format!("t{n}")).collect();
+    let kinds = tokens.iter().map(|token| (token.clone(), if random.random_bool(0.2) { "f" } else { "e" })).collect();
+    let devices = [Some("D1"), Some("D2"), None];
+    let dense = random.random_bool(0.3);
+    let (step, number) = (*[2, 100].choose(random).unwrap(), if dense { random.random_range(4..=7) } else { random.random_range(2..=6) });
+    let events = (1..=number).map(|n| {
+        let (token, ver) = (tokens.choose(random).unwrap().clone(), 1_000 + n * step);
+        match random.random_range(0..100) {
+            0..65 => Event::Registered {
+                token,
+                user: random.random_bool(if dense { 1.0 } else { 0.7 }).then(|| user(random)),
+                device: if dense { devices[0] } else { *devices.choose(random).unwrap() }.map(str::to_owned),
+                previous: random.random_bool(0.2).then(|| tokens.choose(random).unwrap().clone()),
+                ver,
+            },
+            65..80 => Event::Unregistered { token, ver },
+            _ => Event::UserDeleted { user: user(random), ver },
+        }
+    });
+    let events = events.collect();
+    (kinds, events)
+}

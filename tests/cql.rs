@@ -1,0 +1,24 @@
+//! The contract of every store, held against the CQL store on a real server: the one that `make services` starts, or any
+//! that PUSHCAST_TEST_CQL names (`host:port`). Without one these tests fail: a suite that skips proves nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "cql/encrypted.rs"]
+mod encrypted;
+#[path = "cql/faults.rs"]
+mod faults;
+#[path = "cql/keyspace.rs"]
+mod keyspace;
+#[path = "cql/million.rs"]
+mod million;
+#[path = "cql/proxy.rs"]
+mod proxy;
+#[path = "contract/suite.rs"]
+mod suite;
+
+use keyspace::emptied;
+
+mod contract {
+    use super::*;
+    suite::contract!(emptied);
+}

@@ -1,0 +1,147 @@
+//! A server whose answers get lost, and one that does not answer at all.
+//!
+//! The callers do what stages do: they try again for as long as it takes.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use pushcast::{
+    domain::{
+        BroadcastId, Counts, Cursor, DoseKey, DoseOutcome, PartId, ProfileId, Progress, ProviderId, RegimenId, TokenChange, Unavailable,
+    },
+    store::{Broadcasts, Checkpoint, Claim, DoseMark, Doses, Lease, Marked, Registry, Settings, Store, cql::CqlStore},
+};
+use tokio::time::sleep;
+
+use crate::{
+    keyspace::{self, emptied},
+    proxy::Proxy,
+    suite::{at, expo, user, v},
+};
+
+/// The store over a line that may be cut.
+async fn over_a_line() -> (CqlStore, Proxy, impl Drop) {
+    let (_, alone) = emptied().await;
+    let mut cluster = keyspace::cluster(&keyspace::name());
+    let proxy = Proxy::to(cluster.nodes.remove(0)).await;
+    cluster.nodes.push(proxy.address.clone());
+    let store = CqlStore::open(&cluster, &Settings::default()).await.unwrap();
+    (store, proxy, alone)
+}
+
+/// As the runtime does.
+async fn insist<T>(work: impl AsyncFn() -> Result<T, Unavailable>) -> T {
+    loop {
+        match work().await {
+            Ok(done) => return done,
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registrations_survive_lost_answers() {
+    let (store, proxy, _alone) = over_a_line().await;
+    proxy.lose(20);
+    join_all((0..150).map(|n| {
+        let store = &store;
+        async move {
+            let change = TokenChange::Registered {
+                token: expo(&format!("t{n}")),
+                user: Some(user(&format!("u{n}"))),
+                platform: None,
+                device: None,
+                device_info: None,
+                previous: Some(expo(&format!("old{n}"))),
+            };
+            insist(async || store.apply(&change, v(n)).await).await;
+        }
+    }))
+    .await;
+    assert!(proxy.lost() > 0, "the line was never cut");
+    proxy.lose(0);
+    for n in 0..150 {
+        let found = insist(async || store.tokens_of(&user(&format!("u{n}"))).await).await;
+        assert_eq!(found.iter().map(|found| found.token.clone()).collect::<Vec<_>>(), [expo(&format!("t{n}"))]);
+    }
+}
+
+/// Owners take a part from each other; what they record is recorded once, whatever they hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_are_counted_once_though_answers_get_lost() {
+    const PAGES: i64 = 60;
+    let (store, proxy, _alone) = over_a_line().await;
+    let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
+    proxy.lose(100);
+    let kept = join_all((0..3).map(|_| async {
+        let mut kept = Vec::new();
+        loop {
+            let mut mine = insist(async || store.take_over(&part).await).await;
+            while !mine.done {
+                let from = mine.cursor.map_or(0, |Cursor(at)| at);
+                let mut next = Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine };
+                next.counts.sent += 1;
+                if insist(async || store.checkpoint(&part, &next).await).await == Checkpoint::Lost {
+                    break;
+                }
+                kept.push(from);
+                mine = next;
+            }
+            if mine.done {
+                return kept;
+            }
+        }
+    }))
+    .await;
+    assert!(proxy.lost() > 0, "the line was never cut");
+    proxy.lose(0);
+    let mut kept: Vec<i64> = kept.into_iter().flatten().collect();
+    let told = kept.len();
+    kept.sort_unstable();
+    kept.dedup();
+    assert_eq!(kept.len(), told, "a page was recorded by two owners");
+    assert_eq!(insist(async || store.finish_part(&part).await).await, 1);
+    let total = insist(async || store.total(&part.broadcast, at(1)).await).await;
+    assert_eq!(total.counts, Counts { sent: PAGES.cast_unsigned(), ..Counts::default() });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
+    let (store, proxy, _alone) = over_a_line().await;
+    proxy.lose(60);
+    for round in 0..8 {
+        let dose =
+            DoseKey { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), schedule_time: at(round), provider: ProviderId::Expo };
+        let owners: Vec<String> = (0..4).map(|n| format!("owner {n}")).collect();
+        let claims = join_all(owners.iter().map(|owner| insist(async || store.claim(&dose, owner, at(round), at(round + 10)).await))).await;
+        let won: Vec<Lease> = claims
+            .into_iter()
+            .filter_map(|claim| match claim {
+                Claim::Mine(lease) => Some(lease),
+                Claim::Held(_) | Claim::Marked(_) => None,
+            })
+            .collect();
+        assert_eq!(won.len(), 1, "round {round}: {won:?}");
+        let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 1, ..Counts::default() }, at: at(round + 1) };
+        assert_eq!(insist(async || store.mark(&dose, &won[0], &mark).await).await, Marked::Kept);
+        let later = insist(async || store.claim(&dose, "later", at(round + 20), at(round + 30)).await).await;
+        assert_eq!(later, Claim::Marked(mark));
+    }
+    assert!(proxy.lost() > 0, "the line was never cut");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
+    let (store, proxy, _alone) = over_a_line().await;
+    let change = TokenChange::Unregistered(expo("t1"));
+    store.apply(&change, v(1)).await.unwrap();
+    proxy.stop(true);
+    assert!(store.ping().await.is_err());
+    assert!(store.tokens_of(&user("ann")).await.is_err());
+    assert!(store.apply(&change, v(2)).await.is_err());
+    assert!(store.take_over(&PartId { broadcast: BroadcastId::new("b"), provider: ProviderId::Fcm, part: 0 }).await.is_err());
+    proxy.stop(false);
+    insist(async || store.apply(&change, v(3)).await).await;
+    let row = insist(async || store.inspect(&expo("t1")).await).await;
+    assert_eq!(row.map(|row| row.version), Some(v(3)));
+}
