@@ -5,6 +5,7 @@
 //! which a death at any line costs at most a repeat.
 
 mod dose;
+mod held;
 mod ledger;
 mod part;
 mod switch;

@@ -334,22 +334,109 @@ fn is_braked(w: &World) -> bool {
     w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
 }
 
+fn released() -> Route {
+    Route { state: RouteState::Released, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() }
+}
+
+impl World {
+    /// The gate follows the row, and the route is released after a minute, if it was braked.
+    async fn released_after_a_minute(&self) {
+        let begun = Instant::now();
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            self.keeper.follow(if is_braked(self) { Gate::Closed { state: "braked" } } else { Gate::Open });
+            if begun.elapsed() >= Duration::from_secs(60) && is_braked(self) {
+                assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
+                self.store.state().route = Some(released());
+            }
+        }
+    }
+
+    async fn handle_until_released(&self, work: Work) -> Fate {
+        let stop = Stop::default();
+        tokio::select! {
+            fate = self.handle(work, &stop) => fate,
+            () = self.released_after_a_minute() => unreachable!("it has no end"),
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_dead_tokens_brakes_the_route_before_one_of_them_is_reported() {
+async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebody_has_looked() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    // Half of them were misjudged.
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), std::iter::repeat_n(dead(), if i < 50 { 2 } else { 1 })));
+    assert_eq!((w.handle_until_released(slice).await, is_braked(&w)), (Fate::Done, false));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 50);
+    let part = w.store.state().parts[&0];
+    assert_eq!((part.counts.sent, part.counts.dead, part.done), (250, 50, true));
+    assert!(w.rung(300)[50..].iter().all(|&times| times == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_phone_that_changed_hands_while_the_route_was_braked_is_not_asked_again() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-    let release = async {
+    let moves = async {
+        sleep(Duration::from_secs(30)).await;
+        w.store.state().ring[7].version = crate::domain::Version::from_i64(4);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! { fate = w.handle_until_released(slice) => assert_eq!(fate, Fate::Done), () = moves => {} }
+    let rung = w.rung(300);
+    assert_eq!((rung[7], rung.iter().sum::<usize>()), (0, 299));
+    let reported = w.published(topics::INVALID_TOKENS);
+    assert!(matches!(&reported[..], [one] if one.contains("t7")), "cleanup spares its new registration: {reported:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_while_the_route_is_braked_asks_everybody_again_if_nobody_was_reached() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..300).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let record = w.record(slice);
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle_record(&record, &stop), stop_after(Duration::from_secs(60), &stop));
+    assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Unfinished, 0));
+
+    w.store.state().route = Some(released());
+    assert_eq!(w.handle_record(&record, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_after_another_closing_does_not_report_what_is_held() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let stop = Stop::default();
+    let set = |state| w.store.state().route = Some(Route { state, ..released() });
+    let operator = async {
         sleep(Duration::from_secs(60)).await;
         assert!(is_braked(&w));
+        set(RouteState::Halted);
+        // The flood lies far behind by then.
+        sleep(Duration::from_secs(3_000)).await;
         assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
-        let released = Route { state: RouteState::Released, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
-        w.store.state().route = Some(released);
+        set(RouteState::Running);
     };
-    let stop = Stop::default();
-    let (fate, ()) = tokio::join!(w.handle(slice, &stop), release);
-    assert_eq!((fate, is_braked(&w)), (Fate::Done, false));
-    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 100);
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), operator);
+    assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Done, 0));
+    assert_eq!(w.rung(300), vec![1; 300]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_for_tokens_that_look_dead_in_a_flood_rings_when_the_route_is_released() {
+    let w = World::new();
+    let names: Vec<String> = (0..60).map(|i| format!("t{i}")).collect();
+    names.iter().for_each(|name| w.service.answers(name, [dead()]));
+    let dose = w.devices(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(w.handle_until_released(dose).await, Fate::Done);
+    assert_eq!((w.mark(), w.rung(60)), (Some(DoseOutcome::Sent), vec![1; 60]));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,8 +13,8 @@ use crate::{
         RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, RouteState,
-        Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
+        RouteState, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -80,8 +80,17 @@ impl Registry for Fake {
         unreachable!("delivery revokes nothing")
     }
 
-    async fn inspect(&self, _: &Token) -> Answer<Option<TokenRow>> {
-        unreachable!("delivery inspects nothing")
+    async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
+        let state = self.ask("inspect")?;
+        let registration = state.ring.iter().chain(state.users.values().flatten()).find(|registration| registration.token == *token);
+        Ok(registration.map(|registration| TokenRow {
+            token: token.clone(),
+            registration: Some(registration.clone()),
+            version: registration.version,
+            reason: None,
+            created_at: None,
+            seen_at: None,
+        }))
     }
 
     async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
@@ -203,6 +212,10 @@ impl Doses for Fake {
         let lease = Lease { owner: owner.to_owned(), attempt, until };
         state.claim = Some((lease.clone(), None));
         Ok(Claim::Mine(lease))
+    }
+
+    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+        unreachable!("only people ask that")
     }
 
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
