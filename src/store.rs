@@ -195,6 +195,9 @@ pub trait Doses: Clone + Send + Sync + 'static {
     /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is renewed.
     fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> impl Future<Output = Answer<Claim>> + Send;
 
+    /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for stages.
+    fn claimed(&self, dose: &DoseKey) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
+
     /// Records that the dose has its outcome, if the claim still stands.
     fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Marked>> + Send;
 }
@@ -255,6 +258,15 @@ pub struct DoseMark {
     pub counts: Counts,
     /// When the provider had answered.
     pub at: Timestamp,
+}
+
+/// A dose that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// By whom.
+    pub lease: Lease,
+    /// What became of it, if it has its outcome.
+    pub mark: Option<DoseMark>,
 }
 
 /// What a mark gave.

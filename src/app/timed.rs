@@ -12,8 +12,8 @@ use crate::{
     },
     metrics::Metrics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page, Registry, Route,
-        Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page,
+        Registry, Route, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -85,6 +85,7 @@ timed! {
         init_marks(now: Timestamp) -> ();
         raise(shard: Shard, mark: Mark, to: Timestamp) -> ();
         claim(dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Claim;
+        claimed(dose: &DoseKey) -> Option<Claimed>;
         mark(dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Marked;
     }
     Routes {

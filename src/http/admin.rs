@@ -5,6 +5,7 @@
 
 mod broadcast;
 mod control;
+mod dose;
 
 use std::{future::IntoFuture, io, sync::Arc};
 
@@ -22,7 +23,7 @@ use super::{Health, Report};
 use crate::{
     domain::{Registration, Token, TokenHash, Unavailable, UserId},
     metrics::Metrics,
-    store::{Broadcasts, Registry, Routes, TokenRow},
+    store::{Broadcasts, Doses, Registry, Routes, TokenRow},
     stream::Stop,
 };
 
@@ -41,13 +42,13 @@ pub struct Admin<S> {
 ///
 /// # Errors
 /// The listener broke.
-pub async fn serve<S: Registry + Routes + Broadcasts>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
+pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
     let stopped = async move { stop.wait().await };
     axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
 }
 
 /// Every route of this listener.
-fn routes<S: Registry + Routes + Broadcasts>(admin: Admin<S>) -> Router {
+fn routes<S: Registry + Routes + Broadcasts + Doses>(admin: Admin<S>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/live", get(async || "alive\n"))
@@ -56,6 +57,7 @@ fn routes<S: Registry + Routes + Broadcasts>(admin: Admin<S>) -> Router {
         .route("/inspect/user/{user}", get(inspect_user))
         .route("/inspect/route/{provider}", get(control::inspect_route))
         .route("/inspect/broadcast/{id}", get(broadcast::inspect))
+        .route("/inspect/dose/{profile}/{regimen}/{time}", get(dose::inspect))
         .route("/broadcast/{id}/cancel", post(broadcast::cancel))
         .route("/route/{provider}/{wish}", post(control::set_route))
         .with_state(admin)

@@ -83,6 +83,7 @@ macro_rules! contract {
         ]);
         $crate::suite::facts!($open, doses: [
             a_regimen_is_read_as_it_was_written,
+            who_claimed_a_dose_can_be_asked_without_claiming_it,
             an_older_definition_changes_nothing,
             a_removed_regimen_is_gone_for_older_definitions_too,
             the_sweep_meets_every_regimen_once,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
@@ -198,6 +198,10 @@ impl Doses for CqlStore {
         }
     }
 
+    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+        self.inner.claimed("read who claimed a dose", dose).await
+    }
+
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
         let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
@@ -234,11 +238,6 @@ impl Doses for CqlStore {
             patience.next_round().await?;
         }
     }
-}
-
-struct Claimed {
-    lease: Lease,
-    mark: Option<DoseMark>,
 }
 
 /// A row of the dose log: owner, attempt, lease, outcome, time of the mark, counts.
