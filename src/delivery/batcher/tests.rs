@@ -256,6 +256,35 @@ async fn tokens_of_two_projects_go_in_requests_of_their_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_refusal_told_of_projects_is_not_asked_again_after_an_outage() {
+    let w = World::new(0, |number, tokens| match number {
+        0 => Reply::Split(vec![vec![0, 2], vec![1, 3]]),
+        1..=3 => Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() },
+        _ => accept_all(number, tokens),
+    });
+    assert!(w.desk.send(page(Class::Slice, "t", 4), pending()).await.unwrap().is_complete());
+    let projects = w.requests().into_iter().skip(1).map(|tokens| tokens.len());
+    assert!(projects.eq([2, 2, 2, 2, 2]), "{:?}", w.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_answer_is_asked_again_for_as_long_as_the_message_lives() {
+    let known = Instant::now() + Duration::from_secs(100);
+    let w = World::new(0, move |number, tokens| match tokens {
+        [token] if token.contains("odd") => Reply::Unrecognised { status: 418, why: "?".into() },
+        [token] if token.contains("new") && Instant::now() < known => Reply::Each(vec![Verdict::Unrecognised { why: "?".into() }]),
+        _ => accept_all(number, tokens),
+    });
+    let mut odd = page(Class::List, "odd", 1);
+    odd.expires = Instant::now() + Duration::from_secs(600);
+    let odd = w.desk.send(odd, pending()).await.unwrap();
+    assert_eq!(outcomes(&odd), ["expired"], "never dead");
+    assert!((3..20).contains(&w.requests().len()), "{} requests in ten minutes", w.requests().len());
+    let new = w.desk.send(page(Class::List, "new", 1), pending()).await.unwrap();
+    assert_eq!(outcomes(&new), ["sent"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stale_page_comes_back_unsent() {
     let w = World::new(0, accept_all);
     w.keeper.follow(Gate::Closed { state: "paused" });

@@ -222,3 +222,15 @@ async fn a_batch_that_can_not_be_read_is_a_dead_letter() {
     assert_eq!(world.handle(&record(r#"{"tickets":[]}"#)).await, Fate::Done);
     assert_eq!(world.expo.0.lock().unwrap().1, 0);
 }
+
+#[tokio::test]
+async fn a_thousand_tickets_are_one_question() {
+    let world = world();
+    let ids: Vec<String> = (0..1_000).map(|n| format!("t{n}")).collect();
+    ids.iter().skip(1).for_each(|id| world.answers(id, Receipt::Delivered));
+    let record = sent(&ids.iter().map(String::as_str).collect::<Vec<_>>(), 900);
+    assert_eq!(world.handle(&record).await, Fate::Done);
+    assert_eq!((world.expo.0.lock().unwrap().1, world.count("delivered")), (1, 999));
+    let [late] = &world.topics.take()[..] else { panic!("the one without a receipt") };
+    assert_eq!(receipts::read(None, late.value.as_deref()).unwrap().tickets, [ticket("t0")]);
+}
