@@ -44,8 +44,8 @@ mod wire;
 pub use self::{
     faults::FaultsHandle,
     wire::{
-        Answer, Faults, OauthFaults, Outage, Provider, ProviderFaults, ProviderStatistics, ReceiptStatistics, Statistics, TakenMessage,
-        TokenFault, TokenRule, Which,
+        Answer, Faults, Manner, OauthFaults, Outage, Provider, ProviderFaults, ProviderStatistics, ReceiptStatistics, Statistics,
+        TakenMessage, TokenFault, TokenRule, Which,
     },
 };
 

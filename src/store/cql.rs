@@ -45,11 +45,7 @@ pub use self::schema::Applied;
 use self::statements::Statements;
 /// For tests that let whole stages race over a row.
 #[cfg(test)]
-pub(crate) use self::{
-    broadcasts::part,
-    decide::Decided,
-    doses::claim::{self, Claimed},
-};
+pub(crate) use self::{broadcasts::part, decide::Decided, doses::claim};
 use super::{Cluster, DriverCounts, Settings, Store};
 use crate::domain::{Timestamp, Unavailable};
 

@@ -95,6 +95,10 @@ impl Broadcasts for CqlStore {
         u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
     }
 
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        part::Row::now(&Row { store: &self.inner, part, context: "read a part's progress" }).await
+    }
+
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
         let mut sum = Counts::default();
         for counts in self.inner.finished(broadcast).await? {
