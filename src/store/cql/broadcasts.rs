@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience},
+    decide::{Decided, Patience, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
@@ -81,37 +81,40 @@ impl Broadcasts for CqlStore {
         const CONTEXT: &str = "take a part over";
         let store = &self.inner;
         let (broadcast, provider, number) = key(part);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let found = store.progress(CONTEXT, part).await?;
-            let mine = match found {
-                Some(found) if found.done => return Ok(found),
-                Some(found) => Progress { epoch: found.epoch + 1, ..found },
-                None => Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() },
-            };
-            let decided = match found {
-                Some(found) => {
-                    // All that was read has to stand still: the owner may have got a page further since.
-                    let cursor = found.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
-                    let [sent, dead, refused, failed, expired] = columns(&found.counts);
-                    let of = &found;
-                    let values =
-                        (KEPT_SECONDS, mine.epoch, broadcast, provider, number, of.epoch, cursor, sent, dead, refused, failed, expired);
-                    store.decide(CONTEXT, &store.statements.take_over, values).await?
+        in_time(CONTEXT, async {
+            let mut patience = Patience::new(CONTEXT);
+            loop {
+                let found = store.progress(CONTEXT, part).await?;
+                let mine = match found {
+                    Some(found) if found.done => return Ok(found),
+                    Some(found) => Progress { epoch: found.epoch + 1, ..found },
+                    None => Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() },
+                };
+                let decided = match found {
+                    Some(found) => {
+                        // All that was read has to stand still: the owner may have got a page further since.
+                        let cursor = found.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
+                        let [sent, dead, refused, failed, expired] = columns(&found.counts);
+                        let of = &found;
+                        let values =
+                            (KEPT_SECONDS, mine.epoch, broadcast, provider, number, of.epoch, cursor, sent, dead, refused, failed, expired);
+                        store.decide(CONTEXT, &store.statements.take_over, values).await?
+                    }
+                    None => {
+                        let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
+                        store.decide(CONTEXT, &store.statements.insert_part, values).await?
+                    }
+                };
+                match decided {
+                    Decided::Applied => return Ok(mine),
+                    Decided::Refused => {}
+                    // If it was done, the next round raises the epoch once more. Nobody minds.
+                    Decided::Unknown(err) => patience.lost(err),
                 }
-                None => {
-                    let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
-                    store.decide(CONTEXT, &store.statements.insert_part, values).await?
-                }
-            };
-            match decided {
-                Decided::Applied => return Ok(mine),
-                Decided::Refused => {}
-                // If it was done, the next round raises the epoch once more. Nobody minds.
-                Decided::Unknown(err) => patience.lost(err),
+                patience.next_round().await?;
             }
-            patience.next_round().await?;
-        }
+        })
+        .await
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
@@ -120,23 +123,26 @@ impl Broadcasts for CqlStore {
         let (broadcast, provider, number) = key(part);
         let cursor = progress.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
         let [sent, dead, refused, failed, expired] = columns(&progress.counts);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let to = progress;
-            let values =
-                (KEPT_SECONDS, cursor, to.done, sent, dead, refused, failed, expired, broadcast, provider, number, to.epoch, cursor);
-            match store.decide(CONTEXT, &store.statements.checkpoint, values).await? {
-                Decided::Applied => return Ok(Checkpoint::Kept),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
+        in_time(CONTEXT, async {
+            let mut patience = Patience::new(CONTEXT);
+            loop {
+                let to = progress;
+                let values =
+                    (KEPT_SECONDS, cursor, to.done, sent, dead, refused, failed, expired, broadcast, provider, number, to.epoch, cursor);
+                match store.decide(CONTEXT, &store.statements.checkpoint, values).await? {
+                    Decided::Applied => return Ok(Checkpoint::Kept),
+                    Decided::Refused => {}
+                    Decided::Unknown(err) => patience.lost(err),
+                }
+                match store.progress(CONTEXT, part).await? {
+                    Some(found) if found == *progress => return Ok(Checkpoint::Kept),
+                    Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
+                    _ => return Ok(Checkpoint::Lost),
+                }
+                patience.next_round().await?;
             }
-            match store.progress(CONTEXT, part).await? {
-                Some(found) if found == *progress => return Ok(Checkpoint::Kept),
-                Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
-                _ => return Ok(Checkpoint::Lost),
-            }
-            patience.next_round().await?;
-        }
+        })
+        .await
     }
 
     async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {

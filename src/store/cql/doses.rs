@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience},
+    decide::{Decided, Patience, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
     regimens::Definition,
 };
@@ -151,88 +151,94 @@ impl Doses for CqlStore {
     async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
         const CONTEXT: &str = "claim a dose";
         let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
-        let mut patience = Patience::new(CONTEXT);
-        let mut found: Option<Claimed> = None;
-        loop {
-            let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
-            let decided = match &found {
-                None => {
-                    let values = (profile, regimen, time, provider, owner, micros(until), micros(now), DOSE_KEPT_SECONDS);
-                    store.decide(CONTEXT, &store.statements.insert_claim, values).await?
+        in_time(CONTEXT, async {
+            let mut patience = Patience::new(CONTEXT);
+            let mut found: Option<Claimed> = None;
+            loop {
+                let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
+                let decided = match &found {
+                    None => {
+                        let values = (profile, regimen, time, provider, owner, micros(until), micros(now), DOSE_KEPT_SECONDS);
+                        store.decide(CONTEXT, &store.statements.insert_claim, values).await?
+                    }
+                    Some(Claimed { lease: was, .. }) => {
+                        let values = (
+                            DOSE_KEPT_SECONDS,
+                            owner,
+                            attempt,
+                            micros(until),
+                            profile,
+                            regimen,
+                            time,
+                            provider,
+                            was.owner.as_str(),
+                            was.attempt,
+                        );
+                        store.decide(CONTEXT, &store.statements.take_claim, values).await?
+                    }
+                };
+                let lost = match decided {
+                    Decided::Applied => return Ok(Claim::Mine(Lease { owner: owner.to_owned(), attempt, until })),
+                    Decided::Refused => false,
+                    Decided::Unknown(err) => {
+                        patience.lost(err);
+                        true
+                    }
+                };
+                found = store.claimed(CONTEXT, dose).await?;
+                match &found {
+                    Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
+                    Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+                    // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
+                    Some(Claimed { lease, .. }) if lost && lease.owner == owner && micros(lease.until) == micros(until) => {
+                        return Ok(Claim::Mine(lease.clone()));
+                    }
+                    _ => {}
                 }
-                Some(Claimed { lease: was, .. }) => {
-                    let values = (
-                        DOSE_KEPT_SECONDS,
-                        owner,
-                        attempt,
-                        micros(until),
-                        profile,
-                        regimen,
-                        time,
-                        provider,
-                        was.owner.as_str(),
-                        was.attempt,
-                    );
-                    store.decide(CONTEXT, &store.statements.take_claim, values).await?
-                }
-            };
-            let lost = match decided {
-                Decided::Applied => return Ok(Claim::Mine(Lease { owner: owner.to_owned(), attempt, until })),
-                Decided::Refused => false,
-                Decided::Unknown(err) => {
-                    patience.lost(err);
-                    true
-                }
-            };
-            found = store.claimed(CONTEXT, dose).await?;
-            match &found {
-                Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
-                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
-                // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
-                Some(Claimed { lease, .. }) if lost && lease.owner == owner && micros(lease.until) == micros(until) => {
-                    return Ok(Claim::Mine(lease.clone()));
-                }
-                _ => {}
+                patience.next_round().await?;
             }
-            patience.next_round().await?;
-        }
+        })
+        .await
     }
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
         let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
         let [sent, dead, refused, failed, expired] = columns(&mark.counts);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let values = (
-                DOSE_KEPT_SECONDS,
-                mark.outcome.label(),
-                micros(mark.at),
-                sent,
-                dead,
-                refused,
-                failed,
-                expired,
-                profile,
-                regimen,
-                time,
-                provider,
-                lease.owner.as_str(),
-                lease.attempt,
-            );
-            match store.decide(CONTEXT, &store.statements.mark_claim, values).await? {
-                Decided::Applied => return Ok(Marked::Kept),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
+        in_time(CONTEXT, async {
+            let mut patience = Patience::new(CONTEXT);
+            loop {
+                let values = (
+                    DOSE_KEPT_SECONDS,
+                    mark.outcome.label(),
+                    micros(mark.at),
+                    sent,
+                    dead,
+                    refused,
+                    failed,
+                    expired,
+                    profile,
+                    regimen,
+                    time,
+                    provider,
+                    lease.owner.as_str(),
+                    lease.attempt,
+                );
+                match store.decide(CONTEXT, &store.statements.mark_claim, values).await? {
+                    Decided::Applied => return Ok(Marked::Kept),
+                    Decided::Refused => {}
+                    Decided::Unknown(err) => patience.lost(err),
+                }
+                match store.claimed(CONTEXT, dose).await? {
+                    Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
+                    Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
+                    Some(_) => {}
+                    None => return Ok(Marked::Lost),
+                }
+                patience.next_round().await?;
             }
-            match store.claimed(CONTEXT, dose).await? {
-                Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
-                Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
-                Some(_) => {}
-                None => return Ok(Marked::Lost),
-            }
-            patience.next_round().await?;
-        }
+        })
+        .await
     }
 }
 
