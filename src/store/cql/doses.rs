@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     CqlStore, Inner,
-    decide::Decided,
+    decide::{Decided, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
     regimens::Definition,
 };
@@ -154,7 +154,7 @@ impl Doses for CqlStore {
         const CONTEXT: &str = "claim a dose";
         // As the row tells it again.
         let until = timestamp(CONTEXT, micros(until))?;
-        claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT).await
+        in_time(CONTEXT, claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT)).await
     }
 
     async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
@@ -163,7 +163,7 @@ impl Doses for CqlStore {
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
-        claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT).await
+        in_time(CONTEXT, claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT)).await
     }
 }
 

@@ -20,15 +20,16 @@ use scylla::{
 use secrecy::ExposeSecret;
 
 use super::OpenError;
-use crate::store::{Cluster, Settings};
+use crate::store::{Cluster, DECIDED_WITHIN, Settings};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const READ_WITHIN: Duration = Duration::from_secs(2);
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// A page of a scan may wade through much that has expired.
 const SCAN_WITHIN: Duration = Duration::from_secs(30);
-/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
-const DECIDE_WITHIN: Duration = Duration::from_secs(10);
+/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too. And half of
+/// the time that there is: a lost answer can still be read back.
+const DECIDE_WITHIN: Duration = Duration::from_secs(DECIDED_WITHIN.as_secs() / 2);
 /// `init` changes the schema, which takes servers longer than anything else, and each node must say that it has heard.
 pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
