@@ -34,6 +34,7 @@ use crate::{
     kafka::{self, Assignment, Producer, Stage, StageSpec},
     metrics::Metrics,
     stages::{
+        brake::Thresholds,
         cleanup::Cleanup,
         delivery::{Delivery, Limits, keep_route},
         medication::{self, Medication},
@@ -41,7 +42,7 @@ use crate::{
         receipts::Receipts,
         tokens::Tokens,
     },
-    store::{Route, RouteState, Store},
+    store::{Route, Store},
     stream::{Handler, Publish, Stop},
 };
 
@@ -232,7 +233,7 @@ impl<S: Store> Running<S> {
 
     fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
         let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
-        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, metrics);
+        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, thresholds(&self.app.config.push), metrics);
         self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
     }
 
@@ -243,6 +244,9 @@ impl<S: Store> Running<S> {
             return Ok(()); // This process plans for it at most.
         }
         let push = self.app.config.push.clone();
+        if !push.enabled {
+            self.app.health.detail("push", Some("push.enabled is false: nothing is sent, jobs wait in Kafka".to_owned()));
+        }
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
         let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));
@@ -250,6 +254,7 @@ impl<S: Store> Running<S> {
             page_size: push.page_size,
             page_stale_after: push.page_stale_after,
             request_timeout,
+            brake: thresholds(&push),
             finish_within: finish_within(self.app.config.kafka.drain_timeout, request_timeout),
         };
         let handler =
@@ -263,11 +268,16 @@ impl<S: Store> Running<S> {
             stop.cancelled().await; // As in `tell_readiness`: without consumers it has nothing to do.
             Ok(())
         });
+        let (trouble, health, stop) = (keeper.trouble(), self.app.health.clone(), self.stop.clone());
+        self.spawn(format!("trouble of {id}"), async move {
+            tell_trouble(id, trouble, &health).await;
+            stop.cancelled().await; // As in `tell_readiness`.
+            Ok(())
+        });
         let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
             let show = move |route: &Route| {
-                let closed =
-                    (route.state != RouteState::Running).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
+                let closed = (!route.state.sends()).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
                 health.detail(&format!("route.{id}"), closed);
             };
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
@@ -381,6 +391,10 @@ async fn first_to_end(tasks: &mut JoinSet<(String, anyhow::Result<()>)>, stop: &
     }
 }
 
+fn thresholds(push: &delivery::Settings) -> Thresholds {
+    Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
+}
+
 fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
     for (is, id) in [(expo, ProviderId::Expo), (fcm, ProviderId::Fcm)] {
         if !is {
@@ -402,6 +416,17 @@ async fn tell_readiness(
         if watched.changed().await.is_err() {
             stop.cancelled().await; // The stage has ended. Why, it says itself, if nobody ends before it does.
             return Ok(());
+        }
+    }
+}
+
+/// Shows what holds an open route in this instance, until its sender has ended.
+async fn tell_trouble(id: ProviderId, mut trouble: watch::Receiver<Option<String>>, health: &Health) {
+    loop {
+        let told = trouble.borrow_and_update().clone();
+        health.detail(&http::trouble_of(id), told);
+        if trouble.changed().await.is_err() {
+            return;
         }
     }
 }

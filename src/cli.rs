@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod cancel;
 mod check;
 mod demo;
 mod init;
@@ -57,6 +58,8 @@ pub enum Command {
     Send(send::Args),
     /// Ask a running instance what it knows
     Inspect(inspect::Args),
+    /// Stop what has not been sent of a post's broadcast
+    Cancel(cancel::Args),
     /// Send nothing through a provider until `resume`; jobs wait in Kafka
     Pause(route::Args),
     /// Send through a provider again: after a pause, or when refused credentials have been mended
@@ -89,6 +92,7 @@ impl Command {
             Self::Tick(args) => or_stop(tick::run(args, config), &stop).await,
             Self::Send(args) => or_stop(send::run(args, config), &stop).await,
             Self::Inspect(args) => or_stop(inspect::run(args, config), &stop).await,
+            Self::Cancel(args) => or_stop(cancel::run(args, config), &stop).await,
             Self::Pause(args) => or_stop(route::pause(args, config), &stop).await,
             Self::Resume(args) => or_stop(route::resume(args, config), &stop).await,
             Self::Release(args) => or_stop(route::release(args, config), &stop).await,

@@ -6,6 +6,7 @@
 
 pub mod answer;
 mod batcher;
+mod breaker;
 mod pace;
 mod page;
 pub mod payload;
@@ -40,6 +41,10 @@ pub struct Settings {
     pub urgent_life: Duration,
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub page_stale_after: Duration,
+    pub brake_dead: u64,
+    pub brake_percent: u64,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub brake_window: Duration,
 }
 
 /// A push service.

@@ -1,6 +1,6 @@
 //! The stages: handlers of one topic each, over the ports.
 
-mod brake;
+pub mod brake;
 pub mod cleanup;
 pub mod delivery;
 #[cfg(test)]

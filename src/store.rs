@@ -34,6 +34,10 @@ pub struct Settings {
 
 type Answer<T> = Result<T, Unavailable>;
 
+/// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a mark is kept;
+/// or that it is [`Unavailable`]. Whoever holds a lease counts on it.
+pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
+
 /// The tokens: who owns them, whether they live.
 pub trait Registry: Clone + Send + Sync + 'static {
     /// Applies an event. The same events in any order end in the same state; an older event changes nothing.
@@ -132,6 +136,9 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
 
+    /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask about.
+    fn progress(&self, part: &PartId) -> impl Future<Output = Answer<Option<Progress>>> + Send;
+
     /// The sum over all finished parts, and when it was first asked for: the same answer each time, once every part is
     /// finished.
     fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
@@ -191,6 +198,9 @@ pub trait Doses: Clone + Send + Sync + 'static {
 
     /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is renewed.
     fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> impl Future<Output = Answer<Claim>> + Send;
+
+    /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for stages.
+    fn claimed(&self, dose: &DoseKey) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
 
     /// Records that the dose has its outcome, if the claim still stands.
     fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Marked>> + Send;
@@ -254,6 +264,15 @@ pub struct DoseMark {
     pub at: Timestamp,
 }
 
+/// A dose that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// By whom.
+    pub lease: Lease,
+    /// What became of it, if it has its outcome.
+    pub mark: Option<DoseMark>,
+}
+
 /// What a mark gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marked {
@@ -290,6 +309,9 @@ pub struct Route {
 pub enum RouteState {
     /// Sends.
     Running,
+    /// Sends, after somebody has looked at a flood of dead tokens and let it pass. What was written before counts as looked
+    /// at: it doesn't brake the route again.
+    Released,
     /// An operator closed it.
     Paused,
     /// The provider refuses our credentials.
@@ -343,20 +365,35 @@ impl Shard {
     }
 }
 
+// === impl Route ===
+
+impl Route {
+    /// Whether the flood that this is part of was looked at, and let pass.
+    pub fn lets_pass(&self, written_at: Timestamp) -> bool {
+        self.state == RouteState::Released && written_at <= self.since
+    }
+}
+
 // === impl RouteState ===
 
 impl RouteState {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Running, Self::Paused, Self::Halted, Self::Braked];
+    pub const ALL: [Self; 5] = [Self::Running, Self::Released, Self::Paused, Self::Halted, Self::Braked];
 
     /// The word that the store, metrics and commands use.
     pub fn label(self) -> &'static str {
         match self {
             Self::Running => "running",
+            Self::Released => "released",
             Self::Paused => "paused",
             Self::Halted => "halted",
             Self::Braked => "braked",
         }
+    }
+
+    /// Whether requests may start.
+    pub fn sends(self) -> bool {
+        matches!(self, Self::Running | Self::Released)
     }
 
     /// The state of that word.

@@ -11,6 +11,8 @@ mod crash;
 mod doses;
 #[path = "behaviour/edges.rs"]
 mod edges;
+#[path = "behaviour/faults.rs"]
+mod faults;
 #[path = "behaviour/neighbour.rs"]
 mod neighbour;
 #[path = "behaviour/outages.rs"]

@@ -414,6 +414,16 @@ async fn an_account_that_google_refuses_is_refused_credentials() {
 }
 
 #[tokio::test]
+async fn answers_that_fcm_never_gave_before_are_counted() {
+    let fake = Fake::start().await;
+    let metrics = Arc::new(Metrics::new());
+    let fcm = Fcm::new(&fake.fcm(), metrics.clone()).await.unwrap().unwrap();
+    fake.answers(418, "{}");
+    assert!(matches!(fcm_send(&fcm).await, Reply::Unrecognised { status: 418, .. }));
+    assert!(metrics.exposition().contains(r#"pushcast_unrecognised_answers_total{provider="fcm"} 1"#));
+}
+
+#[tokio::test]
 async fn fcm_silence_is_ambiguous() {
     let fake = Fake::start().await;
     let fcm = fcm(&fcm::Settings { request_timeout: Duration::from_secs(2), ..fake.fcm() }).await;

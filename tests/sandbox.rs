@@ -8,6 +8,8 @@ mod control;
 mod expo;
 #[path = "sandbox/fcm.rs"]
 mod fcm;
+#[path = "sandbox/outages.rs"]
+mod outages;
 
 use pushcast::sandbox::{Faults, Options, ProviderStatistics, Sandbox};
 use reqwest::{Client, RequestBuilder, StatusCode, Version};

@@ -12,8 +12,8 @@ use crate::{
     },
     metrics::Metrics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page, Registry, Route,
-        Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page,
+        Registry, Route, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -72,6 +72,7 @@ timed! {
         take_over(part: &PartId) -> Progress;
         checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;
         finish_part(part: &PartId) -> u32;
+        progress(part: &PartId) -> Option<Progress>;
         total(broadcast: &BroadcastId, now: Timestamp) -> Total;
     }
     Doses {
@@ -84,6 +85,7 @@ timed! {
         init_marks(now: Timestamp) -> ();
         raise(shard: Shard, mark: Mark, to: Timestamp) -> ();
         claim(dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Claim;
+        claimed(dose: &DoseKey) -> Option<Claimed>;
         mark(dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Marked;
     }
     Routes {

@@ -28,6 +28,20 @@ pub enum Subject {
         /// The user's id
         user: String,
     },
+    /// A broadcast: what was sent, what is left, when it will be done, and why it stands still
+    Broadcast {
+        /// The post's id, or the broadcast's (post:…)
+        id: String,
+    },
+    /// A dose: whether it was to ring, how far it is, and what became of it
+    Dose {
+        /// Whose dose: the profile's id
+        profile: String,
+        /// The regimen's id
+        regimen: String,
+        /// When it is due, like 2026-11-20T08:00:00Z
+        time: String,
+    },
     /// Whether a provider's route sends, since when, and who set it
     Route {
         /// expo or fcm
@@ -38,11 +52,13 @@ pub enum Subject {
 
 /// Asks and prints the answer.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
-    let path = match &args.subject {
-        Subject::Token { token } => ["inspect", "token", token],
-        Subject::User { user } => ["inspect", "user", user],
-        Subject::Route { provider } => ["inspect", "route", provider.label()],
+    let path: &[&str] = match &args.subject {
+        Subject::Token { token } => &["inspect", "token", token],
+        Subject::User { user } => &["inspect", "user", user],
+        Subject::Broadcast { id } => &["inspect", "broadcast", id],
+        Subject::Dose { profile, regimen, time } => &["inspect", "dose", profile, regimen, time],
+        Subject::Route { provider } => &["inspect", "route", provider.label()],
     };
-    println!("{:#}", args.instance.get(&config, &path).await?);
+    println!("{:#}", args.instance.get(&config, path).await?);
     Ok(())
 }

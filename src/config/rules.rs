@@ -13,6 +13,7 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Partitions of each topic, which the slices of a broadcast are spread over evenly.
@@ -92,6 +93,9 @@ fn push(rules: &mut Rules, push: &delivery::Settings) {
     let provider_max = DAY * 28;
     rules.hold("push.bulk_life", (SECOND..=provider_max).contains(&push.bulk_life), || "expected 1s to 28 days (672h)");
     rules.hold("push.urgent_life", (SECOND..=provider_max).contains(&push.urgent_life), || "expected 1s to 28 days (672h)");
+    rules.hold("push.brake_dead", push.brake_dead >= 1, || "expected 1 or more");
+    rules.hold("push.brake_percent", push.brake_percent <= 100, || "expected 0 to 100 (100 = no brake)");
+    rules.hold("push.brake_window", (SECOND..=HOUR).contains(&push.brake_window), || "expected 1s to 1h");
     rules.hold("push.page_stale_after", push.page_stale_after >= SECOND, || "expected 1s or more");
 }
 

@@ -5,10 +5,14 @@
 //! the provider did not take, until it is taken, refused or its life is over. A page is held nowhere but here and at its
 //! handler, so what is open is bounded by the handlers' seats.
 //!
+//! A provider that fails as a whole is asked by one message at a time (`breaker`), and what it failed goes on when it answers.
+//!
 //! A page goes home in time, whatever the route does: when its life or its lease ends, what is not on the wire ends with
 //! it. The page of a handler that was broken off is dropped at once, because somebody else may be sending it by now.
 //!
 //! It ends when every desk is gone and nothing is on the wire; nobody tells it to stop.
+
+mod answers;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,14 +27,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
-use tracing::{error, info, warn};
+use tracing::error;
 
 use super::{
-    Message, Provider, Reply, Verdict,
+    Message, Provider, Reply,
+    breaker::{Breaker, Probe},
     pace::{Pace, Share},
-    page::{Final, Page, Returned},
-    queue::{Batch, PageId, Queue, Ref},
-    retry,
+    page::{Class, Final, Page, Returned},
+    queue::{Batch, PageId, Queue},
     route::{Gate, Route},
 };
 use crate::{
@@ -42,6 +46,9 @@ use crate::{
 const INBOX: usize = 64;
 /// How often a repeated failure is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// So many messages of a page may be refused alone, and none taken, before the notification is held to be at fault.
+const REFUSED_ALONE_MAX: usize = 20;
 
 /// Where pages are handed in.
 #[derive(Debug)]
@@ -64,17 +71,31 @@ pub struct Batcher<P: Provider> {
     /// When each page goes home at the latest.
     deadlines: BTreeSet<(Instant, PageId)>,
     next_page: u64,
-    requests: JoinSet<(Batch, Reply)>,
+    requests: JoinSet<Answered>,
     slots: Slots,
     pace: Pace,
     share: watch::Receiver<Share>,
     route: Route,
     gate: watch::Receiver<Gate>,
     waiting_until: Option<Instant>,
+    /// How often in a row we were too fast, and when it was last learned from.
+    throttled: (u8, Option<Instant>),
+    breaker: Breaker,
+    /// Why the last request failed.
+    failure: String,
     complained: Option<Instant>,
     shown: Option<&'static str>,
     shown_rate: Option<f64>,
     metrics: Arc<Metrics>,
+}
+
+/// A request that has ended.
+struct Answered {
+    batch: Batch,
+    started: Instant,
+    /// It asked whether the provider is back.
+    is_probe: bool,
+    reply: Reply,
 }
 
 /// How many requests may be on the wire, and how many of these only for urgent messages.
@@ -99,8 +120,8 @@ struct Open<B> {
     finals: Vec<Option<Final>>,
     undecided: usize,
     on_wire: usize,
-    /// One of its messages was on the wire.
-    begun: bool,
+    /// So many were refused alone, by a fault that nobody names.
+    refused: usize,
     withdrawn: bool,
     back: oneshot::Sender<Returned>,
 }
@@ -200,6 +221,9 @@ impl<P: Provider> Batcher<P> {
             route,
             gate,
             waiting_until: None,
+            throttled: (0, None),
+            breaker: Breaker::new(id),
+            failure: String::new(),
             complained: None,
             shown: None,
             shown_rate: None,
@@ -231,7 +255,7 @@ impl<P: Provider> Batcher<P> {
                 },
                 () = left.notified() => self.withdraw_abandoned(),
                 Some(ended) = self.requests.join_next() => match ended {
-                    Ok((batch, reply)) => self.apply(batch, reply),
+                    Ok(answered) => self.apply(answered),
                     // The task catches panics; only a runtime that shuts down cancels it, and then nobody waits.
                     Err(err) => { error!(provider = %self.id, error = %err, "A request's task was cancelled"); return }
                 },
@@ -253,7 +277,7 @@ impl<P: Provider> Batcher<P> {
         let len = page.recipients.len();
         self.queue.push(page.class, id, len);
         self.deadlines.insert((page.deadline(), id));
-        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, begun: false, withdrawn: false, back });
+        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, refused: 0, withdrawn: false, back });
         if submitted.send((id, returned)).is_err() {
             self.withdraw(id); // Its handler was aborted in between.
         }
@@ -334,9 +358,19 @@ impl<P: Provider> Batcher<P> {
             if free == 0 {
                 return due;
             }
-            let Some(batch) = self.next_batch(free <= self.slots.urgent, now) else { return due };
+            let probe = self.breaker.probe(|| self.queue.has(Class::Urgent), now);
+            let max = self.pace.batch_max(self.provider.batch_max(), now);
+            let next = match probe {
+                Some(Probe::OnWire) => return None,
+                Some(Probe::At(at)) => return Some(at),
+                // One message, for it may be taken although the probe fails.
+                Some(Probe::Take(classes)) => self.next_batch(1, &classes, now),
+                None if free <= self.slots.urgent => self.next_batch(max, &[Class::Urgent], now),
+                None => self.next_batch(max, &Class::ALL, now),
+            };
+            let Some(batch) = next else { return due };
             match self.pace.admit(batch.messages.len(), now) {
-                Ok(()) => self.start(batch, now),
+                Ok(()) => self.start(batch, probe.is_some(), now),
                 Err(at) => {
                     self.queue.push_again(batch);
                     return [at, due].into_iter().flatten().min();
@@ -345,14 +379,13 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// The next messages that are still worth a request.
-    fn next_batch(&mut self, urgent_only: bool, now: Instant) -> Option<Batch> {
-        let max = self.pace.batch_max(self.provider.batch_max(), now);
+    /// The next messages that are still worth a request, of the first of these classes that has any.
+    fn next_batch(&mut self, max: usize, classes: &[Class], now: Instant) -> Option<Batch> {
         loop {
-            let mut batch = self.queue.take(max, urgent_only)?;
+            let mut batch = self.queue.take(max, classes)?;
             let mut unwanted = Vec::new();
             batch.messages.retain(|message| {
-                let wanted = self.pages.get(&message.page).is_some_and(|open| open.begun || now < open.page.stale_at);
+                let wanted = self.pages.get(&message.page).is_some_and(|open| open.is_begun() || now < open.page.stale_at);
                 if !wanted {
                     unwanted.push(message.page);
                 }
@@ -368,14 +401,16 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    fn start(&mut self, batch: Batch, now: Instant) {
+    fn start(&mut self, batch: Batch, is_probe: bool, now: Instant) {
+        if is_probe {
+            self.breaker.probing();
+        }
         let messages: Vec<Message<P::Body>> = batch
             .messages
             .iter()
             .filter_map(|message| {
                 let open = self.pages.get_mut(&message.page)?;
                 open.on_wire += 1;
-                open.begun = true;
                 let to = &open.page.recipients[message.index as usize];
                 let ttl = open.page.expires.saturating_duration_since(now);
                 Some(Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl })
@@ -385,152 +420,23 @@ impl<P: Provider> Batcher<P> {
         self.requests.spawn(async move {
             let asked = AssertUnwindSafe(provider.send(&messages)).catch_unwind().await;
             let panicked = |_| Reply::Down { ambiguous: true, retry_after: None, why: "the client panicked".to_owned() };
-            (batch, asked.unwrap_or_else(panicked))
+            Answered { batch, started: now, is_probe, reply: asked.unwrap_or_else(panicked) }
         });
-    }
-
-    /// What an answer means for the messages of its request.
-    fn apply(&mut self, batch: Batch, reply: Reply) {
-        let mut pages: Vec<PageId> = batch.messages.iter().map(|message| message.page).collect();
-        for page in &pages {
-            if let Some(open) = self.pages.get_mut(page) {
-                open.on_wire -= 1;
-            }
-        }
-        pages.dedup();
-        self.apply_reply(batch, reply);
-        for page in pages {
-            self.give_back_if_over(page);
-        }
-    }
-
-    fn apply_reply(&mut self, mut batch: Batch, reply: Reply) {
-        batch.tries = batch.tries.saturating_add(1);
-        match reply {
-            Reply::Each(verdicts) if verdicts.len() == batch.messages.len() => self.apply_each(&batch, verdicts),
-            Reply::Each(verdicts) => {
-                let why = format!("{} verdicts for {} messages", verdicts.len(), batch.messages.len());
-                self.failed(batch, true, None, &why);
-            }
-            Reply::Throttled { retry_after } => {
-                let wait = retry_after.unwrap_or(retry::THROTTLED).min(retry::RETRY_AFTER_MAX);
-                info!(provider = %self.id, wait_seconds = wait.as_secs(), "The provider asks us to wait");
-                // Of several answers the one that asks for most counts.
-                self.waiting_until = self.waiting_until.max(Some(Instant::now() + wait));
-                self.again(batch);
-            }
-            Reply::Down { ambiguous, retry_after, why } => self.failed(batch, ambiguous, retry_after, &why),
-            Reply::CredentialsRefused { why } => {
-                self.halt(&why);
-                self.again(batch);
-            }
-            Reply::Split(groups) => self.split(batch, groups),
-            Reply::Refused { why } => self.refused(batch, why),
-            Reply::Unrecognised { status, why } => self.failed(batch, false, None, &format!("unknown answer, HTTP {status}: {why}")),
-        }
-    }
-
-    fn apply_each(&mut self, batch: &Batch, verdicts: Vec<Verdict>) {
-        for (&message, verdict) in batch.messages.iter().zip(verdicts) {
-            let alone = || Batch { messages: vec![message], ..*batch };
-            match verdict {
-                Verdict::Accepted { ticket } => self.decide(message, Final::Sent { ticket }),
-                Verdict::Dead { reason } => self.decide(message, Final::Dead { reason }),
-                Verdict::PayloadRefused { why } => self.decide(message, Final::Refused { why, whoever: true }),
-                Verdict::DeviceBusy { retry_after } => self.failed(alone(), false, retry_after, "the device gets too many messages"),
-                Verdict::Down { ambiguous, why } => self.failed(alone(), ambiguous, None, &why),
-                Verdict::Unrecognised { why } => self.failed(alone(), false, None, &why),
-                Verdict::CredentialsRefused { why } => {
-                    self.halt(&why);
-                    self.again(alone());
-                }
-            }
-        }
-    }
-
-    fn decide(&mut self, message: Ref, fate: Final) {
-        let Some(open) = self.pages.get_mut(&message.page) else { return };
-        let slot = &mut open.finals[message.index as usize];
-        debug_assert!(slot.is_none(), "a message is decided once");
-        if slot.replace(fate).is_none() {
-            open.undecided -= 1;
-        }
-    }
-
-    /// These go again as soon as the route lets them.
-    fn again(&mut self, batch: Batch) {
-        let batch = self.without_withdrawn(batch);
-        self.queue.push_again(batch);
-    }
-
-    fn failed(&mut self, batch: Batch, ambiguous: bool, retry_after: Option<Duration>, why: &str) {
-        if ambiguous {
-            self.metrics.ambiguous_sends_total.with_label_values(&[self.id.label()]).inc_by(batch.messages.len() as u64);
-        }
-        self.complain(why, &batch);
-        let pause = retry::pause(self.id, batch.tries, retry_after, rand::random());
-        let batch = self.without_withdrawn(batch);
-        self.queue.push_later(Instant::now() + pause, batch);
-    }
-
-    /// Messages of a withdrawn page are not tried again.
-    fn without_withdrawn(&self, mut batch: Batch) -> Batch {
-        batch.messages.retain(|message| self.pages.get(&message.page).is_some_and(|open| !open.withdrawn));
-        batch
-    }
-
-    /// Each group goes on alone, before anything else.
-    fn split(&mut self, batch: Batch, groups: Vec<Vec<usize>>) {
-        let batches: Vec<Batch> = groups
-            .into_iter()
-            .map(|group| Batch { messages: group.into_iter().filter_map(|i| batch.messages.get(i).copied()).collect(), ..batch })
-            .collect();
-        let named: usize = batches.iter().map(|group| group.messages.len()).sum();
-        if batches.len() < 2 || named != batch.messages.len() {
-            return self.refused(batch, "tokens of several projects in one request".to_owned());
-        }
-        for group in batches {
-            self.again(group);
-        }
-    }
-
-    /// A request that is refused for an unknown reason is halved until the message at fault stands alone.
-    fn refused(&mut self, batch: Batch, why: String) {
-        if let [message] = batch.messages[..] {
-            warn!(provider = %self.id, error = %why, "The provider refuses a message");
-            return self.decide(message, Final::Refused { why, whoever: false });
-        }
-        let (left, right) = batch.messages.split_at(batch.messages.len() / 2);
-        for half in [right, left] {
-            self.again(Batch { messages: half.to_vec(), ..batch });
-        }
-    }
-
-    fn halt(&mut self, why: &str) {
-        if *self.gate.borrow_and_update() == Gate::Open {
-            error!(
-                provider = %self.id, error = %why,
-                "{} refuses our credentials: its route is halted, nothing is lost; mend them, then `pushcast resume {}`", self.id, self.id
-            );
-            self.route.halt(why);
-        }
-    }
-
-    fn complain(&mut self, why: &str, batch: &Batch) {
-        let now = Instant::now();
-        if self.complained.is_none_or(|before| now.duration_since(before) >= COMPLAIN_EVERY) {
-            self.complained = Some(now);
-            warn!(provider = %self.id, messages = batch.messages.len(), tries = batch.tries, error = %why, "A request failed and is tried again");
-        }
     }
 
     /// The route's state as a metric: one of the states is 1.
     fn show(&mut self) {
         let state = match &*self.gate.borrow() {
             Gate::Closed { state } => state,
+            Gate::Open if self.breaker.failed_probes().is_some() => "breaker",
             Gate::Open if self.waiting_until.is_some() => "waiting",
             Gate::Open => "running",
         };
+        self.route.tell(match (state, self.breaker.failed_probes()) {
+            ("breaker", Some(probes)) => Some(format!("open breaker: it is down ({}), {probes} probes have failed", self.failure)),
+            ("waiting", _) => Some("it asked us to wait".to_owned()),
+            _ => None,
+        });
         let label = self.id.label();
         if self.shown_rate != Some(self.pace.rate()) {
             self.shown_rate = Some(self.pace.rate());
@@ -543,6 +449,21 @@ impl<P: Provider> Batcher<P> {
             self.metrics.route_state.with_label_values(&[label, state]).set(1);
             self.shown = Some(state);
         }
+    }
+}
+
+// === impl Open ===
+
+impl<B> Open<B> {
+    /// One more was refused alone. Says whether that is the notification's fault, whoever it is for.
+    fn refused_once_more(&mut self) -> bool {
+        self.refused += 1;
+        self.refused >= REFUSED_ALONE_MAX && !self.finals.iter().any(|fate| matches!(fate, Some(Final::Sent { .. } | Final::Dead { .. })))
+    }
+
+    /// Whether somebody may have been reached by now. A page of which all requests have failed is none: it may go stale.
+    fn is_begun(&self) -> bool {
+        self.on_wire > 0 || self.undecided < self.finals.len()
     }
 }
 

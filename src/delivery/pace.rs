@@ -3,6 +3,8 @@
 //! The limit is the deployment's. An instance's share follows from the partitions of the provider's bulk topic that it
 //! owns, so that the shares add up to the limit without anybody counting. A share shrinks at once, before the partitions
 //! are given away, and grows a second after they came: the seconds in between are sent by nobody rather than by two.
+//!
+//! A provider that finds this too fast all the same cuts the rate in half; it climbs back step by step.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -16,8 +18,10 @@ use tokio::time::Instant;
 
 /// How long a grown share waits before it is used.
 const GROWS_AFTER: Duration = Duration::from_secs(1);
-/// A ramp climbs in that many steps.
-const RAMP_STEPS: u32 = 20;
+/// The full rate has that many steps: a ramp climbs them, a cut takes half of them away.
+const STEPS: u32 = 20;
+/// How long each step takes at least that a cut has taken away: a minute from half the rate to all of it.
+const RECOVERS_EVERY: Duration = Duration::from_secs(6);
 
 /// Which part of a provider's bulk partitions an instance owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +47,12 @@ pub struct Allowance {
 #[derive(Debug)]
 pub struct Pace {
     limit: u32,
-    ramp_up: Duration,
-    started: Instant,
     share: Share,
     grows: Option<(Instant, Share)>,
+    /// Out of [`STEPS`].
     step: u32,
+    climbs_at: Instant,
+    climbs_every: Duration,
     limiter: Limiter,
 }
 
@@ -104,7 +109,8 @@ impl Share {
 impl Pace {
     /// Owns nothing yet. `limit` in messages per second, 0 = none; the rate climbs to it over `ramp_up`.
     pub fn new(limit: u32, ramp_up: Duration, now: Instant) -> Self {
-        Self { limit, ramp_up, started: now, share: Share::NONE, grows: None, step: 0, limiter: Limiter::Nothing }
+        let (step, climbs_every) = if ramp_up.is_zero() { (STEPS, RECOVERS_EVERY) } else { (1, ramp_up / STEPS) };
+        Self { limit, share: Share::NONE, grows: None, step, climbs_at: now + climbs_every, climbs_every, limiter: Limiter::Nothing }
     }
 
     /// The share has changed: less counts now, more in a second.
@@ -164,24 +170,33 @@ impl Pace {
             self.grows = None;
             self.share = share;
             self.rebuild(now);
-        } else if self.step < RAMP_STEPS && self.step_at(now) > self.step {
+        } else if self.climbed(now) {
             self.rebuild(now);
         }
     }
 
-    fn step_at(&self, now: Instant) -> u32 {
-        if self.ramp_up.is_zero() {
-            return RAMP_STEPS;
+    /// Takes the steps that are due. Says whether there were any.
+    fn climbed(&mut self, now: Instant) -> bool {
+        let before = self.step;
+        while self.step < STEPS && self.climbs_at <= now {
+            self.step += 1;
+            self.climbs_at += self.climbs_every;
         }
-        let part = now.saturating_duration_since(self.started).as_secs_f64() / self.ramp_up.as_secs_f64();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and RAMP_STEPS")]
-        let step = (part * f64::from(RAMP_STEPS)).clamp(1.0, f64::from(RAMP_STEPS)) as u32;
-        step
+        self.step > before
+    }
+
+    /// The provider says that this is too fast: half of it from now on, and then slowly up again.
+    pub fn cut(&mut self, now: Instant) {
+        self.climbed(now);
+        self.step = (self.step / 2).max(1);
+        self.climbs_every = self.climbs_every.max(RECOVERS_EVERY);
+        self.climbs_at = now + self.climbs_every;
+        self.rebuild(now);
     }
 
     /// A new limiter starts empty: what the old one had let go still counts in this second.
     fn rebuild(&mut self, now: Instant) {
-        self.step = self.step_at(now);
+        self.climbed(now);
         if self.share.fraction() <= 0.0 {
             self.limiter = Limiter::Nothing;
             return;
@@ -190,7 +205,7 @@ impl Pace {
             self.limiter = Limiter::Unlimited;
             return;
         }
-        let climbed = Share { bulk: self.share.bulk * self.step, of: self.share.of * RAMP_STEPS, ..self.share };
+        let climbed = Share { bulk: self.share.bulk * self.step, of: self.share.of * STEPS, ..self.share };
         self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, now));
     }
 }
@@ -300,6 +315,81 @@ mod tests {
         all.sort();
         assert!(greatest_second(&all) <= 600, "{}", greatest_second(&all));
         assert!(all.len() as f64 >= 0.95 * 600.0 * 26.0, "{}", all.len());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        /// Sixteen partitions wander between three instances, each time a quarter of them; a while belongs to nobody.
+        #[test]
+        fn three_instances_that_come_and_go_stay_below_the_limit_and_use_it(
+            moves in prop::collection::vec((3_000_u64..15_000, 0_usize..4, 0_usize..3, 0_u64..2_000), 1..6),
+        ) {
+            const LIMIT: u32 = 600;
+            let (mut at, mut owners) = (0, [0_usize; 4]);
+            let mut plans: [Vec<(u64, u32)>; 3] = [vec![(0, 16)], vec![(0, 0)], vec![(0, 0)]];
+            let mut lost_seconds = 0.0;
+            for (after, quarter, to, handover) in moves {
+                at += after + 2_000;
+                let from = std::mem::replace(&mut owners[quarter], to);
+                if from != to {
+                    let owned = |who| 4 * u32::try_from(owners.iter().filter(|owner| **owner == who).count()).unwrap();
+                    plans[from].push((at, owned(from)));
+                    plans[to].push((at + handover, owned(to)));
+                    lost_seconds += 0.25 * (Duration::from_millis(handover) + GROWS_AFTER).as_secs_f64();
+                }
+            }
+            let length = Duration::from_millis(at + 10_000);
+            let sent = in_virtual_time(async {
+                let start = Instant::now();
+                let members = plans.map(|plan| async move {
+                    let (mut pace, mut sent) = (Pace::new(LIMIT, Duration::ZERO, start), Vec::new());
+                    for (at, bulk) in plan {
+                        sent.extend(send_all(&mut pace, 100, start + Duration::from_millis(at)).await);
+                        pace.share(Share { bulk, of: 16, urgent: true }, Instant::now());
+                    }
+                    sent.extend(send_all(&mut pace, 100, start + length).await);
+                    sent
+                });
+                futures::future::join_all(members).await.concat()
+            });
+            let mut sent = sent;
+            sent.sort();
+            prop_assert!(greatest_second(&sent) <= LIMIT as usize, "{}", greatest_second(&sent));
+            let allowed = f64::from(LIMIT) * (length.as_secs_f64() - GROWS_AFTER.as_secs_f64() - lost_seconds);
+            prop_assert!(sent.len() as f64 >= 0.95 * allowed, "{} of {allowed}", sent.len());
+        }
+    }
+
+    #[test]
+    fn a_cut_halves_the_rate_and_it_climbs_back_slowly() {
+        let sent = in_virtual_time(async {
+            let start = Instant::now();
+            let mut pace = Pace::new(1_000, Duration::ZERO, start);
+            pace.share(Share::WHOLE, start);
+            let mut sent = send_all(&mut pace, 100, start + Duration::from_secs(5)).await;
+            pace.cut(Instant::now());
+            sent.extend(send_all(&mut pace, 100, start + Duration::from_secs(80)).await);
+            sent
+        });
+        let in_second = |s: u64| sent.iter().filter(|at| at.duration_since(sent[0]).as_secs() == s).count();
+        assert!(in_second(2) > 900, "{}", in_second(2));
+        assert!((400..=500).contains(&in_second(7)), "{}", in_second(7));
+        assert!((600..800).contains(&in_second(30)), "{}", in_second(30));
+        assert!(in_second(75) > 900, "{}", in_second(75));
+    }
+
+    #[test]
+    fn whoever_is_cut_again_and_again_still_sends() {
+        let sent = in_virtual_time(async {
+            let start = Instant::now();
+            let mut pace = Pace::new(1_000, Duration::ZERO, start);
+            pace.share(Share::WHOLE, start);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            pace.batch_max(100, Instant::now());
+            (0..10).for_each(|_| pace.cut(Instant::now()));
+            send_all(&mut pace, 100, start + Duration::from_secs(3)).await
+        });
+        assert!((50..=100).contains(&sent.len()), "{}", sent.len());
     }
 
     #[test]

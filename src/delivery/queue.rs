@@ -53,6 +53,16 @@ struct Later {
     at: Instant,
     sequence: u64,
     batch: Batch,
+    why: Why,
+}
+
+/// Why messages wait before they go again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// By a reason of their own: their device is busy, their answer made no sense.
+    Own,
+    /// Their request failed as a whole: they may go as soon as the provider answers again.
+    Request,
 }
 
 // === impl Queue ===
@@ -71,12 +81,25 @@ impl Queue {
         }
     }
 
+    /// These go before anything fresh of their class, but after what goes again already.
+    pub(super) fn push_again_last(&mut self, batch: Batch) {
+        if !batch.messages.is_empty() {
+            self.again[batch.class as usize].push_back(batch);
+        }
+    }
+
     /// These wait until `at`.
-    pub(super) fn push_later(&mut self, at: Instant, batch: Batch) {
+    pub(super) fn push_later(&mut self, at: Instant, batch: Batch, why: Why) {
         if !batch.messages.is_empty() {
             self.sequence += 1;
-            self.later.push(Later { at, sequence: self.sequence, batch });
+            self.later.push(Later { at, sequence: self.sequence, batch, why });
         }
+    }
+
+    /// Whether any message of this class is here, whenever it may go.
+    pub(super) fn has(&self, class: Class) -> bool {
+        let own = |later: &Later| later.batch.class == class;
+        !self.fresh[class as usize].is_empty() || !self.again[class as usize].is_empty() || self.later.iter().any(own)
     }
 
     /// When the next of those who wait comes due.
@@ -93,9 +116,20 @@ impl Queue {
         }
     }
 
-    /// The next messages, at most `max`, of the most urgent class that has any; only urgent ones if `urgent_only`.
-    pub(super) fn take(&mut self, max: usize, urgent_only: bool) -> Option<Batch> {
-        let classes = if urgent_only { &Class::ALL[..1] } else { &Class::ALL[..] };
+    /// What waits because its request failed goes as soon as the route lets it.
+    pub(super) fn wake_failed(&mut self) {
+        let mut later = std::mem::take(&mut self.later).into_vec();
+        later.sort_unstable_by_key(|later| (later.at, later.sequence));
+        for one in later {
+            match one.why {
+                Why::Request => self.again[one.batch.class as usize].push_back(one.batch),
+                Why::Own => self.later.push(one),
+            }
+        }
+    }
+
+    /// The next messages, at most `max`, of the first of these classes that has any.
+    pub(super) fn take(&mut self, max: usize, classes: &[Class]) -> Option<Batch> {
         classes.iter().find_map(|&class| self.take_again(class, max).or_else(|| self.take_fresh(class, max)))
     }
 
@@ -171,7 +205,7 @@ mod tests {
     use super::*;
 
     fn take(queue: &mut Queue, max: usize) -> Vec<(u64, u32)> {
-        let batch = queue.take(max, false);
+        let batch = queue.take(max, &Class::ALL);
         batch.map(|batch| batch.messages.iter().map(|message| (message.page.0, message.index)).collect()).unwrap_or_default()
     }
 
@@ -201,7 +235,7 @@ mod tests {
     fn what_failed_before_goes_first_and_is_cut_to_size() {
         let mut queue = Queue::default();
         queue.push(Class::Slice, PageId(1), 4);
-        let batch = queue.take(3, false).unwrap();
+        let batch = queue.take(3, &Class::ALL).unwrap();
         queue.push_again(batch);
         assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
         assert_eq!(take(&mut queue, 2), [(1, 2)]);
@@ -214,9 +248,9 @@ mod tests {
         let now = Instant::now();
         queue.push(Class::Slice, PageId(1), 2);
         queue.push(Class::Slice, PageId(2), 2);
-        let mixed = queue.take(3, false).unwrap();
-        queue.push_later(now, mixed.clone());
-        queue.push_later(now + Duration::from_secs(1), Batch { messages: mixed.messages[..2].to_vec(), ..mixed });
+        let mixed = queue.take(3, &Class::ALL).unwrap();
+        queue.push_later(now, mixed.clone(), Why::Own);
+        queue.push_later(now + Duration::from_secs(1), Batch { messages: mixed.messages[..2].to_vec(), ..mixed }, Why::Request);
         queue.withdraw(PageId(1));
         queue.wake(now + Duration::from_secs(2));
         assert_eq!(take(&mut queue, 9), [(2, 0)]);
@@ -228,8 +262,22 @@ mod tests {
     fn seats_kept_for_urgent_take_nothing_else() {
         let mut queue = Queue::default();
         queue.push(Class::List, PageId(1), 1);
-        assert_eq!(queue.take(9, true), None);
+        assert_eq!(queue.take(9, &[Class::Urgent]), None);
         queue.push(Class::Urgent, PageId(2), 1);
-        assert!(queue.take(9, true).is_some());
+        assert!(queue.take(9, &[Class::Urgent]).is_some());
+    }
+    #[test]
+    fn what_waits_for_the_provider_goes_when_it_answers_and_what_waits_for_itself_does_not() {
+        let mut queue = Queue::default();
+        let soon = Instant::now() + Duration::from_secs(60);
+        queue.push(Class::Urgent, PageId(1), 2);
+        for why in [Why::Own, Why::Request] {
+            let one = queue.take(1, &Class::ALL).unwrap();
+            queue.push_later(soon, one, why);
+        }
+        assert!(queue.has(Class::Urgent) && !queue.has(Class::Slice));
+        queue.wake_failed();
+        assert_eq!(take(&mut queue, 9), [(1, 1)]);
+        assert_eq!((take(&mut queue, 9), queue.next_due()), (vec![], Some(soon)));
     }
 }

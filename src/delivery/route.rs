@@ -22,6 +22,7 @@ pub enum Gate {
 pub struct Route {
     gate: watch::Sender<Gate>,
     halts: mpsc::Sender<String>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 /// The keeper's side: whoever mirrors the store's row.
@@ -29,13 +30,15 @@ pub struct Route {
 pub struct Keeper {
     gate: watch::Sender<Gate>,
     halts: mpsc::Receiver<String>,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 /// A route that is closed until its keeper has seen the row.
 pub fn route() -> (Route, Keeper) {
     let gate = watch::Sender::new(Gate::Closed { state: "unknown" });
     let (halt, halts) = mpsc::channel(1);
-    (Route { gate: gate.clone(), halts: halt }, Keeper { gate, halts })
+    let (told, trouble) = watch::channel(None);
+    (Route { gate: gate.clone(), halts: halt, trouble: told }, Keeper { gate, halts, trouble })
 }
 
 // === impl Route ===
@@ -46,6 +49,15 @@ impl Route {
         self.gate.send_replace(Gate::Closed { state: "halted" });
         // A full channel holds an earlier refusal that says the same.
         let _noted_before = self.halts.try_send(why.to_owned());
+    }
+
+    /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` = nothing does.
+    pub fn tell(&self, trouble: Option<String>) {
+        self.trouble.send_if_modified(|told| {
+            let changed = *told != trouble;
+            *told = trouble;
+            changed
+        });
     }
 
     /// Follows the gate.
@@ -66,6 +78,11 @@ impl Keeper {
                 changed
             });
         }
+    }
+
+    /// Follows what holds the route in this instance, for whoever looks.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
     }
 
     /// The next refusal to be written to the row; `None` when the engine has ended.

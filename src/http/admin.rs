@@ -3,7 +3,9 @@
 //! It has no authentication and listens on this machine alone unless told otherwise. **Invariant:** an answer shows a
 //! token's hash, never the token.
 
+mod broadcast;
 mod control;
+mod dose;
 
 use std::{future::IntoFuture, io, sync::Arc};
 
@@ -21,7 +23,7 @@ use super::{Health, Report};
 use crate::{
     domain::{Registration, Token, TokenHash, Unavailable, UserId},
     metrics::Metrics,
-    store::{Registry, Routes, TokenRow},
+    store::{Broadcasts, Doses, Registry, Routes, TokenRow},
     stream::Stop,
 };
 
@@ -40,13 +42,13 @@ pub struct Admin<S> {
 ///
 /// # Errors
 /// The listener broke.
-pub async fn serve<S: Registry + Routes>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
+pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
     let stopped = async move { stop.wait().await };
     axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
 }
 
 /// Every route of this listener.
-fn routes<S: Registry + Routes>(admin: Admin<S>) -> Router {
+fn routes<S: Registry + Routes + Broadcasts + Doses>(admin: Admin<S>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/live", get(async || "alive\n"))
@@ -54,22 +56,28 @@ fn routes<S: Registry + Routes>(admin: Admin<S>) -> Router {
         .route("/inspect/token/{token}", get(inspect_token))
         .route("/inspect/user/{user}", get(inspect_user))
         .route("/inspect/route/{provider}", get(control::inspect_route))
+        .route("/inspect/broadcast/{id}", get(broadcast::inspect))
+        .route("/inspect/dose/{profile}/{regimen}/{time}", get(dose::inspect))
+        .route("/broadcast/{id}/cancel", post(broadcast::cancel))
         .route("/route/{provider}/{wish}", post(control::set_route))
         .with_state(admin)
 }
 
-async fn metrics<S: Registry + Routes>(State(admin): State<Admin<S>>) -> impl IntoResponse {
+async fn metrics<S: Registry + Routes + Broadcasts>(State(admin): State<Admin<S>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.exposition())
 }
 
-async fn ready<S: Registry + Routes>(State(admin): State<Admin<S>>) -> impl IntoResponse {
+async fn ready<S: Registry + Routes + Broadcasts>(State(admin): State<Admin<S>>) -> impl IntoResponse {
     let report = admin.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(told(&report)))
 }
 
 /// `{token}` is a token, or the hash that stands for it in logs.
-async fn inspect_token<S: Registry + Routes>(State(admin): State<Admin<S>>, Path(text): Path<String>) -> Result<Json<Value>, Refusal> {
+async fn inspect_token<S: Registry + Routes + Broadcasts>(
+    State(admin): State<Admin<S>>,
+    Path(text): Path<String>,
+) -> Result<Json<Value>, Refusal> {
     let row = match (TokenHash::parse(&text), Token::parse(&text)) {
         (Some(hash), _) => admin.store.inspect_hash(hash).await?,
         (None, Ok(token)) => admin.store.inspect(&token).await?,
@@ -78,7 +86,10 @@ async fn inspect_token<S: Registry + Routes>(State(admin): State<Admin<S>>, Path
     row.map(|row| Json(token_row(&row))).ok_or(Refusal::Unknown)
 }
 
-async fn inspect_user<S: Registry + Routes>(State(admin): State<Admin<S>>, Path(user): Path<String>) -> Result<Json<Value>, Refusal> {
+async fn inspect_user<S: Registry + Routes + Broadcasts>(
+    State(admin): State<Admin<S>>,
+    Path(user): Path<String>,
+) -> Result<Json<Value>, Refusal> {
     let registrations = admin.store.tokens_of(&UserId::new(user.clone())).await?;
     let tokens: Vec<_> = registrations.iter().map(registration).collect();
     Ok(Json(json!({ "user": user, "tokens": tokens })))
@@ -89,6 +100,7 @@ async fn inspect_user<S: Registry + Routes>(State(admin): State<Admin<S>>, Path(
 enum Refusal {
     NeitherTokenNorHash,
     Unknown,
+    NotFound(String),
     BadRequest(String),
     Conflict(String),
     Unavailable(Unavailable),
@@ -105,6 +117,7 @@ impl IntoResponse for Refusal {
         let (status, error) = match self {
             Self::NeitherTokenNorHash => (StatusCode::BAD_REQUEST, "neither a token nor a token's hash (12 hexadecimal digits)".to_owned()),
             Self::Unknown => (StatusCode::NOT_FOUND, "no such token was ever registered".to_owned()),
+            Self::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Self::BadRequest(why) => (StatusCode::BAD_REQUEST, why),
             Self::Conflict(why) => (StatusCode::CONFLICT, why),
             Self::Unavailable(unavailable) => (StatusCode::SERVICE_UNAVAILABLE, unavailable.to_string()),

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 
-use crate::{domain::Unavailable, stream::Stop};
+use crate::{
+    domain::{ProviderId, Unavailable},
+    stream::Stop,
+};
 
 /// How often the store and Kafka are asked, and how long they may take to answer.
 pub const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -32,6 +35,11 @@ pub struct Report {
     pub kafka: Option<String>,
     /// What else is worth knowing, by subject: `route.expo` → `halted: …`.
     pub details: BTreeMap<String, String>,
+}
+
+/// The subject of what holds an open route in this process: its provider is down, or asks us to wait.
+pub fn trouble_of(provider: ProviderId) -> String {
+    format!("sending.{provider}")
 }
 
 // === impl Health ===

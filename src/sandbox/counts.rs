@@ -17,7 +17,7 @@ use axum::http::Version;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Answer, ProviderStatistics, held};
+use super::{Answer, Manner, ProviderStatistics, held, reply::Reply};
 
 /// A hash that is the same in every run.
 pub(super) fn hash(value: impl Hash) -> u64 {
@@ -41,6 +41,7 @@ pub(super) struct Counts {
 struct Requests {
     count: u64,
     statuses: BTreeMap<u16, u64>,
+    outages: BTreeMap<Manner, u64>,
     versions: BTreeMap<&'static str, u64>,
     arrived: Window,
     first_at: Option<Timestamp>,
@@ -63,9 +64,13 @@ impl Counts {
         }
     }
 
-    /// A request was answered.
-    pub fn replied(&self, status: u16) {
-        *held(&self.requests).statuses.entry(status).or_default() += 1;
+    /// A request gets this answer.
+    pub fn replied(&self, reply: &Reply) {
+        let mut requests = held(&self.requests);
+        *requests.statuses.entry(reply.seen_status()).or_default() += 1;
+        if let Some(manner) = reply.outage {
+            *requests.outages.entry(manner).or_default() += 1;
+        }
     }
 
     /// So many messages were answered like this.
@@ -105,6 +110,7 @@ impl Counts {
             answers,
             requests: requests.count,
             statuses: requests.statuses.clone(),
+            outages: requests.outages.clone(),
             http_versions: requests.versions.iter().map(|(version, count)| ((*version).to_owned(), *count)).collect(),
             peak_per_second: requests.arrived.peak,
             first_at: requests.first_at,

@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
+    Extension,
     extract::{Request, State},
     http::StatusCode,
+    response::Response,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -15,8 +17,8 @@ use self::{
     wire::Batch,
 };
 use super::{
-    Answer, Faults, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, held,
-    reply::{Arrival, Reply, lag, read},
+    Answer, Faults, Manner, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, held,
+    reply::{Arrival, Reply, Reset, read},
 };
 
 mod ticket;
@@ -27,7 +29,7 @@ const RECEIPTS_MAX: usize = 1000;
 const PAYLOAD_MAX: usize = 4096;
 
 /// `POST /--/api/v2/push/send`
-pub(super) async fn send(State(shared): State<Arc<Shared>>, request: Request) -> Reply {
+pub(super) async fn send(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
     let (faults, arrival) = (shared.faults(), Arrival::new(parts));
@@ -35,13 +37,12 @@ pub(super) async fn send(State(shared): State<Arc<Shared>>, request: Request) ->
         Ok(body) => Sending { shared: &shared, faults: &faults.expo, arrival: &arrival }.answer(body),
         Err(status) => unreadable(*status),
     };
-    shared.expo.counts.replied(reply.status);
-    lag(faults.expo.latency).await;
-    reply
+    shared.expo.counts.replied(&reply);
+    reply.give(faults.expo.latency, &reset).await
 }
 
 /// `POST /--/api/v2/push/getReceipts`
-pub(super) async fn receipts(State(shared): State<Arc<Shared>>, request: Request) -> Reply {
+pub(super) async fn receipts(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
     let (faults, arrival) = (shared.faults(), Arrival::new(parts));
@@ -49,8 +50,7 @@ pub(super) async fn receipts(State(shared): State<Arc<Shared>>, request: Request
         Ok(body) => answer_receipts(&shared, &faults, &arrival, body),
         Err(status) => unreadable(*status),
     };
-    lag(faults.expo.latency).await;
-    reply
+    reply.give(faults.expo.latency, &reset).await
 }
 
 struct Sending<'a> {
@@ -76,12 +76,11 @@ impl Sending<'_> {
             return answered(Answer::CredentialsRefused, refused_credentials());
         }
         if let Some(outage) = self.shared.expo.down.meets(Instant::now()) {
-            if outage.take_anyway
-                && let Ok(batch) = &batch
-            {
-                let _unsaid = self.tickets(batch, &self.found(batch), body);
-            }
-            return answered(Answer::Down, down(&outage));
+            let taken = match &batch {
+                Ok(batch) if outage.take_anyway => Some(self.tickets(batch, &self.found(batch), body).body),
+                _ => None,
+            };
+            return answered(Answer::Down, down(&outage, taken));
         }
         let batch = match &batch {
             Ok(batch) => batch,
@@ -199,7 +198,7 @@ fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &Arrival, body: &[
         return refused_credentials();
     }
     if let Some(outage) = shared.receipts_down.meets(Instant::now()) {
-        return down(&outage);
+        return down(&outage, None);
     }
     let ids = match serde_json::from_slice::<wire::Ids>(body) {
         Ok(wire::Ids { ids }) => ids,
@@ -236,14 +235,31 @@ fn too_many(faults: &ProviderFaults) -> Reply {
     error(429, "TOO_MANY_REQUESTS", &why, None).retry_after(faults.retry_after)
 }
 
-fn down(outage: &Outage) -> Reply {
-    let reply = match outage.status {
+/// `taken` is what a success would say, if the messages were taken all the same.
+fn down(outage: &Outage, taken: Option<Vec<u8>>) -> Reply {
+    let reply = match (outage.manner, taken) {
+        (Manner::Html, _) => Reply::html(outage.status),
+        (Manner::Short, taken) => Reply::json(200, without_the_last(&taken.unwrap_or_default())),
+        (Manner::Drip, Some(taken)) => Reply::json(200, taken),
+        _ => error_of(outage.status),
+    };
+    reply.retry_after(outage.retry_after).of_outage(outage.manner)
+}
+
+/// The tickets of an answer but for the last one.
+fn without_the_last(answer: &[u8]) -> String {
+    let answer: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
+    let tickets = answer["data"].as_array().and_then(|tickets| tickets.split_last()).map(|(_last, others)| others);
+    json!({ "data": tickets.unwrap_or_default() }).to_string()
+}
+
+fn error_of(status: u16) -> Reply {
+    match status {
         429 => error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None),
         status @ (401 | 403) => error(status, "UNAUTHORIZED", "Insufficient permissions to send push notifications.", None),
         500 => error(500, "INTERNAL_SERVER_ERROR", "An unknown error occurred.", None),
         status => Reply::html(status),
-    };
-    reply.retry_after(outage.retry_after)
+    }
 }
 
 fn unreadable(status: StatusCode) -> Reply {

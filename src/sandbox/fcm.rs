@@ -2,20 +2,29 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::extract::{Path, Request, State};
+use axum::{
+    Extension,
+    extract::{Path, Request, State},
+    response::Response,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::wire::{Envelope, Fault, Target};
 use super::{
-    Answer, Faults, Outage, Provider, Shared, TakenMessage, TokenFault,
-    reply::{Arrival, Reply, lag, read},
+    Answer, Faults, Manner, Outage, Provider, Shared, TakenMessage, TokenFault,
+    reply::{Arrival, Reply, Reset, read},
 };
 
 mod wire;
 
 /// `POST /v1/projects/{project}/messages:send`
-pub(super) async fn send(State(shared): State<Arc<Shared>>, Path(project): Path<String>, request: Request) -> Reply {
+pub(super) async fn send(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    Path(project): Path<String>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
     let (faults, arrival) = (shared.faults(), Arrival::new(parts));
@@ -23,9 +32,8 @@ pub(super) async fn send(State(shared): State<Arc<Shared>>, Path(project): Path<
         Ok(body) => Sending { shared: &shared, faults: &faults, arrival: &arrival }.answer(&project, body),
         Err(status) => error(status.as_u16(), "INVALID_ARGUMENT", "The request body could not be read.", &[]),
     };
-    shared.fcm.counts.replied(reply.status);
-    lag(faults.fcm.latency).await;
-    reply
+    shared.fcm.counts.replied(&reply);
+    reply.give(faults.fcm.latency, &reset).await
 }
 
 struct Sending<'a> {
@@ -50,12 +58,11 @@ impl Sending<'_> {
             return answered(Answer::CredentialsRefused, unauthenticated());
         }
         if let Some(outage) = self.shared.fcm.down.meets(Instant::now()) {
-            if outage.take_anyway
-                && let Ok(envelope) = &message
-            {
-                let _unsaid = self.take(project, envelope, body);
-            }
-            return answered(Answer::Down, self.down(&outage));
+            let taken = match &message {
+                Ok(envelope) if outage.take_anyway => Some(self.take(project, envelope, body)),
+                _ => None,
+            };
+            return answered(Answer::Down, self.down(&outage, taken));
         }
         if project != self.shared.options.project_id {
             // No FcmError: it says nothing about the token.
@@ -140,8 +147,20 @@ impl Sending<'_> {
         self.faults.fcm.credentials_refused || (self.shared.options.require_bearer && !known())
     }
 
-    fn down(&self, outage: &Outage) -> Reply {
-        let reply = match outage.status {
+    /// `taken` is what a success would say, if the message was taken all the same.
+    fn down(&self, outage: &Outage, taken: Option<String>) -> Reply {
+        let reply = match (outage.manner, taken) {
+            (Manner::Html, _) => Reply::html(outage.status),
+            (Manner::Short, _) => Reply::json(200, "{}"),
+            (Manner::Drip, Some(taken)) => Reply::json(200, taken),
+            _ => self.error_of(outage.status),
+        };
+        let after = outage.retry_after.or(reply.retry_after);
+        reply.retry_after(after).of_outage(outage.manner)
+    }
+
+    fn error_of(&self, status: u16) -> Reply {
+        match status {
             401 => unauthenticated(),
             403 => error(403, "PERMISSION_DENIED", "Permission 'cloudmessaging.messages.create' denied on resource.", &[]),
             429 => self.project_quota(),
@@ -149,9 +168,7 @@ impl Sending<'_> {
             503 => error(503, "UNAVAILABLE", "The service is currently unavailable.", &[fcm_error("UNAVAILABLE")]),
             504 => error(504, "DEADLINE_EXCEEDED", "Deadline exceeded.", &[]),
             status => Reply::html(status),
-        };
-        let after = outage.retry_after.or(reply.retry_after);
-        reply.retry_after(after)
+        }
     }
 
     /// What a project gets that sends too much: without an FcmError, as seen in the wild.

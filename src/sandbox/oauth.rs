@@ -16,9 +16,11 @@ use aws_lc_rs::{
     signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey},
 };
 use axum::{
+    Extension,
     body::Bytes,
     extract::{Query, State},
     http::Uri,
+    response::Response,
 };
 use base64::{
     Engine as _, alphabet,
@@ -32,10 +34,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Outage, Shared,
+    Manner, Outage, Shared,
     fcm::google_error,
     held,
-    reply::{Reply, lag},
+    reply::{Reply, Reset},
 };
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
@@ -59,7 +61,7 @@ struct Account {
 }
 
 /// `POST /token`
-pub(super) async fn token(State(shared): State<Arc<Shared>>, body: Bytes) -> Reply {
+pub(super) async fn token(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, body: Bytes) -> Response {
     let faults = shared.faults();
     let reply = match shared.oauth_down.meets(Instant::now()) {
         Some(outage) => down(&outage),
@@ -69,8 +71,7 @@ pub(super) async fn token(State(shared): State<Arc<Shared>>, body: Bytes) -> Rep
             Err(why) => refused(why),
         },
     };
-    lag(faults.oauth.latency).await;
-    reply
+    reply.give(faults.oauth.latency, &reset).await
 }
 
 impl Oauth {
@@ -190,7 +191,15 @@ fn refused(why: &str) -> Reply {
 }
 
 fn down(outage: &Outage) -> Reply {
-    let status = if outage.status == 503 { "UNAVAILABLE" } else { "INTERNAL" };
-    let body = google_error(outage.status, status, "The service is currently unavailable.", &[]);
-    Reply::json(outage.status, body.to_string()).retry_after(outage.retry_after)
+    let reply = match outage.manner {
+        Manner::Html => Reply::html(outage.status),
+        Manner::Short => Reply::json(200, json!({ "expires_in": 3599, "token_type": "Bearer" }).to_string()),
+        Manner::Error | Manner::Hang | Manner::Reset | Manner::Drip => error_of(outage.status),
+    };
+    reply.retry_after(outage.retry_after).of_outage(outage.manner)
+}
+
+fn error_of(code: u16) -> Reply {
+    let status = if code == 503 { "UNAVAILABLE" } else { "INTERNAL" };
+    Reply::json(code, google_error(code, status, "The service is currently unavailable.", &[]).to_string())
 }

@@ -1,6 +1,6 @@
 //! A request as it is read, an answer as it is written.
 
-use std::{collections::BTreeMap, io::Read as _, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, future, io::Read as _, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
@@ -8,9 +8,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use flate2::read::GzDecoder;
+use futures::stream;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
-use super::counts::version_label;
+use super::{Manner, counts::version_label};
+
+/// How long a dripping answer waits before each byte.
+const DRIP: Duration = Duration::from_secs(1);
+
+/// Resets the connection that a request came on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reset(pub CancellationToken);
 
 /// The most bytes that a body may have, before and after decompression.
 const BODY_MAX: usize = 8 << 20;
@@ -65,11 +74,13 @@ pub(super) struct Reply {
     pub body: Vec<u8>,
     pub html: bool,
     pub retry_after: Option<Duration>,
+    /// The outage that it is of.
+    pub outage: Option<Manner>,
 }
 
 impl Reply {
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, body: body.into(), html: false, retry_after: None }
+        Self { status, body: body.into(), html: false, retry_after: None, outage: None }
     }
 
     /// What a proxy in front of a provider says.
@@ -86,6 +97,42 @@ impl Reply {
         self.retry_after = after;
         self
     }
+
+    /// The answer of an outage.
+    pub fn of_outage(mut self, manner: Manner) -> Self {
+        self.outage = Some(manner);
+        self
+    }
+
+    /// The status that whoever asked gets to see; 0 = none.
+    pub fn seen_status(&self) -> u16 {
+        if matches!(self.outage, Some(Manner::Hang | Manner::Reset)) { 0 } else { self.status }
+    }
+
+    /// Gives the answer, after the scripted latency and in the outage's manner.
+    pub async fn give(self, latency: Duration, reset: &Reset) -> Response {
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        match self.outage {
+            Some(Manner::Hang) => future::pending().await,
+            Some(Manner::Reset) => {
+                reset.0.cancel();
+                future::pending().await
+            }
+            Some(Manner::Drip) => self.dripping(),
+            Some(Manner::Error | Manner::Html | Manner::Short) | None => self.into_response(),
+        }
+    }
+
+    fn dripping(mut self) -> Response {
+        let bytes = std::mem::take(&mut self.body).into_iter();
+        let drops = stream::unfold(bytes, async |mut bytes| {
+            tokio::time::sleep(DRIP).await;
+            bytes.next().map(|byte| (Ok::<_, Infallible>(Bytes::from(vec![byte])), bytes))
+        });
+        self.into_response().map(|_empty| Body::from_stream(drops))
+    }
 }
 
 impl IntoResponse for Reply {
@@ -101,12 +148,5 @@ impl IntoResponse for Reply {
                 .insert(header::RETRY_AFTER, after.as_millis().div_ceil(1000).to_string().parse().unwrap_or(HeaderValue::from_static("1")));
         }
         response
-    }
-}
-
-/// Lets the scripted latency pass.
-pub(super) async fn lag(latency: Duration) {
-    if !latency.is_zero() {
-        tokio::time::sleep(latency).await;
     }
 }

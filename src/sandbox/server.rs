@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -22,6 +22,8 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+
+use super::reply::Reset;
 
 /// What FCM allows on a connection.
 const STREAMS_MAX: u32 = 100;
@@ -48,32 +50,47 @@ async fn converse(stream: TcpStream, router: Router) {
     if stream.set_nodelay(true).is_err() {
         return; // gone already
     }
+    let reset = Reset::default();
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http2().max_concurrent_streams(STREAMS_MAX);
+    let service = TowerToHyperService::new(router.layer(Extension(reset.clone())));
+    let stream = Gathered { stream, reset: reset.clone() };
     // A connection that breaks is the client's affair; it knows.
-    let _broken = server.serve_connection(TokioIo::new(Gathered(stream)), TowerToHyperService::new(router)).await;
+    let _broken = reset.0.run_until_cancelled(server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
 /// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is made, one system
 /// call an answer; to this one it writes what it has once a turn, which makes small answers several times cheaper.
-struct Gathered(TcpStream);
+struct Gathered {
+    stream: TcpStream,
+    reset: Reset,
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        if self.reset.0.is_cancelled() {
+            // What is closed without lingering is reset. If that fails the client sees an early end, which is as bad.
+            let _closed = self.stream.set_zero_linger();
+        }
+    }
+}
 
 impl AsyncRead for Gathered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Gathered {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

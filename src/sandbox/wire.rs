@@ -73,7 +73,10 @@ impl Default for ProviderFaults {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Outage {
-    /// HTTP status of the answers.
+    /// How it shows.
+    #[serde(skip_serializing_if = "Manner::is_error")]
+    pub manner: Manner,
+    /// HTTP status of the answers, where there are any.
     pub status: u16,
     /// How many requests it hits.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +93,32 @@ pub struct Outage {
 
 impl Default for Outage {
     fn default() -> Self {
-        Self { status: 503, requests: None, lasting: None, take_anyway: false, retry_after: None }
+        Self { manner: Manner::Error, status: 503, requests: None, lasting: None, take_anyway: false, retry_after: None }
+    }
+}
+
+/// How an outage shows to whoever asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Manner {
+    /// The provider's own error.
+    #[default]
+    Error,
+    /// A proxy's page in HTML.
+    Html,
+    /// The request is read, and no answer ever comes.
+    Hang,
+    /// The request is read, and then its connection is reset, with every other request that it carries.
+    Reset,
+    /// The answer comes a byte a second: a success if the messages are taken, else the error.
+    Drip,
+    /// A success that says too little: Expo leaves out the last ticket, FCM the message's name, OAuth the access token.
+    Short,
+}
+
+impl Manner {
+    fn is_error(&self) -> bool {
+        *self == Self::Error
     }
 }
 
@@ -209,8 +237,10 @@ pub struct ProviderStatistics {
     pub answers: BTreeMap<Answer, u64>,
     /// Requests that wanted to send.
     pub requests: u64,
-    /// What those requests were answered, by HTTP status.
+    /// What those requests were answered, by HTTP status; 0 = nothing.
     pub statuses: BTreeMap<u16, u64>,
+    /// Those that met an outage, by its manner.
+    pub outages: BTreeMap<Manner, u64>,
     /// Those requests, by the version of HTTP.
     pub http_versions: BTreeMap<String, u64>,
     /// The most messages that arrived in any second, whatever they were answered. Exact to a ten-thousandth of a second.

@@ -5,6 +5,7 @@
 //! which a death at any line costs at most a repeat.
 
 mod dose;
+mod held;
 mod ledger;
 mod part;
 mod switch;
@@ -12,10 +13,12 @@ mod switch;
 use std::{
     error::Error,
     future::Future,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
@@ -25,7 +28,7 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
-    stages::brake::Brake,
+    stages::brake::{Brake, Thresholds},
     store::Store,
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
@@ -53,6 +56,8 @@ pub struct Limits {
     pub page_stale_after: Duration,
     /// How long a request to the provider may take.
     pub request_timeout: Duration,
+    /// What is a flood of dead tokens.
+    pub brake: Thresholds,
     /// After a stop: how long requests may still start for what is begun.
     pub finish_within: Duration,
 }
@@ -60,7 +65,7 @@ pub struct Limits {
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
     pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::default() }
+        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::new(Brake::new(limits.brake)) }
     }
 
     fn id(&self) -> ProviderId {
@@ -85,7 +90,13 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
         let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
             Work::Dose(dose) => self.dose(record, &job, dose, &stop).await,
-            Work::List(_) | Work::Slice(_) => self.part(record, &job, &stop).await,
+            Work::List(_) | Work::Slice(_) => match AssertUnwindSafe(self.part(record, &job, &stop)).catch_unwind().await {
+                Ok(ended) => ended,
+                Err(panic) => {
+                    self.give_up(&job).await;
+                    resume_unwind(panic) // The runtime buries the record.
+                }
+            },
         }
     }
 }

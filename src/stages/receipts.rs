@@ -6,8 +6,8 @@
 //!
 //! A flood of dead tokens brakes the route before any of them is published: it looks the same when *we* are the mistake
 //! (foreign credentials, another project). While the route is braked the verdicts are held here, unsettled in Kafka,
-//! until somebody has looked and released it. Only messages sent after the release count from then on, so that the held
-//! ones don't brake it again; for the same reason late receipts don't halt a route whose credentials have been mended.
+//! until somebody has looked and released it. Only messages sent after the release count from then on (`brake`); in the same
+//! way late receipts don't halt a route whose credentials have been mended.
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +31,10 @@ use crate::{
     stream::{Fate, Handler, LaneKey, Message, Publish, Record, Stop},
 };
 
-use super::{brake::Brake, dead_letter};
+use super::{
+    brake::{Brake, Thresholds},
+    dead_letter,
+};
 
 /// How long Expo keeps receipts.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -57,8 +60,8 @@ pub struct Receipts<R, S, P> {
 
 impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
-    pub fn new(expo: R, routes: S, publish: P, delay: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { expo, routes, publish, delay, metrics, brake: Mutex::default(), told_at: Mutex::default() }
+    pub fn new(expo: R, routes: S, publish: P, delay: Duration, thresholds: Thresholds, metrics: Arc<Metrics>) -> Self {
+        Self { expo, routes, publish, delay, metrics, brake: Mutex::new(Brake::new(thresholds)), told_at: Mutex::default() }
     }
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
@@ -118,18 +121,21 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
 
     /// The route as it has to become, if these receipts close it.
     fn closed_by(&self, follows: &Follows, written_at: Timestamp, route: &Route, now: Timestamp) -> Option<Route> {
-        if route.state != RouteState::Running || written_at <= route.since {
+        if !route.state.sends() {
             return None;
         }
         let closed = |state, detail| Some(Route { state, since: now, set_by: "receipts".to_owned(), detail });
-        if let Some(why) = &follows.credentials_refused {
+        if let Some(why) = follows.credentials_refused.as_ref().filter(|_| route.since < written_at) {
             return closed(RouteState::Halted, format!("Expo's receipts say that our credentials are refused: {why}"));
         }
         let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
+        if route.lets_pass(written_at) {
+            return None;
+        }
         brake.forget_before(route.since);
         brake.add(now, follows.answers(), follows.dead.len() as u64);
         let flood = brake.flood(now)?;
-        closed(RouteState::Braked, format!("{} of {} receipts in 5 minutes call the token dead", flood.dead, flood.answers))
+        closed(RouteState::Braked, brake.tell(flood, "receipts"))
     }
 }
 

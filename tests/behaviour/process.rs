@@ -101,6 +101,12 @@ impl Town {
         self.asks("statistics").await
     }
 
+    /// The sandbox forgets what it has seen.
+    pub async fn forgets(&self) {
+        let answer = self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap();
+        assert!(answer.status().is_success());
+    }
+
     pub async fn messages_to(&self, phone: &Phone) -> Vec<TakenMessage> {
         let messages: Vec<TakenMessage> = self.asks("messages").await;
         messages.into_iter().filter(|message| message.token == phone.0).collect()

@@ -185,3 +185,15 @@ pub async fn a_total_says_the_same_each_time(store: &impl Store) {
     assert_eq!(first.at, at(9));
     assert_eq!(store.total(&broadcast(), at(20)).await.unwrap(), first, "readers take a repeat for the same record");
 }
+
+pub async fn how_far_a_part_is_can_be_asked_without_owning_it(store: &impl Store) {
+    assert_eq!(store.progress(&part(0)).await.unwrap(), None);
+    let begun = store.take_over(&part(0)).await.unwrap();
+    assert_eq!(store.progress(&part(0)).await.unwrap(), Some(begun));
+    let half = Progress { cursor: Some(Cursor(-7)), counts: sent(5), ..begun };
+    assert_eq!(store.checkpoint(&part(0), &half).await.unwrap(), Checkpoint::Kept);
+    assert_eq!(store.progress(&part(0)).await.unwrap(), Some(half));
+    assert_eq!(store.progress(&PartId { provider: ProviderId::Fcm, ..part(0) }).await.unwrap(), None);
+    // Who asks takes nothing over.
+    assert_eq!(store.checkpoint(&part(0), &Progress { done: true, ..half }).await.unwrap(), Checkpoint::Kept);
+}

@@ -7,7 +7,7 @@ use jiff::{
 };
 use pushcast::{
     domain::{Counts, DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule, Timestamp},
-    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, Store},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, Store},
 };
 
 use super::{at, user, v};
@@ -256,4 +256,17 @@ pub async fn one_of_many_claimers_wins(store: &impl Store) {
         let held = claims.iter().filter(|claim| **claim == Claim::Held(at(now + 50))).count();
         assert_eq!((won, held), (1, 31), "round {round}");
     }
+}
+
+pub async fn who_claimed_a_dose_can_be_asked_without_claiming_it(store: &impl Store) {
+    let key = DoseKey { profile: ProfileId::new("pr1"), regimen: id("r1"), schedule_time: at(100), provider: ProviderId::Fcm };
+    assert_eq!(store.claimed(&key).await.unwrap(), None);
+    let Claim::Mine(lease) = store.claim(&key, "me", at(100), at(160)).await.unwrap() else { panic!("it is free") };
+    let claimed = Claimed { lease: lease.clone(), mark: None };
+    assert_eq!(store.claimed(&key).await.unwrap(), Some(claimed.clone()));
+    assert_eq!(store.claimed(&DoseKey { provider: ProviderId::Expo, ..key.clone() }).await.unwrap(), None);
+    // Who asks takes nothing over, not even when the lease has ended.
+    let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 2, ..Counts::default() }, at: at(101) };
+    assert_eq!(store.mark(&key, &lease, &mark).await.unwrap(), Marked::Kept);
+    assert_eq!(store.claimed(&key).await.unwrap(), Some(Claimed { mark: Some(mark), ..claimed }));
 }

@@ -66,6 +66,7 @@ macro_rules! contract {
             an_empty_slice_has_one_empty_page,
         ]);
         $crate::suite::facts!($open, broadcasts: [
+            how_far_a_part_is_can_be_asked_without_owning_it,
             the_first_plan_stands,
             an_unknown_broadcast_has_no_plan_and_no_state,
             a_broadcast_may_be_stopped_before_it_is_planned,
@@ -82,6 +83,7 @@ macro_rules! contract {
         ]);
         $crate::suite::facts!($open, doses: [
             a_regimen_is_read_as_it_was_written,
+            who_claimed_a_dose_can_be_asked_without_claiming_it,
             an_older_definition_changes_nothing,
             a_removed_regimen_is_gone_for_older_definitions_too,
             the_sweep_meets_every_regimen_once,

@@ -1,3 +1,5 @@
+mod outages;
+
 use std::{
     collections::HashMap,
     future::pending,
@@ -11,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    delivery::{PayloadRefused, page::Class, route::route},
+    delivery::{PayloadRefused, Verdict, page::Class, route::route},
     domain::{Notification, Registration, Timestamp, Token, Version},
 };
 
@@ -54,6 +56,7 @@ struct World {
     provider: Arc<Scripted>,
     desk: Desk<&'static str>,
     keeper: crate::delivery::Keeper,
+    metrics: Arc<Metrics>,
     tasks: JoinSet<()>,
     _share: watch::Sender<Share>,
 }
@@ -68,11 +71,12 @@ impl World {
         let (route, keeper) = route();
         keeper.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
+        let metrics = Arc::new(Metrics::new());
         let pace = Pace::new(limit, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::new(Metrics::new()));
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
-        Self { provider, desk, keeper, tasks, _share: share }
+        Self { provider, desk, keeper, metrics, tasks, _share: share }
     }
 
     fn requests(&self) -> Vec<Vec<String>> {
@@ -216,6 +220,30 @@ async fn a_message_that_spoils_its_request_is_found_and_the_others_are_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notification_that_is_refused_whoever_it_is_for_is_found_out_by_a_few_messages() {
+    let w = World::new(0, |_, _| Reply::Refused { why: "HTTP 400".into() });
+    let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
+    let whoever = |fate: &Option<Final>| matches!(fate, Some(Final::Refused { whoever: true, .. }));
+    assert!(returned.finals.iter().any(whoever) && !returned.is_complete());
+    assert!(w.requests().len() < 250, "{} requests", w.requests().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_messages_at_fault_are_no_fault_of_the_notification_if_others_are_taken() {
+    let w = World::new(0, |number, tokens| {
+        if tokens.iter().any(|token| token.ends_with("3]")) {
+            Reply::Refused { why: "HTTP 400".into() }
+        } else {
+            accept_all(number, tokens)
+        }
+    });
+    let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
+    let refused = outcomes(&returned).iter().filter(|outcome| **outcome == "refused").count();
+    assert!(returned.is_complete());
+    assert_eq!(refused, 50);
+}
+
+#[tokio::test(start_paused = true)]
 async fn tokens_of_two_projects_go_in_requests_of_their_own() {
     let w = World::new(0, |number, tokens| {
         let foreign: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].contains("7]")).collect();
@@ -225,6 +253,35 @@ async fn tokens_of_two_projects_go_in_requests_of_their_own() {
     let returned = w.desk.send(page(Class::Slice, "a", 100), pending()).await.unwrap();
     assert!(returned.finals.iter().all(|fate| matches!(fate, Some(Final::Sent { .. }))));
     assert_eq!(w.requests().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_refusal_told_of_projects_is_not_asked_again_after_an_outage() {
+    let w = World::new(0, |number, tokens| match number {
+        0 => Reply::Split(vec![vec![0, 2], vec![1, 3]]),
+        1..=3 => Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() },
+        _ => accept_all(number, tokens),
+    });
+    assert!(w.desk.send(page(Class::Slice, "t", 4), pending()).await.unwrap().is_complete());
+    let projects = w.requests().into_iter().skip(1).map(|tokens| tokens.len());
+    assert!(projects.eq([2, 2, 2, 2, 2]), "{:?}", w.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_answer_is_asked_again_for_as_long_as_the_message_lives() {
+    let known = Instant::now() + Duration::from_secs(100);
+    let w = World::new(0, move |number, tokens| match tokens {
+        [token] if token.contains("odd") => Reply::Unrecognised { status: 418, why: "?".into() },
+        [token] if token.contains("new") && Instant::now() < known => Reply::Each(vec![Verdict::Unrecognised { why: "?".into() }]),
+        _ => accept_all(number, tokens),
+    });
+    let mut odd = page(Class::List, "odd", 1);
+    odd.expires = Instant::now() + Duration::from_secs(600);
+    let odd = w.desk.send(odd, pending()).await.unwrap();
+    assert_eq!(outcomes(&odd), ["expired"], "never dead");
+    assert!((3..20).contains(&w.requests().len()), "{} requests in ten minutes", w.requests().len());
+    let new = w.desk.send(page(Class::List, "new", 1), pending()).await.unwrap();
+    assert_eq!(outcomes(&new), ["sent"]);
 }
 
 #[tokio::test(start_paused = true)]

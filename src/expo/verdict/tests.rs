@@ -127,6 +127,46 @@ fn refused_credentials_are_said_to_be_ours() {
 }
 
 #[test]
+fn every_error_of_a_request_has_its_reply() {
+    let answer = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"words of Expo's","isTransient":false}}]}}"#);
+    type Means = fn(&Reply) -> bool;
+    let refused: Means = |reply| matches!(reply, Reply::Refused { .. });
+    let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, .. });
+    let ours: Means = |reply| matches!(reply, Reply::CredentialsRefused { .. });
+    let throttled: Means = |reply| matches!(reply, Reply::Throttled { .. });
+    for (status, code, means) in [
+        (429, "TOO_MANY_REQUESTS", throttled),
+        (400, "PUSH_TOO_MANY_NOTIFICATIONS", refused),
+        (400, "VALIDATION_ERROR", refused),
+        (400, "API_ERROR", refused),
+        (401, "UNAUTHORIZED", ours),
+        (403, "UNAUTHORIZED", ours),
+        (500, "INTERNAL_SERVER_ERROR", down),
+        (503, "SERVICE_UNAVAILABLE", down),
+    ] {
+        let reply = to(&["AAA", "BBB"], status, &answer(code));
+        assert!(means(&reply), "{status} {code}: {reply:?}");
+    }
+    // Two halves find the stranger where Expo does not say who is whose.
+    assert!(matches!(to(&["AAA", "BBB"], 400, &answer("PUSH_TOO_MANY_EXPERIENCE_IDS")), Reply::Split(halves) if halves.len() == 2));
+}
+
+#[test]
+fn every_error_of_a_receipt_has_its_meaning() {
+    let on = |error: &str| {
+        let body = format!(r#"{{"data":{{"a":{{"status":"error","message":"words","details":{{"error":"{error}"}}}}}}}}"#);
+        receipts(&Answer { status: 200, retry_after: None, body }, &[]).unwrap().remove(0).1
+    };
+    assert!(matches!(on("DeviceNotRegistered"), Receipt::Dead { .. }));
+    for ours in ["InvalidCredentials", "MismatchSenderId", "InvalidProviderToken"] {
+        assert!(matches!(on(ours), Receipt::CredentialsRefused { .. }), "{ours}");
+    }
+    for failed in ["MessageTooBig", "MessageRateExceeded", "DeveloperError", "ExpoError", "ProviderError", "Novelty"] {
+        assert!(matches!(on(failed), Receipt::Failed { why } if why.contains(failed)), "{failed}");
+    }
+}
+
+#[test]
 fn any_other_bad_request_is_refused() {
     let body = r#"{"errors":[{"code":"VALIDATION_ERROR","message":"\"[0].to\" must be a string."}]}"#;
     assert_eq!(to(&["AAA"], 400, body), Reply::Refused { why: r#"HTTP 400 VALIDATION_ERROR: "[0].to" must be a string."#.into() });

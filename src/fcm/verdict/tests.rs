@@ -140,6 +140,29 @@ fn our_own_credentials_halt_the_route() {
 }
 
 #[test]
+fn every_code_of_fcm_has_its_reply() {
+    type Means = fn(&Reply) -> bool;
+    let gone: Means = |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Dead { .. }]));
+    let apns: Means = |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]));
+    let throttled: Means = |reply| matches!(reply, Reply::Throttled { retry_after: WAIT });
+    let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. });
+    let refused: Means = |reply| matches!(reply, Reply::Refused { .. });
+    for (http, status, code, means) in [
+        (404, "NOT_FOUND", "UNREGISTERED", gone),
+        (403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH", gone),
+        (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", refused),
+        (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", throttled),
+        (503, "UNAVAILABLE", "UNAVAILABLE", down),
+        (500, "INTERNAL", "INTERNAL", down),
+        (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR", apns),
+        (401, "UNAUTHENTICATED", "APNS_AUTH_ERROR", apns),
+    ] {
+        let reply = to(http, &error(http, status, "Words of Google's.", &fcm(code)));
+        assert!(means(&reply), "{http} {code}: {reply:?}");
+    }
+}
+
+#[test]
 fn anything_else_is_unrecognised() {
     for (status, body) in [(404, error(404, "NOT_FOUND", "?", &fcm("NOVELTY"))), (302, String::new()), (409, "{}".into())] {
         assert!(matches!(to(status, &body), Reply::Unrecognised { status: told, .. } if told == status), "{status}");

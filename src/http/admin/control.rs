@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Refusal};
+use super::{super::trouble_of, Admin, Refusal};
 use crate::{
     domain::{ProviderId, Timestamp},
     store::{Registry, Route, RouteState, Routes},
@@ -39,7 +39,9 @@ pub(super) async fn inspect_route<S: Registry + Routes>(
     Path(provider): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
     let provider = provider_of(&provider)?;
-    Ok(Json(told(provider, &admin.store.route(provider).await?)))
+    let mut told = told(provider, &admin.store.route(provider).await?);
+    told["here"] = json!(admin.health.report().details.get(&trouble_of(provider)));
+    Ok(Json(told))
 }
 
 pub(super) async fn set_route<S: Registry + Routes>(
@@ -60,15 +62,15 @@ pub(super) async fn set_route<S: Registry + Routes>(
 /// What becomes of a route in `state`. The brake needs a word of its own, so that nobody releases it out of habit.
 fn next(provider: ProviderId, state: RouteState, wish: Wish) -> Result<RouteState, String> {
     match (state, wish) {
-        (RouteState::Running | RouteState::Paused, Wish::Pause) => Ok(RouteState::Paused),
+        (RouteState::Running | RouteState::Released | RouteState::Paused, Wish::Pause) => Ok(RouteState::Paused),
         (RouteState::Halted | RouteState::Braked, Wish::Pause) => {
             Err(format!("the route of {provider} is {}: it sends nothing already", state.label()))
         }
         (RouteState::Braked, Wish::Resume) => {
             Err(format!("the route of {provider} is braked: look at its dead tokens first, then `pushcast release {provider} brake`"))
         }
+        (RouteState::Released, Wish::Resume) | (RouteState::Braked, Wish::Release) => Ok(RouteState::Released),
         (_, Wish::Resume) => Ok(RouteState::Running),
-        (RouteState::Braked, Wish::Release) => Ok(RouteState::Running),
         (_, Wish::Release) => Err(format!("the route of {provider} is {}, not braked", state.label())),
     }
 }
@@ -103,7 +105,8 @@ mod tests {
         assert_eq!(next(RouteState::Paused, Wish::Resume), Ok(RouteState::Running));
         assert_eq!(next(RouteState::Halted, Wish::Resume), Ok(RouteState::Running));
         assert!(next(RouteState::Braked, Wish::Resume).unwrap_err().contains("pushcast release expo brake"));
-        assert_eq!(next(RouteState::Braked, Wish::Release), Ok(RouteState::Running));
+        assert_eq!(next(RouteState::Braked, Wish::Release), Ok(RouteState::Released));
+        assert_eq!(next(RouteState::Released, Wish::Resume), Ok(RouteState::Released), "a release is not taken back by the way");
         assert!(next(RouteState::Running, Wish::Release).is_err());
         assert!(next(RouteState::Halted, Wish::Pause).is_err(), "a pause would hide why the route stands still");
     }

@@ -4,8 +4,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    domain::{Judged, Platform, ProviderId, Timestamp, TokenChange, Version},
-    store::{Census, Route, RouteState},
+    domain::{
+        BroadcastId, BroadcastState, DoseKey, DueRow, Judged, PartId, Plan, Platform, Progress, ProviderId, Regimen, RegimenId, Timestamp,
+        TokenChange, Version,
+    },
+    store::{Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, Route, RouteState, Shard, Total},
 };
 
 const TOKEN: &str = "ExponentPushToken[ada-1]";
@@ -79,6 +82,74 @@ impl Routes for Known {
     async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
         *self.expo.lock().unwrap() = route.state;
         self.answer(())
+    }
+}
+
+/// It knows of no broadcast; `broadcast` has tests of its own.
+impl Broadcasts for Known {
+    async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
+        self.answer(plan.clone())
+    }
+    async fn broadcast(&self, _: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+        self.answer((None, None))
+    }
+    async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), Unavailable> {
+        self.answer(())
+    }
+    async fn close(&self, _: &BroadcastId) -> Result<(), Unavailable> {
+        self.answer(())
+    }
+    async fn take_over(&self, _: &PartId) -> Result<Progress, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn finish_part(&self, _: &PartId) -> Result<u32, Unavailable> {
+        unreachable!("the listener sends nothing")
+    }
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
+        self.answer(None)
+    }
+    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
+        unreachable!("the listener sums nothing up")
+    }
+}
+
+/// It knows of no dose; `dose` has tests of its own.
+impl Doses for Known {
+    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Result<(), Unavailable> {
+        unreachable!("the listener keeps no regimen")
+    }
+    async fn regimen(&self, _: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+        self.answer(None)
+    }
+    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+        unreachable!("the listener sweeps nothing")
+    }
+    async fn insert_due(&self, _: Shard, _: &DueRow) -> Result<(), Unavailable> {
+        unreachable!("the listener plans nothing")
+    }
+    async fn due_rows(&self, _: Shard, _: Timestamp, _: Timestamp, _: Option<&DueRow>, _: usize) -> Result<Vec<DueRow>, Unavailable> {
+        self.answer(vec![])
+    }
+    async fn marks(&self, _: Shard) -> Result<Marks, Unavailable> {
+        self.answer(Marks { opened: Timestamp::UNIX_EPOCH, handed: Timestamp::UNIX_EPOCH })
+    }
+    async fn init_marks(&self, _: Timestamp) -> Result<(), Unavailable> {
+        unreachable!("the listener begins nothing")
+    }
+    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Result<(), Unavailable> {
+        unreachable!("the listener ticks nothing")
+    }
+    async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Result<Claim, Unavailable> {
+        unreachable!("the listener rings nothing")
+    }
+    async fn claimed(&self, _: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+        self.answer(None)
+    }
+    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Result<Marked, Unavailable> {
+        unreachable!("the listener rings nothing")
     }
 }
 
@@ -194,6 +265,17 @@ async fn an_operator_pauses_and_resumes_a_route_and_is_told_what_is_not_possible
         assert_eq!((status, &told["error"]), (409, &json!("the route of expo is running, not braked")));
         assert_eq!(wish(address, "/route/expo/open").await.0, 400);
         assert_eq!(wish(address, "/route/apns/pause").await.0, 400);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dose_is_found_by_its_regimen_and_its_time() {
+    serving(Known::new(false), async |address, _: &Health| {
+        let (status, told) = ask_json(address, &["inspect", "dose", "pr1", "r1/ö", "2026-11-20T08:00:00Z"]).await;
+        assert_eq!((status, &told["notification"]), (200, &json!("dose:pr1:r1/ö:2026-11-20T08:00:00Z")));
+        assert!(told["says"].as_str().unwrap().contains("never to ring"), "{told}");
+        assert_eq!(ask(address, &["inspect", "dose", "pr1", "r1", "at eight"]).await.0, 400);
     })
     .await;
 }

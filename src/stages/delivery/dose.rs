@@ -10,20 +10,27 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Delivery, Stopping, insist, instant, ledger::counts};
+use super::{
+    Delivery, Stopping,
+    held::{LOOK_EVERY, Look, Suspects, is_dead},
+    insist, instant,
+    ledger::counts,
+};
 use crate::{
     delivery::{Class, Final, Page, Provider},
     domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Registration, Report, Timestamp, Unavailable},
-    store::{Claim, DoseMark, Lease, Marked, Store},
+    store::{Claim, DECIDED_WITHIN, DoseMark, Lease, Marked, Store},
     stream::{Fate, Publish, Record},
 };
 
 /// How long a claim holds.
 const LEASE: Duration = Duration::from_secs(60);
+/// The clocks of two instances differ by no more.
+const SKEW_MAX: Duration = Duration::from_secs(4);
 /// What a lease must outlast the last possible answer by: the skew of two clocks and the time that the mark takes.
-pub(super) const MARGIN: Duration = Duration::from_secs(12);
+pub(super) const MARGIN: Duration = SKEW_MAX.saturating_add(DECIDED_WITHIN);
 
 /// One handling of a dose.
 struct Handling<'a> {
@@ -109,6 +116,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
         let is_complete = returned.is_complete();
         let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
+        let mut answered: Vec<(Registration, Final)> = answered.collect();
+        let mut suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), Timestamp::now());
+        // Whoever seems dead in a flood is asked again when the route is open.
+        let is_held = self.look(handling.record.timestamp, &mut suspects).await != Look::Pass;
+        if is_held {
+            answered.retain(|(_, fate)| !is_dead(fate));
+        }
         let before = handling.rung.len();
         handling.rung.extend(answered);
         let new: Vec<_> = handling.rung[before..].iter().map(|(to, fate)| (to, fate)).collect();
@@ -118,15 +132,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let late = now.duration_since(handling.dose.schedule_time).as_secs_f64();
             self.metrics.dose_lateness_seconds.observe(late.max(0.0));
         }
-        if !is_complete {
-            self.publish_verdicts(&new, now, stop).await;
+        let follow_up = async {
+            self.publish_tickets(&new).await;
+            self.publish_dead(&new, now).await;
+        };
+        if !is_complete || is_held {
+            follow_up.await;
+            if is_held {
+                // The gate of this instance closes at its next look at the route.
+                tokio::select! { () = sleep(LOOK_EVERY) => {}, () = handling.withdrawal(stop) => {} }
+            }
             return Ok(None);
         }
         let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
         let counts = counts(&all);
         let mark = DoseMark { outcome: outcome(counts), counts, at: now };
         // The mark does not wait for Kafka: the lease is running. Each is tried until it succeeds.
-        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), self.publish_verdicts(&new, now, stop));
+        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), follow_up);
         Ok(mark)
     }
 

@@ -1,90 +1,34 @@
 //! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, tickets are put by to
 //! be asked about, and everything is counted.
-//!
-//! A flood of dead tokens brakes the route before any of them is reported: it looks the same when *we* are the mistake
-//! (foreign credentials, another project). Reports are then held until somebody has looked and released the route. A stop
-//! gives those that are held up, rather than have their pages sent again: a token that is dead says so again.
-
-use std::{
-    sync::{MutexGuard, PoisonError},
-    time::Duration,
-};
-
-use tokio::time::sleep;
-use tracing::{error, warn};
 
 use crate::{
     delivery::{Final, Provider},
     domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Registration, Report, Ticket, TicketBatch, Timestamp},
     events::{self, topics},
-    stages::brake::{Answers, Brake},
-    store::{Route, RouteState, Store},
+    store::Store,
     stream::{Message, Publish, Record},
 };
 
-use super::{Delivery, Stopping, insist};
+use super::{Delivery, insist};
 
-/// How often a braked route is looked at again.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The most tickets in one record: what Expo answers in one request.
 const TICKETS_MAX: usize = 1_000;
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    /// Publishes tickets and dead tokens, and returns when Kafka has acknowledged them. The dead wait while the route is
-    /// braked.
-    pub(super) async fn publish_verdicts(&self, decided: &[(&Registration, &Final)], now: Timestamp, stop: &Stopping<'_>) {
+    /// Puts the tickets by. Returns when Kafka has acknowledged them.
+    pub(super) async fn publish_tickets(&self, decided: &[(&Registration, &Final)]) {
         self.publish_all(tickets(decided)).await;
-        let dead = dead_tokens(self.id(), decided, now);
-        let answers = decided.iter().filter(|(_, fate)| !matches!(fate, Final::Expired)).count();
-        self.brake().add(now, answers as u64, dead.len() as u64);
-        if dead.is_empty() {
-            return;
-        }
-        tokio::select! {
-            biased;
-            () = self.until_released() => self.publish_all(dead).await,
-            () = stop.last_call() => {
-                warn!(provider = %self.id(), tokens = dead.len(), "A stop gives up dead tokens that a braked route holds; their next message finds them again");
-            }
-        }
+    }
+
+    /// Reports the dead tokens, which the brake has let pass. Returns when Kafka has acknowledged them.
+    pub(super) async fn publish_dead(&self, decided: &[(&Registration, &Final)], now: Timestamp) {
+        self.publish_all(dead_tokens(self.id(), decided, now)).await;
     }
 
     async fn publish_all(&self, messages: Vec<Message>) {
         if !messages.is_empty() {
             insist(|| self.publish.publish_all(messages.clone())).await;
         }
-    }
-
-    /// Returns when dead tokens may be reported. Brakes the route if they are a flood.
-    async fn until_released(&self) {
-        loop {
-            let route = insist(|| self.store.route(self.id())).await;
-            let now = Timestamp::now();
-            match route.state {
-                // Only a release starts the count anew. If the braking did too, a handler that had read the route just before
-                // would find no flood, and report its dead.
-                RouteState::Running => {
-                    let Some(flood) = self.flood_since(route.since, now) else { return };
-                    let detail = format!("{} of {} answers in 5 minutes call the token dead", flood.dead, flood.answers);
-                    error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
-                    let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
-                    insist(|| self.store.set_route(self.id(), &braked)).await;
-                }
-                RouteState::Braked => sleep(LOOK_EVERY).await,
-                RouteState::Paused | RouteState::Halted => return,
-            }
-        }
-    }
-
-    /// The answers that are a flood of dead tokens. Those before the route was opened don't count: somebody has looked.
-    fn flood_since(&self, since: Timestamp, now: Timestamp) -> Option<Answers> {
-        let mut brake = self.brake();
-        brake.forget_before(since);
-        brake.flood(now)
-    }
-
-    fn brake(&self) -> MutexGuard<'_, Brake> {
-        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes what became of a notification.
@@ -152,4 +96,28 @@ pub(super) fn counts(decided: &[(&Registration, &Final)]) -> Counts {
         counts.add(fate.outcome());
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Token, Version};
+
+    #[test]
+    fn tickets_are_put_by_in_records_of_a_thousand() {
+        let registration = |n: usize| Registration {
+            token: Token::parse(&format!("ExponentPushToken[t{n}]")).unwrap(),
+            version: Version::from_i64(2),
+            user: None,
+            platform: None,
+            device: None,
+            device_info: None,
+        };
+        let sent: Vec<_> = (0..1_500).map(|n| (registration(n), Final::Sent { ticket: Some(format!("id-{n}")) })).collect();
+        let decided: Vec<_> = sent.iter().map(|(to, fate)| (to, fate)).collect();
+        let batches = tickets(&decided).into_iter().map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
+        let (sizes, ids): (Vec<_>, Vec<_>) = batches.map(|tickets| (tickets.len(), tickets)).unzip();
+        assert_eq!(sizes, [1_000, 500]);
+        assert!(ids.concat().iter().zip(&sent).all(|(ticket, (to, _))| ticket.token == to.token && ticket.registration == to.version));
+    }
 }

@@ -59,6 +59,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
+    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so far: otherwise its
+    /// broadcast would stay open for ever. A replay goes on where it stopped.
+    pub(super) async fn give_up(&self, job: &Job) {
+        let Some(part) = part_of(job) else { return };
+        warn!(broadcast = %part.broadcast, part = part.part, "A part panicked: its broadcast goes on without the rest of it");
+        insist(|| async {
+            match self.store.broadcast(&part.broadcast).await? {
+                (Some(plan), _) => self.finish(&part, plan.parts).await,
+                (None, _) => Ok(()),
+            }
+        })
+        .await;
+    }
+
     async fn walk(
         &self,
         record: &Record,
@@ -70,7 +84,10 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let body = match self.provider.body(&job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
-                self.refuse(&part.broadcast, &refused.reason).await;
+                // Every part finds that out; the first one says so.
+                if !self.is_stopped(&part.broadcast).await? {
+                    self.refuse(&part.broadcast, &refused.reason).await;
+                }
                 return self.end(part, progress).await;
             }
         };
@@ -90,16 +107,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let page = self.read_page(job, progress.cursor).await?;
             let expires = instant(job.notification.expires_at, Timestamp::now());
             let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
-            let withdraw = async {
-                tokio::select! { () = stop.wait() => {}, () = self.stopped(&part.broadcast) => {} }
-            };
+            let withdraw = self.withdrawal(&part.broadcast, stop);
             let mut returned = self.desk.send(sending(page.registrations), withdraw).await?;
             if stop.is_set() {
-                self.close_gaps(&mut returned, &page.positions, sending, stop).await;
+                self.close_gaps(&mut returned, &page.positions, &sending, stop).await;
             }
 
+            self.follow_up(record, &part.broadcast, (&mut returned, &page.positions), &sending, stop).await;
             let cover = covered(&returned, &page.positions, page.end);
-            self.follow_up(record, &part.broadcast, &returned, stop).await;
             // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
             let stopped = !returned.is_complete() && !stop.is_set() && insist(|| self.is_stopped(&part.broadcast)).await;
             let counted = if stopped { returned.finals.len() } else { cover.messages };
@@ -166,11 +181,26 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Publishes and counts what the page's answers say.
-    async fn follow_up(&self, record: &Record, broadcast: &BroadcastId, returned: &Returned, stop: &Stopping<'_>) {
+    async fn follow_up(
+        &self,
+        record: &Record,
+        broadcast: &BroadcastId,
+        (returned, positions): (&mut Returned, &[Cursor]),
+        sending: &(impl Fn(Vec<Registration>) -> Sending<P::Body> + Sync),
+        stop: &Stopping<'_>,
+    ) {
+        self.publish_tickets(&decided(returned, returned.finals.len())).await;
+        let unreported = self.hold(record, broadcast, (&mut *returned, positions), sending, stop).await;
         let now = Timestamp::now();
         let decided = decided(returned, returned.finals.len());
         self.count(record, Lane::Bulk, &decided, now);
-        self.publish_verdicts(&decided, now, stop).await;
+        if unreported.is_empty() {
+            self.publish_dead(&decided, now).await;
+        } else {
+            let fates = returned.recipients.iter().zip(&returned.finals).enumerate();
+            let reported = fates.filter(|(index, _)| !unreported.contains(index)).filter_map(|(_, (to, fate))| Some((to, fate.as_ref()?)));
+            self.publish_dead(&reported.collect::<Vec<_>>(), now).await;
+        }
         let refused = decided.iter().find_map(|(_, fate)| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,
@@ -200,8 +230,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(matches!(state, Some(BroadcastState::Stopped { .. })))
     }
 
+    /// Returns when nothing more is to be sent of the broadcast, here or at all.
+    pub(super) async fn withdrawal(&self, broadcast: &BroadcastId, stop: &Stopping<'_>) {
+        tokio::select! { () = stop.wait() => {}, () = self.stopped(broadcast) => {} }
+    }
+
     /// Returns when the broadcast is stopped.
-    async fn stopped(&self, broadcast: &BroadcastId) {
+    pub(super) async fn stopped(&self, broadcast: &BroadcastId) {
         loop {
             sleep(LOOK_EVERY).await;
             // A store that does not answer stops nothing.

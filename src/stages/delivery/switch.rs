@@ -66,8 +66,8 @@ pub async fn keep_route<S: Routes>(
 
 fn gate(enabled: bool, state: RouteState) -> Gate {
     match state {
-        RouteState::Running if enabled => Gate::Open,
-        RouteState::Running => Gate::Closed { state: RouteState::Paused.label() },
+        RouteState::Running | RouteState::Released if enabled => Gate::Open,
+        RouteState::Running | RouteState::Released => Gate::Closed { state: RouteState::Paused.label() },
         state => Gate::Closed { state: state.label() },
     }
 }

@@ -22,6 +22,7 @@ const LIMITS: Limits = Limits {
     page_size: 300,
     page_stale_after: Duration::from_secs(60),
     request_timeout: Duration::from_secs(15),
+    brake: Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) },
     finish_within: Duration::from_secs(4),
 };
 
@@ -57,10 +58,17 @@ impl World {
         self.handle_job(&job(work, expires_at), stop).await
     }
 
+    fn record(&self, work: Work) -> Record {
+        record(&job(work, Timestamp::now() + Duration::from_secs(3600)))
+    }
+
     async fn handle_job(&self, job: &Job, stop: &Stop) -> Fate {
-        let record = record_of(job);
+        self.handle_record(&record(job), stop).await
+    }
+
+    async fn handle_record(&self, record: &Record, stop: &Stop) -> Fate {
         loop {
-            match self.stage.handle(&record, stop).await {
+            match self.stage.handle(record, stop).await {
                 Ok(fate) => return fate,
                 Err(_) if stop.is_set() => return Fate::Unfinished,
                 Err(_) => sleep(Duration::from_millis(100)).await,
@@ -104,11 +112,7 @@ impl World {
     }
 }
 
-fn broadcast() -> BroadcastId {
-    BroadcastId::of_post(&PostId::new("p1"))
-}
-
-fn record_of(job: &Job) -> Record {
+fn record(job: &Job) -> Record {
     Record {
         topic: events::jobs::topic(job.provider, job.work.lane()).into(),
         partition: 0,
@@ -118,6 +122,10 @@ fn record_of(job: &Job) -> Record {
         value: Some(events::jobs::write(job)),
         headers: Vec::new(),
     }
+}
+
+fn broadcast() -> BroadcastId {
+    BroadcastId::of_post(&PostId::new("p1"))
 }
 
 fn job(work: Work, expires_at: Timestamp) -> Job {
@@ -355,22 +363,109 @@ fn is_braked(w: &World) -> bool {
     w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
 }
 
+fn released() -> Route {
+    Route { state: RouteState::Released, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() }
+}
+
+impl World {
+    /// The gate follows the row, and the route is released after a minute, if it was braked.
+    async fn released_after_a_minute(&self) {
+        let begun = Instant::now();
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            self.keeper.follow(if is_braked(self) { Gate::Closed { state: "braked" } } else { Gate::Open });
+            if begun.elapsed() >= Duration::from_secs(60) && is_braked(self) {
+                assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
+                self.store.state().route = Some(released());
+            }
+        }
+    }
+
+    async fn handle_until_released(&self, work: Work) -> Fate {
+        let stop = Stop::default();
+        tokio::select! {
+            fate = self.handle(work, &stop) => fate,
+            () = self.released_after_a_minute() => unreachable!("it has no end"),
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_dead_tokens_brakes_the_route_before_one_of_them_is_reported() {
+async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebody_has_looked() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    // Half of them were misjudged.
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), std::iter::repeat_n(dead(), if i < 50 { 2 } else { 1 })));
+    assert_eq!((w.handle_until_released(slice).await, is_braked(&w)), (Fate::Done, false));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 50);
+    let part = w.store.state().parts[&0];
+    assert_eq!((part.counts.sent, part.counts.dead, part.done), (250, 50, true));
+    assert!(w.rung(300)[50..].iter().all(|&times| times == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_phone_that_changed_hands_while_the_route_was_braked_is_not_asked_again() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-    let release = async {
+    let moves = async {
+        sleep(Duration::from_secs(30)).await;
+        w.store.state().ring[7].version = crate::domain::Version::from_i64(4);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! { fate = w.handle_until_released(slice) => assert_eq!(fate, Fate::Done), () = moves => {} }
+    let rung = w.rung(300);
+    assert_eq!((rung[7], rung.iter().sum::<usize>()), (0, 299));
+    let reported = w.published(topics::INVALID_TOKENS);
+    assert!(matches!(&reported[..], [one] if one.contains("t7")), "cleanup spares its new registration: {reported:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_while_the_route_is_braked_asks_everybody_again_if_nobody_was_reached() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..300).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let record = w.record(slice);
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle_record(&record, &stop), stop_after(Duration::from_secs(60), &stop));
+    assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Unfinished, 0));
+
+    w.store.state().route = Some(released());
+    assert_eq!(w.handle_record(&record, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resume_after_another_closing_does_not_report_what_is_held() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    let stop = Stop::default();
+    let set = |state| w.store.state().route = Some(Route { state, ..released() });
+    let operator = async {
         sleep(Duration::from_secs(60)).await;
         assert!(is_braked(&w));
+        set(RouteState::Halted);
+        // The flood lies far behind by then.
+        sleep(Duration::from_secs(3_000)).await;
         assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
-        let released = Route { state: RouteState::Running, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() };
-        w.store.state().route = Some(released);
+        set(RouteState::Running);
     };
-    let stop = Stop::default();
-    let (fate, ()) = tokio::join!(w.handle(slice, &stop), release);
-    assert_eq!((fate, is_braked(&w)), (Fate::Done, false));
-    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 100);
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), operator);
+    assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Done, 0));
+    assert_eq!(w.rung(300), vec![1; 300]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dose_for_tokens_that_look_dead_in_a_flood_rings_when_the_route_is_released() {
+    let w = World::new();
+    let names: Vec<String> = (0..60).map(|i| format!("t{i}")).collect();
+    names.iter().for_each(|name| w.service.answers(name, [dead()]));
+    let dose = w.devices(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(w.handle_until_released(dose).await, Fate::Done);
+    assert_eq!((w.mark(), w.rung(60)), (Some(DoseOutcome::Sent), vec![1; 60]));
+    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,6 +482,26 @@ async fn a_stop_gives_up_what_a_braked_route_holds_and_rings_nobody_twice() {
     assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
     let part = w.store.state().parts[&0];
     assert_eq!((part.counts.sent, part.counts.dead, part.done), (200, 100, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_before_a_release_passes_and_a_resume_is_no_release() {
+    for (state, passes) in [(RouteState::Released, true), (RouteState::Running, false)] {
+        let w = World::new();
+        let slice = w.broadcast_to(300);
+        (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+        let stop = Stop::default();
+        let handle = async {
+            // Written before the route was set, handled after.
+            let record = w.record(slice);
+            let set = Route { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
+            w.store.state().route = Some(set);
+            w.handle_record(&record, &stop).await
+        };
+        tokio::join!(handle, stop_after(Duration::from_secs(60), &stop));
+        let published = w.published(topics::INVALID_TOKENS).len();
+        assert_eq!((is_braked(&w), published), (!passes, if passes { 100 } else { 0 }), "{state:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -409,4 +524,48 @@ async fn a_payload_that_is_refused_stops_the_broadcast_once() {
     assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
     assert_eq!(w.store.state().asked["stop"], 1);
     assert!(w.rung(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_that_every_request_is_refused_for_stops_after_a_few() {
+    let w = World::new();
+    let slice = w.broadcast_to(3_000);
+    w.service.refuses_all();
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.store.state().asked["stop"], 1);
+    let refused = w.store.state().parts[&0].counts.refused;
+    assert!((20..100).contains(&refused), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_too_large_is_refused_once_a_broadcast() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    let mut job = job(slice, Timestamp::now() + Duration::from_secs(3600));
+    job.notification.title = "too large".to_owned();
+    w.store.state().plan = Some(Plan { spec: String::new(), parts: 2 });
+    for _ in 0..2 {
+        assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
+        // The next slice finds the same.
+        w.store.state().parts.clear();
+    }
+    assert_eq!(w.store.state().asked["stop"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_panics_leaves_no_broadcast_open() {
+    let w = World::new();
+    let slice = w.broadcast_to(600);
+    let mut job = job(slice, Timestamp::now() + Duration::from_secs(3600));
+    job.notification.title = "a bug".to_owned();
+    let stop = Stop::default();
+    let handled = AssertUnwindSafe(w.handle_job(&job, &stop)).catch_unwind().await;
+    assert!(handled.is_err(), "the runtime buries the record");
+    assert_eq!(w.store.state().broadcast, Some(BroadcastState::Done));
+    assert_eq!(w.published(topics::PUSH_OUTCOMES).len(), 1);
+
+    // Once the bug is mended, a replay sends the rest.
+    job.notification.title = "Ping".to_owned();
+    assert_eq!(w.handle_job(&job, &stop).await, Fate::Done);
+    assert!(w.rung(600).iter().all(|&times| times == 1));
 }

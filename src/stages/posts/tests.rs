@@ -44,6 +44,10 @@ impl Broadcasts for Rows {
         unreachable!("this stage only plans")
     }
 
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
+        unreachable!("planning looks at no part")
+    }
+
     async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
         unreachable!("this stage only plans")
     }

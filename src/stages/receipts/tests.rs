@@ -7,6 +7,8 @@ use crate::{
     stream::Cause,
 };
 
+const THRESHOLDS: Thresholds = Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
+
 /// Expo: knows some receipts, and counts how often it is asked.
 #[derive(Clone, Default)]
 struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
@@ -48,7 +50,7 @@ fn world() -> World {
     let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
     let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
     let route = OneRoute(Arc::new(Mutex::new(running)));
-    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), metrics.clone());
+    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), THRESHOLDS, metrics.clone());
     World { expo, route, topics, metrics, stage: Arc::new(stage), stop: Stop::default() }
 }
 
@@ -71,7 +73,7 @@ impl World {
 
     fn release(&self) {
         let mut route = self.route.0.lock().unwrap();
-        route.state = RouteState::Running;
+        route.state = RouteState::Released;
         route.since = Timestamp::now();
     }
 }
@@ -173,7 +175,17 @@ async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
     assert_eq!(fate, Fate::Done);
     let tokens: HashSet<_> = world.topics.take().into_iter().map(|message| message.key).collect();
     assert_eq!(tokens.len(), 60);
-    assert_eq!(world.state(), RouteState::Running, "the held ones don't brake it again");
+    assert_eq!(world.state(), RouteState::Released, "the held ones don't brake it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
+    let world = world();
+    let record = flood(&world);
+    world.route.0.lock().unwrap().since = Timestamp::now();
+    let (stage, stop) = (world.stage.clone(), world.stop.clone());
+    let _held = tokio::time::timeout(Duration::from_secs(60), stage.handle(&record, &stop)).await;
+    assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +211,7 @@ async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
     assert_eq!((world.state(), world.count("credentials")), (RouteState::Halted, 1));
     world.release();
     world.handle(&sent(&["a"], 900)).await;
-    assert_eq!(world.state(), RouteState::Running);
+    assert_eq!(world.state(), RouteState::Released);
     assert_eq!(world.topics.take(), [], "no token dies of our credentials");
 }
 
@@ -209,4 +221,16 @@ async fn a_batch_that_can_not_be_read_is_a_dead_letter() {
     assert_eq!(world.handle(&record("{}")).await, Fate::DeadLetter(Cause::unreadable("missing field `tickets`")));
     assert_eq!(world.handle(&record(r#"{"tickets":[]}"#)).await, Fate::Done);
     assert_eq!(world.expo.0.lock().unwrap().1, 0);
+}
+
+#[tokio::test]
+async fn a_thousand_tickets_are_one_question() {
+    let world = world();
+    let ids: Vec<String> = (0..1_000).map(|n| format!("t{n}")).collect();
+    ids.iter().skip(1).for_each(|id| world.answers(id, Receipt::Delivered));
+    let record = sent(&ids.iter().map(String::as_str).collect::<Vec<_>>(), 900);
+    assert_eq!(world.handle(&record).await, Fate::Done);
+    assert_eq!((world.expo.0.lock().unwrap().1, world.count("delivered")), (1, 999));
+    let [late] = &world.topics.take()[..] else { panic!("the one without a receipt") };
+    assert_eq!(receipts::read(None, late.value.as_deref()).unwrap().tickets, [ticket("t0")]);
 }

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience},
+    decide::{Decided, Patience, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
@@ -77,12 +77,12 @@ impl Broadcasts for CqlStore {
 
     async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
         const CONTEXT: &str = "take a part over";
-        part::take_over(&Row { store: &self.inner, part, context: CONTEXT }, CONTEXT).await
+        in_time(CONTEXT, part::take_over(&Row { store: &self.inner, part, context: CONTEXT }, CONTEXT)).await
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
         const CONTEXT: &str = "record a part's progress";
-        part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT).await
+        in_time(CONTEXT, part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT)).await
     }
 
     async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
@@ -93,6 +93,10 @@ impl Broadcasts for CqlStore {
         let rows = store.rows(CONTEXT, &store.statements.count_finished, (broadcast,)).await?;
         let (finished,) = first::<(i64,)>(CONTEXT, &rows)?.unwrap_or_default();
         u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
+    }
+
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        part::Row::now(&Row { store: &self.inner, part, context: "read a part's progress" }).await
     }
 
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {

@@ -11,16 +11,15 @@ use std::fmt::Write as _;
 use futures::future::try_join_all;
 use sha2::{Digest, Sha256};
 
-use self::claim::Claimed;
 use super::{
     CqlStore, Inner,
-    decide::Decided,
+    decide::{Decided, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
     regimens::Definition,
 };
 use crate::{
     domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
@@ -155,12 +154,16 @@ impl Doses for CqlStore {
         const CONTEXT: &str = "claim a dose";
         // As the row tells it again.
         let until = timestamp(CONTEXT, micros(until))?;
-        claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT).await
+        in_time(CONTEXT, claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT)).await
+    }
+
+    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+        claim::Row::now(&Row { store: &self.inner, dose, context: "read who claimed a dose" }).await
     }
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
-        claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT).await
+        in_time(CONTEXT, claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT)).await
     }
 }
 

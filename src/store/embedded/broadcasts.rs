@@ -122,6 +122,11 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+        let part = part.clone();
+        self.read("read a part's progress", move |db| progress_of(db, &part)).await
+    }
+
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
         let broadcast = broadcast.clone();
         self.write("sum a broadcast's parts", move |db, _| {

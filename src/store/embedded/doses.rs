@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
 };
 
 impl Doses for EmbeddedStore {
@@ -153,6 +153,11 @@ impl Doses for EmbeddedStore {
         .await
     }
 
+    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+        let dose = dose.clone();
+        self.read("read who claimed a dose", move |db| claimed(db, &dose)).await
+    }
+
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         let (dose, lease, mark) = (dose.clone(), lease.clone(), mark.clone());
         self.write("mark a dose", move |db, _| {
@@ -185,11 +190,6 @@ impl Doses for EmbeddedStore {
         })
         .await
     }
-}
-
-struct Claimed {
-    lease: Lease,
-    mark: Option<DoseMark>,
 }
 
 fn claimed(db: &Connection, dose: &DoseKey) -> rusqlite::Result<Option<Claimed>> {

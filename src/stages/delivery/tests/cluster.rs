@@ -18,9 +18,9 @@ use crate::{
     },
     events::topics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, RouteState,
-        Routes, Shard, Store, TokenRow, Total,
-        cql::{Claimed, Decided, claim, part},
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
+        RouteState, Routes, Shard, Store, TokenRow, Total,
+        cql::{Decided, claim, part},
     },
     stream::{Message, Publish},
 };
@@ -351,6 +351,10 @@ impl Broadcasts for Seat {
         Ok(u32::try_from(if self.is(Broken::FinishedReadFirst) { early } else { finished }).unwrap())
     }
 
+    async fn progress(&self, _: &PartId) -> Answer<Option<Progress>> {
+        unreachable!("delivery does not look")
+    }
+
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
         let (first_closed, beside) = (self.is(Broken::ClosedFirst), self.is(Broken::CountedBeside));
         let sum = |cluster: &mut Cluster| {
@@ -407,6 +411,10 @@ impl Doses for Seat {
             Claim::Held(until) => Claim::Held(self.on_the_wall(until)),
             marked @ Claim::Marked(_) => marked,
         })
+    }
+
+    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+        unreachable!("delivery does not look")
     }
 
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {

@@ -13,8 +13,8 @@ use crate::{
         RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route, RouteState,
-        Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
+        RouteState, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -82,8 +82,17 @@ impl Registry for Fake {
         unreachable!("delivery revokes nothing")
     }
 
-    async fn inspect(&self, _: &Token) -> Answer<Option<TokenRow>> {
-        unreachable!("delivery inspects nothing")
+    async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
+        let state = self.ask("inspect")?;
+        let registration = state.ring.iter().chain(state.users.values().flatten()).find(|registration| registration.token == *token);
+        Ok(registration.map(|registration| TokenRow {
+            token: token.clone(),
+            registration: Some(registration.clone()),
+            version: registration.version,
+            reason: None,
+            created_at: None,
+            seen_at: None,
+        }))
     }
 
     async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
@@ -151,6 +160,10 @@ impl Broadcasts for Fake {
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
+    async fn progress(&self, _: &PartId) -> Answer<Option<Progress>> {
+        unreachable!("delivery looks at no other part")
+    }
+
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
         let mut state = self.ask("total")?;
         let mut counts = Counts::default();
@@ -204,6 +217,10 @@ impl Doses for Fake {
         Ok(Claim::Mine(lease))
     }
 
+    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+        unreachable!("only people ask that")
+    }
+
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
         let mut state = self.ask("mark")?;
         match &mut state.claim {
@@ -244,6 +261,7 @@ pub struct Service(Arc<Mutex<Answers>>);
 struct Answers {
     verdicts: HashMap<String, VecDeque<Verdict>>,
     rung: HashMap<String, usize>,
+    refuses_all: bool,
 }
 
 impl Service {
@@ -251,6 +269,11 @@ impl Service {
     pub fn answers(&self, name: &str, verdicts: impl IntoIterator<Item = Verdict>) {
         let token = registration(name).token;
         self.0.lock().unwrap().verdicts.entry(token.as_str().to_owned()).or_default().extend(verdicts);
+    }
+
+    /// Refuses every request from now on, and says of none why.
+    pub fn refuses_all(&self) {
+        self.0.lock().unwrap().refuses_all = true;
     }
 
     /// How often the token rang.
@@ -271,6 +294,7 @@ impl Provider for Service {
     }
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {
+        assert_ne!(notification.title, "a bug");
         if notification.title == "too large" { Err(PayloadRefused { reason: "5000 bytes".to_owned() }) } else { Ok(()) }
     }
 
@@ -278,6 +302,9 @@ impl Provider for Service {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut answers = self.0.lock().unwrap();
         let answers = &mut *answers;
+        if answers.refuses_all {
+            return Reply::Refused { why: "HTTP 400".to_owned() };
+        }
         let verdict = |message: &Message<()>| {
             let token = message.token.as_str();
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);

@@ -351,7 +351,7 @@ impl Process {
     /// As Kafka's consumer does: again while a dependency is away.
     fn handle(&mut self, job: &Job) -> oneshot::Receiver<Fate> {
         let (settled, hears) = oneshot::channel();
-        let (stage, record) = (Arc::clone(&self.stage), record_of(job));
+        let (stage, record) = (Arc::clone(&self.stage), record(job));
         let handling = async move {
             let stop = Stop::default();
             let fate = loop {

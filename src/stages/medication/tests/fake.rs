@@ -14,7 +14,7 @@ use crate::{
     domain::{
         DoseKey, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
-    store::{Census, Claim, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
+    store::{Census, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
     stream::{Message, Publish},
 };
 
@@ -254,6 +254,10 @@ impl Doses for Fake {
 
     async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Answer<Claim> {
         unreachable!("delivery claims")
+    }
+
+    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+        unreachable!("only people ask that")
     }
 
     async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Answer<Marked> {

@@ -6,17 +6,10 @@ use std::future::Future;
 use super::super::decide::{Decided, Patience};
 use crate::{
     domain::{Timestamp, Unavailable},
-    store::{Claim, DoseMark, Lease, Marked},
+    store::{Claim, Claimed, DoseMark, Lease, Marked},
 };
 
 type Answer<T> = Result<T, Unavailable>;
-
-/// What the row of a dose says.
-#[derive(Clone, Debug)]
-pub(crate) struct Claimed {
-    pub lease: Lease,
-    pub mark: Option<DoseMark>,
-}
 
 /// The row of a dose.
 pub(crate) trait Row: Sync {

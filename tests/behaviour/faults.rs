@@ -1,0 +1,138 @@
+//! Push services that fail in every manner, and the mistake that looks like dead phones: nobody is lost, nobody is removed.
+
+use std::time::Duration;
+
+use pushcast::{
+    domain::{Counts, ProviderId, Timestamp},
+    sandbox::{Manner, Outage, TokenFault, TokenRule, Which},
+    store::{Route, RouteState, Routes as _},
+};
+
+use crate::world::{Phone, World, story, until};
+
+fn sent(count: u64) -> Counts {
+    Counts { sent: count, ..Counts::default() }
+}
+
+fn all(fault: TokenFault) -> Vec<TokenRule> {
+    vec![TokenRule { which: Which::Fraction(1.0), fault }]
+}
+
+/// FCM's first pause alone is ten seconds; `tests/engine.rs` has its outages, in virtual time.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_manner_of_an_outage_everybody_rings_once() {
+    story()
+        .set("expo.request_timeout", "1s")
+        .tell(async |w| {
+            let phones = Phone::many(80);
+            w.all_register(&phones).await;
+            for manner in [Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short] {
+                w.faults(|faults| faults.expo.down = Some(Outage { manner, requests: Some(3), ..Outage::default() }));
+                let post = format!("{manner:?}");
+                w.posts(&post).by("ann").await;
+                assert_eq!(w.outcome_of(&format!("post:{post}")).await, sent(80), "{post}");
+                assert_eq!(w.sandbox.statistics().expo.outages[&manner], 3, "{post}");
+            }
+            assert!(phones.iter().all(|phone| w.rung(phone).len() == 5));
+        })
+        .await;
+}
+
+/// What an operator writes who has looked at the dead tokens.
+async fn release(w: &World, provider: ProviderId) {
+    let released = Route { state: RouteState::Released, since: Timestamp::now(), set_by: "ann".into(), detail: String::new() };
+    w.store.set_route(provider, &released).await.unwrap();
+}
+
+async fn braked(w: &World, provider: ProviderId) {
+    until("the route to be braked", async || (w.route(provider).await.state == RouteState::Braked).then_some(())).await;
+    let braked = || w.metrics().route_state.with_label_values(&[provider.label(), "braked"]).get();
+    until("the gate to be closed", async || (braked() == 1).then_some(())).await;
+    assert_eq!(w.neighbour.records_in("invalid-tokens").await, 0, "nobody is reported");
+    assert_eq!(w.outcomes_of("post:p1").len(), 0, "what is held is not settled");
+}
+
+async fn nobody_is_removed(w: &World, phones: &[Phone]) {
+    assert_eq!(w.neighbour.records_in("invalid-tokens").await, 0);
+    for phone in phones {
+        assert!(w.registration(phone).await.is_some(), "{phone:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_another_project_make_every_token_look_dead_and_cost_nobody_anything() {
+    story()
+        .with_fcm()
+        .tell(async |w| {
+            let phones: Vec<_> = (0..640).map(|number| Phone::fcm(&format!("phone-{number}"))).collect();
+            w.all_register(&phones).await;
+            let owners: Vec<_> = phones.iter().map(|phone| format!("owner of {}", phone.0)).collect();
+            w.faults(|faults| faults.fcm.tokens = all(TokenFault::Foreign));
+            w.posts("p1").to(&owners.iter().map(String::as_str).collect::<Vec<_>>()).by("ann").await;
+            braked(w, ProviderId::Fcm).await;
+
+            // Mending them takes a restart, and that is no release.
+            w.faults(|faults| faults.fcm.tokens.clear());
+            w.stops().await;
+            w.starts_again_with("push.enabled", "true").await;
+            braked(w, ProviderId::Fcm).await;
+            release(w, ProviderId::Fcm).await;
+            assert_eq!(w.outcome_of("post:p1").await, sent(640));
+            assert_eq!(w.sandbox.statistics().fcm.distinct_tokens, 640);
+            nobody_is_removed(w, &phones).await;
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_that_is_mended_without_a_restart_is_forgotten_with_a_release() {
+    story()
+        // The parts of so few are small, and the first one is to be a flood.
+        .set("push.brake_dead", 1)
+        .tell(async |w| {
+            let phones = Phone::many(300);
+            w.all_register(&phones).await;
+            w.faults(|faults| faults.expo.tokens = all(TokenFault::Dead));
+            w.posts("p1").by("ann").await;
+            let at = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
+            w.dose_is_due(&format!("owner of {}", phones[7].0), at).await;
+            braked(w, ProviderId::Expo).await;
+            w.faults(|faults| faults.expo.tokens.clear());
+            release(w, ProviderId::Expo).await;
+            assert_eq!(w.outcome_of("post:p1").await, sent(300));
+            w.settles().await;
+            assert_eq!(w.rung(&phones[7]).len(), 2, "the post and the dose");
+            nobody_is_removed(w, &phones).await;
+        })
+        .await;
+}
+
+// === Receipts ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_that_come_late_and_a_restart_in_between_lose_no_dead_token() {
+    story()
+        .set("expo.receipt_delay", "1s")
+        .tell(async |w| {
+            let ghosts: Vec<_> = (0..30).map(|number| Phone::expo(&format!("ghost-{number}"))).collect();
+            let phones = [Phone::many(2_970), ghosts.clone()].concat();
+            w.all_register(&phones).await;
+            // Not before the second time that we ask, nor while Expo is away.
+            w.faults(|faults| {
+                faults.expo.receipt_delay = Duration::from_secs(2);
+                faults.expo.receipts_down = Some(Outage { manner: Manner::Reset, requests: Some(3), ..Outage::default() });
+            });
+            w.posts("p1").by("ann").await;
+            assert_eq!(w.outcome_of("post:p1").await, sent(3_000));
+            w.stops().await;
+            w.starts_again_with("push.enabled", "true").await;
+            for ghost in &ghosts {
+                w.forgets(ghost).await;
+            }
+            w.settles().await;
+            let told = |result: &str| w.metrics().receipts_total.with_label_values(&[result]).get();
+            assert_eq!(told("missing"), 0);
+            assert!(w.sandbox.statistics().receipts.given >= 3_000, "{:?}", w.sandbox.statistics().receipts);
+        })
+        .await;
+}
