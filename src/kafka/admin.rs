@@ -28,6 +28,8 @@ use super::{
 
 /// How long the cluster may take to answer one question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a cluster that is busy may take until all of it knows new topics, and somebody leads them.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause before a question is put again that a new topic's brokers are not ready for.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// The most copies that `kafka.replication_factor = 0` asks for.
@@ -172,27 +174,30 @@ fn look_until_complete(settings: &Settings) -> Result<Cluster, AdminError> {
         let cluster = look_now(settings)?;
         match cluster.has_all(TOPICS.iter().map(|topic| topic.name)) {
             Ok(()) => return Ok(cluster),
-            Err(missing) if since.elapsed() >= ANSWER_TIMEOUT => return Err(missing),
+            Err(missing) if since.elapsed() >= READY_TIMEOUT => return Err(missing),
             Err(_missing) => thread::sleep(AGAIN_AFTER),
         }
     }
 }
 
-/// Asks about a topic, and again while the answer is only that it is too new.
+/// Asks about a topic, and again while the answer is only that it is too new, or late.
 fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     let since = Instant::now();
     loop {
         match ask() {
-            Err(error) if is_too_new(&error) && since.elapsed() < ANSWER_TIMEOUT => thread::sleep(AGAIN_AFTER),
+            Err(error) if is_too_new(&error) && since.elapsed() < READY_TIMEOUT => thread::sleep(AGAIN_AFTER),
             answer => return answer,
         }
     }
 }
 
-/// Whether a broker says what it says of a topic whose leader has not taken office yet.
+/// Whether a broker says what it says of a topic whose leader has not taken office yet; or nothing.
 fn is_too_new(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition};
-    matches!(code_of(error), Some(LeaderNotAvailable | NotLeaderForPartition | UnknownPartition | UnknownTopicOrPartition))
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, OperationTimedOut, UnknownPartition, UnknownTopicOrPartition};
+    matches!(
+        code_of(error),
+        Some(LeaderNotAvailable | NotLeaderForPartition | OperationTimedOut | UnknownPartition | UnknownTopicOrPartition)
+    )
 }
 
 async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&'static str, Created)>, AdminError> {

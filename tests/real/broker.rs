@@ -1,4 +1,4 @@
-//! The real broker, seen by somebody who is not pushcast: what stands in its topics, what groups have committed.
+//! A real broker, seen by somebody who is not pushcast: what stands in its topics, what groups have committed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,51 +12,69 @@ use std::{
 use pushcast::kafka::topics::TOPICS;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    error::RDKafkaErrorCode,
-    message::Headers,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{BorrowedMessage, Headers},
 };
 use serde_json::Value;
 
 use crate::world::until;
 
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// As many copies of a topic as the broker's settings say.
+const COPIES_BY_DEFAULT: i32 = -1;
+/// Generous: a machine that compiles beside this must not look like a broker that is away.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The broker, ours alone for as long as this lives.
+/// A broker, or several that are one cluster.
+#[derive(Clone)]
 pub struct Broker {
     pub address: String,
-    _alone: File,
 }
+
+/// The broker that `make services` starts has topics of fixed names. They are ours for as long as this lives.
+pub struct Alone {
+    _lock: File,
+}
+
+/// Sees what is written to a topic.
+pub struct Tail(BaseConsumer);
 
 /// A record as it stands in a topic.
 #[derive(Debug)]
 pub struct Stored {
     pub partition: i32,
     pub offset: i64,
+    pub key: Option<Vec<u8>>,
     pub value: Vec<u8>,
     pub headers: BTreeMap<String, String>,
 }
 
 impl Broker {
-    /// The broker without any topic of ours.
-    pub async fn without_topics() -> Self {
+    /// The broker that `make services` starts.
+    pub fn of_services() -> Self {
         let address = fs::read_to_string(services().join("kafka.address"))
             .expect("there is no Kafka for tests/real: run `make services`, or `make test`, which does")
             .trim()
             .to_owned();
-        let alone = File::create(services().join("kafka.lock")).unwrap();
-        alone.lock().unwrap();
-        let broker = Self { address, _alone: alone };
-        assert!(
-            broker.consumer("look").fetch_metadata(None, ANSWER_TIMEOUT).is_ok(),
-            "no Kafka answers at {}: run `make services-down services`",
-            broker.address
-        );
+        let broker = Self { address };
+        assert!(broker.brokers(ANSWER_TIMEOUT).is_some(), "no Kafka answers at {}: run `make services-down services`", broker.address);
+        broker
+    }
+
+    /// The same without any topic of pushcast's, until `Alone` is dropped.
+    pub async fn without_topics() -> (Self, Alone) {
+        let broker = Self::of_services();
+        let alone = Alone::wait();
         broker.wake_coordinator();
         broker.delete_topics().await;
-        broker
+        (broker, alone)
+    }
+
+    /// How many brokers the cluster has; none if nobody answers.
+    pub fn brokers(&self, within: Duration) -> Option<usize> {
+        Some(self.consumer("look").fetch_metadata(None, within).ok()?.brokers().len())
     }
 
     /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for; and the one
@@ -69,7 +87,7 @@ impl Broker {
     }
 
     async fn delete_topics(&self) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let admin = self.admin();
         let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
         for deleted in admin.delete_topics(&names, &AdminOptions::new()).await.unwrap() {
             assert!(matches!(deleted, Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))), "{deleted:?}");
@@ -85,31 +103,17 @@ impl Broker {
         topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect()
     }
 
-    /// Everything that stands in a topic now.
+    /// Everything that stands in a topic now. What compaction has left out and the marks of transactions are passed over.
     pub fn records(&self, topic: &str) -> Vec<Stored> {
-        let reader = self.consumer("read");
-        let ends = self.ends(&reader, topic);
-        let mut from = TopicPartitionList::new();
-        for partition in ends.keys() {
-            from.add_partition_offset(topic, *partition, Offset::Beginning).unwrap();
-        }
-        reader.assign(&from).unwrap();
-        let mut left: i64 = ends.values().map(|(low, high)| high - low).sum();
-        let mut records = Vec::new();
-        while left > 0 {
-            let message = reader.poll(ANSWER_TIMEOUT).expect("a broker that gives what it has").unwrap();
-            if message.offset() >= ends[&message.partition()].1 {
-                continue; // written since we looked
+        let (reader, ends) = self.reader(topic);
+        let (mut unread, mut records): (BTreeSet<i32>, _) = (ends.keys().copied().collect(), Vec::new());
+        while !unread.is_empty() {
+            match reader.poll(ANSWER_TIMEOUT).expect("a broker that gives what it has") {
+                Ok(message) if message.offset() < ends[&message.partition()].1 => records.push(Stored::of(&message)),
+                Ok(_written_since) => {}
+                Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
+                Err(error) => panic!("reading {topic}: {error}"),
             }
-            left -= 1;
-            let headers =
-                message.headers().map(|headers| headers.iter().map(|header| (header.key.to_owned(), text(header.value)))).into_iter();
-            records.push(Stored {
-                partition: message.partition(),
-                offset: message.offset(),
-                value: message.payload().unwrap_or_default().to_vec(),
-                headers: headers.flatten().collect(),
-            });
         }
         records
     }
@@ -145,31 +149,116 @@ impl Broker {
         });
     }
 
-    /// Types lines into Java's own console producer.
-    pub fn type_into_console_producer(&self, topic: &str, lines: &[String]) {
+    /// How many partitions a topic has.
+    pub fn partitions(&self, topic: &str) -> usize {
+        self.ends(&self.consumer("look"), topic).len()
+    }
+
+    /// Types lines into Java's own console producer, on the broker of `make services`.
+    pub fn type_into_console_producer(&self, topic: &str, options: &[&str], lines: &[String]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        let mut console = Command::new(script);
-        console.args(["kafka", "ConsoleProducer", "--topic", topic]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut console = console.spawn().unwrap();
-        console.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
-        assert!(console.wait().unwrap().success(), "the console producer");
+        type_into(Command::new(script).args(["kafka", "ConsoleProducer", "--topic", topic]).args(options), lines);
+    }
+
+    /// Types lines into kcat.
+    pub fn type_into_kcat(&self, topic: &str, options: &[&str], lines: &[String]) {
+        type_into(Command::new("kcat").args(["-P", "-b", &self.address, "-t", topic]).args(options), lines);
+    }
+
+    /// A topic of a test's own.
+    pub async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let topic = settings
+            .iter()
+            .fold(NewTopic::new(name, partitions, TopicReplication::Fixed(COPIES_BY_DEFAULT)), |topic, (key, value)| topic.set(key, value));
+        let created = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
+        assert!(created.iter().all(Result::is_ok), "{created:?}");
+        until(&format!("{name} is there"), ANSWER_TIMEOUT, || {
+            let metadata = self.consumer("look").fetch_metadata(Some(name), ANSWER_TIMEOUT).unwrap();
+            let partitions_led = metadata.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count();
+            (i32::try_from(partitions_led) == Ok(partitions)).then_some(())
+        });
+    }
+
+    /// What is written to the topic, from its beginning on.
+    pub fn tail(&self, topic: &str) -> Tail {
+        Tail(self.reader(topic).0)
+    }
+
+    /// Reads a topic from its beginning; and where it begins and ends now.
+    fn reader(&self, topic: &str) -> (BaseConsumer, BTreeMap<i32, (i64, i64)>) {
+        let reader: BaseConsumer = self.client().set("group.id", "read").set("enable.partition.eof", "true").create().unwrap();
+        let ends = self.ends(&reader, topic);
+        let mut from = TopicPartitionList::new();
+        for partition in ends.keys() {
+            from.add_partition_offset(topic, *partition, Offset::Beginning).unwrap();
+        }
+        reader.assign(&from).unwrap();
+        (reader, ends)
+    }
+
+    pub fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
     }
 
     fn ends(&self, consumer: &BaseConsumer, topic: &str) -> BTreeMap<i32, (i64, i64)> {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).unwrap();
         let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
-        partitions.map(|partition| (partition, consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).unwrap())).collect()
+        // The metadata of a new topic names leaders that don't know it yet.
+        let ends = |partition| {
+            until("a leader tells its ends", ANSWER_TIMEOUT, || consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).ok())
+        };
+        partitions.map(|partition| (partition, ends(partition))).collect()
     }
 
-    fn client(&self) -> ClientConfig {
+    pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.address);
         config
     }
 
-    fn consumer(&self, group: &str) -> BaseConsumer {
+    pub fn consumer(&self, group: &str) -> BaseConsumer {
         self.client().set("group.id", group).set("enable.auto.commit", "false").create().unwrap()
     }
+}
+
+impl Tail {
+    /// The next record, if there is one now.
+    pub fn next(&self) -> Option<Stored> {
+        loop {
+            match self.0.poll(Duration::from_millis(20))? {
+                Ok(message) => return Some(Stored::of(&message)),
+                Err(KafkaError::PartitionEOF(_)) => {}
+                Err(_broker_is_away) => return None,
+            }
+        }
+    }
+}
+
+impl Alone {
+    pub fn wait() -> Self {
+        let lock = File::create(services().join("kafka.lock")).unwrap();
+        lock.lock().unwrap();
+        Self { _lock: lock }
+    }
+}
+
+impl Stored {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().unwrap_or_default().to_vec(),
+            headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+        }
+    }
+}
+
+fn type_into(console: &mut Command, lines: &[String]) {
+    let mut typing = console.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    typing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    assert!(typing.wait().unwrap().success(), "{console:?}");
 }
 
 fn services() -> &'static Path {

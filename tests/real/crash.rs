@@ -1,14 +1,14 @@
 //! `kill -9`, three times in the middle of a broadcast.
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use pushcast::sandbox::Provider;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::RngExt;
 use serde_json::{Value, json};
 
 use crate::{
     story::{self, Phone},
-    world::{Running, World, until},
+    world::{Running, World, chance, until},
 };
 
 /// How many tokens the broadcast goes to, those of the story included.
@@ -69,11 +69,9 @@ fn outcomes(world: &World) -> Vec<Value> {
     world.broker.values("push-outcomes").into_iter().filter(|outcome| outcome["notificationId"] == "post:to-all").collect()
 }
 
-/// After how many messages it is killed: anywhere in the first nine tenths, never twice at once. `REAL_SEED` repeats a
-/// run's moments.
+/// After how many messages it is killed: anywhere in the first nine tenths, never twice at once.
 fn moments(messages: u64) -> BTreeSet<u64> {
-    let seed = env::var("REAL_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = chance("killing pushcast");
     let mut moments = BTreeSet::new();
     while moments.len() as u64 != KILLS {
         let at = random.random_range(1..messages * 9 / 10);
@@ -81,6 +79,6 @@ fn moments(messages: u64) -> BTreeSet<u64> {
             moments.insert(at);
         }
     }
-    println!("REAL_SEED={seed}: killed after {moments:?}");
+    println!("killed after {moments:?}");
     moments
 }

@@ -120,7 +120,7 @@ fn everybody_registers(world: &World, phones: &[Phone]) -> Vec<String> {
     }
     let (produced, typed) = lines.split_at(PHONES - TYPED);
     world.produce("device-tokens", produced);
-    world.broker.type_into_console_producer("device-tokens", typed);
+    world.broker.type_into_console_producer("device-tokens", &[], typed);
     world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
     // The two of the time before are in there once more.
     assert_eq!(world.broker.count("device-tokens"), i64::try_from(2 + PHONES + garbage.len()).unwrap());

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     fs::{self, File},
     io::Write,
     path::PathBuf,
@@ -11,14 +12,16 @@ use std::{
 };
 
 use pushcast::sandbox::{Options, Sandbox};
+use rand::{SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::broker::Broker;
+use crate::broker::{Alone, Broker};
 
 /// Where all of it is, and with which settings pushcast is called.
 pub struct World {
     pub broker: Broker,
+    _alone: Alone,
     pub sandbox: Sandbox,
     pub group_prefix: String,
     settings: BTreeMap<String, String>,
@@ -31,14 +34,14 @@ pub struct Running(Child);
 impl World {
     /// A broker without topics, providers that have seen nothing, an empty store.
     pub async fn empty(settings: &[(&str, &str)]) -> Self {
-        let broker = Broker::without_topics().await;
+        let (broker, alone) = Broker::without_topics().await;
         let folder = TempDir::new().unwrap();
         let sandbox = Sandbox::start(Options::remembering()).await.unwrap();
         let credentials = folder.path().join("credentials.json");
         fs::write(&credentials, sandbox.service_account()).unwrap();
         // Groups outlive the test; a name that was never used has no offsets.
         let group_prefix = format!("real-{:08x}", rand::random::<u32>());
-        let mut world = Self { broker, sandbox, group_prefix, settings: BTreeMap::new(), folder };
+        let mut world = Self { broker, _alone: alone, sandbox, group_prefix, settings: BTreeMap::new(), folder };
         let store = format!("embedded:{}", world.folder.path().join("push.db").display());
         for (name, value) in [
             ("KAFKA__BOOTSTRAP_SERVERS", world.broker.address.clone()),
@@ -133,6 +136,13 @@ impl Drop for Running {
         drop(self.0.kill());
         drop(self.0.wait());
     }
+}
+
+/// What decides when somebody is killed. `REAL_SEED` repeats the decisions of a run.
+pub fn chance(what_for: &str) -> StdRng {
+    let seed = env::var("REAL_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("REAL_SEED={seed} for {what_for}");
+    StdRng::seed_from_u64(seed)
 }
 
 /// Asks until there is an answer.

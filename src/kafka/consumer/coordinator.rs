@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
 use rdkafka::{consumer::Consumer as _, error::KafkaResult};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -25,9 +25,9 @@ use super::{
     Assignment, StageError, TopicPartition,
     commit::{self, Commit, Ledger, Offsets, Refusal, refusal},
     intake::Queue,
-    listed,
+    listed, on_a_thread,
     partition::{Left, Limits, Orders, Partition, Progress},
-    poller::{Member, Rebalance, Vitals, give_back, take},
+    poller::{Member, Rebalance, Vitals, give_back, take, wake_fetchers},
     stragglers::Stragglers,
     work::{Bench, words},
 };
@@ -58,6 +58,8 @@ pub(super) struct Coordinator<'a, H, P> {
     deals: u64,
     /// The question that waits for our answer.
     revocation: Option<Revocation>,
+    /// Somebody on a thread of their own makes librdkafka read on.
+    waking: Option<oneshot::Receiver<()>>,
     /// We are leaving, and are gone by then in any case.
     leave_by: Option<Instant>,
     complaints: Rarely,
@@ -126,6 +128,7 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             commit: None,
             deals: 0,
             revocation: None,
+            waking: None,
             leave_by: None,
             complaints: Rarely::default(),
         }
@@ -151,6 +154,9 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         }
         if let Err(error) = self.answer() {
             debug!(stage = self.bench.stage, %error, "The last question is answered in vain: {error}");
+        }
+        if let Some(waking) = self.waking {
+            let _woken = waking.await; // for it holds the member, which is about to close
         }
         ended
     }
@@ -210,6 +216,7 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             queues.push(Queue::split(&self.member, of.clone()).ok_or_else(|| StageError::NoSuchPartition(of.clone()))?);
         }
         take(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
+        self.read_on();
         self.bench.budget.shared_by(self.owned.len() + partitions.len());
         for (of, queue) in partitions.iter().zip(queues) {
             self.start(of.clone(), queue);
@@ -301,7 +308,18 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             self.ledger.forget(of);
         }
         self.bench.budget.shared_by(self.owned.len());
-        give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })
+        give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })?;
+        self.read_on();
+        Ok(())
+    }
+
+    /// An answer was given: what we had, and keep, is to be read again at once.
+    fn read_on(&mut self) {
+        let kept: Vec<_> = self.owned.keys().cloned().collect();
+        if !kept.is_empty() {
+            let member = Arc::clone(&self.member);
+            self.waking = Some(on_a_thread(format!("wake {}", self.bench.stage), move || wake_fetchers(&*member, &kept)));
+        }
     }
 
     /// Whoever shares out by partitions shares less before anybody else can share more, and not while they are drained:

@@ -113,8 +113,6 @@ pub(super) struct Partition<S, H, P> {
     started: i64,
     /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again too.
     again_from: i64,
-    /// Where the log was last asked for its position.
-    asked_at: Option<i64>,
 }
 
 impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
@@ -144,7 +142,6 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             fates,
             started: 0,
             again_from: i64::MAX,
-            asked_at: None,
         }
     }
 
@@ -270,13 +267,13 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         }
     }
 
-    /// All is quiet: what lies behind the last record and is never delivered may be passed too. Asked once per lull.
+    /// All is quiet: what lies behind the last record and is never delivered may be passed too. Asked whenever a second was
+    /// quiet, because an aborted transaction comes without any sign.
     fn catch_up(&mut self) {
-        if self.window.span() == 0 && self.window.position() != self.asked_at {
-            if let Some(position) = self.intake.position() {
-                self.window.advance(position);
-            }
-            self.asked_at = self.window.position();
+        if self.window.span() == 0
+            && let Some(position) = self.intake.position()
+        {
+            self.window.advance(position);
         }
     }
 

@@ -128,6 +128,16 @@ pub(super) fn give_back(consumer: &impl Consumer<Context>, partitions: &[TopicPa
     }
 }
 
+/// Wakes the threads that fetch what we keep. librdkafka pauses all that we have while it waits for our answer, and then resumes
+/// it without a word to the thread of the broker that leads it, which looks once a second when it has nothing else to do (2.12.1).
+/// So each is given something to do: the question where its partitions end. Blocks until they have answered.
+pub(super) fn wake_fetchers(consumer: &impl Consumer<Context>, kept: &[TopicPartition]) {
+    let asked = list(kept.iter().map(|of| (of, Offset::End))).and_then(|ends| consumer.offsets_for_times(ends, LISTEN));
+    if let Err(error) = asked {
+        debug!(%error, "Nobody was woken, reading goes on within a second: {error}");
+    }
+}
+
 /// A list of librdkafka's.
 pub(super) fn list<'a>(offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
