@@ -94,6 +94,8 @@ metrics! {
     offset_resets_total: IntCounterVec["stage"];
     /// Records that went to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
+    /// Memory of this process that lies in RAM, in bytes; 0 where the system does not tell.
+    resident_memory_bytes: IntGauge;
 }
 
 /// How each kind of metric is made.
@@ -135,11 +137,19 @@ impl Default for Metrics {
 impl Metrics {
     /// All metrics in Prometheus' text format.
     pub fn exposition(&self) -> String {
+        self.resident_memory_bytes.set(resident_memory());
         let mut text = Vec::new();
         #[expect(clippy::expect_used, reason = "writing to memory does not fail")]
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("encoding to memory");
         String::from_utf8_lossy(&text).into_owned()
     }
+}
+
+/// What Linux says of us, without a system call that waits for anything.
+fn resident_memory() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<i64>().ok());
+    kibibytes.unwrap_or_default() * 1024
 }
 
 #[cfg(test)]
@@ -161,5 +171,14 @@ mod tests {
         metrics.notifications_total.with_label_values(&["expo", "urgent", "sent"]).inc_by(3);
         let text = metrics.exposition();
         assert!(text.contains(r#"pushcast_notifications_total{lane="urgent",outcome="sent",provider="expo"} 3"#), "{text}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn memory_is_measured_when_it_is_asked_for() {
+        let metrics = Metrics::new();
+        assert_eq!(metrics.resident_memory_bytes.get(), 0);
+        metrics.exposition();
+        assert!(metrics.resident_memory_bytes.get() > 1_000_000, "a test takes more than a megabyte");
     }
 }

@@ -54,6 +54,8 @@ pub use self::{
 pub struct Options {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Its origin as others write it, where they reach it by another name than the address that it listens on.
+    pub url: Option<String>,
     /// How many of the latest messages taken are kept whole; 0 = none, which is what benchmarks want.
     pub remember: usize,
     /// Faults from the start.
@@ -70,6 +72,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            url: None,
             remember: 0,
             faults: Faults::default(),
             project_id: "sandbox".to_owned(),
@@ -201,8 +204,8 @@ struct Side {
 impl Shared {
     fn new(options: Options, address: SocketAddr) -> Self {
         Self {
+            url: options.url.clone().unwrap_or_else(|| format!("http://{address}")),
             options,
-            url: format!("http://{address}"),
             faults: RwLock::default(),
             expo: Side::default(),
             fcm: Side::default(),

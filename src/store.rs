@@ -34,6 +34,10 @@ pub struct Settings {
 
 type Answer<T> = Result<T, Unavailable>;
 
+/// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a mark is kept;
+/// or that it is [`Unavailable`]. Whoever holds a lease counts on it.
+pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
+
 /// The tokens: who owns them, whether they live.
 pub trait Registry: Clone + Send + Sync + 'static {
     /// Applies an event. The same events in any order end in the same state; an older event changes nothing.

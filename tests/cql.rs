@@ -9,8 +9,12 @@ mod encrypted;
 mod faults;
 #[path = "cql/keyspace.rs"]
 mod keyspace;
+#[path = "cql/login.rs"]
+mod login;
 #[path = "cql/million.rs"]
 mod million;
+#[path = "cql/prepared.rs"]
+mod prepared;
 #[path = "cql/proxy.rs"]
 mod proxy;
 #[path = "contract/suite.rs"]

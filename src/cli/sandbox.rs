@@ -16,6 +16,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8085")]
     pub listen: SocketAddr,
 
+    /// The origin by which others reach it, where that is not the address that it listens on: http://sandbox:8085
+    #[arg(long, value_name = "URL", value_parser = origin)]
+    pub url: Option<String>,
+
     /// Run an embedded Kafka broker too, with all topics; it forgets everything when it ends
     #[arg(long)]
     pub kafka: bool,
@@ -31,7 +35,7 @@ pub struct Args {
 
 /// Serves until `stop`.
 pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
-    let options = Options { listen: args.listen, remember: args.remember, ..Options::default() };
+    let options = Options { listen: args.listen, url: args.url, remember: args.remember, ..Options::default() };
     let sandbox = Sandbox::start(options).await.with_context(|| format!("--listen: can't listen on {}", args.listen))?;
     let broker = if args.kafka { Some(Broker::start()?) } else { None };
     println!("PUSHCAST__EXPO__URL={}", sandbox.expo_url());
@@ -47,4 +51,29 @@ pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
     stop.wait().await;
     sandbox.stop().await;
     Ok(())
+}
+
+/// An origin without the slash at its end, which paths bring along.
+fn origin(text: &str) -> Result<String, String> {
+    let url = reqwest::Url::parse(text).map_err(|err| err.to_string())?;
+    let is_origin = matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none();
+    if is_origin {
+        Ok(url.origin().ascii_serialization())
+    } else {
+        Err("expected http:// or https://, a host, perhaps a port, and no path".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_has_no_path_and_no_slash_at_its_end() {
+        assert_eq!(origin("http://sandbox:8085/"), Ok("http://sandbox:8085".to_owned()));
+        assert_eq!(origin("https://sandbox"), Ok("https://sandbox".to_owned()));
+        for wrong in ["sandbox:8085", "http://sandbox/path", "http://sandbox/?a=b", "ftp://sandbox", ""] {
+            assert!(origin(wrong).is_err(), "{wrong}");
+        }
+    }
 }

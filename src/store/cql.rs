@@ -43,6 +43,9 @@ use tokio::time::Instant;
 
 pub use self::schema::Applied;
 use self::statements::Statements;
+/// For tests that let whole stages race over a row.
+#[cfg(test)]
+pub(crate) use self::{broadcasts::part, decide::Decided, doses::claim};
 use super::{Cluster, DriverCounts, Settings, Store};
 use crate::domain::{Timestamp, Unavailable};
 
@@ -62,11 +65,20 @@ struct Inner {
 /// Why a store could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No node answers, or none lets us in.
+    /// No node answers.
     #[error("no node of store.url can be connected to: {source}")]
     Away {
         /// What the driver said of the last one.
         source: Box<NewSessionError>,
+    },
+    /// The cluster wants to know who we are.
+    #[error("the cluster lets nobody in without a login: write one into store.url, scylla://user:password@host:9042/keyspace")]
+    NoLogin,
+    /// The cluster does not know us.
+    #[error("the cluster refuses the user or the password of store.url (a password's special characters are written %40): {said}")]
+    WrongLogin {
+        /// Its words. They may name the user, never the password.
+        said: String,
     },
     /// TLS can't be set up.
     #[error("{path} can't be used for TLS: {source}")]
@@ -151,7 +163,7 @@ impl CqlStore {
         Ok(Self { inner: Arc::new(Inner { session, statements, crowd_told_at: Mutex::new(None) }) })
     }
 
-    /// Creates what is missing: keyspaces, tables. Safe to run again; one at a time. Says what it did.
+    /// Creates what is missing: keyspaces, tables. Safe to run again, and several at once. Says what it did.
     ///
     /// # Errors
     /// The cluster is away, refuses something, or has a newer release's schema.

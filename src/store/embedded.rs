@@ -127,8 +127,8 @@ impl EmbeddedStore {
         Ok(Self { inner: Arc::new(Inner { readers, writer }) })
     }
 
-    /// Runs `work` in a transaction of the writer; answers when it is durable. `work` may be run again if another
-    /// operation spoils the transaction, so it changes nothing but the store. It is told the time.
+    /// Runs `work` in a transaction of the writer, which it may share with others; answers when it is durable. What it
+    /// wrote is undone if it fails, and only that. It is told the time.
     async fn write<T: Send + 'static>(
         &self,
         context: &'static str,

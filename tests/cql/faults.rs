@@ -1,17 +1,21 @@
-//! A server whose answers get lost, and one that does not answer at all.
+//! A server whose answers get lost or come too late, and one that does not answer at all.
 //!
 //! The callers do what stages do: they try again for as long as it takes.
 
-use std::time::Duration;
+use std::{
+    fmt::Debug,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use pushcast::{
     domain::{
         BroadcastId, Counts, Cursor, DoseKey, DoseOutcome, PartId, ProfileId, Progress, ProviderId, RegimenId, TokenChange, Unavailable,
     },
-    store::{Broadcasts, Checkpoint, Claim, DoseMark, Doses, Lease, Marked, Registry, Settings, Store, cql::CqlStore},
+    store::{Broadcasts, Checkpoint, Claim, DECIDED_WITHIN, DoseMark, Doses, Lease, Marked, Registry, Settings, Store, cql::CqlStore},
 };
-use tokio::time::sleep;
+use tokio::time::{self, Instant, sleep};
 
 use crate::{
     keyspace::{self, emptied},
@@ -144,4 +148,76 @@ async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
     insist(async || store.apply(&change, v(3)).await).await;
     let row = insist(async || store.inspect(&expo("t1")).await).await;
     assert_eq!(row.map(|row| row.version), Some(v(3)));
+}
+
+/// Every request is done and times out all the same; its answer comes when nobody waits for it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_loses_nothing() {
+    const TOO_LATE: Duration = Duration::from_secs(12);
+    const TOKENS: i64 = 40;
+    let (store, proxy, _alone) = over_a_line().await;
+    let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
+    let mine = store.take_over(&part).await.unwrap();
+    let page = Progress { cursor: Some(Cursor(5)), counts: Counts { sent: 5, ..Counts::default() }, ..mine };
+    let failures = AtomicU32::new(0);
+    let counted = |answer: Result<(), Unavailable>| {
+        failures.fetch_add(u32::from(answer.is_err()), Ordering::Relaxed);
+        answer
+    };
+
+    proxy.delay(TOO_LATE);
+    let registrations = join_all((0..TOKENS).map(|n| {
+        let (store, counted) = (&store, &counted);
+        async move {
+            let token = expo(&format!("t{n}"));
+            let change =
+                TokenChange::Registered { token, user: Some(user("ann")), platform: None, device: None, device_info: None, previous: None };
+            insist(async || counted(store.apply(&change, v(n)).await)).await;
+        }
+    }));
+    let checkpoint = insist(async || store.checkpoint(&part, &page).await);
+    let recovery = async {
+        sleep(TOO_LATE).await;
+        proxy.delay(Duration::ZERO);
+    };
+    let (_, kept, ()) = tokio::join!(registrations, checkpoint, recovery);
+    let failures = failures.into_inner();
+    println!("{failures} failures of {TOKENS} registrations");
+    assert!(failures > 0, "nothing took too long");
+    assert_eq!(kept, Checkpoint::Kept, "the owner is told that he is the owner");
+    let found = insist(async || store.tokens_of(&user("ann")).await).await;
+    assert_eq!(found.len(), usize::try_from(TOKENS).unwrap());
+    assert_eq!(insist(async || store.take_over(&part).await).await, Progress { epoch: mine.epoch + 1, ..page });
+}
+
+/// Time is made up while the server is silent: it passes in the length of the store's own waits.
+#[tokio::test]
+async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
+    let (store, proxy, _alone) = over_a_line().await;
+    let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
+    let dose = DoseKey { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), schedule_time: at(1), provider: ProviderId::Expo };
+    let mine = store.take_over(&part).await.unwrap();
+    let Claim::Mine(lease) = store.claim(&dose, "me", at(1), at(60)).await.unwrap() else { panic!("nobody else wants it") };
+    let page = Progress { cursor: Some(Cursor(1)), ..mine };
+    let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 1, ..Counts::default() }, at: at(2) };
+
+    proxy.stop(true);
+    time::pause();
+    told_in_time(store.checkpoint(&part, &page)).await;
+    told_in_time(store.mark(&dose, &lease, &mark)).await;
+    told_in_time(store.claim(&dose, "me", at(3), at(90))).await;
+    told_in_time(store.take_over(&part)).await;
+    time::resume();
+    proxy.stop(false);
+
+    // What was asked in vain is done, or can be: the answers are the same either way.
+    insist(async || store.take_over(&part).await).await;
+    assert_eq!(insist(async || store.mark(&dose, &lease, &mark).await).await, Marked::Kept);
+}
+
+async fn told_in_time<T: Debug>(asked: impl Future<Output = Result<T, Unavailable>>) {
+    let begun = Instant::now();
+    asked.await.expect_err("nobody answers");
+    let waited = begun.elapsed();
+    assert!(waited <= DECIDED_WITHIN + Duration::from_millis(1), "{waited:?}");
 }

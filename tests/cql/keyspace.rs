@@ -31,7 +31,7 @@ static IN_USE: Mutex<()> = Mutex::const_new(());
 /// The store without a row. It is the caller's alone as long as he keeps the second value.
 pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     let alone = IN_USE.lock().await;
-    let keyspace = task::block_in_place(|| &*KEYSPACE);
+    let keyspace = task::spawn_blocking(|| &*KEYSPACE).await.unwrap();
     for table in &keyspace.tables {
         if table.contains("_by_") {
             // Deleted rows show in no answer, and yet they would hide what the next fact writes with an earlier timestamp.

@@ -1,8 +1,8 @@
-//! A line to the server that can be cut and stopped.
+//! A line to the server that can be cut, stopped and slowed down.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use tokio::{
@@ -25,6 +25,8 @@ struct Switch {
     cut_of_thousand: AtomicU32,
     cuts: AtomicU32,
     stopped: AtomicBool,
+    /// How long answers are under way.
+    delay_ms: AtomicU64,
 }
 
 impl Proxy {
@@ -52,6 +54,11 @@ impl Proxy {
     pub fn stop(&self, stopped: bool) {
         self.switch.stopped.store(stopped, Ordering::Relaxed);
     }
+
+    /// From now on the server does what it is asked at once, and its answers take that long.
+    pub fn delay(&self, delay: Duration) {
+        self.switch.delay_ms.store(u64::try_from(delay.as_millis()).unwrap(), Ordering::Relaxed);
+    }
 }
 
 async fn serve(listener: TcpListener, server: String, switch: Arc<Switch>) {
@@ -75,6 +82,7 @@ async fn serve(listener: TcpListener, server: String, switch: Arc<Switch>) {
                 let mut bytes = vec![0; 64 * 1024];
                 while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
                     switch.wait().await;
+                    sleep(Duration::from_millis(switch.delay_ms.load(Ordering::Relaxed))).await;
                     if rand::random_range(0..1_000) < switch.cut_of_thousand.load(Ordering::Relaxed) {
                         switch.cuts.fetch_add(1, Ordering::Relaxed);
                         return;

@@ -60,8 +60,10 @@ pub fn of_one_of_three(rounds: usize) {
         cluster.start_again(node);
         thread::sleep(Duration::from_secs(5));
     }
-    classic.ends_with(0);
-    modern.ends_with(0);
+    // On a small machine a leader may take longer over a record than the producer waits (21 s, seen at load 40), and a session
+    // may end: then what is in hand is done again.
+    classic.ends_with(rounds * IN_FLIGHT);
+    modern.ends_with(rounds * IN_FLIGHT);
 }
 
 impl AtWork {

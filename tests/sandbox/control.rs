@@ -182,3 +182,13 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("no task is left behind");
     Sandbox::start(Options { listen: address, ..Options::default() }).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_sandbox_goes_by_the_name_that_others_have_for_it() {
+    let options = Options { url: Some("http://localhost:1".to_owned()), ..Options::default() };
+    let sandbox = Sandbox::start(options).await.unwrap();
+    assert_eq!(sandbox.expo_url(), "http://localhost:1/--/api/v2/push/send");
+    assert_eq!(sandbox.fcm_url(), "http://localhost:1");
+    let account: Value = serde_json::from_str(&sandbox.service_account()).unwrap();
+    assert_eq!(account["token_uri"], "http://localhost:1/token");
+}

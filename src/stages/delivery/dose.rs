@@ -21,14 +21,16 @@ use super::{
 use crate::{
     delivery::{Class, Final, Page, Provider},
     domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Registration, Report, Timestamp, Unavailable},
-    store::{Claim, DoseMark, Lease, Marked, Store},
+    store::{Claim, DECIDED_WITHIN, DoseMark, Lease, Marked, Store},
     stream::{Fate, Publish, Record},
 };
 
 /// How long a claim holds.
 const LEASE: Duration = Duration::from_secs(60);
+/// The clocks of two instances differ by no more.
+const SKEW_MAX: Duration = Duration::from_secs(4);
 /// What a lease must outlast the last possible answer by: the skew of two clocks and the time that the mark takes.
-const MARGIN: Duration = Duration::from_secs(12);
+pub(super) const MARGIN: Duration = SKEW_MAX.saturating_add(DECIDED_WITHIN);
 
 /// One handling of a dose.
 struct Handling<'a> {

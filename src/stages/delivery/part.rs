@@ -27,6 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const USERS_AT_ONCE: usize = 16;
 /// How long a part that was taken over waits before it looks again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the first who sees all parts finished may take to tell the total, before another one tells it too.
+const FIRST_TELLS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How the walk over a part ended.
 enum Ended {
@@ -251,7 +253,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         if finished < parts || state == Some(BroadcastState::Done) {
             return Ok(());
         }
-        let Total { counts, at } = self.store.total(&part.broadcast, Timestamp::now()).await?;
+        let asked_at = Timestamp::now();
+        let Total { counts, at } = self.store.total(&part.broadcast, asked_at).await?;
+        if at.as_microsecond() != asked_at.as_microsecond() {
+            // Somebody else saw the last parts end in the same moment, and asked first: he tells it, unless he has died.
+            sleep(FIRST_TELLS_WITHIN).await;
+            if let (_, Some(BroadcastState::Done)) = self.store.broadcast(&part.broadcast).await? {
+                return Ok(());
+            }
+        }
         self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at }).await;
         info!(broadcast = %part.broadcast, sent = counts.sent, dead = counts.dead, "Broadcast {} is complete: {} messages", part.broadcast, counts.total());
         self.store.close(&part.broadcast).await

@@ -1,4 +1,6 @@
+mod cluster;
 mod fake;
+mod schedules;
 
 use tokio::{sync::watch, task::JoinSet};
 
@@ -322,6 +324,33 @@ async fn a_cancelled_broadcast_ends_with_the_count_of_what_was_sent() {
     assert_eq!(fate, Fate::Done);
     let outcomes = w.published(topics::PUSH_OUTCOMES);
     assert!(outcomes[0].contains(r#""sent":299"#), "{outcomes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_is_told_by_whoever_asks_first() {
+    let w = World::new();
+    let slice = w.broadcast_to(100);
+    w.store.state().total_at = Some(Timestamp::UNIX_EPOCH);
+    let other = async {
+        while w.store.state().finished.is_empty() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        sleep(Duration::from_secs(1)).await;
+        w.store.state().broadcast = Some(BroadcastState::Done);
+    };
+    let stop = Stop::default();
+    let (fate, ()) = tokio::join!(w.handle(slice, &stop), other);
+    assert_eq!((fate, w.published(topics::PUSH_OUTCOMES).len()), (Fate::Done, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_is_told_though_whoever_asked_first_has_died() {
+    let w = World::new();
+    let slice = w.broadcast_to(100);
+    w.store.state().total_at = Some(Timestamp::UNIX_EPOCH);
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    let outcomes = w.published(topics::PUSH_OUTCOMES);
+    assert!(outcomes.len() == 1 && outcomes[0].contains(r#""at":"1970-01-01T00:00:00Z""#), "{outcomes:?}");
 }
 
 // === The brake ===

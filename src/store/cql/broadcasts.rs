@@ -2,16 +2,14 @@
 //!
 //! The plan and the progress of a part are decided by one winner; the state of a broadcast and the set of its finished
 //! parts only grow, and need no decision.
-//!
-//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there is one owner,
-//! and he tells his totals one after the other, so a row that says the same was written by him. It lets the cursor only
-//! move forward, so that one that a server still held when its successor was through does not undo it.
+
+pub(crate) mod part;
 
 use futures::future::try_join_all;
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience},
+    decide::{Decided, Patience, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
@@ -79,64 +77,12 @@ impl Broadcasts for CqlStore {
 
     async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
         const CONTEXT: &str = "take a part over";
-        let store = &self.inner;
-        let (broadcast, provider, number) = key(part);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let found = store.progress(CONTEXT, part).await?;
-            let mine = match found {
-                Some(found) if found.done => return Ok(found),
-                Some(found) => Progress { epoch: found.epoch + 1, ..found },
-                None => Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() },
-            };
-            let decided = match found {
-                Some(found) => {
-                    // All that was read has to stand still: the owner may have got a page further since.
-                    let cursor = found.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
-                    let [sent, dead, refused, failed, expired] = columns(&found.counts);
-                    let of = &found;
-                    let values =
-                        (KEPT_SECONDS, mine.epoch, broadcast, provider, number, of.epoch, cursor, sent, dead, refused, failed, expired);
-                    store.decide(CONTEXT, &store.statements.take_over, values).await?
-                }
-                None => {
-                    let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
-                    store.decide(CONTEXT, &store.statements.insert_part, values).await?
-                }
-            };
-            match decided {
-                Decided::Applied => return Ok(mine),
-                Decided::Refused => {}
-                // If it was done, the next round raises the epoch once more. Nobody minds.
-                Decided::Unknown(err) => patience.lost(err),
-            }
-            patience.next_round().await?;
-        }
+        in_time(CONTEXT, part::take_over(&Row { store: &self.inner, part, context: CONTEXT }, CONTEXT)).await
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
         const CONTEXT: &str = "record a part's progress";
-        let store = &self.inner;
-        let (broadcast, provider, number) = key(part);
-        let cursor = progress.cursor.map_or(NOTHING_DONE, |Cursor(at)| at);
-        let [sent, dead, refused, failed, expired] = columns(&progress.counts);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let to = progress;
-            let values =
-                (KEPT_SECONDS, cursor, to.done, sent, dead, refused, failed, expired, broadcast, provider, number, to.epoch, cursor);
-            match store.decide(CONTEXT, &store.statements.checkpoint, values).await? {
-                Decided::Applied => return Ok(Checkpoint::Kept),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
-            }
-            match store.progress(CONTEXT, part).await? {
-                Some(found) if found == *progress => return Ok(Checkpoint::Kept),
-                Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
-                _ => return Ok(Checkpoint::Lost),
-            }
-            patience.next_round().await?;
-        }
+        in_time(CONTEXT, part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT)).await
     }
 
     async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
@@ -150,7 +96,7 @@ impl Broadcasts for CqlStore {
     }
 
     async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
-        self.inner.progress("read a part's progress", part).await
+        part::Row::now(&Row { store: &self.inner, part, context: "read a part's progress" }).await
     }
 
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
@@ -159,6 +105,49 @@ impl Broadcasts for CqlStore {
             sum += counts;
         }
         Ok(Total { counts: sum, at: self.inner.first_total_at(broadcast, now).await? })
+    }
+}
+
+/// The row of a part on the server.
+struct Row<'a> {
+    store: &'a Inner,
+    part: &'a PartId,
+    /// What it is asked for.
+    context: &'static str,
+}
+
+impl part::Row for Row<'_> {
+    async fn now(&self) -> Result<Option<Progress>, Unavailable> {
+        let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
+        let found = first::<(i32, i64, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
+        Ok(found.map(|(epoch, cursor, done, sent, dead, refused, failed, expired)| Progress {
+            epoch,
+            cursor: Some(Cursor(cursor)).filter(|_| cursor != NOTHING_DONE),
+            done,
+            counts: counts([sent, dead, refused, failed, expired]),
+        }))
+    }
+
+    async fn begin(&self) -> Result<Decided, Unavailable> {
+        let (broadcast, provider, number) = key(self.part);
+        let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
+        self.store.decide(self.context, &self.store.statements.insert_part, values).await
+    }
+
+    async fn raise(&self, found: &Progress) -> Result<Decided, Unavailable> {
+        let (broadcast, provider, number) = key(self.part);
+        let [sent, dead, refused, failed, expired] = columns(&found.counts);
+        let (epoch, cursor) = (found.epoch, cursor(found));
+        let values = (KEPT_SECONDS, epoch + 1, broadcast, provider, number, epoch, cursor, sent, dead, refused, failed, expired);
+        self.store.decide(self.context, &self.store.statements.take_over, values).await
+    }
+
+    async fn record(&self, progress: &Progress) -> Result<Decided, Unavailable> {
+        let (broadcast, provider, number) = key(self.part);
+        let [sent, dead, refused, failed, expired] = columns(&progress.counts);
+        let (epoch, cursor, done) = (progress.epoch, cursor(progress), progress.done);
+        let values = (KEPT_SECONDS, cursor, done, sent, dead, refused, failed, expired, broadcast, provider, number, epoch, cursor);
+        self.store.decide(self.context, &self.store.statements.checkpoint, values).await
     }
 }
 
@@ -180,18 +169,6 @@ impl Inner {
             }
             patience.next_round().await?;
         }
-    }
-
-    /// How far a part is, everything that was decided included.
-    async fn progress(&self, context: &'static str, part: &PartId) -> Result<Option<Progress>, Unavailable> {
-        let rows = self.rows(context, &self.statements.part_now, key(part)).await?;
-        let found = first::<(i32, i64, bool, i64, i64, i64, i64, i64)>(context, &rows)?;
-        Ok(found.map(|(epoch, cursor, done, sent, dead, refused, failed, expired)| Progress {
-            epoch,
-            cursor: Some(Cursor(cursor)).filter(|_| cursor != NOTHING_DONE),
-            done,
-            counts: counts([sent, dead, refused, failed, expired]),
-        }))
     }
 
     /// The counts of all finished parts. These do not change any more, so a plain read is enough.
@@ -237,4 +214,8 @@ impl Inner {
 
 fn key(part: &PartId) -> (&str, &'static str, i32) {
     (part.broadcast.as_str(), part.provider.label(), part.part.cast_signed())
+}
+
+fn cursor(progress: &Progress) -> i64 {
+    progress.cursor.map_or(NOTHING_DONE, |Cursor(at)| at)
 }

@@ -6,18 +6,22 @@
 //! answer than the servers try (`session::DECIDE_WITHIN`); where even that is not enough, conditions only let a row move
 //! forward.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use scylla::{errors::ExecutionError, serialize::row::SerializeRow, statement::prepared::PreparedStatement, value::Row};
+use tokio::time::timeout;
 
 use super::{
     Inner,
     execute::{first, pause},
 };
-use crate::domain::{Dependency, Unavailable};
+use crate::{
+    domain::{Dependency, Unavailable},
+    store::DECIDED_WITHIN,
+};
 
 /// What became of a conditional write.
-pub(super) enum Decided {
+pub(crate) enum Decided {
     /// It is done.
     Applied,
     /// The condition did not hold.
@@ -31,6 +35,15 @@ pub(super) struct Patience {
     context: &'static str,
     rounds: u32,
     last: Option<Box<ExecutionError>>,
+}
+
+/// Ends a decision that has not come to an end in time. What was asked last may be done or not: nothing is lost by asking
+/// again.
+///
+/// # Errors
+/// The decision's own, or that its time is over.
+pub(super) async fn in_time<T>(context: &'static str, decision: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
+    timeout(DECIDED_WITHIN, decision).await.unwrap_or_else(|late| Err(Unavailable::store(context, late)))
 }
 
 const ROUNDS_MAX: u32 = 20;

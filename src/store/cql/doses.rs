@@ -4,6 +4,8 @@
 //! expire, nobody deletes them. The marks are written with their own value as timestamp: the greater one stands, and no
 //! repeat or late arrival lowers it. A claim is decided by one winner.
 
+pub(crate) mod claim;
+
 use std::fmt::Write as _;
 
 use futures::future::try_join_all;
@@ -11,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience},
+    decide::{Decided, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
     regimens::Definition,
 };
@@ -150,94 +152,27 @@ impl Doses for CqlStore {
 
     async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
         const CONTEXT: &str = "claim a dose";
-        let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
-        let mut patience = Patience::new(CONTEXT);
-        let mut found: Option<Claimed> = None;
-        loop {
-            let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
-            let decided = match &found {
-                None => {
-                    let values = (profile, regimen, time, provider, owner, micros(until), micros(now), DOSE_KEPT_SECONDS);
-                    store.decide(CONTEXT, &store.statements.insert_claim, values).await?
-                }
-                Some(Claimed { lease: was, .. }) => {
-                    let values = (
-                        DOSE_KEPT_SECONDS,
-                        owner,
-                        attempt,
-                        micros(until),
-                        profile,
-                        regimen,
-                        time,
-                        provider,
-                        was.owner.as_str(),
-                        was.attempt,
-                    );
-                    store.decide(CONTEXT, &store.statements.take_claim, values).await?
-                }
-            };
-            let lost = match decided {
-                Decided::Applied => return Ok(Claim::Mine(Lease { owner: owner.to_owned(), attempt, until })),
-                Decided::Refused => false,
-                Decided::Unknown(err) => {
-                    patience.lost(err);
-                    true
-                }
-            };
-            found = store.claimed(CONTEXT, dose).await?;
-            match &found {
-                Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
-                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
-                // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
-                Some(Claimed { lease, .. }) if lost && lease.owner == owner && micros(lease.until) == micros(until) => {
-                    return Ok(Claim::Mine(lease.clone()));
-                }
-                _ => {}
-            }
-            patience.next_round().await?;
-        }
+        // As the row tells it again.
+        let until = timestamp(CONTEXT, micros(until))?;
+        in_time(CONTEXT, claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT)).await
     }
 
     async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
-        self.inner.claimed("read who claimed a dose", dose).await
+        claim::Row::now(&Row { store: &self.inner, dose, context: "read who claimed a dose" }).await
     }
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
-        let (store, (profile, regimen, time, provider)) = (&self.inner, key(dose));
-        let [sent, dead, refused, failed, expired] = columns(&mark.counts);
-        let mut patience = Patience::new(CONTEXT);
-        loop {
-            let values = (
-                DOSE_KEPT_SECONDS,
-                mark.outcome.label(),
-                micros(mark.at),
-                sent,
-                dead,
-                refused,
-                failed,
-                expired,
-                profile,
-                regimen,
-                time,
-                provider,
-                lease.owner.as_str(),
-                lease.attempt,
-            );
-            match store.decide(CONTEXT, &store.statements.mark_claim, values).await? {
-                Decided::Applied => return Ok(Marked::Kept),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
-            }
-            match store.claimed(CONTEXT, dose).await? {
-                Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
-                Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
-                Some(_) => {}
-                None => return Ok(Marked::Lost),
-            }
-            patience.next_round().await?;
-        }
+        in_time(CONTEXT, claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT)).await
     }
+}
+
+/// The row of a dose on the server.
+struct Row<'a> {
+    store: &'a Inner,
+    dose: &'a DoseKey,
+    /// What it is asked for.
+    context: &'static str,
 }
 
 /// A row of the dose log: owner, attempt, lease, outcome, time of the mark, counts.
@@ -251,10 +186,12 @@ impl Inner {
         let time = |micros: Option<i64>| micros.map(|micros| timestamp(CONTEXT, micros)).transpose();
         Ok((time(opened)?, time(handed)?))
     }
+}
 
-    /// Who has the dose, everything that was decided included.
-    async fn claimed(&self, context: &'static str, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
-        let rows = self.rows(context, &self.statements.dose_now, key(dose)).await?;
+impl claim::Row for Row<'_> {
+    async fn now(&self) -> Result<Option<Claimed>, Unavailable> {
+        let context = self.context;
+        let rows = self.store.rows(context, &self.store.statements.dose_now, key(self.dose)).await?;
         let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) = first::<ClaimedRow>(context, &rows)?
         else {
             return Ok(None);
@@ -270,6 +207,41 @@ impl Inner {
             None => None,
         };
         Ok(Some(Claimed { lease: Lease { owner, attempt, until: timestamp(context, until)? }, mark }))
+    }
+
+    async fn begin(&self, lease: &Lease, now: Timestamp) -> Result<Decided, Unavailable> {
+        let (profile, regimen, time, provider) = key(self.dose);
+        let values = (profile, regimen, time, provider, lease.owner.as_str(), micros(lease.until), micros(now), DOSE_KEPT_SECONDS);
+        self.store.decide(self.context, &self.store.statements.insert_claim, values).await
+    }
+
+    async fn take(&self, was: &Lease, lease: &Lease) -> Result<Decided, Unavailable> {
+        let (profile, regimen, time, provider) = key(self.dose);
+        let new = (lease.owner.as_str(), lease.attempt, micros(lease.until));
+        let values = (DOSE_KEPT_SECONDS, new.0, new.1, new.2, profile, regimen, time, provider, was.owner.as_str(), was.attempt);
+        self.store.decide(self.context, &self.store.statements.take_claim, values).await
+    }
+
+    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Result<Decided, Unavailable> {
+        let (profile, regimen, time, provider) = key(self.dose);
+        let [sent, dead, refused, failed, expired] = columns(&mark.counts);
+        let values = (
+            DOSE_KEPT_SECONDS,
+            mark.outcome.label(),
+            micros(mark.at),
+            sent,
+            dead,
+            refused,
+            failed,
+            expired,
+            profile,
+            regimen,
+            time,
+            provider,
+            lease.owner.as_str(),
+            lease.attempt,
+        );
+        self.store.decide(self.context, &self.store.statements.mark_claim, values).await
     }
 }
 

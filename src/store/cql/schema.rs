@@ -1,18 +1,26 @@
 //! The schema: numbered files, applied by `pushcast init`, checked at each start.
 //!
 //! `schema_versions` says which files were applied. A file's statements are run one by one and may be run again, so an
-//! `init` that was cut short is simply called again. Servers do not like two changes of one schema at once: call it once,
-//! not on every instance.
+//! `init` that was cut short is simply called again.
+//!
+//! **Several at once.** Two nodes of Cassandra that are told to create the same table at the same time create two of them,
+//! under one name, and do not get over it; `IF NOT EXISTS` is asked of each node alone. So every change goes to one node,
+//! the same one whoever calls: it takes them one after the other, and the second finds the table there. (ScyllaDB decides
+//! such things for the whole cluster.) What is left is an `init` that can't reach that node while another one can.
 
 use std::{collections::HashMap, fmt, fmt::Write as _};
 
-use scylla::client::session::Session;
+use scylla::{
+    client::session::Session,
+    policies::load_balancing::{NodeIdentifier, SingleTargetLoadBalancingPolicy},
+    statement::unprepared::Statement,
+};
 use sha2::{Digest, Sha256};
 
 use super::{
     OpenError,
     dialect::Server,
-    refused,
+    refused, session,
     statements::{fill, words},
 };
 use crate::{domain::Timestamp, store::Settings};
@@ -176,9 +184,20 @@ async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, Stri
     rows.collect::<Result<_, _>>().map_err(|err| unreadable(err.into()))
 }
 
-async fn run(session: &Session, statement: &str) -> Result<(), OpenError> {
-    let begin = statement.split(" (").next().unwrap_or_default();
+/// Changes the schema, by the one node that all changes go to.
+async fn run(session: &Session, text: &str) -> Result<(), OpenError> {
+    let mut statement = Statement::new(text);
+    statement.set_request_timeout(Some(session::SCHEMA_WITHIN));
+    let state = session.get_cluster_state();
+    let nodes = state.get_nodes_info().iter().map(|node| (node.host_id, node.is_connected()));
+    statement.set_load_balancing_policy(first_of(nodes).map(|id| SingleTargetLoadBalancingPolicy::new(NodeIdentifier::HostId(id), None)));
+    let begin = text.split(" (").next().unwrap_or_default();
     session.query_unpaged(statement, ()).await.map(drop).map_err(|err| refused(begin, err))
+}
+
+/// The node that everybody picks who sees the same nodes: the one with the smallest id, of those that can be reached.
+fn first_of<Id: Ord>(nodes: impl Iterator<Item = (Id, bool)>) -> Option<Id> {
+    nodes.filter_map(|(id, is_connected)| is_connected.then_some(id)).min()
 }
 
 fn number(files: usize) -> i32 {
@@ -218,6 +237,13 @@ mod tests {
         names.sort();
         assert_eq!(names, FILES.map(|(name, _)| name));
         assert!((1..).zip(FILES).all(|(n, (name, _))| name.starts_with(&format!("{n:04}_"))));
+    }
+
+    #[test]
+    fn everybody_picks_the_same_node_in_whatever_order_it_is_told() {
+        assert_eq!(first_of([(3, true), (1, false), (2, true)].into_iter()), Some(2), "1 can't be reached");
+        assert_eq!(first_of([(2, true), (3, true), (1, false)].into_iter()), Some(2));
+        assert_eq!(first_of([(1, false)].into_iter()), None);
     }
 
     #[test]

@@ -13,23 +13,25 @@ use scylla::{
         session::Session,
         session_builder::SessionBuilder,
     },
+    errors::{ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError, NewSessionError},
     policies::{load_balancing::DefaultPolicy, retry::FallthroughRetryPolicy, speculative_execution::PercentileSpeculativeExecutionPolicy},
     statement::{Consistency, SerialConsistency},
 };
 use secrecy::ExposeSecret;
 
 use super::OpenError;
-use crate::store::{Cluster, Settings};
+use crate::store::{Cluster, DECIDED_WITHIN, Settings};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const READ_WITHIN: Duration = Duration::from_secs(2);
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// A page of a scan may wade through much that has expired.
 const SCAN_WITHIN: Duration = Duration::from_secs(30);
-/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
-const DECIDE_WITHIN: Duration = Duration::from_secs(10);
-/// `init` changes the schema: each node must say that it has heard.
-const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
+/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too. And half of
+/// the time that there is: a lost answer can still be read back.
+const DECIDE_WITHIN: Duration = Duration::from_secs(DECIDED_WITHIN.as_secs() / 2);
+/// `init` changes the schema, which takes servers longer than anything else, and each node must say that it has heard.
+pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
 /// How each kind of request is executed.
 pub(super) struct Profiles {
@@ -58,9 +60,26 @@ pub(super) async fn connect(cluster: &Cluster, settings: &Settings, keyspaces: [
     if let Some(login) = &cluster.login {
         builder = builder.user(&login.user, login.password.expose_secret());
     }
-    let session = builder.build().await.map_err(|source| OpenError::Away { source: Box::new(source) })?;
+    let session = builder.build().await.map_err(not_connected)?;
     one_datacenter(&session, &settings.datacenter)?;
     Ok((session, profiles))
+}
+
+/// Why nobody lets us in: a wrong login is mended in the settings, anything else elsewhere.
+fn not_connected(source: NewSessionError) -> OpenError {
+    if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken { last_connection_error })) =
+        &source
+        && let ConnectionError::ConnectionSetupRequestError(setup) = last_connection_error
+    {
+        match setup.get_error() {
+            ConnectionSetupRequestErrorKind::MissingAuthentication => return OpenError::NoLogin,
+            ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, said) => {
+                return OpenError::WrongLogin { said: said.clone() };
+            }
+            _ => {}
+        }
+    }
+    OpenError::Away { source: Box::new(source) }
 }
 
 // === impl Profiles ===

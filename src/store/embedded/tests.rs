@@ -146,33 +146,105 @@ async fn the_walk_over_the_devices_comes_round() {
     assert_eq!(count(&store, "devices").await, 600);
 }
 
+/// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one transaction.
+fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), Unavailable>>) {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let closed = store.write("wait", move |_, _| {
+        let _opened = gate.lock().map(|gate| gate.recv());
+        Ok(())
+    });
+    (move || drop(open), closed)
+}
+
+/// Transactions in a store's log: each ends with a page whose header says how large the file then is.
+fn commits(path: &Path) -> usize {
+    let log = std::fs::read(path.with_extension("db-wal")).unwrap();
+    let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap()) as usize;
+    let frame = 24 + number(8);
+    (32..log.len()).step_by(frame).filter(|&header| number(header + 4) > 0).count()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operation_that_fails_or_panics_harms_only_itself() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
-    // Everybody waits behind the first operation, so that the rest shares one transaction.
-    let (open, gate) = std::sync::mpsc::channel::<()>();
-    let gate = std::sync::Mutex::new(gate);
-    let first = store.write("wait", move |_, _| {
-        let _closed = gate.lock().map(|gate| gate.recv());
-        Ok(())
-    });
+    let (open, closed) = gate(&store);
     let fails = store.write("fail", |db, _| {
         db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
         db.execute("INSERT INTO nowhere VALUES (1)", [])
     });
-    let panics = store.write("panic", |_, _| -> rusqlite::Result<()> { panic!("on purpose") });
+    let panics = store.write("panic", |db, _| -> rusqlite::Result<()> {
+        db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
+        panic!("on purpose")
+    });
     let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
-    let neighbours = futures::future::join(store.apply(&before, v(1)), store.apply(&after, v(2)));
-    let (first, fails, panics, neighbours, ()) = futures::join!(first, fails, panics, neighbours, async { drop(open) });
-    first.unwrap();
+    let (closed, before, fails, panics, after, ()) =
+        futures::join!(closed, store.apply(&before, v(1)), fails, panics, store.apply(&after, v(2)), async { open() });
+    closed.unwrap();
     assert!(format!("{:?}", fails.unwrap_err()).contains("nowhere"));
     assert!(format!("{:?}", panics.unwrap_err()).contains("on purpose"));
-    neighbours.0.unwrap();
-    neighbours.1.unwrap();
+    before.unwrap();
+    after.unwrap();
     assert_eq!(store.tokens_of(&UserId::new("ann")).await.unwrap().len(), 2);
-    assert_eq!(count(&store, "users_deleted").await, 0, "the failed operation left nothing behind");
+    assert_eq!(count(&store, "users_deleted").await, 0, "the failed operations left nothing behind");
     store.ping().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_is_one_commit_whoever_fails_in_it() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("push.db");
+    let store = EmbeddedStore::open(&path).unwrap();
+    let before = commits(&path);
+    let (open, closed) = gate(&store);
+    let burst = futures::future::join_all((0..300).map(async |n| store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await));
+    // All of them ask before the gate opens; tokio would make a task that does so much pause in the middle.
+    let burst = tokio::task::unconstrained(burst);
+    let fails = store.write("fail", |db, _| db.execute("INSERT INTO nowhere VALUES (1)", []));
+    let (closed, fails, burst, ()) = futures::join!(closed, fails, burst, async { open() });
+    closed.unwrap();
+    fails.unwrap_err();
+    assert!(burst.into_iter().all(|answer| answer.is_ok()));
+    assert_eq!(commits(&path) - before, 1);
+    for n in 0..3 {
+        store.apply(&registered(&format!("alone{n}"), "ann", None), v(n)).await.unwrap();
+    }
+    assert_eq!(commits(&path) - before, 4, "who is alone has a commit of his own");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_is_lost_is_nobodys_success() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let (open, closed) = gate(&store);
+    // What SQLite does by itself when the disk is full.
+    let ends = store.write("end", |db, _| {
+        db.execute_batch("ROLLBACK")?;
+        db.execute("INSERT INTO nowhere VALUES (1)", [])
+    });
+    let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
+    let (closed, before, ends, after, ()) =
+        futures::join!(closed, store.apply(&before, v(1)), ends, store.apply(&after, v(2)), async { open() });
+    for answer in [closed.map(drop), before, ends.map(drop), after] {
+        assert!(format!("{:?}", answer.unwrap_err()).contains("nowhere"), "each is told why");
+    }
+    assert_eq!(count(&store, "tokens").await, 0);
+    store.apply(&registered("later", "ann", None), v(3)).await.unwrap();
+    assert_eq!(count(&store, "tokens").await, 1);
+}
+
+#[tokio::test]
+async fn a_commit_in_a_file_is_durable() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let (log, flush): (String, i32) = store
+        .write("look", |db, _| {
+            Ok((db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?, db.query_row("PRAGMA synchronous", [], |row| row.get(0))?))
+        })
+        .await
+        .unwrap();
+    assert_eq!((log.as_str(), flush), ("wal", 2), "2 = FULL: the log is flushed with every commit");
 }
 
 #[tokio::test]

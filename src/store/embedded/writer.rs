@@ -1,9 +1,9 @@
 //! The one thread that writes.
 //!
 //! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes back goes
-//! into one transaction. Everybody is answered after the commit. An operation that fails or panics must not take its
-//! neighbours down: the transaction is rolled back and each is run again in one of its own. If the thread itself ends,
-//! every waiting caller is told so by the closing of his channel.
+//! into one transaction, and one flush pays for all of it. Everybody is answered after the commit. An operation that
+//! fails or panics must not take its neighbours down: each runs in a savepoint of its own, and only that is rolled back.
+//! If the thread itself ends, every waiting caller is told so by the closing of his channel.
 
 use std::{
     any::Any,
@@ -36,17 +36,17 @@ pub(super) struct Writer {
 
 /// An operation and whom to answer.
 trait Job: Send {
-    /// Does it; keeps what came out.
-    fn run(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<()>;
+    /// Does it, and keeps what came out. An error, in words, means that nothing it wrote may stay.
+    fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String>;
 
-    /// Answers, with what came out of the last run if `outcome` is `Ok`.
-    fn answer(self: Box<Self>, outcome: Result<(), Failure>);
+    /// Answers with what came out; with the transaction's failure, if it has failed.
+    fn answer(self: Box<Self>, transaction: Result<(), &str>);
 }
 
 struct Asked<T, F> {
     work: F,
-    result: Option<T>,
-    caller: oneshot::Sender<Result<T, Failure>>,
+    outcome: Option<Result<T, String>>,
+    caller: oneshot::Sender<Result<T, String>>,
 }
 
 // === impl Writer ===
@@ -70,7 +70,7 @@ impl Writer {
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Unavailable> {
         let (caller, answer) = oneshot::channel();
-        let job: Box<dyn Job> = Box::new(Asked { work, result: None, caller });
+        let job: Box<dyn Job> = Box::new(Asked { work, outcome: None, caller });
         let queue = self.queue.as_ref().ok_or_else(gone)?;
         queue.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?.map_err(|failure| Unavailable::store(context, failure))
@@ -105,14 +105,20 @@ impl Drop for Writer {
 // === impl Asked ===
 
 impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job for Asked<T, F> {
-    fn run(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
-        self.result = Some((self.work)(db, now)?);
-        Ok(())
+    fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String> {
+        let outcome = match catch_unwind(AssertUnwindSafe(|| (self.work)(db, now))) {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(panic) => Err(format!("the operation panicked: {}", words(&*panic))),
+        };
+        self.outcome.insert(outcome).as_ref().map(drop).map_err(String::clone)
     }
 
-    fn answer(self: Box<Self>, outcome: Result<(), Failure>) {
-        let Self { result, caller, .. } = *self;
-        let answer = outcome.and_then(|()| result.ok_or_else(|| "the operation was not run".into()));
+    fn answer(self: Box<Self>, transaction: Result<(), &str>) {
+        let Self { outcome, caller, .. } = *self;
+        let answer = match transaction {
+            Ok(()) => outcome.unwrap_or_else(|| Err("the operation was not run".to_owned())),
+            Err(failure) => Err(failure.to_owned()),
+        };
         // A caller who no longer listens has lost nothing: his record is handled again.
         let _caller_gone = caller.send(answer);
     }
@@ -129,48 +135,33 @@ fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
             batch.push(job);
         }
         let now = Timestamp::now();
-        settle(db, batch, now);
+        let transaction = commit(db, &mut batch, now).map_err(|failure| failure.to_string());
+        for job in batch {
+            job.answer(transaction.as_ref().map(drop).map_err(String::as_str));
+        }
         if let Err(error) = purge.step_if_due(db, now) {
             tracing::warn!(error = %error, "Old rows of the store could not be removed, trying again in a minute");
         }
     }
 }
 
-/// One transaction for all; if one of them spoils it, one each.
-fn settle(db: &Connection, mut batch: Vec<Box<dyn Job>>, now: Timestamp) {
-    match attempt(db, &mut batch, now) {
-        Err(Spoilt::ByJob(_)) if batch.len() > 1 => {
-            for job in batch {
-                settle(db, vec![job], now);
-            }
-        }
-        outcome => {
-            let failure = outcome.err().map(|(Spoilt::ByJob(failure) | Spoilt::ByStore(failure))| failure.to_string());
-            for job in batch {
-                job.answer(failure.clone().map_or(Ok(()), |text| Err(text.into())));
-            }
-        }
-    }
-}
-
-enum Spoilt {
-    /// An operation failed or panicked.
-    ByJob(Failure),
-    /// The transaction itself: a full disk, another program's lock.
-    ByStore(Failure),
-}
-
-fn attempt(db: &Connection, batch: &mut [Box<dyn Job>], now: Timestamp) -> Result<(), Spoilt> {
-    let by_store = |error: rusqlite::Error| Spoilt::ByStore(error.into());
-    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(by_store)?;
+/// Runs all in one transaction. What fails leaves nothing behind.
+///
+/// # Errors
+/// The transaction itself has failed, and nothing of it stays: a full disk, another program's lock.
+fn commit(db: &Connection, batch: &mut [Box<dyn Job>], now: Timestamp) -> Result<(), Failure> {
+    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     for job in batch {
-        match catch_unwind(AssertUnwindSafe(|| job.run(&transaction, now))) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Spoilt::ByJob(error.into())),
-            Err(panic) => return Err(Spoilt::ByJob(format!("the operation panicked: {}", words(&*panic)).into())),
+        transaction.prepare_cached("SAVEPOINT job")?.execute([])?;
+        if let Err(failure) = job.run(&transaction, now) {
+            if transaction.is_autocommit() {
+                return Err(format!("an operation has ended the transaction of many: {failure}").into());
+            }
+            transaction.prepare_cached("ROLLBACK TO job")?.execute([])?;
         }
+        transaction.prepare_cached("RELEASE job")?.execute([])?;
     }
-    transaction.commit().map_err(by_store)
+    Ok(transaction.commit()?)
 }
 
 fn words(panic: &(dyn Any + Send)) -> &str {

@@ -45,6 +45,8 @@ pub struct State {
     pub broadcast: Option<BroadcastState>,
     pub parts: BTreeMap<u32, Progress>,
     pub finished: BTreeSet<u32>,
+    /// When the total was first asked for.
+    pub total_at: Option<Timestamp>,
     pub claim: Option<(Lease, Option<DoseMark>)>,
     pub route: Option<Route>,
 }
@@ -163,9 +165,10 @@ impl Broadcasts for Fake {
     }
 
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
+        let mut state = self.ask("total")?;
         let mut counts = Counts::default();
-        self.ask("total")?.parts.values().for_each(|part| counts += part.counts);
-        Ok(Total { counts, at: now })
+        state.parts.values().for_each(|part| counts += part.counts);
+        Ok(Total { counts, at: *state.total_at.get_or_insert(now) })
     }
 }
 

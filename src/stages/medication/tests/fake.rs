@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard},
     task::Poll,
+    time::Duration,
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -28,8 +29,18 @@ pub enum Broken {
     RowsShowLate,
     /// As if a tick raised `handed` before its work.
     HandedBeforeTheWork,
+    /// As if there were no `opened`: whoever inserts a row goes by `handed` and what a tick may be ahead of it.
+    SlackForOpened,
+    /// As if who inserts a row left it to the ticks, whatever they have read.
+    InsertedIsLeft,
+    /// As if the first due row were inserted before its definition.
+    RegimensShowLate,
+    /// As if a tick went beyond the clock. The store has no part in this one.
+    TickAheadOfTheClock,
 }
 
+/// What stands for `opened` where there is none.
+const SLACK: Duration = Duration::from_secs(3 * 60);
 /// How many operations, anybody's, come before what a broken store keeps back.
 const OPERATIONS_LATE: u32 = 8;
 
@@ -50,6 +61,8 @@ struct State {
     marks: BTreeMap<Shard, Marks>,
     /// Marks that are acknowledged but not raised yet, likewise.
     opened_late: Vec<(u32, Shard, Timestamp)>,
+    /// Definitions that are acknowledged but can't be read yet, likewise.
+    regimens_late: Vec<(u32, RegimenId, Option<Regimen>, Version)>,
     registrations: BTreeMap<UserId, Vec<Registration>>,
     published: Vec<Message>,
     all_keys: BTreeSet<Vec<u8>>,
@@ -125,14 +138,24 @@ impl Fake {
 
 impl State {
     fn let_show(&mut self) {
-        for wait in self.hidden.iter_mut().map(|late| &mut late.0).chain(self.opened_late.iter_mut().map(|late| &mut late.0)) {
-            *wait -= 1;
-        }
+        let rows = self.hidden.iter_mut().map(|late| &mut late.0);
+        let marks = self.opened_late.iter_mut().map(|late| &mut late.0);
+        let regimens = self.regimens_late.iter_mut().map(|late| &mut late.0);
+        rows.chain(marks).chain(regimens).for_each(|wait| *wait -= 1);
         for (_, shard, row) in self.hidden.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
             self.insert(shard, row);
         }
         for (_, shard, opened) in self.opened_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
             self.raise(shard, Mark::Opened, opened);
+        }
+        for (_, regimen, definition, version) in self.regimens_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
+            self.define(regimen, definition, version);
+        }
+    }
+
+    fn define(&mut self, regimen: RegimenId, definition: Option<Regimen>, version: Version) {
+        if self.regimens.get(&regimen).is_none_or(|(held, _)| *held < version) {
+            self.regimens.insert(regimen, (version, definition));
         }
     }
 
@@ -157,9 +180,10 @@ impl State {
 impl Doses for Fake {
     async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Answer<()> {
         let mut state = self.turn().await;
-        let newest = state.regimens.get(regimen).is_none_or(|(held, _)| *held < version);
-        if newest {
-            state.regimens.insert(regimen.clone(), (version, definition.cloned()));
+        if self.broken == Some(Broken::RegimensShowLate) {
+            state.regimens_late.push((OPERATIONS_LATE, regimen.clone(), definition.cloned(), version));
+        } else {
+            state.define(regimen.clone(), definition.cloned(), version);
         }
         Ok(())
     }
@@ -202,7 +226,12 @@ impl Doses for Fake {
     }
 
     async fn marks(&self, shard: Shard) -> Answer<Marks> {
-        Ok(self.turn().await.marks[&shard])
+        let marks = self.turn().await.marks[&shard];
+        Ok(match self.broken {
+            Some(Broken::SlackForOpened) => Marks { opened: marks.handed + SLACK, ..marks },
+            Some(Broken::InsertedIsLeft) => Marks { opened: Timestamp::UNIX_EPOCH, ..marks },
+            _ => marks,
+        })
     }
 
     async fn init_marks(&self, now: Timestamp) -> Answer<()> {

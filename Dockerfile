@@ -1,0 +1,48 @@
+# pushcast as a small image: docker build --tag pushcast .
+# It speaks TLS and SASL to Kafka (feature `tls`), runs as nobody in particular and needs a file system for the embedded
+# store only (/var/lib/pushcast).
+
+FROM rust:1.95-trixie AS build
+WORKDIR /src
+
+# First the dependencies, OpenSSL and librdkafka among them: minutes that are spent again only when Cargo.lock changes.
+# Cargo wants to see a crate, so it sees an empty one.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src benches \
+    && echo 'fn main() {}' | tee src/main.rs benches/broadcast.rs benches/runtime.rs \
+    && touch src/lib.rs \
+    && cargo build --release --locked --features tls
+
+# Then pushcast. Its files may be older than the empty ones, which Cargo would take for unchanged: hence the touch.
+COPY src src
+COPY config config
+COPY schemas schemas
+RUN touch src/main.rs src/lib.rs \
+    && cargo build --release --locked --features tls --bin pushcast
+
+FROM debian:trixie-slim
+
+# The authorities that sign Expo's and Google's certificates; curl asks for our health.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates curl \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --user-group --home-dir /var/lib/pushcast --create-home pushcast
+
+COPY --from=build /src/target/release/pushcast /usr/local/bin/pushcast
+COPY LICENSE /usr/share/doc/pushcast/LICENSE
+
+USER 10001:10001
+# Where the default embedded:pushcast.db comes to lie.
+WORKDIR /var/lib/pushcast
+
+# The admin listener listens on 127.0.0.1 unless PUSHCAST__HTTP__ADMIN_LISTEN says otherwise.
+EXPOSE 9464
+
+# Alive, not ready: some platforms kill what is unhealthy, and a restart brings back neither Kafka nor a provider.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
+    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:9464/live"]
+
+# A stop finishes what is on the wire, 40 s at most: docker stop --time 45.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["pushcast"]
+CMD ["run"]

@@ -1,0 +1,142 @@
+//! One run, in a process of its own, and what it came to.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{driver, embedded, ours};
+
+/// The argument that makes the bench a run of its own.
+pub const WORD: &str = "--worker";
+
+/// What is to be run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Task {
+    pub kind: Kind,
+    /// A server and a keyspace (`host:port/keyspace`), or a file.
+    pub place: String,
+    /// How many tokens; 0 = as many as the time allows.
+    pub number: u64,
+    /// How many operations run at once.
+    pub at_once: usize,
+}
+
+/// What is done, and by whom.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Kind {
+    StoreRegisters,
+    DriverRegisters,
+    StoreScans,
+    DriverScans,
+    FileRegisters,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// Tokens per second.
+    pub rate: f64,
+    /// CPU seconds, user and system, per million of them.
+    pub cpu: f64,
+    /// Resident MiB at first, at a quarter, a half, three quarters and the end, and the process's peak.
+    pub memory: [f64; 6],
+    /// CPU seconds of the server per million of them.
+    pub server_cpu: f64,
+    /// Registrations that shared a commit.
+    pub a_commit: f64,
+}
+
+/// Follows a run.
+pub struct Meter {
+    begun: Instant,
+    cpu: f64,
+    number: u64,
+    done: u64,
+    memory: Vec<f64>,
+}
+
+impl Task {
+    /// Runs it in a process of its own.
+    pub fn run(&self) -> Figures {
+        let task = serde_json::to_string(self).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap()).args([WORD, &task]).stderr(Stdio::inherit()).output().unwrap();
+        assert!(child.status.success(), "{self:?}");
+        serde_json::from_slice(&child.stdout).unwrap()
+    }
+
+    /// The server and the keyspace.
+    pub fn server(&self) -> (&str, &str) {
+        self.place.split_once('/').unwrap()
+    }
+}
+
+/// The life of a run.
+pub fn main(task: &str) {
+    let task: Task = serde_json::from_str(task).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    // On the runtime's own threads, where pushcast does all its work; the first one only waits.
+    let mut running = JoinSet::new();
+    running.spawn_on(
+        async move {
+            match task.kind {
+                Kind::StoreRegisters => ours::register(&task).await,
+                Kind::DriverRegisters => driver::register(&task).await,
+                Kind::StoreScans => ours::scan(&task).await,
+                Kind::DriverScans => driver::scan(&task).await,
+                Kind::FileRegisters => embedded::register(&task).await,
+            }
+        },
+        runtime.handle(),
+    );
+    let figures = runtime.block_on(running.join_next()).unwrap().unwrap();
+    println!("{}", serde_json::to_string(&figures).unwrap());
+}
+
+impl Meter {
+    /// Begins now. `number` is what will be done, where that is known.
+    pub fn begin(number: u64) -> Self {
+        Self { begun: Instant::now(), cpu: cpu_seconds("self"), number, done: 0, memory: vec![memory("VmRSS")] }
+    }
+
+    /// So many more are done.
+    pub fn count(&mut self, tokens: u64) {
+        self.done += tokens;
+        while self.number > 0 && self.memory.len() < 5 && self.done * 4 >= self.number * self.memory.len() as u64 {
+            self.memory.push(memory("VmRSS"));
+        }
+    }
+
+    /// How many are done.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// Ends now.
+    pub fn end(mut self) -> Figures {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let cpu = cpu_seconds("self") - self.cpu;
+        self.memory.resize(5, memory("VmRSS"));
+        self.memory.push(memory("VmHWM"));
+        let done = self.done as f64;
+        let memory = self.memory.try_into().unwrap();
+        Figures { rate: done / seconds, cpu: cpu * 1e6 / done, memory, ..Figures::default() }
+    }
+}
+
+/// User and system, of the process of this id or `self`.
+pub fn cpu_seconds(process: &str) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / 100.0
+}
+
+fn memory(what: &str) -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}

@@ -1,0 +1,430 @@
+//! Several processes at one broadcast, or at one dose, under random schedules: a process dies, or freezes and comes back;
+//! a record goes to two of them; a conditional write is not answered; clocks differ; providers are slow or refuse.
+//!
+//! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of a part: that
+//! everybody is rung, that a take-over repeats at most one page, and one total, which is the sum of the checkpoints. Of a
+//! dose: that it rings and is marked, and twice only where somebody died or froze in the middle. The same schedules must go
+//! wrong when a step is left out or swapped, or else they prove nothing.
+//!
+//! A failure prints its seed. It repeats the schedule but for the jitter of pauses and the dice of `select!`.
+
+use std::{collections::HashMap, future::poll_fn, pin::pin, sync::MutexGuard, task::Poll};
+
+use futures::future::{join, join_all};
+use rand::prelude::*;
+use tokio::{runtime, sync::oneshot, time::timeout};
+
+use super::{
+    cluster::{Broken, Cluster, Seat},
+    *,
+};
+use crate::{
+    delivery::{Message, PayloadRefused, Reply},
+    domain::{Counts, Cursor, Registration},
+};
+
+/// No schedule takes longer.
+const ENDS_WITHIN: Duration = Duration::from_secs(6 * 60 * 60);
+/// Two clocks differ by no more.
+const SKEW: Duration = Duration::from_secs(3);
+
+/// What can go wrong in a schedule.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    /// Answers get lost, records go to two processes, clocks differ.
+    Calm,
+    /// Processes die and freeze as well.
+    Rough,
+}
+
+struct Schedule {
+    dice: StdRng,
+    cluster: Arc<Mutex<Cluster>>,
+    page_size: usize,
+    service: Service,
+    processes: Mutex<Vec<Process>>,
+}
+
+/// One process: the stage with its batcher, and what it is handling.
+struct Process {
+    seat: Seat,
+    stage: Arc<Delivery<Seat, Seat, Service>>,
+    /// It stands still until then.
+    frozen: Arc<Mutex<Instant>>,
+    tasks: JoinSet<()>,
+    _share: watch::Sender<Share>,
+    _keeper: Keeper,
+}
+
+/// A push service that takes its time.
+#[derive(Clone)]
+struct Service {
+    dice: Arc<Mutex<StdRng>>,
+    /// How often it asks to come back later.
+    busy: f64,
+    /// How often it calls a token dead.
+    dead: f64,
+    /// How often each token was answered for.
+    answered: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+// === What must hold ===
+
+#[test]
+fn everybody_is_rung_and_the_total_is_right_whatever_dies_and_whatever_is_not_answered() {
+    for seed in 0..1_000 {
+        assert_eq!(broadcast_under(seed, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_dose_rings_once_where_nobody_dies_or_freezes() {
+    for seed in 0..1_000 {
+        assert_eq!(dose_under(seed, Weather::Calm, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_dose_rings_and_is_marked_whatever_dies_and_freezes() {
+    for seed in 0..1_000 {
+        assert_eq!(dose_under(seed, Weather::Rough, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+macro_rules! goes_wrong {
+    ($under:expr; $($name:ident: $broken:ident;)+) => {$(
+        #[test]
+        fn $name() {
+            let wrong = (0..20_000).map(|seed| (seed, $under(seed, Broken::$broken))).find(|(_, wrong)| !wrong.is_empty());
+            println!("{wrong:?}");
+            assert!(wrong.is_some(), "the schedules do not notice it");
+        }
+    )+};
+}
+
+goes_wrong! {
+    broadcast_under;
+    with_the_epoch_ignored_it_goes_wrong: EpochIgnored;
+    with_the_checkpoint_before_the_page_it_goes_wrong: CheckpointFirst;
+    with_pages_cut_inside_a_position_it_goes_wrong: PositionsCut;
+    with_an_unknown_checkpoint_taken_as_kept_it_goes_wrong: UnknownIsKept;
+    with_a_record_settled_by_whoever_lost_it_goes_wrong: LostIsSettled;
+    with_the_finished_parts_read_before_the_own_one_is_added_it_goes_wrong: FinishedReadFirst;
+    with_the_broadcast_closed_before_its_total_it_goes_wrong: ClosedFirst;
+    with_counts_beside_the_checkpoint_it_goes_wrong: CountedBeside;
+}
+
+goes_wrong! {
+    |seed, broken| dose_under(seed, Weather::Calm, broken);
+    with_a_claim_of_the_process_it_goes_wrong: OwnerIsTheProcess;
+    with_requests_after_the_lease_it_goes_wrong: NoDeadline;
+    with_a_lease_without_margin_it_goes_wrong: NoMargin;
+    with_an_unknown_claim_taken_as_won_it_goes_wrong: UnknownIsWon;
+    with_a_lease_that_is_not_awaited_it_goes_wrong: LeaseNotAwaited;
+    with_a_mark_tried_once_it_goes_wrong: MarkedOnce;
+}
+
+// === Schedules ===
+
+/// Lets a broadcast of a few parts run to its end, and says what is wrong then.
+fn broadcast_under(seed: u64, broken: Broken) -> Vec<String> {
+    on_paused_time(async {
+        let mut schedule = Schedule::of(seed, broken);
+        schedule.audience();
+        let parts = schedule.cluster().rings.len();
+        let jobs: Vec<Job> = (0..u32::try_from(parts).unwrap()).map(part_job).collect();
+        let settled = join_all(jobs.iter().map(|job| schedule.settle(job, 0.0)));
+        let doubled =
+            join_all(jobs.iter().flat_map(|job| (0..schedule.roll(0..3)).map(|_| schedule.handle_too(job, 30.0)).collect::<Vec<_>>()));
+        let faults = join_all((0..schedule.roll(0..5)).map(|_| schedule.fault(30.0)));
+        let all = join(faults, join(doubled, settled));
+        if timeout(ENDS_WITHIN, all).await.is_err() {
+            return vec!["it does not end".to_owned()];
+        }
+        schedule.wrong_with_the_broadcast()
+    })
+}
+
+/// Lets a dose, which Kafka may hold several times, run to its end, and says what is wrong then.
+fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
+    on_paused_time(async {
+        let schedule = Schedule::of(seed, broken);
+        schedule.cluster().devices = (0..schedule.roll(1..3)).map(|n| registration(&format!("d{n}"))).collect();
+        let job = job(
+            Work::Dose(DoseJob {
+                profile: ProfileId::new("pr1"),
+                regimen: RegimenId::new("r1"),
+                user: UserId::new("u1"),
+                schedule_time: Timestamp::UNIX_EPOCH,
+            }),
+            Timestamp::now() + Duration::from_secs(24 * 60 * 60),
+        );
+        let within = *[0.0, 5.0, 120.0].choose(&mut schedule.cluster().dice).unwrap();
+        let settled = join_all((0..schedule.roll(1..4)).map(|_| schedule.settle(&job, within)));
+        let doubled = join_all((0..schedule.roll(0..2)).map(|_| schedule.handle_too(&job, 60.0)));
+        let faults = if weather == Weather::Rough { schedule.roll(0..3) } else { 0 };
+        let all = join(join_all((0..faults).map(|_| schedule.fault(40.0))), join(doubled, settled));
+        if timeout(ENDS_WITHIN, all).await.is_err() {
+            return vec!["it does not end".to_owned()];
+        }
+        schedule.wrong_with_the_dose(faults)
+    })
+}
+
+fn on_paused_time<T>(schedule: impl Future<Output = T>) -> T {
+    runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(schedule)
+}
+
+fn part_job(part: u32) -> Job {
+    let slice = SliceJob { broadcast: broadcast(), slice: Slice { index: part, of: 64 }, exclude: None, include_anonymous: true };
+    job(Work::Slice(slice), Timestamp::now() + Duration::from_secs(24 * 60 * 60))
+}
+
+// === impl Schedule ===
+
+impl Schedule {
+    fn of(seed: u64, broken: Broken) -> Self {
+        let mut dice = StdRng::seed_from_u64(seed);
+        let page_size = dice.random_range(1..4);
+        let cluster = Arc::new(Mutex::new(Cluster::new(StdRng::seed_from_u64(seed ^ 0x5eed))));
+        let service = Service {
+            busy: *[0.0, 0.2, 0.7].choose(&mut dice).unwrap(),
+            dead: *[0.0, 0.3].choose(&mut dice).unwrap(),
+            dice: Arc::new(Mutex::new(StdRng::seed_from_u64(seed ^ 0xca11))),
+            answered: Arc::default(),
+        };
+        let processes = (0..dice.random_range(2..4)).map(|process| {
+            let ahead = SKEW.mul_f64(dice.random_range(0.0..1.0));
+            let seat = Seat { cluster: Arc::clone(&cluster), broken, process, ahead, lost: Arc::default() };
+            Process::start(seat, &service, page_size)
+        });
+        let processes = Mutex::new(processes.collect());
+        Self { dice, cluster, page_size, service, processes }
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap()
+    }
+
+    fn roll(&self, range: std::ops::Range<usize>) -> usize {
+        self.cluster().dice.random_range(range)
+    }
+
+    async fn pause(&self, seconds: f64) {
+        let pause = Duration::from_secs_f64(seconds * self.cluster().dice.random_range(0.0..=1.0));
+        sleep(pause).await;
+    }
+
+    /// A few tokens a part; some share a position.
+    fn audience(&mut self) {
+        let parts = *[1, 2, 2, 3].choose(&mut self.dice).unwrap();
+        for part in 0..parts {
+            let mut ring: Vec<_> = (0..self.dice.random_range(0..7))
+                .map(|n| (Cursor(self.dice.random_range(1..7)), registration(&format!("s{part}t{n}"))))
+                .collect();
+            ring.sort_by_key(|(position, _)| *position);
+            self.cluster().rings.push(ring);
+        }
+    }
+
+    /// Kafka: the record goes to some process, and to another one if that one dies.
+    async fn settle(&self, job: &Job, within: f64) {
+        self.pause(within).await;
+        while self.handle(job).await.is_none() {
+            let silence = *[1.0, 10.0, 45.0, 90.0].choose(&mut self.cluster().dice).unwrap();
+            sleep(Duration::from_secs_f64(silence)).await;
+        }
+    }
+
+    /// Kafka takes the record for somebody else's in the meantime.
+    async fn handle_too(&self, job: &Job, within: f64) {
+        self.pause(within).await;
+        self.handle(job).await;
+    }
+
+    /// Lets some process handle the record. `None` = it died.
+    async fn handle(&self, job: &Job) -> Option<Fate> {
+        let handled = {
+            let mut processes = self.processes.lock().unwrap();
+            let process = self.roll(0..processes.len());
+            processes[process].handle(job)
+        };
+        handled.await.ok()
+    }
+
+    /// Some process dies and comes back as another one, or freezes for a while.
+    async fn fault(&self, within: f64) {
+        self.pause(within).await;
+        let mut processes = self.processes.lock().unwrap();
+        let process = self.roll(0..processes.len());
+        if self.roll(0..2) == 0 {
+            let (seat, page_size) = (processes[process].seat.clone(), self.page_size);
+            processes[process] = Process::start(Seat { lost: Arc::default(), ..seat }, &self.service, page_size);
+        } else {
+            let freeze = Duration::from_secs([2, 20, 70, 200][self.roll(0..4)]);
+            *processes[process].frozen.lock().unwrap() = Instant::now() + freeze;
+        }
+    }
+
+    fn answered(&self, to: &Registration) -> usize {
+        self.service.answered.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
+    }
+
+    fn wrong_with_the_broadcast(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let (mut sum, rings) = (Counts::default(), self.cluster().rings.clone());
+        for (part, ring) in (0..).zip(&rings) {
+            let Some(progress) = self.cluster().progress(part).filter(|progress| progress.done) else {
+                wrong.push(format!("part {part} is not done"));
+                continue;
+            };
+            sum += progress.counts;
+            if progress.counts.total() != ring.len() as u64 {
+                wrong.push(format!("part {part} says {:?} of {} tokens", progress.counts, ring.len()));
+            }
+            let answered: Vec<usize> = ring.iter().map(|(_, to)| self.answered(to)).collect();
+            if answered.contains(&0) {
+                wrong.push(format!("part {part} rang {answered:?}"));
+            }
+            // Of each owner but the last one at most the page that he had not checkpointed.
+            let repeats = answered.iter().sum::<usize>().saturating_sub(ring.len());
+            let pages = usize::try_from(progress.epoch).unwrap() - 1;
+            let of_a_position = |at: &Cursor| ring.iter().filter(|(position, _)| position == at).count();
+            let page_max = self.page_size - 1 + ring.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
+            if repeats > pages * page_max {
+                wrong.push(format!("part {part} repeated {repeats}, {pages} pages of {page_max} at most"));
+            }
+        }
+        let cluster = self.cluster();
+        let numbers = format!(r#""sent":{},"dead":{}"#, sum.sent, sum.dead);
+        let mut outcomes = cluster.outcomes().to_vec();
+        outcomes.dedup();
+        if outcomes.len() != 1 || !outcomes[0].contains(&numbers) {
+            wrong.push(format!("told {outcomes:?}, not {numbers}"));
+        }
+        if cluster.state != BroadcastState::Done {
+            wrong.push("it is not closed".to_owned());
+        }
+        wrong
+    }
+
+    fn wrong_with_the_dose(&self, faults: usize) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let devices = self.cluster().devices.clone();
+        let mut cluster = self.cluster();
+        let repeats = faults + cluster.slow_marks;
+        for device in &devices {
+            let rung = self.answered(device);
+            if !(1..=1 + repeats).contains(&rung) {
+                wrong.push(format!("rung {rung} times, with {repeats} deaths, freezes and slow marks"));
+            }
+        }
+        match cluster.mark() {
+            Some(mark) if mark.counts.total() == devices.len() as u64 => {}
+            mark => wrong.push(format!("marked {mark:?}, {} devices", devices.len())),
+        }
+        if cluster.outcomes().is_empty() {
+            wrong.push("nobody told of it".to_owned());
+        }
+        wrong
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    fn start(seat: Seat, service: &Service, page_size: usize) -> Self {
+        let (route, keeper) = route();
+        keeper.follow(Gate::Open);
+        let share = watch::Sender::new(Share::WHOLE);
+        let (provider, metrics) = (Arc::new(service.clone()), Arc::new(Metrics::new()));
+        let pace = Pace::new(0, Duration::ZERO, Instant::now());
+        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let frozen = Arc::new(Mutex::new(Instant::now()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(while_not_frozen(Arc::clone(&frozen), batcher.run()));
+        let limits = Limits { page_size, ..LIMITS };
+        let stage = Arc::new(Delivery::new(provider, desk, seat.clone(), seat.clone(), limits, metrics));
+        Self { seat, stage, frozen, tasks, _share: share, _keeper: keeper }
+    }
+
+    /// As Kafka's consumer does: again while a dependency is away.
+    fn handle(&mut self, job: &Job) -> oneshot::Receiver<Fate> {
+        let (settled, hears) = oneshot::channel();
+        let (stage, record) = (Arc::clone(&self.stage), record(job));
+        let handling = async move {
+            let stop = Stop::default();
+            let fate = loop {
+                match stage.handle(&record, &stop).await {
+                    Ok(fate) => break fate,
+                    Err(_) => sleep(Duration::from_millis(100)).await,
+                }
+            };
+            drop(settled.send(fate));
+        };
+        self.tasks.spawn(while_not_frozen(Arc::clone(&self.frozen), handling));
+        hears
+    }
+}
+
+/// Does the work, but for the time that its process is frozen.
+async fn while_not_frozen<T>(frozen: Arc<Mutex<Instant>>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        let until = || *frozen.lock().unwrap();
+        let step = poll_fn(|task| match Instant::now() < until() {
+            true => Poll::Ready(None),
+            false => work.as_mut().poll(task).map(Some),
+        });
+        match step.await {
+            Some(done) => return done,
+            None => sleep_until(until()).await,
+        }
+    }
+}
+
+// === impl Service ===
+
+impl Provider for Service {
+    type Body = ();
+
+    fn id(&self) -> ProviderId {
+        ProviderId::Expo
+    }
+
+    fn batch_max(&self) -> usize {
+        100
+    }
+
+    fn body(&self, _: &Notification) -> Result<(), PayloadRefused> {
+        Ok(())
+    }
+
+    async fn send(&self, messages: &[Message<()>]) -> Reply {
+        let takes = {
+            let mut dice = self.dice.lock().unwrap();
+            let takes = match dice.random_range(0..10) {
+                0..6 => dice.random_range(0.1..1.0),
+                6..8 => dice.random_range(1.0..LIMITS.request_timeout.as_secs_f64()),
+                _ => LIMITS.request_timeout.as_secs_f64(),
+            };
+            Duration::from_secs_f64(takes)
+        };
+        sleep(takes.mul_f64(0.6)).await;
+        let reply = Reply::Each(messages.iter().map(|message| self.verdict(message)).collect());
+        sleep(takes.mul_f64(0.4)).await;
+        reply
+    }
+}
+
+impl Service {
+    fn verdict(&self, message: &Message<()>) -> Verdict {
+        let mut dice = self.dice.lock().unwrap();
+        if dice.random_bool(self.busy) {
+            let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut dice).unwrap() * dice.random_range(0.5..1.5);
+            return Verdict::DeviceBusy { retry_after: Some(Duration::from_secs_f64(later)) };
+        }
+        *self.answered.lock().unwrap().entry(message.token.as_str().to_owned()).or_default() += 1;
+        if dice.random_bool(self.dead) { dead() } else { Verdict::Accepted { ticket: None } }
+    }
+}

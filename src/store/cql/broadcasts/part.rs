@@ -1,0 +1,66 @@
+//! How far a part is, step by step, over a row that only conditional writes change: the server's, or that of a test that
+//! lets owners race, die and hear nothing.
+//!
+//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there is one owner,
+//! and he tells his totals one after the other, so a row that says the same was written by him. It lets the cursor only
+//! move forward, so that one that a server still held when its successor was through does not undo it.
+
+use std::future::Future;
+
+use super::super::decide::{Decided, Patience};
+use crate::{
+    domain::{Counts, Progress, Unavailable},
+    store::Checkpoint,
+};
+
+type Answer<T> = Result<T, Unavailable>;
+
+/// The row of a part.
+pub(crate) trait Row: Sync {
+    /// What it says, everything that was decided included.
+    fn now(&self) -> impl Future<Output = Answer<Option<Progress>>> + Send;
+    /// Writes the first owner's row, if there is none.
+    fn begin(&self) -> impl Future<Output = Answer<Decided>> + Send;
+    /// Raises the epoch by one, if the row still says this.
+    fn raise(&self, found: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
+    /// Writes an owner's progress, if the epoch is his, the part not done and not further.
+    fn record(&self, progress: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
+}
+
+/// Makes the caller the part's owner, unless it is done.
+pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<Progress> {
+    let mut patience = Patience::new(context);
+    loop {
+        let (decided, mine) = match row.now().await? {
+            Some(found) if found.done => return Ok(found),
+            // All that was read has to stand still: the owner may have got a page further since.
+            Some(found) => (row.raise(&found).await?, Progress { epoch: found.epoch + 1, ..found }),
+            None => (row.begin().await?, Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() }),
+        };
+        match decided {
+            Decided::Applied => return Ok(mine),
+            Decided::Refused => {}
+            // If it was done, the next round raises the epoch once more. Nobody minds.
+            Decided::Unknown(err) => patience.lost(err),
+        }
+        patience.next_round().await?;
+    }
+}
+
+/// Records an owner's progress, unless he is the owner no more.
+pub(crate) async fn checkpoint(row: &impl Row, progress: &Progress, context: &'static str) -> Answer<Checkpoint> {
+    let mut patience = Patience::new(context);
+    loop {
+        match row.record(progress).await? {
+            Decided::Applied => return Ok(Checkpoint::Kept),
+            Decided::Refused => {}
+            Decided::Unknown(err) => patience.lost(err),
+        }
+        match row.now().await? {
+            Some(found) if found == *progress => return Ok(Checkpoint::Kept),
+            Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
+            _ => return Ok(Checkpoint::Lost),
+        }
+        patience.next_round().await?;
+    }
+}

@@ -1,0 +1,74 @@
+//! Who rings a dose, step by step, over a row that only conditional writes change: the server's, or that of a test that
+//! lets handlings race, die and hear nothing.
+
+use std::future::Future;
+
+use super::super::decide::{Decided, Patience};
+use crate::{
+    domain::{Timestamp, Unavailable},
+    store::{Claim, Claimed, DoseMark, Lease, Marked},
+};
+
+type Answer<T> = Result<T, Unavailable>;
+
+/// The row of a dose.
+pub(crate) trait Row: Sync {
+    /// What it says, everything that was decided included.
+    fn now(&self) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
+    /// Writes the first claim, if there is none.
+    fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = Answer<Decided>> + Send;
+    /// Puts a lease in another one's place, if that one still stands and the dose is not marked.
+    fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = Answer<Decided>> + Send;
+    /// Marks the dose, if the lease still stands and the dose is not marked.
+    fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Decided>> + Send;
+}
+
+/// Claims the dose for `owner`, unless somebody else's lease runs or it is marked.
+pub(crate) async fn claim(row: &impl Row, owner: &str, now: Timestamp, until: Timestamp, context: &'static str) -> Answer<Claim> {
+    let mut patience = Patience::new(context);
+    let mut found: Option<Claimed> = None;
+    loop {
+        let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
+        let mine = Lease { owner: owner.to_owned(), attempt, until };
+        let decided = match &found {
+            None => row.begin(&mine, now).await?,
+            Some(Claimed { lease: was, .. }) => row.take(was, &mine).await?,
+        };
+        let lost = match decided {
+            Decided::Applied => return Ok(Claim::Mine(mine)),
+            Decided::Refused => false,
+            Decided::Unknown(err) => {
+                patience.lost(err);
+                true
+            }
+        };
+        found = row.now().await?;
+        match &found {
+            Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
+            Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+            // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
+            Some(Claimed { lease, .. }) if lost && lease.owner == owner && lease.until == until => return Ok(Claim::Mine(lease.clone())),
+            _ => {}
+        }
+        patience.next_round().await?;
+    }
+}
+
+/// Marks the dose, unless its lease is another one's by now.
+pub(crate) async fn mark(row: &impl Row, lease: &Lease, mark: &DoseMark, context: &'static str) -> Answer<Marked> {
+    let mut patience = Patience::new(context);
+    loop {
+        match row.mark(lease, mark).await? {
+            Decided::Applied => return Ok(Marked::Kept),
+            Decided::Refused => {}
+            Decided::Unknown(err) => patience.lost(err),
+        }
+        match row.now().await? {
+            Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
+            Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
+            Some(_) => {}
+            None => return Ok(Marked::Lost),
+        }
+        patience.next_round().await?;
+    }
+}

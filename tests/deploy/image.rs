@@ -1,0 +1,87 @@
+//! Dockerfile, .dockerignore, and versions that are named in two places.
+
+use toml::Table;
+
+use super::{path, text, tree};
+
+fn manifest() -> Table {
+    text("Cargo.toml").parse().unwrap()
+}
+
+/// What the Dockerfile copies out of the repository.
+fn copied() -> Vec<String> {
+    let text = text("Dockerfile");
+    let lines = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|rest| !rest.starts_with("--from"));
+    lines.flat_map(|rest| rest.rsplit_once(' ').unwrap().0.split(' ').map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_image_is_built_from_files_that_are_there_and_not_ignored() {
+    let ignored = text(".dockerignore");
+    assert!(ignored.lines().any(|line| line == "*"), "all is ignored but what is named");
+    let kept: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    for file in copied() {
+        assert!(path(&file).exists(), "there is no {file}");
+        assert!(kept.iter().any(|kept| *kept == file || kept.starts_with(&format!("{file}/"))), "{file} is ignored");
+    }
+    for kept in kept {
+        assert!(path(kept).exists(), "there is no {kept}");
+        assert!(copied().iter().any(|file| *file == kept || kept.starts_with(&format!("{file}/"))), "nobody copies {kept}");
+    }
+}
+
+#[test]
+fn every_file_that_is_compiled_in_gets_into_the_image() {
+    let mut found = 0;
+    for (file, source) in sources(&path("src")) {
+        for included in source.split("include_str!(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            let file = file.parent().unwrap().join(included).canonicalize().unwrap();
+            let file = file.strip_prefix(path(".").canonicalize().unwrap()).unwrap().to_owned();
+            assert!(copied().iter().any(|copied| file.starts_with(copied)), "{} is compiled in", file.display());
+            found += 1;
+        }
+    }
+    assert!(found >= 3, "the defaults, CQL and SQL");
+}
+
+fn sources(folder: &std::path::Path) -> Vec<(std::path::PathBuf, String)> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of = |path: std::path::PathBuf| match path.is_dir() {
+        true => sources(&path),
+        false => vec![(path.clone(), std::fs::read_to_string(path).unwrap())],
+    };
+    files.flat_map(of).collect()
+}
+
+#[test]
+fn dependencies_are_built_with_an_empty_crate_of_the_same_shape() {
+    let (dockerfile, manifest) = (text("Dockerfile"), manifest());
+    for bench in manifest["bench"].as_array().unwrap() {
+        let stub = format!("benches/{}.rs", bench["name"].as_str().unwrap());
+        assert!(dockerfile.contains(&stub), "Cargo.toml names {stub}, and Cargo looks for it");
+    }
+    assert!(manifest["features"].as_table().unwrap().contains_key("tls"));
+    assert_eq!(dockerfile.matches("cargo build --release --locked --features tls").count(), 2, "the same build twice");
+}
+
+#[test]
+fn versions_that_are_named_twice_are_the_same() {
+    let (dockerfile, manifest) = (text("Dockerfile"), manifest());
+    let rust = manifest["package"]["rust-version"].as_str().unwrap();
+    assert!(dockerfile.contains(&format!("FROM rust:{rust}-trixie AS build")), "Rust {rust}");
+    assert!(dockerfile.contains("FROM debian:trixie-slim"), "the same C library as where it was built");
+    let image = tree("docker-compose.yml")["services"]["kafka"]["image"].as_str().unwrap().to_owned();
+    let version = image.strip_prefix("apache/kafka:").unwrap();
+    assert!(text("scripts/kafka/pom.xml").contains(&format!("<version>{version}</version>")), "the Kafka that the tests run on");
+}
+
+#[test]
+fn the_image_runs_as_somebody_without_rights_and_stops_in_good_order() {
+    let dockerfile = text("Dockerfile");
+    assert!(dockerfile.contains("\nUSER 10001:10001\n") && dockerfile.contains("--uid 10001"));
+    // A shell in between would keep the signal for itself.
+    assert!(dockerfile.contains("\nENTRYPOINT [\"pushcast\"]\n") && dockerfile.contains("\nSTOPSIGNAL SIGTERM\n"));
+    let compose = tree("docker-compose.yml");
+    let grace = compose["services"]["pushcast"]["stop_grace_period"].as_str().unwrap();
+    assert!(grace.strip_suffix('s').unwrap().parse::<u32>().unwrap() > 40, "a stop takes 40 s at most");
+}
