@@ -147,13 +147,18 @@ async fn the_walk_over_the_devices_comes_round() {
 }
 
 /// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one transaction.
-fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), Unavailable>>) {
+async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), Unavailable>>) {
     let (open, gate) = std::sync::mpsc::channel::<()>();
-    let gate = std::sync::Mutex::new(gate);
-    let closed = store.write("wait", move |_, _| {
+    let (gate, begun) = (std::sync::Mutex::new(gate), Arc::new(tokio::sync::Notify::new()));
+    let begins = begun.clone();
+    let mut closed = Box::pin(store.write("wait", move |_, _| {
+        begins.notify_one();
         let _opened = gate.lock().map(|gate| gate.recv());
         Ok(())
-    });
+    }));
+    // The writer has taken this one alone: nobody else has asked yet.
+    assert!(futures::poll!(closed.as_mut()).is_pending());
+    begun.notified().await;
     (move || drop(open), closed)
 }
 
@@ -169,7 +174,7 @@ fn commits(path: &Path) -> usize {
 async fn an_operation_that_fails_or_panics_harms_only_itself() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
-    let (open, closed) = gate(&store);
+    let (open, closed) = gate(&store).await;
     let fails = store.write("fail", |db, _| {
         db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
         db.execute("INSERT INTO nowhere VALUES (1)", [])
@@ -197,7 +202,7 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
     let path = folder.path().join("push.db");
     let store = EmbeddedStore::open(&path).unwrap();
     let before = commits(&path);
-    let (open, closed) = gate(&store);
+    let (open, closed) = gate(&store).await;
     let burst = futures::future::join_all((0..300).map(async |n| store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await));
     // All of them ask before the gate opens; tokio would make a task that does so much pause in the middle.
     let burst = tokio::task::unconstrained(burst);
@@ -217,7 +222,7 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
 async fn a_transaction_that_is_lost_is_nobodys_success() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
-    let (open, closed) = gate(&store);
+    let (open, closed) = gate(&store).await;
     // What SQLite does by itself when the disk is full.
     let ends = store.write("end", |db, _| {
         db.execute_batch("ROLLBACK")?;
@@ -226,7 +231,8 @@ async fn a_transaction_that_is_lost_is_nobodys_success() {
     let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
     let (closed, before, ends, after, ()) =
         futures::join!(closed, store.apply(&before, v(1)), ends, store.apply(&after, v(2)), async { open() });
-    for answer in [closed.map(drop), before, ends.map(drop), after] {
+    closed.unwrap();
+    for answer in [before, ends.map(drop), after] {
         assert!(format!("{:?}", answer.unwrap_err()).contains("nowhere"), "each is told why");
     }
     assert_eq!(count(&store, "tokens").await, 0);
