@@ -26,7 +26,7 @@ test: ## Run the tests, those on real servers too
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test
 
 .PHONY: soak
-soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… and SOAK_SEED=… repeat the moments
+soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… repeats the moments
 	ROUNDS=$(or $(ROUNDS),30) cargo test --test behaviour crash:: -- --nocapture --test-threads=1
 	scripts/services up
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; \

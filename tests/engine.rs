@@ -397,6 +397,6 @@ async fn tokens_of_another_project_cost_one_refusal_each_request_and_nobody_the_
     assert!(all_sent(&engine.broadcast(everybody(ProviderId::Expo, 2_000)).await));
     let seen = sandbox.statistics().expo;
     assert_eq!((seen.distinct_tokens, seen.doubles), (2_000, 0));
-    // Twenty requests; what a refusal told is not asked again, even when the parts then meet an outage.
+    // Twenty requests, and what a refusal told is not asked again.
     assert!(seen.statuses[&400] <= 20, "{seen:?}");
 }

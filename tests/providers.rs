@@ -1,4 +1,5 @@
-//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets.
+//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets. The clock moves
+//! only when nobody has anything to do, so that a time-out never means a slow machine.
 
 #![expect(clippy::unwrap_used, reason = "clippy takes helpers of an integration test for production code")]
 
@@ -263,7 +264,7 @@ const ACCEPTED: fn() -> Reply = || Reply::Each(vec![Verdict::Accepted { ticket: 
 const UNAUTHENTICATED: &str =
     r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","status":"UNAUTHENTICATED"}}"#;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
@@ -282,7 +283,7 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     assert!(!format!("{expo:?}").contains("secret"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_small_request_goes_to_expo_as_it_is_and_without_a_bearer_if_none_is_set() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
@@ -291,7 +292,7 @@ async fn a_small_request_goes_to_expo_as_it_is_and_without_a_bearer_if_none_is_s
     assert!(!seen.headers.contains_key(header::CONTENT_ENCODING) && bearer(seen).is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_expo_asks_to_wait_is_told() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
@@ -299,7 +300,7 @@ async fn what_expo_asks_to_wait_is_told() {
     assert_eq!(expo_send(&expo, 2).await, Reply::Throttled { retry_after: Some(Duration::from_secs(7)) });
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
@@ -313,7 +314,7 @@ async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
     assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="none"} 2"#));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_that_expo_never_gave_before_are_counted() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
@@ -325,7 +326,7 @@ async fn answers_that_expo_never_gave_before_are_counted() {
     assert!(metrics.exposition().contains(r#"pushcast_unrecognised_answers_total{provider="expo"} 2"#));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn receipts_are_asked_for_beside_the_url_for_sending() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
@@ -340,7 +341,7 @@ async fn receipts_are_asked_for_beside_the_url_for_sending() {
     assert!(expo.receipts(&["t1".into()]).await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn fcm_takes_messages_over_its_connections_by_turns_with_one_oauth_token() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
@@ -356,7 +357,7 @@ async fn fcm_takes_messages_over_its_connections_by_turns_with_one_oauth_token()
     assert_eq!(fake.tokens_asked(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_refused_oauth_token_is_renewed_and_the_message_sent_again() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
@@ -365,7 +366,7 @@ async fn a_refused_oauth_token_is_renewed_and_the_message_sent_again() {
     assert_eq!(fake.sends().iter().map(bearer).collect::<Vec<_>>(), ["Bearer ya29.1", "Bearer ya29.2"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_second_refusal_is_believed() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
@@ -375,7 +376,7 @@ async fn a_second_refusal_is_believed() {
     assert_eq!((fake.sends().len(), fake.tokens_asked()), (2, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_wrong_apns_key_renews_nothing() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
@@ -388,7 +389,7 @@ async fn a_wrong_apns_key_renews_nothing() {
     assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
     let fake = Fake::start().await;
     // What poisons yup-oauth2's own cache for ever.
@@ -399,13 +400,13 @@ async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
     assert!(fake.sends().is_empty());
     let recovered = async {
         while fcm_send(&fcm).await != ACCEPTED() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), recovered).await.expect("the next fetch brings a token");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_account_that_google_refuses_is_refused_credentials() {
     let fake = Fake::start().await;
     fake.token_endpoint_answers(400, json!({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}));
@@ -413,7 +414,7 @@ async fn an_account_that_google_refuses_is_refused_credentials() {
     assert!(matches!(&reply, Reply::CredentialsRefused { why } if why.contains("Invalid JWT Signature")), "{reply:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_that_fcm_never_gave_before_are_counted() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
@@ -423,7 +424,7 @@ async fn answers_that_fcm_never_gave_before_are_counted() {
     assert!(metrics.exposition().contains(r#"pushcast_unrecognised_answers_total{provider="fcm"} 1"#));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn fcm_silence_is_ambiguous() {
     let fake = Fake::start().await;
     let fcm = fcm(&fcm::Settings { request_timeout: Duration::from_secs(2), ..fake.fcm() }).await;
@@ -432,7 +433,7 @@ async fn fcm_silence_is_ambiguous() {
     assert!(matches!(&reply, Reply::Down { ambiguous: true, why, .. } if why == "no answer within 2s"), "{reply:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn fcm_out_of_reach_took_nothing() {
     let fake = Fake::start().await;
     let (_port, url) = nobody_listens();
@@ -440,7 +441,7 @@ async fn fcm_out_of_reach_took_nothing() {
     assert!(matches!(reply, Reply::Down { ambiguous: false, .. }), "{reply:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whoever_hangs_up_on_a_request_may_have_taken_it() {
     let fake = Fake::start().await;
     let (_server, origin) = hangs_up().await;
@@ -452,14 +453,14 @@ async fn whoever_hangs_up_on_a_request_may_have_taken_it() {
     assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn fcm_without_credentials_is_not_in_use() {
     let fake = Fake::start().await;
     let settings = fcm::Settings { client_email: String::new(), private_key: "".into(), ..fake.fcm() };
     assert!(Fcm::new(&settings, Arc::new(Metrics::new())).await.unwrap().is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_url_that_is_none_is_refused_at_the_start() {
     let fake = Fake::start().await;
     for url in ["", "exp.host", "ftp://exp.host/push/send"] {

@@ -29,12 +29,12 @@ async fn taken(town: &Town, count: u64) {
     until(&format!("{count} messages"), async || (town.statistics().await.expo.taken >= count).then_some(())).await;
 }
 
-/// How many broadcasts are killed in their middle: `ROUNDS`, else three. `SOAK_SEED` repeats a run's moments.
+/// How many broadcasts are killed in their middle: `ROUNDS`, else three. `REAL_SEED` repeats a run's moments.
 fn rounds() -> (u32, StdRng) {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = number("SOAK_SEED").unwrap_or_else(rand::random);
+    let seed = number("REAL_SEED").unwrap_or_else(rand::random);
     let rounds = number("ROUNDS").unwrap_or(3);
-    println!("SOAK_SEED={seed}, {rounds} rounds");
+    println!("REAL_SEED={seed}, {rounds} rounds");
     (u32::try_from(rounds).unwrap(), StdRng::seed_from_u64(seed))
 }
 

@@ -25,6 +25,9 @@ use crate::{
 /// How long a process that can't start may take to say so.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(30);
 
+/// What a process said before its story failed: so many lines are shown.
+const LAST_LINES: usize = 60;
+
 /// A sandbox with Kafka in one process, and the settings for a pushcast in another.
 pub struct Town {
     pub neighbour: Neighbour,
@@ -177,6 +180,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let last: Vec<_> = said.lines().rev().take(LAST_LINES).collect();
+            eprintln!("{} said at last:", self.log.display());
+            last.iter().rev().for_each(|line| eprintln!("    {line}"));
+        }
         // It may have ended before.
         let _ended = self.child.kill();
         let _reaped = self.child.wait();

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+/// A label, and the values that it may have.
+pub type Matcher = (String, Vec<String>);
+
 /// What an expression asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// Each metric of ours, by its name in the expression, with its matchers: label and values that may be.
-    pub metrics: Vec<(String, Vec<(String, Vec<String>)>)>,
+    /// Each metric of ours, by its name in the expression, with its matchers.
+    pub metrics: Vec<(String, Vec<Matcher>)>,
     /// The labels that `by` leaves; `None` = no aggregation names any.
     pub by: Option<BTreeSet<String>>,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pushcast::sandbox::{Manner, Outage, ProviderStatistics};
 use reqwest::{RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{World, answered, expo_token, messages, text_to};
 
@@ -72,7 +72,8 @@ async fn a_request_that_hangs_is_read_and_never_answered() {
 async fn a_reset_takes_the_connection_and_all_that_it_carries() {
     let world = World::open().await;
     world.set(|faults| faults.fcm.latency = Duration::from_secs(3600));
-    let carried = tokio::spawn(world.asks_fcm().send());
+    let mut carried = JoinSet::new();
+    carried.spawn(world.asks_fcm().send());
     while world.sandbox.statistics().fcm.taken == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -83,7 +84,7 @@ async fn a_reset_takes_the_connection_and_all_that_it_carries() {
         assert!(!error.is_connect() && !error.is_timeout(), "{error:?}");
         assert!(format!("{error:?}").contains("ConnectionReset"), "{error:?}");
     }
-    assert!(carried.await.unwrap().is_err(), "it was on the same connection");
+    assert!(carried.join_next().await.unwrap().unwrap().is_err(), "it was on the same connection");
     for (seen, taken) in world.seen().await.iter().zip([0, 1]) {
         assert_eq!((seen.taken, &seen.outages), (taken, &[(Manner::Reset, 1)].into()));
     }
