@@ -9,7 +9,7 @@ WORKDIR /src
 # Cargo wants to see a crate, so it sees an empty one.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches \
-    && echo 'fn main() {}' | tee src/main.rs benches/broadcast.rs benches/runtime.rs \
+    && echo 'fn main() {}' | tee src/main.rs benches/broadcast.rs benches/runtime.rs benches/store.rs \
     && touch src/lib.rs \
     && cargo build --release --locked --features tls
 

@@ -30,7 +30,8 @@ soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… re
 	ROUNDS=$(or $(ROUNDS),30) cargo test --test behaviour crash:: -- --nocapture --test-threads=1
 	scripts/services up
 	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; \
-		ROUNDS=$(or $(ROUNDS),30) cargo test --test real -- --ignored --nocapture --test-threads=1
+		ROUNDS=$(or $(ROUNDS),30) cargo test --test real -- --ignored --nocapture --test-threads=1 && \
+		cargo test --test cql -- --ignored --nocapture
 
 .PHONY: services
 services: ## Start the real servers that tests/real and tests/cql want
