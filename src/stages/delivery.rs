@@ -20,7 +20,7 @@ use std::{
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::warn;
+use tracing::{debug, warn};
 
 pub use self::switch::keep_route;
 use crate::{
@@ -28,7 +28,10 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
-    stages::brake::{Brake, Thresholds},
+    stages::{
+        brake::{Brake, Thresholds},
+        rarely::Rarely,
+    },
     store::Store,
     stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
 };
@@ -45,6 +48,7 @@ pub struct Delivery<S, Q, P: Provider> {
     limits: Limits,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
+    complaints: Rarely,
 }
 
 /// What delivery is bounded by.
@@ -65,11 +69,15 @@ pub struct Limits {
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
     pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::new(Brake::new(limits.brake)) }
+        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::new(Brake::new(limits.brake)), complaints: Rarely::default() }
     }
 
     fn id(&self) -> ProviderId {
         self.provider.id()
+    }
+
+    async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(&self, follow: impl FnMut() -> F) -> T {
+        insist(&self.complaints, follow).await
     }
 }
 
@@ -134,22 +142,26 @@ impl Stopping<'_> {
 
 /// Does what follows from a provider's answer, again and again until it succeeds: an answered message is never sent again
 /// because Kafka or the store was away. The end of a drain aborts the handler, and only that ends this.
-async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(mut follow: impl FnMut() -> F) -> T {
+async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(complaints: &Rarely, mut follow: impl FnMut() -> F) -> T {
     let mut pause = Duration::from_millis(100);
-    let mut told = false;
     loop {
         match follow().await {
             Ok(done) => return done,
             Err(err) => {
-                if !told {
-                    let error: &dyn Error = &err;
-                    warn!(error, "What follows from an answer is not durable yet; it is tried again until it works");
-                    told = true;
-                }
+                tell(complaints, &err);
                 sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
                 pause = (pause * 2).min(INSIST_EVERY_MAX);
             }
         }
+    }
+}
+
+fn tell(complaints: &Rarely, err: &Unavailable) {
+    let error: &dyn Error = err;
+    if complaints.now() {
+        warn!(error, "What follows from answers is not durable yet; it is tried again until it works");
+    } else {
+        debug!(error, "What follows from an answer is not durable yet");
     }
 }
 

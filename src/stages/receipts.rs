@@ -20,7 +20,6 @@ use std::{
 };
 
 use jiff::SignedDuration;
-use tokio::time::Instant;
 
 use crate::{
     delivery::{self, Receipt},
@@ -34,6 +33,7 @@ use crate::{
 use super::{
     brake::{Brake, Thresholds},
     dead_letter,
+    rarely::Rarely,
 };
 
 /// How long Expo keeps receipts.
@@ -41,9 +41,6 @@ const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
 
 /// How often a closed route is looked at again, and what follows from an answer is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// How often it is told that something is away.
-const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// The stage of `expo-receipts`.
 #[derive(Debug)]
@@ -54,14 +51,13 @@ pub struct Receipts<R, S, P> {
     delay: Duration,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
-    /// When it was last told that something is away.
-    told_at: Mutex<Option<Instant>>,
+    complaints: Rarely,
 }
 
 impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
     pub fn new(expo: R, routes: S, publish: P, delay: Duration, thresholds: Thresholds, metrics: Arc<Metrics>) -> Self {
-        Self { expo, routes, publish, delay, metrics, brake: Mutex::new(Brake::new(thresholds)), told_at: Mutex::default() }
+        Self { expo, routes, publish, delay, metrics, brake: Mutex::new(Brake::new(thresholds)), complaints: Rarely::default() }
     }
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
@@ -72,7 +68,7 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
             match self.step(follows, written_at, &mut counted).await {
                 Ok(Step::Settled) => return Fate::Done,
                 Ok(Step::Held) => {}
-                Err(err) if self.is_to_be_told() => {
+                Err(err) if self.complaints.now() => {
                     let error: &dyn Error = &err;
                     tracing::warn!(error, "What follows from receipts waits, because {err}; it is tried again until it works");
                 }
@@ -83,16 +79,6 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                 () = tokio::time::sleep(AGAIN_AFTER) => {}
             }
         }
-    }
-
-    /// Many batches wait for the same thing, and each would say so all the time.
-    fn is_to_be_told(&self) -> bool {
-        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let is = told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY);
-        if is {
-            *told_at = Some(Instant::now());
-        }
-        is
     }
 
     async fn step(&self, follows: &Follows, written_at: Timestamp, counted: &mut bool) -> Result<Step, Unavailable> {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     Delivery, Stopping,
     held::{LOOK_EVERY, Look, Suspects, is_dead},
-    insist, instant,
+    instant,
     ledger::counts,
 };
 use crate::{
@@ -59,7 +59,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 let now = Timestamp::now();
                 self.store.claim(&handling.key, &handling.owner, now, now + LEASE)
             };
-            match handling.ask(claim).await? {
+            match self.ask(&handling, claim).await? {
                 Claim::Marked(mark) => {
                     self.publish_report(&report(job, &handling.key, &mark)).await;
                     return Ok(Fate::Done);
@@ -154,7 +154,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
     async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Registration>, Unavailable> {
-        let mut tokens = handling.ask(|| self.store.tokens_of(&handling.dose.user)).await?;
+        let mut tokens = self.ask(handling, || self.store.tokens_of(&handling.dose.user)).await?;
         tokens.retain(|registration| {
             let is_rung = handling.rung.iter().any(|(rung, _)| rung.token == registration.token);
             registration.token.kind().provider() == self.id() && !is_rung
@@ -163,19 +163,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     async fn mark(&self, handling: &Handling<'_>, lease: &Lease, mark: DoseMark) -> Option<DoseMark> {
-        match insist(|| self.store.mark(&handling.key, lease, &mark)).await {
+        match self.insist(|| self.store.mark(&handling.key, lease, &mark)).await {
             Marked::Kept => Some(mark),
             Marked::Lost => None,
         }
     }
+
+    /// Asks the store. Once somebody is rung the answer is waited for: a new handling would ring them again.
+    async fn ask<T, F: Future<Output = Result<T, Unavailable>>>(
+        &self,
+        handling: &Handling<'_>,
+        mut question: impl FnMut() -> F,
+    ) -> Result<T, Unavailable> {
+        if handling.rung.is_empty() { question().await } else { Ok(self.insist(question).await) }
+    }
 }
 
 impl Handling<'_> {
-    /// Asks the store. Once somebody is rung the answer is waited for: a new handling would ring them again.
-    async fn ask<T, F: Future<Output = Result<T, Unavailable>>>(&self, mut question: impl FnMut() -> F) -> Result<T, Unavailable> {
-        if self.rung.is_empty() { question().await } else { Ok(insist(question).await) }
-    }
-
     /// Returns when nobody more is to be rung.
     async fn withdrawal(&self, stop: &Stopping<'_>) {
         if self.rung.is_empty() { stop.wait().await } else { stop.last_call().await }

@@ -17,7 +17,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
-use super::{Delivery, Stopping, insist};
+use super::{Delivery, Stopping};
 use crate::{
     delivery::{Final, Page, Provider, Returned},
     domain::{BroadcastId, Cursor, Registration, Timestamp},
@@ -70,7 +70,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             self.brake().add(suspects.answered_at, suspects.answers, 0);
             return Look::Pass;
         }
-        let route = insist(|| self.store.route(self.id())).await;
+        let route = self.insist(|| self.store.route(self.id())).await;
         if suspects.held && route.state.sends() {
             return Look::AskAgain;
         }
@@ -90,7 +90,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                     let detail = self.brake().tell(flood, "answers");
                     error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
                     let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
-                    insist(|| self.store.set_route(self.id(), &braked)).await;
+                    self.insist(|| self.store.set_route(self.id(), &braked)).await;
                     true
                 }
             },
@@ -168,7 +168,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let mut standing = Vec::new();
         for (index, to) in returned.recipients.iter().enumerate().filter(|(index, _)| returned.finals[*index].as_ref().is_some_and(is_dead))
         {
-            let row = insist(|| self.store.inspect(&to.token)).await;
+            let row = self.insist(|| self.store.inspect(&to.token)).await;
             if row.and_then(|row| row.registration).is_some_and(|now| now.version == to.version) {
                 standing.push(index);
             }

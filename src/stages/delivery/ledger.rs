@@ -9,7 +9,7 @@ use crate::{
     stream::{Message, Publish, Record},
 };
 
-use super::{Delivery, insist};
+use super::Delivery;
 
 /// The most tickets in one record: what Expo answers in one request.
 const TICKETS_MAX: usize = 1_000;
@@ -27,7 +27,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     async fn publish_all(&self, messages: Vec<Message>) {
         if !messages.is_empty() {
-            insist(|| self.publish.publish_all(messages.clone())).await;
+            self.insist(|| self.publish.publish_all(messages.clone())).await;
         }
     }
 
@@ -35,7 +35,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     pub(super) async fn publish_report(&self, report: &Report) {
         let (Report::Broadcast { notification, .. } | Report::Dose { notification, .. }) = report;
         let message = Message::new(topics::PUSH_OUTCOMES, notification.to_string(), events::push_outcomes::write(report));
-        insist(|| self.publish.publish(message.clone())).await;
+        self.insist(|| self.publish.publish(message.clone())).await;
     }
 
     /// Counts outcomes, and the time from the record to now for each.

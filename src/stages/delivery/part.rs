@@ -10,7 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::{Delivery, Stopping, insist, instant, ledger::counts};
+use super::{Delivery, Stopping, instant, ledger::counts};
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
     domain::{
@@ -64,7 +64,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     pub(super) async fn give_up(&self, job: &Job) {
         let Some(part) = part_of(job) else { return };
         warn!(broadcast = %part.broadcast, part = part.part, "A part panicked: its broadcast goes on without the rest of it");
-        insist(|| async {
+        self.insist(|| async {
             match self.store.broadcast(&part.broadcast).await? {
                 (Some(plan), _) => self.finish(&part, plan.parts).await,
                 (None, _) => Ok(()),
@@ -116,12 +116,12 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             self.follow_up(record, &part.broadcast, (&mut returned, &page.positions), &sending, stop).await;
             let cover = covered(&returned, &page.positions, page.end);
             // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
-            let stopped = !returned.is_complete() && !stop.is_set() && insist(|| self.is_stopped(&part.broadcast)).await;
+            let stopped = !returned.is_complete() && !stop.is_set() && self.insist(|| self.is_stopped(&part.broadcast)).await;
             let counted = if stopped { returned.finals.len() } else { cover.messages };
             progress.counts += counts(&decided(&returned, counted));
             progress.cursor = cover.cursor.or(progress.cursor);
             progress.done = stopped || (returned.is_complete() && page.last);
-            if let Checkpoint::Lost = insist(|| self.store.checkpoint(part, &progress)).await {
+            if let Checkpoint::Lost = self.insist(|| self.store.checkpoint(part, &progress)).await {
                 return Ok(Ended::Lost);
             }
             if progress.done {
@@ -213,7 +213,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// The provider refuses the payload whoever it is for: one refusal stops the whole broadcast.
     async fn refuse(&self, broadcast: &BroadcastId, why: &str) {
         warn!(broadcast = %broadcast, provider = %self.id(), error = %why, "{} refuses the payload of {broadcast}: the broadcast is stopped", self.id());
-        insist(|| self.store.stop(broadcast, "refused")).await;
+        self.insist(|| self.store.stop(broadcast, "refused")).await;
     }
 
     /// Nothing more is sent of this part.

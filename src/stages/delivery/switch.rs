@@ -10,6 +10,7 @@ use super::insist;
 use crate::{
     delivery::{Gate, Keeper},
     domain::{ProviderId, Timestamp},
+    stages::rarely::Rarely,
     store::{Route, RouteState, Routes},
 };
 
@@ -33,6 +34,7 @@ pub async fn keep_route<S: Routes>(
         info!(provider = %provider, "push.enabled is false: {provider} sends nothing, jobs wait in Kafka");
     }
     let (mut shown, mut told) = (None, false);
+    let complaints = Rarely::default();
     loop {
         tokio::select! {
             biased;
@@ -41,7 +43,7 @@ pub async fn keep_route<S: Routes>(
                 let Some(why) = why else { return };
                 let halted = Route { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
                 // The gate is closed here whether it is written or not, so a stop needs not wait for the store.
-                let _written = stop.run_until_cancelled(insist(|| store.set_route(provider, &halted))).await;
+                let _written = stop.run_until_cancelled(insist(&complaints, || store.set_route(provider, &halted))).await;
             }
             _ = look.tick() => match store.route(provider).await {
                 Ok(route) => {

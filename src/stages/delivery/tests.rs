@@ -2,6 +2,8 @@ mod cluster;
 mod fake;
 mod schedules;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::{sync::watch, task::JoinSet};
 
 use super::*;
@@ -226,6 +228,22 @@ async fn a_dose_on_a_closed_route_expires_in_time() {
     let begun = Instant::now();
     assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
     assert_eq!((w.mark(), begun.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_told_every_half_minute_however_many_wait_for_its_end() {
+    // A writer is made for each line.
+    let lines = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lines);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::io::sink()
+    });
+    let _log = tracing::subscriber::set_default(log.finish());
+    let (w, back) = (World::new(), Instant::now() + Duration::from_secs(75));
+    let answer = || async { if Instant::now() < back { Err(Unavailable::store("answer", "it is away")) } else { Ok(()) } };
+    futures::future::join_all((0..1_000).map(|_| w.stage.insist(answer))).await;
+    assert_eq!(lines.load(Ordering::Relaxed), 3);
 }
 
 // === Parts ===

@@ -16,7 +16,7 @@ use std::{
 
 use rand::prelude::*;
 
-use self::world::{Broken, Cell, Handler, Role, World, hint_cell, state, ver};
+use self::world::{Broken, Cell, FAR, Handler, Role, World, hint_cell, state, ver};
 use super::protocol::{self, Hint, Of, State};
 use crate::domain::{Judged, Unavailable, Version};
 
@@ -86,6 +86,11 @@ goes_wrong! {
     with_kinds_ignored_it_goes_wrong: KindIgnored;
     with_readers_that_delete_what_no_row_disproves_it_goes_wrong: ReaderDeletesUnproven;
     with_revocations_by_the_clock_it_goes_wrong: RevokedByClock;
+    with_revocations_that_leave_the_user_it_goes_wrong: RevokedKeepsUser;
+    with_a_deletion_of_what_is_newer_too_it_goes_wrong: DeletesNewerToo;
+    with_the_previous_token_ended_next_to_its_own_version_it_goes_wrong: PreviousAtItsRow;
+    with_a_token_that_takes_its_own_place_it_goes_wrong: PreviousIsItself;
+    with_the_winner_chosen_by_version_only_it_goes_wrong: WinnerByVersionOnly;
 }
 
 // === impl Schedule ===
@@ -175,7 +180,8 @@ impl Schedule {
                         cells.early.lock().unwrap().device = Some(hints);
                     }
                     let state = State { active: true, user_id: user, device_id: device, reason: None, ..State::blank(ver, kind, "") };
-                    let previous = previous.as_deref().filter(|previous| *previous != token).map(|previous| (previous, kinds[previous]));
+                    let previous = previous.as_deref().filter(|previous| *previous != token || cells.broken == Broken::PreviousIsItself);
+                    let previous = previous.map(|previous| (previous, kinds[previous]));
                     protocol::registered(&cells, &token, state, previous).await.map(drop)
                 })
             }
@@ -186,7 +192,8 @@ impl Schedule {
             Task::Event(Event::UserDeleted { user, ver }) => {
                 let cells = self.handler(Role::Deleting, ver, "");
                 Box::pin(async move {
-                    protocol::user_deleted(&cells, &user, ver).await?;
+                    let before = if cells.broken == Broken::DeletesNewerToo { FAR } else { ver };
+                    protocol::user_deleted(&cells, &user, before).await?;
                     let later = std::mem::take(&mut cells.early.lock().unwrap().writes);
                     for (cell, kept) in later {
                         cells.write(cell, kept).await;
@@ -249,6 +256,9 @@ impl Schedule {
                 return Err(format!("{token} is {found:?}, expected {expected:?} of {:?}", self.events));
             }
             let Some(found) = found else { continue };
+            if !found.active && owner(found) != (None, None) {
+                return Err(format!("{token} is inactive and yet somebody's: {found:?}"));
+            }
             let hinted = |of| ver(all.get(&hint_cell(of, token))).is_some();
             if found.active && found.user_id.as_deref().is_some_and(|user| !hinted(Of::User(user))) {
                 return Err(format!("{token} is not found by its user"));
@@ -295,7 +305,11 @@ impl Schedule {
         let sent = self.sent.lock().unwrap().contains(&(token.to_owned(), than));
         let replaced = self.events.iter().any(|event| match event {
             Event::Registered { token: other, device, ver, .. } => {
-                other != token && on.is_some() && device.as_deref() == on && self.kinds[other] == self.kinds[token] && *ver > than
+                other != token
+                    && on.is_some()
+                    && device.as_deref() == on
+                    && self.kinds[other] == self.kinds[token]
+                    && (*ver, other.as_str()) > (than, token)
             }
             _ => false,
         });
@@ -354,6 +368,22 @@ fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>)
             _ => Event::UserDeleted { user: user(random), ver },
         }
     });
-    let events = events.collect();
+    let mut events: Vec<Event> = events.collect();
+    if random.random_bool(0.2) {
+        level(&mut events);
+    }
     (kinds, events)
+}
+
+/// Gives neighbours one version where the order of the two changes nothing: registrations of two tokens that take no
+/// other's place.
+fn level(events: &mut [Event]) {
+    for pair in events.chunks_exact_mut(2) {
+        if let [Event::Registered { token, previous: None, ver, .. }, Event::Registered { token: other, previous: None, ver: later, .. }] =
+            pair
+            && token != other
+        {
+            *later = *ver;
+        }
+    }
 }

@@ -26,6 +26,11 @@ pub enum Broken {
     KindIgnored,
     ReaderDeletesUnproven,
     RevokedByClock,
+    RevokedKeepsUser,
+    DeletesNewerToo,
+    PreviousAtItsRow,
+    PreviousIsItself,
+    WinnerByVersionOnly,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,6 +229,9 @@ impl Cells for Handler {
         if self.broken == Broken::KindIgnored && self.role == Role::Registering {
             found = found.map(|state| State { kind: self.kind.clone(), ..state });
         }
+        if self.broken == Broken::WinnerByVersionOnly && self.role == Role::Registering {
+            found = found.filter(|state| state.ver != self.ver);
+        }
         if self.broken == Broken::ReaderDeletesUnproven && self.role == Role::Reading {
             found = Some(found.filter(|state| state.active).unwrap_or_else(|| State::blank(FAR, "e", "")));
         }
@@ -235,6 +243,11 @@ impl Cells for Handler {
         let replaced = state.reason.as_deref() == Some("replaced");
         match (self.broken, self.role) {
             (Broken::ReplacedAtTheEvent, Role::Registering) if replaced => state.ver = state.ver.max(self.ver),
+            (Broken::PreviousAtItsRow, Role::Registering) if replaced && state.ver == self.ver => match self.row(token).await? {
+                Some(row) if row.active && row.ver < self.ver => state.ver = row.ver | 1,
+                _ => return Ok(()),
+            },
+            (Broken::RevokedKeepsUser, Role::Revoking) => state.user_id = self.row(token).await?.and_then(|row| row.user_id),
             (Broken::DeletedAtTheEvent, Role::Deleting) | (Broken::RevokedByClock, Role::Revoking) => state.ver = self.ver,
             _ => {}
         }
@@ -291,6 +304,8 @@ impl Cells for Handler {
     }
 
     async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), Unavailable> {
+        // Not at what the walk was told, if that is broken.
+        let ver = ver.min(self.ver);
         let (cell, kept) = (Cell::Deleted(user.to_owned()), live(Value::Ver(ver), ver));
         if self.broken == Broken::WalkBeforeMark {
             self.early.lock().unwrap().writes.push((cell, kept));
