@@ -46,7 +46,9 @@ macro_rules! timed {
     ($($port:ident { $($operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)+ })+) => {$(
         impl<S: $port> $port for Timed<S> {
             $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, Unavailable> {
-                self.time(stringify!($operation), self.store.$operation($($name),*)).await
+                // On the heap: without optimisation each caller's frame would hold all that a driver awaits, many times over, and a
+                // worker's 2 MiB of stack were too few for delivery on a CQL store.
+                self.time(stringify!($operation), Box::pin(self.store.$operation($($name),*))).await
             })+
         }
     )+};

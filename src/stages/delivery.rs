@@ -97,8 +97,9 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
         }
         let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
-            Work::Dose(dose) => self.dose(record, &job, dose, &stop).await,
-            Work::List(_) | Work::Slice(_) => match AssertUnwindSafe(self.part(record, &job, &stop)).catch_unwind().await {
+            // On the heap, as what they ask of the store is: the runtime's frames would hold them otherwise.
+            Work::Dose(dose) => Box::pin(self.dose(record, &job, dose, &stop)).await,
+            Work::List(_) | Work::Slice(_) => match AssertUnwindSafe(Box::pin(self.part(record, &job, &stop))).catch_unwind().await {
                 Ok(ended) => ended,
                 Err(panic) => {
                     self.give_up(&job).await;
