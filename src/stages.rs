@@ -7,7 +7,6 @@ pub mod delivery;
 mod fakes;
 pub mod medication;
 pub mod posts;
-mod rarely;
 pub mod receipts;
 pub mod tokens;
 

@@ -4,10 +4,13 @@
 //! offset is committed only when every record below it has a durable fate, so a handler answers when, and only when,
 //! everything that its record causes is in the store, acknowledged by Kafka or finally answered by a provider.
 
+mod rarely;
+
 use std::{fmt, future::Future, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::rarely::Rarely;
 use crate::domain::{Timestamp, Unavailable};
 
 /// A record as it was consumed.

@@ -4,17 +4,13 @@
 //! queues (they are *per partition* once queues are split), and a short back-off so that small queues don't cost
 //! throughput. `kafka.properties` goes over all of it.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rdkafka::{
     ClientConfig,
     config::RDKafkaLogLevel,
     error::{KafkaError, RDKafkaErrorCode},
 };
-use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::{GroupProtocol, Settings};
@@ -31,10 +27,6 @@ pub struct ClientError {
     /// In librdkafka's words.
     pub source: KafkaError,
 }
-
-/// Says yes once, and then no until some time has passed: for log lines that an outage would repeat thousands of times.
-#[derive(Debug, Default)]
-pub(super) struct Rarely(Mutex<Option<Instant>>);
 
 /// The consumer of one stage.
 pub(super) fn consumer(settings: &Settings, group: &str) -> ClientConfig {
@@ -149,22 +141,6 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-// === impl Rarely ===
-
-impl Rarely {
-    const APART: Duration = Duration::from_secs(30);
-
-    /// Whether it is time to say it (again).
-    pub(super) fn now(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let say = last.is_none_or(|at| at.elapsed() >= Self::APART);
-        if say {
-            *last = Some(Instant::now());
-        }
-        say
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -207,13 +183,5 @@ mod tests {
         let mut settings = settings(GroupProtocol::Classic);
         settings.properties.insert("fetch.wait.max.ms".into(), "5".into());
         assert_eq!(consumer(&settings, "g").get("fetch.wait.max.ms"), Some("5"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_said_rarely_is_said_at_once_and_then_every_half_minute() {
-        let rarely = Rarely::default();
-        assert_eq!([rarely.now(), rarely.now()], [true, false]);
-        tokio::time::advance(Rarely::APART).await;
-        assert_eq!([rarely.now(), rarely.now()], [true, false]);
     }
 }

@@ -70,13 +70,10 @@ use self::{
     stragglers::Stragglers,
     work::Bench,
 };
-use super::{
-    ClientError, Settings,
-    client::{self, Rarely},
-};
+use super::{ClientError, Settings, client};
 use crate::{
     metrics::Metrics,
-    stream::{Handler, Publish},
+    stream::{Handler, Publish, Rarely},
 };
 
 mod budget;

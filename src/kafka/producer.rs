@@ -14,11 +14,11 @@ use tracing::warn;
 
 use super::{
     ClientError, Settings,
-    client::{self, Rarely, code_of, log},
+    client::{self, code_of, log},
 };
 use crate::{
     domain::Unavailable,
-    stream::{Message, Publish},
+    stream::{Message, Publish, Rarely},
 };
 
 /// How long a message waits for a place in a full queue. A queue that stays full that long is Kafka's way of being away.

@@ -28,12 +28,9 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Unavailable, Work},
     events,
     metrics::Metrics,
-    stages::{
-        brake::{Brake, Thresholds},
-        rarely::Rarely,
-    },
+    stages::brake::{Brake, Thresholds},
     store::Store,
-    stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
+    stream::{Cause, Fate, Handler, LaneKey, Publish, Rarely, Record, Stop},
 };
 
 /// The longest pause between two tries of what follows from an answer.

@@ -27,13 +27,12 @@ use crate::{
     events::{invalid_tokens, receipts, topics},
     metrics::Metrics,
     store::{Route, RouteState, Routes},
-    stream::{Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+    stream::{Fate, Handler, LaneKey, Message, Publish, Rarely, Record, Stop},
 };
 
 use super::{
     brake::{Brake, Thresholds},
     dead_letter,
-    rarely::Rarely,
 };
 
 /// How long Expo keeps receipts.

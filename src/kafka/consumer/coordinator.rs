@@ -33,8 +33,8 @@ use super::{
 };
 use crate::{
     domain::Timestamp,
-    kafka::{Settings, client::Rarely},
-    stream::{Handler, Publish},
+    kafka::Settings,
+    stream::{Handler, Publish, Rarely},
 };
 
 /// How long librdkafka may take to answer `unsubscribe` with a revocation.

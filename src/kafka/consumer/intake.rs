@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     domain::Timestamp,
-    kafka::client::{Rarely, code_of},
-    stream::{Handler, Header, Record},
+    kafka::client::code_of,
+    stream::{Handler, Header, Rarely, Record},
 };
 
 /// How long a queue is listened to before it is looked at again. A split queue can lose its wake-up for ever

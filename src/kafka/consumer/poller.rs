@@ -27,10 +27,7 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{StageError, TopicPartition};
-use crate::{
-    kafka::client::{Rarely, log},
-    metrics::Metrics,
-};
+use crate::{kafka::client::log, metrics::Metrics, stream::Rarely};
 
 /// A stage's consumer: this process's member of the stage's group.
 pub(super) type Member = StreamConsumer<Context>;

@@ -23,9 +23,8 @@ use super::{
 };
 use crate::{
     domain::{Timestamp, Unavailable},
-    kafka::client::Rarely,
     metrics::Metrics,
-    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
+    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Rarely, Record, Stop},
 };
 
 const LIMITS: Limits = Limits { span: 1_000, drain_timeout: Duration::from_secs(20) };

@@ -11,9 +11,8 @@ use tracing::warn;
 use super::{budget::Budget, budget::Permits, dead_letter, retry, window::Ticket};
 use crate::{
     domain::Unavailable,
-    kafka::client::Rarely,
     metrics::Metrics,
-    stream::{Cause, Fate, Handler, LaneKey, Publish, Record, Stop},
+    stream::{Cause, Fate, Handler, LaneKey, Publish, Rarely, Record, Stop},
 };
 
 /// The label of a record that causes a message which Kafka takes from nobody: it is too large, and stays so.

@@ -10,8 +10,8 @@ use super::insist;
 use crate::{
     delivery::{Gate, Keeper},
     domain::{ProviderId, Timestamp},
-    stages::rarely::Rarely,
     store::{Route, RouteState, Routes},
+    stream::Rarely,
 };
 
 /// How often the row is read.

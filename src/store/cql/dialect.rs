@@ -1,7 +1,7 @@
 //! What ScyllaDB and Apache Cassandra spell differently. All of it; everything else is CQL that both understand.
 //!
 //! Nothing here changes what a statement means. That the two also *answer* a conditional write differently (ScyllaDB
-//! always sends the row along, Cassandra only when it was not applied) is no matter of spelling: `lwt` reads the first
+//! always sends the row along, Cassandra only when it was not applied) is no matter of spelling: `decide` reads the first
 //! column only.
 
 use scylla::{
