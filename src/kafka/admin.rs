@@ -180,24 +180,26 @@ fn look_until_complete(settings: &Settings) -> Result<Cluster, AdminError> {
     }
 }
 
-/// Asks about a topic, and again while the answer is only that it is too new, or late.
-fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+/// Asks about a topic, and again while the answer is one that passes.
+fn patiently<T>(ask: impl Fn() -> KafkaResult<T>, passes: impl Fn(&KafkaError) -> bool) -> KafkaResult<T> {
     let since = Instant::now();
     loop {
         match ask() {
-            Err(error) if is_too_new(&error) && since.elapsed() < READY_TIMEOUT => thread::sleep(AGAIN_AFTER),
+            Err(error) if passes(&error) && since.elapsed() < READY_TIMEOUT => thread::sleep(AGAIN_AFTER),
             answer => return answer,
         }
     }
 }
 
-/// Whether a broker says what it says of a topic whose leader has not taken office yet; or nothing.
+/// Whether a broker says what it says of a topic whose leader has not taken office yet.
 fn is_too_new(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, OperationTimedOut, UnknownPartition, UnknownTopicOrPartition};
-    matches!(
-        code_of(error),
-        Some(LeaderNotAvailable | NotLeaderForPartition | OperationTimedOut | UnknownPartition | UnknownTopicOrPartition)
-    )
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition};
+    matches!(code_of(error), Some(LeaderNotAvailable | NotLeaderForPartition | UnknownPartition | UnknownTopicOrPartition))
+}
+
+/// The same, or that it says nothing. For questions only: a commit that was late may be done, and not to be done again.
+fn is_too_new_or_late(error: &KafkaError) -> bool {
+    is_too_new(error) || code_of(error) == Some(RDKafkaErrorCode::OperationTimedOut)
 }
 
 async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&'static str, Created)>, AdminError> {
@@ -261,7 +263,7 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
     let mut first = TopicPartitionList::new();
     for partition in known.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
         let ends = || outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT);
-        let (low, high) = patiently(ends).map_err(refused("asking the ends of"))?;
+        let (low, high) = patiently(ends, is_too_new_or_late).map_err(refused("asking the ends of"))?;
         let offset = match reads.from {
             From::Beginning => low,
             From::End => high,
@@ -273,7 +275,7 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
     if first.count() == 0 {
         return Ok(Began::Exists);
     }
-    match patiently(|| outsider.commit(&first, CommitMode::Sync)) {
+    match patiently(|| outsider.commit(&first, CommitMode::Sync), is_too_new) {
         Ok(()) => Ok(Began::Began { partitions: first.count() }),
         // Only an empty group takes offsets from an outsider.
         Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnknownMemberId) => Ok(Began::Running),

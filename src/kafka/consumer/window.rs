@@ -69,9 +69,10 @@ impl Window {
     }
 
     /// With everything settled, the log itself says that we stand at `position`: behind the markers of a transaction,
-    /// say, which are never delivered.
+    /// say, which are never delivered. Not believed before the first delivery: librdkafka's position may then be one of an
+    /// earlier assignment, and lie behind what is still to come.
     pub(super) fn advance(&mut self, position: i64) {
-        if self.entries.is_empty() {
+        if self.entries.is_empty() && self.end.is_some() {
             self.end = self.end.max(Some(position));
         }
     }
@@ -153,6 +154,10 @@ mod tests {
     #[test]
     fn nothing_may_be_committed_before_anything_was_delivered() {
         assert_eq!(Window::default().position(), None);
+        // Not even where librdkafka says that it stands: that may be the end of an earlier assignment.
+        let mut window = Window::default();
+        window.advance(9);
+        assert_eq!(window.position(), None);
     }
 
     #[test]
