@@ -14,7 +14,8 @@
 //! outcome's; CPU is the sender's own over that time, peak memory (VmHWM) its own since its start.
 //!
 //! **expo**: a broadcast to all, with bodies compressed or not and receipts asked for or not; the bare loop is reqwest with
-//! as many requests at once, which splices each body from a template and parses the tickets with serde. **fcm**: the same
+//! as many requests at once, which splices each body from a template and parses the tickets with serde; once with bodies as
+//! pushcast posts them (messages that say the same share an object), once with an object for each message. **fcm**: the same
 //! with a tenth of the tokens; the bare loop is one reqwest client over HTTP/2. **latency**: both with a provider that
 //! takes 50 ms. **scale**: a tenth of the tokens beside all of them. **urgent**: doses while both providers' default rates
 //! are used up by broadcasts, from the tick's record to the request at the provider.
@@ -34,6 +35,7 @@ mod world;
 
 use std::fmt;
 
+use bare::Bare;
 use sender::Sender;
 use world::World;
 
@@ -77,32 +79,34 @@ fn main() {
 }
 
 async fn measure(wishes: &Wishes) {
-    let mut world = World::start().await;
+    let world = World::start().await;
     let Wishes { rounds, tokens, .. } = *wishes;
     if wishes.want("expo") {
         heading("Expo, no latency");
         let names = ["pushcast", "pushcast, gzip", "pushcast, receipts", "pushcast, gzip and receipts"];
         for (name, settings) in names.into_iter().zip([PLAIN, GZIP, RECEIPTS, BOTH]) {
             let gzip = settings[0].1;
-            let bare = (settings[1].1 == "false").then_some(("expo", gzip));
-            compare(&mut world, name, ("expo", tokens), &settings, bare, rounds).await;
+            let bare = ["grouped", "single"].map(|bodies| Bare { provider: "expo", bodies, gzip });
+            let bare = if settings[1].1 == "false" { &bare[..] } else { &[] };
+            compare(&world, name, ("expo", tokens), &settings, bare, rounds).await;
         }
     }
     if wishes.want("fcm") {
         heading("FCM, no latency");
-        compare(&mut world, "pushcast", ("fcm", tokens / 10), &[], Some(("fcm", "false")), rounds).await;
+        let bare = Bare { provider: "fcm", bodies: "single", gzip: "false" };
+        compare(&world, "pushcast", ("fcm", tokens / 10), &[], &[bare], rounds).await;
     }
     if wishes.want("latency") {
         world.latency("50ms").await;
         heading("50 ms latency");
-        compare(&mut world, "Expo", ("expo", tokens), &PLAIN, None, rounds).await;
-        compare(&mut world, "FCM", ("fcm", tokens / 10), &[], None, rounds).await;
+        compare(&world, "Expo", ("expo", tokens), &PLAIN, &[], rounds).await;
+        compare(&world, "FCM", ("fcm", tokens / 10), &[], &[], rounds).await;
         world.latency("0s").await;
     }
     if wishes.want("scale") {
         heading("Expo, by size");
         for tokens in [tokens / 10, tokens] {
-            compare(&mut world, &format!("{tokens} tokens"), ("expo", tokens), &BOTH, None, rounds).await;
+            compare(&world, &format!("{tokens} tokens"), ("expo", tokens), &BOTH, &[], rounds).await;
         }
     }
     if wishes.want("urgent") {
@@ -112,21 +116,21 @@ async fn measure(wishes: &Wishes) {
 
 /// Broadcasts and runs of the bare loop in turn; their medians.
 async fn compare(
-    world: &mut World,
+    world: &World,
     name: &str,
     (provider, tokens): (&'static str, u64),
     settings: &[(&str, &str)],
-    bare: Option<(&str, &str)>,
+    bare: &[Bare],
     rounds: usize,
 ) {
     let sender = Sender::start(world, provider, tokens, settings).await;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); bare.len()]);
     for round in 0..rounds {
         if round % 2 == 0 {
             ours.push(sender.broadcast(world).await);
         }
-        if let Some((provider, gzip)) = bare {
-            theirs.push(bare::run(world, provider, gzip, tokens).await);
+        for (bare, theirs) in bare.iter().zip(&mut theirs) {
+            theirs.push(bare::run(world, *bare, tokens).await);
         }
         if round % 2 == 1 {
             ours.push(sender.broadcast(world).await);
@@ -134,10 +138,14 @@ async fn compare(
     }
     sender.end().await;
     row(name, &ours);
-    if !theirs.is_empty() {
-        row(&format!("bare loop{}", if bare.is_some_and(|(_, gzip)| gzip == "true") { ", gzip" } else { "" }), &theirs);
+    for (bare, theirs) in bare.iter().zip(&theirs) {
+        row(&format!("  bare loop, {}{}", bare.bodies, if bare.gzip == "true" { ", gzip" } else { "" }), theirs);
         let cpu = |figures: &[Figures]| median(figures.iter().map(|figures| figures.cpu));
-        println!("    CPU per message, pushcast : bare = {:.2}; messages per CPU second {:.2}", cpu(&ours) / cpu(&theirs), cpu(&theirs) / cpu(&ours));
+        println!(
+            "    CPU per message, pushcast : bare = {:.2}; messages per CPU second {:.2}",
+            cpu(&ours) / cpu(theirs),
+            cpu(theirs) / cpu(&ours)
+        );
     }
 }
 

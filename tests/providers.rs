@@ -177,11 +177,18 @@ async fn answer(
                 .as_array()
                 .unwrap()
                 .iter()
-                .map(|message| json!({"status": "ok", "id": format!("ticket of {}", message["to"])}))
+                .flat_map(|message| recipients(message).map(|to| json!({"status": "ok", "id": format!("ticket of {to}")})))
                 .collect();
             json!({ "data": tickets }).to_string().into_response()
         }
     }
+}
+
+/// Whom a message of Expo's is for: one, or several.
+fn recipients(message: &Value) -> impl Iterator<Item = &str> {
+    let to = &message["to"];
+    let all = to.as_array().map_or(std::slice::from_ref(to), Vec::as_slice);
+    all.iter().map(|token| token.as_str().unwrap())
 }
 
 static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
@@ -273,16 +280,38 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     let expo = Expo::new(&expo::Settings { access_token: "secret".into(), ..fake.expo() }, metrics.clone()).unwrap();
     let Reply::Each(verdicts) = expo_send(&expo, 100).await else { panic!("no verdicts") };
     assert_eq!(verdicts.len(), 100);
-    assert_eq!(verdicts[42], Verdict::Accepted { ticket: Some("ticket of \"ExponentPushToken[042]\"".into()) });
+    assert_eq!(verdicts[42], Verdict::Accepted { ticket: Some("ticket of ExponentPushToken[042]".into()) });
 
     let [seen] = &fake.sends()[..] else { panic!("one request") };
     assert_eq!((seen.path.as_str(), seen.version), ("/--/api/v2/push/send", Version::HTTP_11));
     assert_eq!(bearer(seen), "Bearer secret");
     assert_eq!(seen.headers[header::CONTENT_ENCODING], "gzip");
-    assert_eq!(seen.body.as_array().unwrap().len(), 100);
-    assert_eq!(seen.body[7]["to"], "ExponentPushToken[007]");
+    let to: Vec<&str> = seen.body.as_array().unwrap().iter().flat_map(recipients).collect();
+    assert_eq!((to.len(), to[7]), (100, "ExponentPushToken[007]"));
     assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="200"} 1"#));
     assert!(!format!("{expo:?}").contains("secret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_expo_groups_with_gets_his_own_verdict() {
+    let fake = Fake::start().await;
+    let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
+    let tokens = expo_tokens(7);
+    let mut messages = messages(&expo, &tokens);
+    for message in messages.iter_mut().step_by(2) {
+        message.platform = Some(Platform::Ios);
+    }
+    let Reply::Each(verdicts) = expo.send(&messages).await else { panic!("no verdicts") };
+    let ticket = |token: &String| Verdict::Accepted { ticket: Some(format!("ticket of {token}").into()) };
+    assert_eq!(verdicts, tokens.iter().map(ticket).collect::<Vec<_>>());
+    assert_eq!(fake.sends()[0].body.as_array().unwrap().len(), 2, "what says the same shares an object");
+
+    let strangers = json!({ "@us/app": [tokens[0], tokens[1], tokens[4]], "@them/app": [tokens[2], tokens[3], tokens[5], tokens[6]] });
+    fake.answers(400, json!({ "errors": [{ "code": "PUSH_TOO_MANY_EXPERIENCE_IDS", "message": "", "details": strangers }] }));
+    let Reply::Split(mut groups) = expo.send(&messages).await else { panic!("no split") };
+    groups.iter_mut().for_each(|group| group.sort_unstable());
+    groups.sort();
+    assert_eq!(groups, [vec![0, 1, 4], vec![2, 3, 5, 6]]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
-//! Loops around reqwest that post the same bodies and do nothing else: no Kafka, no store, no rate, no retries.
+//! Loops around reqwest that post bodies and do nothing else: no Kafka, no store, no rate, no retries. Tokens lie ready.
 
-use std::{fmt::Write as _, io::Write as _, path::Path, sync::Arc};
+use std::{io::Write as _, path::Path, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use futures::{StreamExt as _, stream};
@@ -24,7 +24,7 @@ pub const WORD: &str = "bare";
 const EXPO_AT_ONCE: usize = 64;
 /// What one HTTP/2 connection carries.
 const FCM_AT_ONCE: usize = 100;
-const BATCH: u64 = 100;
+const BATCH: usize = 100;
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 
 #[derive(Deserialize)]
@@ -44,13 +44,22 @@ struct Sent<'a> {
     name: &'a str,
 }
 
+/// A bare loop.
+#[derive(Clone, Copy)]
+pub struct Bare {
+    pub provider: &'static str,
+    /// Expo's: `grouped` = as pushcast posts them, `single` = an object for each message.
+    pub bodies: &'static str,
+    pub gzip: &'static str,
+}
+
 /// One run in a process of its own.
-pub async fn run(world: &World, provider: &str, gzip: &str, messages: u64) -> Figures {
+pub async fn run(world: &World, Bare { provider, bodies, gzip }: Bare, messages: u64) -> Figures {
     world.forget().await;
     let url = &world.environment["PUSHCAST__EXPO__URL"];
     let credentials = &world.environment["PUSHCAST__FCM__CREDENTIALS_FILE"];
     let url = if provider == "expo" { url } else { &world.environment["PUSHCAST__FCM__URL"] };
-    let mut child = Child::own(SENDER, &[WORD, provider, gzip, url, credentials, &messages.to_string()]);
+    let mut child = Child::own(SENDER, &[WORD, provider, bodies, gzip, url, credentials, &messages.to_string()]);
     let numbers: Vec<f64> = child.says(1)[0].split(' ').map(|number| number.parse().unwrap()).collect();
     let rate = world.rate(provider, messages).await;
     Figures { rate, seconds: numbers[0], cpu: numbers[1] * 1e5 / messages as f64, peak: child.peak() }
@@ -58,12 +67,12 @@ pub async fn run(world: &World, provider: &str, gzip: &str, messages: u64) -> Fi
 
 /// Posts all messages, says how many seconds and CPU seconds that took, and waits to be killed.
 pub fn main(arguments: &[String]) {
-    let [provider, gzip, url, credentials, messages] = arguments else { panic!("{arguments:?}") };
+    let [provider, bodies, gzip, url, credentials, messages] = arguments else { panic!("{arguments:?}") };
     let messages = messages.parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (seconds, cpu) = runtime.block_on(async {
         match provider.as_str() {
-            "expo" => expo(url, messages, gzip == "true").await,
+            "expo" => expo(url, messages, bodies == "grouped", gzip == "true").await,
             _ => fcm(url, credentials.as_ref(), messages).await,
         }
     });
@@ -73,26 +82,34 @@ pub fn main(arguments: &[String]) {
     }
 }
 
-async fn expo(url: &str, messages: u64, gzip: bool) -> (f64, f64) {
+async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64) {
     let http = Client::builder().no_proxy().http1_only().build().unwrap();
     let rest = concat!(
-        r#"","ttl":86399,"title":"New Reflection from nobody","body":"A benchmark","data":{"author_id":"nobody","post_id":"bench-0","#,
+        r#","ttl":86399,"title":"New Reflection from nobody","body":"A benchmark","data":{"author_id":"nobody","post_id":"bench-0","#,
         r#""screen":"post_detail"},"sound":"default","priority":"high","channelId":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA"}"#,
     );
+    let tokens: Vec<String> = (0..messages).map(|n| token("expo", n)).collect();
     let (begun, cpu) = (Instant::now(), cpu());
-    let requests = (0..messages / BATCH).map(|request| {
-        let mut body = String::with_capacity(32_768);
-        for n in request * BATCH..(request + 1) * BATCH {
-            body.push_str(if body.is_empty() { r#"[{"to":""# } else { r#",{"to":""# });
-            write!(body, "{}{rest}", token("expo", n)).unwrap();
-        }
-        body.push(']');
+    let requests = tokens.chunks(BATCH).map(|tokens| {
+        let body = if grouped {
+            format!(r#"[{{"to":["{}"]{rest}]"#, tokens.join("\",\""))
+        } else {
+            let mut body = String::with_capacity(BATCH * 400);
+            for token in tokens {
+                body.push_str(if body.is_empty() { r#"[{"to":""# } else { r#",{"to":""# });
+                body.push_str(token);
+                body.push('"');
+                body.push_str(rest);
+            }
+            body.push(']');
+            body
+        };
         let post = http.post(url).header(CONTENT_TYPE, "application/json");
         let post = if gzip { post.header(CONTENT_ENCODING, "gzip").body(packed(body.as_bytes())) } else { post.body(body) };
         async move {
             let answer = post.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
             let tickets: Tickets<'_> = serde_json::from_slice(&answer).unwrap();
-            assert!(tickets.data.len() == BATCH as usize && tickets.data.iter().all(|ticket| ticket.status == "ok" && !ticket.id.is_empty()));
+            assert!(tickets.data.len() == BATCH && tickets.data.iter().all(|ticket| ticket.status == "ok" && !ticket.id.is_empty()));
         }
     });
     stream::iter(requests).buffer_unordered(EXPO_AT_ONCE).for_each(async |()| {}).await;
@@ -111,9 +128,10 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
         r#""payload":{"aps":{"sound":"default"}}},"notification":{"title":"New Reflection from nobody","body":"A benchmark"},"#,
         r#""data":{"author_id":"nobody","post_id":"bench-0","screen":"post_detail"}},"validate_only":false}"#,
     );
+    let tokens: Vec<String> = (0..messages).map(|n| token("fcm", n)).collect();
     let (begun, cpu) = (Instant::now(), cpu());
-    let requests = (0..messages).map(|n| {
-        let body = format!(r#"{{"message":{{"token":"{}{rest}"#, token("fcm", n));
+    let requests = tokens.iter().map(|token| {
+        let body = format!(r#"{{"message":{{"token":"{token}{rest}"#);
         let post = http.post(&url).header(CONTENT_TYPE, "application/json").header(AUTHORIZATION, &*bearer).body(body);
         async move {
             let answer = post.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();

@@ -44,8 +44,7 @@ impl Sender {
         let store = world.path(&format!("{provider}-{tokens}.db"));
         let is_new = !store.exists();
         let store = format!("embedded:{}", store.display());
-        let others: &[(&str, &str)] =
-            if provider == "expo" { &[("fcm.credentials_file", "")] } else { &[("expo.enabled", "false")] };
+        let others: &[(&str, &str)] = if provider == "expo" { &[("fcm.credentials_file", "")] } else { &[("expo.enabled", "false")] };
         let unlimited = [("expo.rate_per_second", "0"), ("fcm.rate_per_second", "0"), ("fcm.ramp_up", "0s"), ("store.url", &store)];
         let mut sender = Self::run(world, &[&unlimited, others, settings].concat()).await;
         (sender.provider, sender.tokens) = (provider, tokens);
@@ -61,11 +60,7 @@ impl Sender {
     /// Starts it with these settings, and waits until it is ready.
     pub async fn run(world: &World, settings: &[(&str, &str)]) -> Self {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let common = [
-            ("http.admin_listen", &*admin),
-            ("log.filter", "warn"),
-            ("kafka.properties", r#"{"fetch.wait.max.ms":"50","session.timeout.ms":"6000"}"#),
-        ];
+        let common = [("http.admin_listen", &*admin), ("log.filter", "warn"), ("kafka.properties", r#"{"session.timeout.ms":"6000"}"#)];
         let mut environment: Environment = world.environment.clone();
         for (key, value) in common.iter().chain(settings) {
             environment.insert(format!("PUSHCAST__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned());

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     Settings,
     verdict::{self, Answer},
-    wire::{Body, Request},
+    wire::{Body, Request, grouped},
 };
 use crate::{
     delivery::{
@@ -172,10 +172,12 @@ impl Provider for Expo {
         if messages.is_empty() {
             return Reply::Each(Vec::new());
         }
-        let reply = match self.ask(&self.send_url, Request::send(messages, self.gzip)).await {
+        let order = grouped(messages);
+        let in_order: Vec<&Message<Body>> = order.iter().map(|&place| &messages[place]).collect();
+        let reply = match self.ask(&self.send_url, Request::send(&in_order, self.gzip)).await {
             Ok(answer) => {
-                let tokens: Vec<&Token> = messages.iter().map(|message| &message.token).collect();
-                verdict::reply(&answer, &tokens, &self.dead_token_errors)
+                let tokens: Vec<&Token> = in_order.iter().map(|message| &message.token).collect();
+                put_back(verdict::reply(&answer, &tokens, &self.dead_token_errors), &order)
             }
             Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
@@ -206,6 +208,22 @@ impl NoAnswer {
     /// A connection that was never made carried nothing; after that, nobody knows.
     fn of(error: reqwest::Error) -> Self {
         Self { ambiguous: !error.is_connect(), why: causes(&error.without_url()) }
+    }
+}
+
+/// What was said of messages that were sent in this order, as if they had been sent in their own.
+fn put_back(reply: Reply, order: &[usize]) -> Reply {
+    match reply {
+        Reply::Each(verdicts) if !order.is_sorted() => {
+            let mut verdicts: Vec<Option<Verdict>> = verdicts.into_iter().map(Some).collect();
+            let mut sent_as = vec![0; order.len()];
+            order.iter().enumerate().for_each(|(index, &place)| sent_as[place] = index);
+            Reply::Each(sent_as.into_iter().filter_map(|index| verdicts.get_mut(index)?.take()).collect())
+        }
+        Reply::Split(groups) => {
+            Reply::Split(groups.into_iter().map(|group| group.into_iter().map(|index| order[index]).collect()).collect())
+        }
+        reply => reply,
     }
 }
 

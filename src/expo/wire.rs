@@ -33,6 +33,14 @@ pub struct Body {
     other: Box<[u8]>,
 }
 
+/// What a message says, to whomever.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    rest: &'a [u8],
+    /// Seconds.
+    ttl: u64,
+}
+
 /// A request body as it goes over the wire.
 pub(super) struct Request {
     pub bytes: Vec<u8>,
@@ -156,21 +164,64 @@ impl Body {
     }
 }
 
+// === impl Said ===
+
+impl<'a> Said<'a> {
+    fn by(message: &'a Message<Body>) -> Self {
+        // Zero would mean "now or never" to a device that dozes.
+        Self { rest: message.body.rest(message.platform), ttl: message.ttl.as_secs().clamp(1, TTL_MAX) }
+    }
+}
+
+impl PartialEq for Said<'_> {
+    /// Two notifications with equal texts differ in their tag: it is enough to compare where the text lies.
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.rest, other.rest) && self.ttl == other.ttl
+    }
+}
+
+/// The places of these messages, in an order that makes neighbours of those that say the same.
+pub(super) fn grouped(messages: &[Message<Body>]) -> Vec<usize> {
+    let mut kinds: Vec<Said<'_>> = Vec::new();
+    let mut kind_of = Vec::with_capacity(messages.len());
+    for message in messages {
+        let said = Said::by(message);
+        let kind = kinds.iter().position(|kind| *kind == said).unwrap_or(kinds.len());
+        if kind == kinds.len() {
+            kinds.push(said);
+        }
+        kind_of.push(kind);
+    }
+    let mut order: Vec<usize> = (0..messages.len()).collect();
+    order.sort_by_key(|&place| kind_of[place]);
+    order
+}
+
 // === impl Request ===
 
 impl Request {
-    /// All messages as one array, compressed or not.
-    pub(super) fn send(messages: &[Message<Body>], gzip: bool) -> Self {
-        let size = messages.iter().map(|message| message.body.rest(message.platform).len() + message.token.as_str().len() + 32).sum();
+    /// All messages as an array of objects, compressed or not. Neighbours that differ in their token alone share an object:
+    /// a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient, in this order.
+    pub(super) fn send(messages: &[&Message<Body>], gzip: bool) -> Self {
+        let groups = messages.chunk_by(|one, next| Said::by(one) == Said::by(next));
+        let size = groups.clone().map(|group| group[0].body.rest(group[0].platform).len() + 48).sum::<usize>()
+            + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
         let mut bytes = Vec::with_capacity(size);
-        for message in messages {
+        for group in groups {
             bytes.push(if bytes.is_empty() { b'[' } else { b',' });
             bytes.extend_from_slice(br#"{"to":"#);
-            push_text(&mut bytes, message.token.as_str());
+            if let [message] = group {
+                push_text(&mut bytes, message.token.as_str());
+            } else {
+                for (index, message) in group.iter().enumerate() {
+                    bytes.push(if index == 0 { b'[' } else { b',' });
+                    push_text(&mut bytes, message.token.as_str());
+                }
+                bytes.push(b']');
+            }
             bytes.extend_from_slice(br#","ttl":"#);
-            // Zero would mean "now or never" to a device that dozes.
-            push_number(&mut bytes, message.ttl.as_secs().clamp(1, TTL_MAX));
-            bytes.extend_from_slice(message.body.rest(message.platform));
+            push_number(&mut bytes, Said::by(group[0]).ttl);
+            bytes.extend_from_slice(group[0].body.rest(group[0].platform));
         }
         bytes.push(b']');
         Self::of(bytes, gzip)

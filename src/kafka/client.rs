@@ -28,8 +28,13 @@ pub struct ClientError {
     pub source: KafkaError,
 }
 
-/// The consumer of one stage.
-pub(super) fn consumer(settings: &Settings, group: &str) -> ClientConfig {
+/// A stage with fewer records in hand than this does not live of their number.
+const FEW: usize = 256;
+
+/// The consumer of a stage that has so many records in hand at once. One that has few, because each waits for its time,
+/// fetches little ahead: the queue of each partition would fill up all the same, and stay full.
+pub(super) fn consumer(settings: &Settings, group: &str, in_flight: usize) -> ClientConfig {
+    let queued_kib = if in_flight < FEW { "128" } else { "512" };
     let mut config = shared(settings);
     config
         .set("group.id", group)
@@ -41,7 +46,7 @@ pub(super) fn consumer(settings: &Settings, group: &str) -> ClientConfig {
         .set("isolation.level", "read_committed")
         .set("max.poll.interval.ms", millis(max_poll_interval(settings)))
         .set("fetch.queue.backoff.ms", "10")
-        .set("queued.max.messages.kbytes", "512")
+        .set("queued.max.messages.kbytes", queued_kib)
         .set("queued.min.messages", "1000")
         .set("fetch.message.max.bytes", "131072")
         .set("fetch.max.bytes", "4194304")
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn librdkafka_takes_our_properties_under_either_protocol() {
         for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
-            let consumer: BaseConsumer = consumer(&settings(protocol), "g").create().unwrap();
+            let consumer: BaseConsumer = consumer(&settings(protocol), "g", 4_096).create().unwrap();
             assert_eq!(consumer.client().fatal_error(), None);
         }
         let _producer: BaseProducer = producer(&settings(GroupProtocol::Classic)).create().unwrap();
@@ -182,6 +187,15 @@ mod tests {
     fn a_property_of_the_operator_goes_over_ours() {
         let mut settings = settings(GroupProtocol::Classic);
         settings.properties.insert("fetch.wait.max.ms".into(), "5".into());
-        assert_eq!(consumer(&settings, "g").get("fetch.wait.max.ms"), Some("5"));
+        assert_eq!(consumer(&settings, "g", 4_096).get("fetch.wait.max.ms"), Some("5"));
+    }
+
+    #[test]
+    fn a_stage_whose_records_wait_fetches_little_ahead() {
+        let queued = |in_flight| {
+            let consumer = consumer(&settings(GroupProtocol::Classic), "g", in_flight);
+            consumer.get("queued.max.messages.kbytes").map(str::to_owned).unwrap().parse::<u32>().unwrap()
+        };
+        assert!(queued(64) < queued(4_096));
     }
 }

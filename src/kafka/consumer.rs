@@ -213,7 +213,7 @@ impl<H: Handler, P: Publish> Stage<H, P> {
         let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
         let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
         let bench = Arc::new(Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() });
-        let membership = Membership::new(settings, &bench)?;
+        let membership = Membership::new(settings, spec.in_flight, &bench)?;
         Ok(Self { spec, settings: settings.clone(), bench, membership, assignment: watch::Sender::default() })
     }
 
@@ -235,7 +235,7 @@ impl<H: Handler, P: Publish> Stage<H, P> {
             match ended {
                 Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
                     warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
-                    membership = Membership::new(&settings, &bench)?;
+                    membership = Membership::new(&settings, spec.in_flight, &bench)?;
                 }
                 Err(StageError::NameTaken) if !stop.is_cancelled() => {
                     stragglers.hurry();
@@ -248,7 +248,7 @@ impl<H: Handler, P: Publish> Stage<H, P> {
                         );
                     }
                     let _stopped = stop.run_until_cancelled(sleep(NAME_PAUSE)).await;
-                    membership = Membership::new(&settings, &bench)?;
+                    membership = Membership::new(&settings, spec.in_flight, &bench)?;
                 }
                 // On the way out it makes no difference.
                 Err(StageError::Expelled(_) | StageError::NameTaken) => break Ok(()),
@@ -264,10 +264,10 @@ impl<H: Handler, P: Publish> Stage<H, P> {
 }
 
 impl Membership {
-    fn new<H, P>(settings: &Settings, bench: &Bench<H, P>) -> Result<Self, StageError> {
+    fn new<H, P>(settings: &Settings, in_flight: usize, bench: &Bench<H, P>) -> Result<Self, StageError> {
         let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
         let (report, vitals) = watch::channel(Vitals::default());
-        let member = client::consumer(settings, &bench.group)
+        let member = client::consumer(settings, &bench.group, in_flight)
             .create_with_context(Context::new(&bench.stage, Arc::clone(&bench.metrics), hand_over, report))
             .map_err(|source| ClientError { kind: "consumer", source })?;
         Ok(Self { member: Arc::new(member), rebalances, vitals })

@@ -25,7 +25,9 @@ fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Durat
         .iter()
         .map(|(token, platform)| Message { body: body.clone(), token: Token::parse(token).unwrap(), platform: *platform, ttl })
         .collect();
-    serde_json::from_slice(&plain(&Request::send(&messages, true))).unwrap()
+    let order = grouped(&messages);
+    let in_order: Vec<_> = order.iter().map(|&place| &messages[place]).collect();
+    serde_json::from_slice(&plain(&Request::send(&in_order, true))).unwrap()
 }
 
 fn plain(request: &Request) -> Vec<u8> {
@@ -56,11 +58,24 @@ fn android_gets_a_tag_and_ios_a_collapse_id() {
     assert_eq!(
         sent,
         json!([
-            with(json!({"to": "ExponentPushToken[A]", "tag": tag})),
+            with(json!({"to": ["ExponentPushToken[A]", "ExponentPushToken[C]"], "tag": tag})),
             with(json!({"to": "ExponentPushToken[B]", "collapseId": tag})),
-            with(json!({"to": "ExponentPushToken[C]", "tag": tag})),
         ])
     );
+}
+
+#[test]
+fn only_messages_that_say_the_same_share_an_object() {
+    let body = |id: &str| Arc::new(Body::of(&Notification { id: NotificationId::new(id), ..notification() }).unwrap());
+    let (one, other) = (body("post:p1"), body("post:p2"));
+    let message = |body: &Arc<Body>, seconds| Message {
+        body: body.clone(),
+        token: Token::parse("ExponentPushToken[A]").unwrap(),
+        platform: None,
+        ttl: Duration::from_secs(seconds),
+    };
+    let messages = [message(&one, 60), message(&other, 60), message(&one, 61), message(&one, 60), message(&other, 60)];
+    assert_eq!(grouped(&messages), [0, 3, 1, 4, 2]);
 }
 
 #[test]
@@ -116,13 +131,12 @@ proptest! {
         let tokens: Vec<String> = ids.iter().map(|id| format!("ExponentPushToken[{id}]")).collect();
         let to: Vec<(&str, Option<Platform>)> = tokens.iter().map(|token| (token.as_str(), Some(Platform::Ios))).collect();
         let sent = sent(&notification, &to, Duration::from_secs(ttl));
-        prop_assert_eq!(sent.as_array().unwrap().len(), tokens.len());
-        for (message, token) in sent.as_array().unwrap().iter().zip(&tokens) {
-            prop_assert_eq!(&message["to"], token);
-            prop_assert_eq!(&message["title"], &title);
-            prop_assert_eq!(&message["body"], &text);
-            prop_assert_eq!(message.get("data").and_then(Value::as_object).cloned().unwrap_or_default(), data.clone());
-            prop_assert_eq!(&message["ttl"], ttl.min(TTL_MAX));
-        }
+        let message = &sent[0];
+        prop_assert_eq!(sent.as_array().unwrap().len(), 1);
+        prop_assert_eq!(&message["to"], &if let [token] = &tokens[..] { json!(token) } else { json!(tokens) });
+        prop_assert_eq!(&message["title"], &title);
+        prop_assert_eq!(&message["body"], &text);
+        prop_assert_eq!(message.get("data").and_then(Value::as_object).cloned().unwrap_or_default(), data.clone());
+        prop_assert_eq!(&message["ttl"], ttl.min(TTL_MAX));
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     store::{Audience, Page},
 };
 
+/// Room is made at once for a page, but not for more rows than this.
+const ROOM_MAX: usize = 1_000;
+
 impl Audience for EmbeddedStore {
     async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
         self.read("read a page of tokens", move |db| page(db, provider, slice, after, limit.max(1))).await
@@ -44,6 +47,8 @@ fn page(db: &Connection, provider: ProviderId, slice: Slice, after: Option<Curso
         "SELECT position, kind, {REGISTRATION} FROM tokens WHERE position >= ?1 AND position <= ?2 AND active ORDER BY position, push_token"
     ))?;
     let mut rows = scan.query((start, high))?;
+    page.registrations.reserve(limit.min(ROOM_MAX));
+    page.positions.reserve(limit.min(ROOM_MAX));
     let mut end = start;
     while let Some(row) = rows.next()? {
         if label(row, 1, TokenKind::from_label)?.provider() != provider {
