@@ -151,7 +151,7 @@ fn broadcast_under(seed: u64, broken: Broken) -> Vec<String> {
 /// Lets a dose, which Kafka may hold several times, run to its end, and says what is wrong then.
 fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
     on_paused_time(async {
-        let dead_min = if seed % 2 == 0 { 1 } else { LIMITS.brake.dead_min };
+        let dead_min = if seed.is_multiple_of(2) { 1 } else { LIMITS.brake.dead_min };
         let schedule = Schedule::of(seed, broken, dead_min);
         schedule.cluster().devices = (0..schedule.roll(1..3)).map(|n| registration(&format!("d{n}"))).collect();
         let job = job(
