@@ -101,7 +101,7 @@ impl<S: Store> App<S> {
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let expo = if self.config.expo.enabled { Some(Arc::new(Expo::new(&self.config.expo, Arc::clone(&self.metrics))?)) } else { None };
         let fcm = Fcm::new(&self.config.fcm, Arc::clone(&self.metrics)).await?.map(Arc::new);
-        let providers = configured(expo.is_some(), fcm.is_some());
+        let providers = configured(expo.is_some(), fcm.is_some(), &self.health);
         let producer = Producer::new(&self.config.kafka)?;
         let listener = match self.config.http.admin_listen.as_str() {
             "" => None,
@@ -395,10 +395,14 @@ fn thresholds(push: &delivery::Settings) -> Thresholds {
     Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
 }
 
-fn configured(expo: bool, fcm: bool) -> Vec<ProviderId> {
+/// The providers that this process is set up for. Of the others it says that it is not: who has switched one off while a
+/// broadcast was on its way looks there for the rest of it.
+fn configured(expo: bool, fcm: bool, health: &Health) -> Vec<ProviderId> {
     for (is, id) in [(expo, ProviderId::Expo), (fcm, ProviderId::Fcm)] {
         if !is {
-            info!(provider = %id, "{id} is not configured: nothing is planned for it");
+            info!(provider = %id, "{id} is not configured: nothing is planned for it, and what was planned before waits in Kafka");
+            let told = "this process is not set up for it: what was planned for it before waits in Kafka";
+            health.detail(&http::trouble_of(id), Some(told.to_owned()));
         }
     }
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()

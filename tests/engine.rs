@@ -262,6 +262,34 @@ async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobod
     }
 }
 
+/// With a broadcast, of which the first failures open the breaker, and without one.
+#[tokio::test(start_paused = true)]
+async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {
+    const AWAY: Duration = Duration::from_secs(4);
+    for bulk in [0, 5_000].repeat(15) {
+        let sandbox = sandbox(|_| {}).await;
+        let engine = expo_of(&sandbox, 600);
+        let reminders = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let back = Instant::now() + AWAY;
+            sandbox.faults().change(|faults| {
+                faults.expo.down = Some(Outage { manner: Manner::Error, status: 503, lasting: Some(AWAY), ..Outage::default() });
+            });
+            // One each tenth of a second, and each waits for its own answer.
+            let reminder = async |number: u32| {
+                tokio::time::sleep(Duration::from_millis(100) * number).await;
+                engine.send(Class::Urgent, people(ProviderId::Expo, [format!("patient-{number}")])).await;
+                Instant::now().saturating_duration_since(back)
+            };
+            futures::future::join_all((0..40).map(reminder)).await
+        };
+        let (finals, late) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, bulk)), reminders);
+        assert_eq!((finals.len(), all_sent(&finals), sandbox.statistics().expo.doubles), (bulk, true, 0));
+        let (first, last) = (late.iter().min().unwrap(), late.iter().max().unwrap());
+        assert!(*last < Duration::from_secs(2), "with {bulk} others: the first after {first:?}, the last after {last:?}");
+    }
+}
+
 // === Limits ===
 
 #[tokio::test(start_paused = true)]

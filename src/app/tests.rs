@@ -41,6 +41,8 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
             ended = process.join_next() => panic!("{stage} alone: {:#}", ended.unwrap().unwrap().unwrap_err()),
             () = sleep(Duration::from_secs(30)) => panic!("{stage} alone is not ready: {:?}", health.report()),
         }
+        let [expo, fcm] = ProviderId::ALL.map(|id| health.report().details.get(&http::trouble_of(id)).cloned());
+        assert!(expo.is_none() && fcm.is_some_and(|told| told.contains("not set up")), "{stage} alone: {:?}", health.report());
         stop.cancel();
         let ended = timeout(LEAVING, process.join_next()).await;
         ended.unwrap_or_else(|_| panic!("{stage} alone does not end")).unwrap().unwrap().unwrap();

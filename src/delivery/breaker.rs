@@ -123,11 +123,11 @@ mod tests {
     }
 
     /// The pauses before each of the first probes, in seconds.
-    fn pauses(provider: ProviderId, urgent_waits: bool) -> Vec<u64> {
+    fn pauses(provider: ProviderId, urgent_waits: bool, probes: usize) -> Vec<u64> {
         let mut now = Instant::now();
         let mut breaker = opened(provider, now);
         let mut pauses = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..probes {
             let Some(Probe::At(at)) = breaker.probe(|| urgent_waits, now) else { panic!("{breaker:?}") };
             pauses.push((at - now).as_secs());
             now = at;
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_stay_short_while_something_urgent_waits() {
-        assert_eq!(pauses(ProviderId::Expo, false), [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(pauses(ProviderId::Expo, true), [1, 2, 4, 5, 5, 5, 5]);
-        assert_eq!(pauses(ProviderId::Fcm, false), [10, 20, 30, 30, 30, 30, 30]);
-        assert_eq!(pauses(ProviderId::Fcm, true), [10, 15, 15, 15, 15, 15, 15]);
+        assert_eq!(pauses(ProviderId::Expo, false, 7), [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pauses(ProviderId::Expo, true, 14), [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 5, 5]);
+        assert_eq!(pauses(ProviderId::Fcm, false, 4), [10, 20, 30, 30]);
+        assert_eq!(pauses(ProviderId::Fcm, true, 6), [10, 10, 10, 10, 15, 15]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::domain::ProviderId;
 const CAP: Duration = Duration::from_secs(120);
 /// The longest pause between two probes of a provider that is down, while nothing urgent waits.
 const PROBE_CAP: Duration = Duration::from_secs(30);
+/// So many probes go after the same pause while something urgent waits, before it is doubled.
+const URGENT_PROBES_ALIKE: u8 = 4;
 /// The longest wait of a project that is over its limit, if the provider names no time.
 const THROTTLED_CAP: Duration = Duration::from_secs(60);
 /// The longest time that a provider's `Retry-After` may hold a route.
@@ -39,9 +41,14 @@ pub fn pause(provider: ProviderId, class: Class, tries: u8, asked: Option<Durati
 }
 
 /// How long a provider that is down is left alone before the next probe, in the same manner. `class` is the most urgent
-/// that waits.
+/// that waits. Then the pauses grow slowly: most outages last for seconds, and what is left of a pause at the end of one is
+/// added to it for every reminder. They do grow, because a provider may take the message of a probe that it fails.
 pub fn probe_pause(provider: ProviderId, class: Class, probes: u8, asked: Option<Duration>, jitter: f64) -> Duration {
-    growing(provider, class, PROBE_CAP, probes, asked, jitter)
+    let doublings = match class {
+        Class::Urgent => probes.div_ceil(URGENT_PROBES_ALIKE),
+        Class::List | Class::Slice => probes,
+    };
+    growing(provider, class, PROBE_CAP, doublings, asked, jitter)
 }
 
 /// How long a route waits when the project is over its limit, for the `times`th time in a row. Google asks for a minute;

@@ -300,6 +300,21 @@ async fn a_stale_page_comes_back_unsent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_page_that_has_reached_somebody_does_not_go_stale() {
+    let w = World::new(0, |number, tokens| match accept_all(number, tokens) {
+        Reply::Each(mut verdicts) if number == 0 => {
+            verdicts[1] = Verdict::DeviceBusy { retry_after: Some(Duration::from_secs(90)) };
+            Reply::Each(verdicts)
+        }
+        reply => reply,
+    });
+    let mut old = page(Class::Slice, "a", 3);
+    old.stale_at = Instant::now() + Duration::from_secs(60);
+    assert_eq!(outcomes(&w.desk.send(old, pending()).await.unwrap()), ["sent"; 3], "a page that is read again rings them again");
+    assert_eq!(w.requests().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_over_expires_and_what_has_no_lease_left_goes_home() {
     let w = World::new(0, |_, _| Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() });
     let mut short = page(Class::Slice, "a", 2);

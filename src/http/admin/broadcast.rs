@@ -158,8 +158,8 @@ fn holds(spec: &Spec, sending: &Sending, switch: Option<&String>, now: Timestamp
     }
     holds.extend(switch.cloned());
     holds.extend(sending.trouble.clone());
-    if sending.rate_here <= 0.0 {
-        holds.push("this instance sends nothing through it: it owns none of its partitions, or is not set up for it".to_owned());
+    if sending.rate_here <= 0.0 && sending.trouble.is_none() {
+        holds.push("this instance sends nothing through it: it owns none of its partitions".to_owned());
     }
     holds
 }

@@ -1,16 +1,18 @@
 //! A dose: claimed, rung on all of the user's devices of this provider, marked.
 //!
 //! The claim is a row with a lease. A request starts only while the lease outlasts it by a margin, so that nobody else can
-//! own the dose while one of ours may still reach the provider. What was answered is marked before anything else is done
-//! with it; whoever finds the mark publishes the outcome again and is done. A death between the answer and the mark is the
+//! own the dose while one of ours may still reach the provider. What was answered is marked before anything is published
+//! of it; whoever finds the mark publishes the outcome again and is done. A death between the answer and the mark is the
 //! one window in which a dose rings twice.
 //!
 //! Whom a handling has rung is known to that handling alone. So once it has rung somebody it doesn't give up: it waits
 //! for a store that is away, and after a stop it tries to ring the user's other devices for as long as the drain allows.
+//! And nothing comes between an answer and the mark, or the next claim, that could outlast the lease: tickets and verdicts
+//! wait for the end, and a look at the route that takes too long counts as a dead token that is held.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     Delivery, Stopping,
@@ -29,8 +31,11 @@ use crate::{
 const LEASE: Duration = Duration::from_secs(60);
 /// The clocks of two instances differ by no more.
 const SKEW_MAX: Duration = Duration::from_secs(4);
-/// What a lease must outlast the last possible answer by: the skew of two clocks and the time that the mark takes.
-pub(super) const MARGIN: Duration = SKEW_MAX.saturating_add(DECIDED_WITHIN);
+/// How long it may take to find out whether dead tokens are held.
+const LOOK_WITHIN: Duration = Duration::from_secs(4);
+/// What a lease must outlast the last possible answer by: the look at the route, the time that the mark or the next claim
+/// takes, and the skew of two clocks.
+pub(super) const MARGIN: Duration = LOOK_WITHIN.saturating_add(DECIDED_WITHIN).saturating_add(SKEW_MAX);
 
 /// One handling of a dose.
 struct Handling<'a> {
@@ -54,32 +59,41 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         };
         let owner = format!("{:032x}", rand::random::<u128>());
         let mut handling = Handling { record, job, dose, key, owner, rung: Vec::new() };
+        let mark = self.marked(&mut handling, stop).await?;
+        let rung: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
+        self.publish_tickets(&rung).await;
+        self.publish_dead(&rung, Timestamp::now()).await;
+        let Some(mark) = mark else { return Ok(Fate::Unfinished) };
+        self.publish_report(&report(job, &handling.key, &mark)).await;
+        Ok(Fate::Done)
+    }
+
+    /// Sees to it that the dose is marked, by whomever. `None` = it is left to the next owner, after a stop.
+    async fn marked(&self, handling: &mut Handling<'_>, stop: &Stopping<'_>) -> Result<Option<DoseMark>, Unavailable> {
         while !stop.is_set() || handling.goes_on(stop) {
             let claim = || {
                 let now = Timestamp::now();
                 self.store.claim(&handling.key, &handling.owner, now, now + LEASE)
             };
-            match self.ask(&handling, claim).await? {
-                Claim::Marked(mark) => {
-                    self.publish_report(&report(job, &handling.key, &mark)).await;
-                    return Ok(Fate::Done);
-                }
+            // Once somebody is rung the answer is waited for: a new handling would ring them again.
+            let claim = if handling.rung.is_empty() { claim().await? } else { self.insist(claim).await };
+            match claim {
+                Claim::Marked(mark) => return Ok(Some(mark)),
                 Claim::Held(until) => {
                     let over = instant(until, Timestamp::now()) + Duration::from_millis(1);
                     tokio::select! { () = sleep_until(over) => {}, () = handling.withdrawal(stop) => {} }
                 }
                 Claim::Mine(lease) => {
-                    if let Some(mark) = self.ring(&mut handling, &lease, stop).await? {
-                        self.publish_report(&report(job, &handling.key, &mark)).await;
-                        return Ok(Fate::Done);
+                    if let Some(mark) = self.ring(handling, &lease, stop).await? {
+                        return Ok(Some(mark));
                     }
                     if stop.is_set() && !handling.goes_on(stop) {
-                        self.release(&handling).await;
+                        self.release(handling).await;
                     }
                 }
             }
         }
-        Ok(Fate::Unfinished)
+        Ok(None)
     }
 
     /// Ends the lease of a handling that stops in good order: nothing of it is on the wire, so the next owner need not wait
@@ -101,9 +115,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 return Ok(self.mark(handling, lease, mark).await);
             }
         };
-        let recipients = self.unrung(handling).await?;
         let now = Timestamp::now();
         let last_start = instant(lease.until, now).checked_sub(self.limits.request_timeout + MARGIN).unwrap_or_else(Instant::now);
+        let recipients = tokio::select! {
+            // Not left to the runtime: a new handling would wait for the end of this one's lease.
+            recipients = self.insist(|| self.unrung(handling)) => recipients,
+            () = sleep_until(last_start) => return Ok(None),
+            () = handling.withdrawal(stop) => return Ok(None),
+        };
         let page = Page {
             class: Class::Urgent,
             body,
@@ -114,47 +133,48 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         };
         let returned = self.desk.send(page, handling.withdrawal(stop)).await?;
 
+        let now = Timestamp::now();
         let is_complete = returned.is_complete();
         let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
-        let mut answered: Vec<(Registration, Final)> = answered.collect();
-        let mut suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), Timestamp::now());
-        // Whoever seems dead in a flood is asked again when the route is open.
-        let is_held = self.look(handling.record.timestamp, &mut suspects).await != Look::Pass;
+        // Who seems dead is judged when everybody has answered, and asked again with the others until then.
+        let mut answered: Vec<(Registration, Final)> = answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
+        let suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), now);
+        let is_held = self.is_held(handling.record, suspects).await;
         if is_held {
             answered.retain(|(_, fate)| !is_dead(fate));
         }
-        let before = handling.rung.len();
-        handling.rung.extend(answered);
-        let new: Vec<_> = handling.rung[before..].iter().map(|(to, fate)| (to, fate)).collect();
-        let now = Timestamp::now();
+        let new: Vec<_> = answered.iter().map(|(to, fate)| (to, fate)).collect();
         self.count(handling.record, Lane::Urgent, &new, now);
         if !new.is_empty() {
             let late = now.duration_since(handling.dose.schedule_time).as_secs_f64();
             self.metrics.dose_lateness_seconds.observe(late.max(0.0));
         }
-        let follow_up = async {
-            self.publish_tickets(&new).await;
-            self.publish_dead(&new, now).await;
-        };
+        handling.rung.extend(answered);
         if !is_complete || is_held {
-            follow_up.await;
-            if is_held {
-                // The gate of this instance closes at its next look at the route.
-                tokio::select! { () = sleep(LOOK_EVERY) => {}, () = handling.withdrawal(stop) => {} }
-            }
             return Ok(None);
         }
         let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
         let counts = counts(&all);
         let mark = DoseMark { outcome: outcome(counts), counts, at: now };
-        // The mark does not wait for Kafka: the lease is running. Each is tried until it succeeds.
-        let (mark, ()) = tokio::join!(self.mark(handling, lease, mark), follow_up);
-        Ok(mark)
+        Ok(self.mark(handling, lease, mark).await)
+    }
+
+    /// Whether those who seem dead are to be asked again, because the route is braked or nobody can say in time.
+    async fn is_held(&self, record: &Record, mut suspects: Suspects) -> bool {
+        let look = async {
+            let is_held = self.look(record.timestamp, &mut suspects).await != Look::Pass;
+            if is_held {
+                // The gate of this instance closes at its next look at the route.
+                sleep(LOOK_EVERY).await;
+            }
+            is_held
+        };
+        timeout(LOOK_WITHIN, look).await.unwrap_or(true)
     }
 
     /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
     async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Registration>, Unavailable> {
-        let mut tokens = self.ask(handling, || self.store.tokens_of(&handling.dose.user)).await?;
+        let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
         tokens.retain(|registration| {
             let is_rung = handling.rung.iter().any(|(rung, _)| rung.token == registration.token);
             registration.token.kind().provider() == self.id() && !is_rung
@@ -167,15 +187,6 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             Marked::Kept => Some(mark),
             Marked::Lost => None,
         }
-    }
-
-    /// Asks the store. Once somebody is rung the answer is waited for: a new handling would ring them again.
-    async fn ask<T, F: Future<Output = Result<T, Unavailable>>>(
-        &self,
-        handling: &Handling<'_>,
-        mut question: impl FnMut() -> F,
-    ) -> Result<T, Unavailable> {
-        if handling.rung.is_empty() { question().await } else { Ok(self.insist(question).await) }
     }
 }
 

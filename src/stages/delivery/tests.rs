@@ -1,4 +1,5 @@
 mod cluster;
+mod doses;
 mod fake;
 mod schedules;
 
@@ -151,83 +152,6 @@ fn busy(seconds: u64) -> Verdict {
 async fn stop_after(time: Duration, stop: &Stop) {
     sleep(time).await;
     stop.token().cancel();
-}
-
-// === Doses ===
-
-#[tokio::test(start_paused = true)]
-async fn a_dose_rings_each_device_once_and_is_marked() {
-    let w = World::new();
-    let dose = w.devices(&["a", "b"]);
-    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_between_two_claims_rings_nobody_twice() {
-    for operation in ["claim", "tokens_of", "mark"] {
-        let w = World::new();
-        let dose = w.devices(&["a", "b"]);
-        // b is busy for longer than the first lease.
-        w.service.answers("b", [busy(40)]);
-        let away = async {
-            sleep(Duration::from_secs(10)).await;
-            w.store.state().away.insert(operation, 3);
-        };
-        let stop = Stop::default();
-        let (fate, ()) = tokio::join!(w.handle(dose, &stop), away);
-        assert_eq!(fate, Fate::Done);
-        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)), "{operation}");
-        assert_eq!(w.store.state().away[operation], 0, "it was away");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stop_in_the_middle_of_a_dose_rings_nobody_twice() {
-    let w = World::new();
-    let dose = w.devices(&["a", "b"]);
-    w.service.answers("b", [busy(30)]);
-    let stop = Stop::default();
-    let (_, ()) = tokio::join!(w.handle(dose.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
-    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_in_time() {
-    let w = World::new();
-    let dose = w.devices(&["a", "b"]);
-    w.service.answers("b", [busy(30), busy(30), busy(30)]);
-    let stop = Stop::default();
-    let begun = Instant::now();
-    let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
-    assert_eq!(fate, Fate::Unfinished);
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_opens() {
-    let w = World::new();
-    w.keeper.follow(Gate::Closed { state: "paused" });
-    let dose = w.devices(&["a"]);
-    let reopen = async {
-        sleep(Duration::from_secs(100)).await;
-        w.keeper.follow(Gate::Open);
-    };
-    let stop = Stop::default();
-    let (fate, ()) = tokio::join!(w.handle(dose, &stop), reopen);
-    assert_eq!((fate, w.service.rung("a"), w.mark()), (Fate::Done, 1, Some(DoseOutcome::Sent)));
-    assert_eq!(w.store.state().asked["claim"], 4, "a claim is good for 33 seconds");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dose_on_a_closed_route_expires_in_time() {
-    let w = World::new();
-    w.keeper.follow(Gate::Closed { state: "paused" });
-    let job = job(w.devices(&["a"]), Timestamp::now() + Duration::from_secs(20));
-    let begun = Instant::now();
-    assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
-    assert_eq!((w.mark(), begun.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -473,17 +397,6 @@ async fn a_resume_after_another_closing_does_not_report_what_is_held() {
     let (fate, ()) = tokio::join!(w.handle(slice, &stop), operator);
     assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Done, 0));
     assert_eq!(w.rung(300), vec![1; 300]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_dose_for_tokens_that_look_dead_in_a_flood_rings_when_the_route_is_released() {
-    let w = World::new();
-    let names: Vec<String> = (0..60).map(|i| format!("t{i}")).collect();
-    names.iter().for_each(|name| w.service.answers(name, [dead()]));
-    let dose = w.devices(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(w.handle_until_released(dose).await, Fate::Done);
-    assert_eq!((w.mark(), w.rung(60)), (Some(DoseOutcome::Sent), vec![1; 60]));
-    assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }
 
 #[tokio::test(start_paused = true)]

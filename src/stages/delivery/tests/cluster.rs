@@ -17,6 +17,7 @@ use crate::{
         Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     events::topics,
+    stages::delivery::dose,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
         RouteState, Routes, Shard, Store, TokenRow, Total,
@@ -79,6 +80,11 @@ pub struct Cluster {
     total_at: Option<Timestamp>,
     counted_beside: u64,
     dose: Row<Claimed>,
+    pub route: Route,
+    /// How often the row of the route can't be read or written, and nobody says so for a while.
+    route_away: f64,
+    /// How often Kafka takes nothing, and nobody says so for a while.
+    kafka_away: f64,
     /// Marks that took longer than the margin allows.
     pub slow_marks: usize,
     outcomes: Vec<String>,
@@ -108,9 +114,15 @@ struct Row<T> {
 impl Cluster {
     pub fn new(mut dice: StdRng) -> Self {
         let unknown = *[0.0, 0.05, 0.2].choose(&mut dice).unwrap();
+        let route_away = *[0.0, 0.0, 0.3, 0.8].choose(&mut dice).unwrap();
+        let kafka_away = *[0.0, 0.3].choose(&mut dice).unwrap();
+        let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
         Self {
             dice,
             unknown,
+            route: running,
+            route_away,
+            kafka_away,
             begun: Instant::now(),
             rings: Vec::new(),
             devices: Vec::new(),
@@ -196,6 +208,18 @@ impl Seat {
         let answer = question(&mut self.cluster());
         sleep(Duration::from_secs_f64(back)).await;
         answer
+    }
+
+    /// Whether those who are away so often answer this time.
+    async fn answers_at_all(&self, away: impl FnOnce(&Cluster) -> f64) -> Answer<()> {
+        let silence = {
+            let mut cluster = self.cluster();
+            let away = away(&cluster);
+            cluster.dice.random_bool(away).then(|| Duration::from_secs_f64(cluster.dice.random_range(1.0..30.0)))
+        };
+        let Some(silence) = silence else { return Ok(()) };
+        sleep(silence).await;
+        Err(Unavailable::store("ask", "no answer"))
     }
 
     /// Its own clock.
@@ -403,7 +427,7 @@ impl Doses for Seat {
         let now = if self.is(Broken::LeaseNotAwaited) { until + lease } else { begun };
         let more = match self.broken {
             Broken::NoDeadline => Duration::from_secs(60 * 60),
-            Broken::NoMargin => crate::stages::delivery::dose::MARGIN,
+            Broken::NoMargin => dose::MARGIN,
             _ => Duration::ZERO,
         };
         Ok(match claim::claim(&DoseRow(self), owner, now, until, "claim a dose").await? {
@@ -485,12 +509,14 @@ impl Registry for Seat {
 
 impl Routes for Seat {
     async fn route(&self, _: ProviderId) -> Answer<Route> {
-        let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
-        Ok(self.ask(|_| running).await)
+        self.answers_at_all(|cluster| cluster.route_away).await?;
+        Ok(self.ask(|cluster| cluster.route.clone()).await)
     }
 
-    async fn set_route(&self, _: ProviderId, _: &Route) -> Answer<()> {
-        unreachable!("there is no flood of dead tokens")
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Answer<()> {
+        self.answers_at_all(|cluster| cluster.route_away).await?;
+        self.ask(|cluster| cluster.route = route.clone()).await;
+        Ok(())
     }
 }
 
@@ -502,6 +528,7 @@ impl Store for Seat {
 
 impl Publish for Seat {
     async fn publish(&self, message: Message) -> Answer<()> {
+        self.answers_at_all(|cluster| cluster.kafka_away).await?;
         let keep = |cluster: &mut Cluster| {
             if message.topic == topics::PUSH_OUTCOMES {
                 cluster.outcomes.push(String::from_utf8(message.value.unwrap_or_default()).unwrap());
