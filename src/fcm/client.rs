@@ -82,7 +82,7 @@ impl Fcm {
     async fn deliver(&self, token: &Token, body: Bytes, deadline: Instant) -> Reply {
         let credential = match self.tokens.latest() {
             Some(credential) => credential,
-            None => match timeout_at(deadline, self.tokens.first()).await {
+            None => match timeout_at(deadline, self.tokens.current()).await {
                 Ok(Ok(credential)) => credential,
                 Ok(Err(none)) => return unsent(none),
                 Err(_) => return unsent(self.late("no OAuth token")),

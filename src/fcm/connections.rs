@@ -75,6 +75,7 @@ pub(super) struct Connections {
 }
 
 /// What the peer answered.
+#[derive(Debug)]
 pub(super) struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,

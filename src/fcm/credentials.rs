@@ -194,7 +194,7 @@ impl TokenSource {
     }
 
     /// The latest token. Waits for the first one, but not for long.
-    pub(super) async fn first(&self) -> Result<Credential, NoCredential> {
+    pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
         let mut state = self.state.clone();
         let first = timeout(FIRST_WAIT, state.wait_for(|state| state.credential.is_some() || state.failure.is_some())).await;
         match first {
