@@ -1,212 +1,179 @@
-//! A broadcast with the rate limit off: messages per second, CPU and peak memory of the process that sends.
+//! Broadcasts with the rate limit off, beside bare loops that post the same bodies; and reminders while a broadcast runs at
+//! its limit.
 //!
 //! ```text
-//! cargo bench --bench broadcast -- [TOKENS] [latency in ms, …]
+//! cargo bench --bench broadcast -- [ROUNDS [TOKENS]] [WORD …]
 //! ```
 //!
-//! The embedded Kafka and the sandbox run in a process of their own, pushcast in another with its store on a file, as in
-//! production on one machine. Tokens are registered as a producer would; half are Expo's, half FCM's. Each latency is one
-//! broadcast through each provider. The figures are the sending process's own: wall time from the sandbox's first to its
-//! last message, CPU seconds from `/proc`, peak memory since the start.
+//! Without words everything is measured: five rounds, a million tokens, in a quarter of an hour. Else what is named:
+//! `expo`, `fcm`, `latency`, `scale`, `urgent`. Needs Linux (`taskset`, `/proc`) and two cores.
+//!
+//! The sender has core 0 for itself: pushcast with its store on a file, and in its turn the bare loop. The sandbox and an
+//! embedded Kafka with 64 partitions, a process each, share core 1. The order turns round by round, the figures are medians.
+//! Messages per second are those between the sandbox's first and its last; seconds are from the post's record to the
+//! outcome's; CPU is the sender's own over that time, peak memory (VmHWM) its own since its start.
+//!
+//! **expo**: a broadcast to all, with bodies compressed or not and receipts asked for or not; the bare loop is reqwest with
+//! as many requests at once, which splices each body from a template and parses the tickets with serde. **fcm**: the same
+//! with a tenth of the tokens; the bare loop is one reqwest client over HTTP/2. **latency**: both with a provider that
+//! takes 50 ms. **scale**: a tenth of the tokens beside all of them. **urgent**: doses while both providers' default rates
+//! are used up by broadcasts, from the tick's record to the request at the provider.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+#[path = "broadcast/bare.rs"]
+mod bare;
+#[path = "broadcast/child.rs"]
+mod child;
+#[path = "broadcast/sender.rs"]
+mod sender;
+#[path = "broadcast/urgent.rs"]
+mod urgent;
+#[path = "broadcast/world.rs"]
+mod world;
 
-use futures::{StreamExt, TryStreamExt, stream};
-use pushcast::{
-    config::{Config, Environment},
-    kafka::Producer,
-    stream::{Message, Publish},
-};
-use serde_json::{Value, json};
-use tokio::time::sleep;
+use std::fmt;
 
-/// A child that ends with the bench, however that ends.
-struct Process(Child);
+use sender::Sender;
+use world::World;
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
+const WORDS: [&str; 5] = ["expo", "fcm", "latency", "scale", "urgent"];
+/// Switches of Expo's client, as settings.
+const PLAIN: [(&str, &str); 2] = [("expo.gzip", "false"), ("expo.receipts", "false")];
+const GZIP: [(&str, &str); 2] = [("expo.gzip", "true"), ("expo.receipts", "false")];
+const RECEIPTS: [(&str, &str); 2] = [("expo.gzip", "false"), ("expo.receipts", "true")];
+const BOTH: [(&str, &str); 2] = [("expo.gzip", "true"), ("expo.receipts", "true")];
+
+/// What the arguments ask for.
+struct Wishes {
+    rounds: usize,
+    tokens: u64,
+    words: Vec<String>,
 }
 
-struct World {
-    sandbox_url: String,
-    admin_url: String,
-    producer: Producer,
-    http: reqwest::Client,
-    // Dropped in this order: the sender goes before its Kafka.
-    pushcast: Process,
-    _sandbox: Process,
+/// What one broadcast, or one run of a bare loop, came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Messages per second at the provider.
+    pub rate: f64,
+    /// From the order to its outcome.
+    pub seconds: f64,
+    /// CPU seconds, user and system, per 100,000 messages.
+    pub cpu: f64,
+    /// Peak resident memory of the sender so far, MiB.
+    pub peak: f64,
 }
 
 fn main() {
-    let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let (tokens, latencies) = match &numbers[..] {
-        [] => (100_000, vec![0, 50]),
-        [tokens] => (*tokens, vec![0, 50]),
-        [tokens, latencies @ ..] => (*tokens, latencies.to_vec()),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(run(tokens, &latencies));
-}
-
-async fn run(tokens: u64, latencies: &[u64]) {
-    let folder = tempfile::tempdir().unwrap();
-    let world = start(folder.path()).await;
-    let cpu = world.cpu();
-    let begun = tokio::time::Instant::now();
-    world.register(tokens).await;
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("{tokens} tokens registered: {:.0}/s, {:.1} CPU s, peak {:.0} MiB", tokens as f64 / seconds, world.cpu() - cpu, world.peak());
-    println!("{:>8} {:>9} {:>10} {:>12} {:>20} {:>10}", "provider", "latency", "messages", "messages/s", "CPU s per 100,000", "peak MiB");
-    for (round, latency) in latencies.iter().enumerate() {
-        world.broadcast(&format!("bench-{round}"), tokens, *latency).await;
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [word, arguments @ ..] = &arguments[..]
+        && let Some(child) = child::named(word)
+    {
+        return child(arguments);
     }
+    let wishes = Wishes::of(arguments);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(measure(&wishes));
 }
 
-async fn start(folder: &Path) -> World {
-    let credentials = folder.join("credentials.json");
-    let mut sandbox = Command::new(env!("CARGO_BIN_EXE_pushcast"))
-        .args(["sandbox", "--kafka", "--listen", "127.0.0.1:0", "--remember", "0", "--credentials"])
-        .arg(&credentials)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let printed = BufReader::new(sandbox.stdout.take().unwrap()).lines().take(4);
-    let mut environment: Environment =
-        printed.map(|line| line.unwrap().split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap()).collect();
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    environment.extend(
-        [
-            ("STORE__URL", format!("embedded:{}", folder.join("store.db").display())),
-            ("HTTP__ADMIN_LISTEN", admin.to_string()),
-            ("EXPO__RATE_PER_SECOND", "0".to_owned()),
-            ("FCM__RATE_PER_SECOND", "0".to_owned()),
-            ("FCM__RAMP_UP", "0s".to_owned()),
-            ("LOG__FILTER", "warn".to_owned()),
-            ("KAFKA__PROPERTIES", r#"{"fetch.wait.max.ms":"5"}"#.to_owned()),
-        ]
-        .map(|(key, value)| (format!("PUSHCAST__{key}"), value)),
-    );
-    let pushcast = Command::new(env!("CARGO_BIN_EXE_pushcast")).arg("run").envs(&environment).spawn().unwrap();
-    let config = Config::load(None, &environment).unwrap();
-    let world = World {
-        sandbox_url: environment["PUSHCAST__FCM__URL"].clone(),
-        admin_url: format!("http://{admin}"),
-        producer: Producer::new(&config.kafka).unwrap(),
-        http: reqwest::Client::builder().no_proxy().build().unwrap(),
-        _sandbox: Process(sandbox),
-        pushcast: Process(pushcast),
-    };
-    world
-        .until("pushcast is ready", async || {
-            world.http.get(format!("{}/ready", world.admin_url)).send().await.is_ok_and(|r| r.status().is_success())
-        })
-        .await;
-    world
-}
-
-impl World {
-    async fn register(&self, tokens: u64) {
-        let messages = (0..tokens).map(|n| {
-            let token = match n % 2 {
-                0 => format!("ExponentPushToken[bench{n:016}]"),
-                _ => format!("bench{n:011}:{:0>140}", n),
-            };
-            let event = json!({ "token": token, "userId": format!("user{n}"), "platform": if n % 4 < 2 { "android" } else { "ios" } });
-            Message::new("device-tokens", token, event.to_string().into_bytes())
-        });
-        let published = stream::iter(messages).map(|message| self.producer.publish(message)).buffer_unordered(5_000);
-        published.try_collect::<()>().await.unwrap();
-        self.until("all tokens are registered", async || {
-            self.metric("pushcast_token_changes_total{change=\"registered\"}").await >= tokens as f64
-        })
-        .await;
-    }
-
-    async fn broadcast(&self, post: &str, tokens: u64, latency: u64) {
-        let latency_text = format!("{latency}ms");
-        let none = json!({ "latency": latency_text, "tokens": [] });
-        self.http
-            .put(format!("{}/sandbox/faults", self.sandbox_url))
-            .header("content-type", "application/json")
-            .body(json!({ "expo": none, "fcm": none }).to_string())
-            .send()
-            .await
-            .unwrap()
-            .error_for_status()
-            .unwrap();
-        self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap().error_for_status().unwrap();
-        for (provider, other) in [("expo", "fcm"), ("fcm", "expo")] {
-            // One provider at a time: the other one's route waits.
-            self.route(other, "pause").await;
-            let cpu = self.cpu();
-            let event = json!({ "postId": format!("{post}-{provider}"), "authorId": "nobody", "title": "A benchmark" });
-            self.producer.publish(Message::new("posts-created", None, event.to_string().into_bytes())).await.unwrap();
-            self.until("every token is rung", async || self.taken(provider).await["taken"] == tokens / 2).await;
-            let cpu = self.cpu() - cpu;
-            let taken = self.taken(provider).await;
-            assert_eq!(taken["doubles"], 0, "{taken:#}");
-            let at = |key: &str| taken[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
-            let seconds = at("lastAt").duration_since(at("firstAt")).as_secs_f64();
-            let n = (tokens / 2) as f64;
-            println!("{provider:>8} {latency_text:>9} {n:>10} {:>12.0} {:>20.2} {:>10.0}", n / seconds, cpu * 1e5 / n, self.peak());
-            self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap();
-            self.route(other, "resume").await;
-            self.until("the other provider has caught up", async || self.taken(other).await["taken"] == tokens / 2).await;
-            self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap();
+async fn measure(wishes: &Wishes) {
+    let mut world = World::start().await;
+    let Wishes { rounds, tokens, .. } = *wishes;
+    if wishes.want("expo") {
+        heading("Expo, no latency");
+        let names = ["pushcast", "pushcast, gzip", "pushcast, receipts", "pushcast, gzip and receipts"];
+        for (name, settings) in names.into_iter().zip([PLAIN, GZIP, RECEIPTS, BOTH]) {
+            let gzip = settings[0].1;
+            let bare = (settings[1].1 == "false").then_some(("expo", gzip));
+            compare(&mut world, name, ("expo", tokens), &settings, bare, rounds).await;
         }
     }
-
-    async fn route(&self, provider: &str, wish: &str) {
-        let url = format!("{}/route/{provider}/{wish}", self.admin_url);
-        self.http.post(url).header("content-type", "application/json").body("{}").send().await.unwrap().error_for_status().unwrap();
-        sleep(Duration::from_millis(1_500)).await; // Every instance reads the row once a second.
+    if wishes.want("fcm") {
+        heading("FCM, no latency");
+        compare(&mut world, "pushcast", ("fcm", tokens / 10), &[], Some(("fcm", "false")), rounds).await;
     }
-
-    async fn taken(&self, provider: &str) -> Value {
-        let text = self.http.get(format!("{}/sandbox/statistics", self.sandbox_url)).send().await.unwrap().text().await.unwrap();
-        serde_json::from_str::<BTreeMap<String, Value>>(&text).unwrap().remove(provider).unwrap()
+    if wishes.want("latency") {
+        world.latency("50ms").await;
+        heading("50 ms latency");
+        compare(&mut world, "Expo", ("expo", tokens), &PLAIN, None, rounds).await;
+        compare(&mut world, "FCM", ("fcm", tokens / 10), &[], None, rounds).await;
+        world.latency("0s").await;
     }
-
-    async fn metric(&self, name: &str) -> f64 {
-        let text = self.http.get(format!("{}/metrics", self.admin_url)).send().await.unwrap().text().await.unwrap();
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0)
-    }
-
-    async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
-        for _ in 0..6_000 {
-            if is().await {
-                return;
-            }
-            sleep(Duration::from_millis(50)).await;
+    if wishes.want("scale") {
+        heading("Expo, by size");
+        for tokens in [tokens / 10, tokens] {
+            compare(&mut world, &format!("{tokens} tokens"), ("expo", tokens), &BOTH, None, rounds).await;
         }
-        panic!("waited five minutes for: {what}");
+    }
+    if wishes.want("urgent") {
+        urgent::measure(&world).await;
+    }
+}
+
+/// Broadcasts and runs of the bare loop in turn; their medians.
+async fn compare(
+    world: &mut World,
+    name: &str,
+    (provider, tokens): (&'static str, u64),
+    settings: &[(&str, &str)],
+    bare: Option<(&str, &str)>,
+    rounds: usize,
+) {
+    let sender = Sender::start(world, provider, tokens, settings).await;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            ours.push(sender.broadcast(world).await);
+        }
+        if let Some((provider, gzip)) = bare {
+            theirs.push(bare::run(world, provider, gzip, tokens).await);
+        }
+        if round % 2 == 1 {
+            ours.push(sender.broadcast(world).await);
+        }
+    }
+    sender.end().await;
+    row(name, &ours);
+    if !theirs.is_empty() {
+        row(&format!("bare loop{}", if bare.is_some_and(|(_, gzip)| gzip == "true") { ", gzip" } else { "" }), &theirs);
+        let cpu = |figures: &[Figures]| median(figures.iter().map(|figures| figures.cpu));
+        println!("    CPU per message, pushcast : bare = {:.2}; messages per CPU second {:.2}", cpu(&ours) / cpu(&theirs), cpu(&theirs) / cpu(&ours));
+    }
+}
+
+fn heading(name: &str) {
+    println!("\n{name:<30} {:>12} {:>9} {:>20} {:>10}", "messages/s", "seconds", "CPU s per 100,000", "peak MiB");
+}
+
+fn row(name: &str, rounds: &[Figures]) {
+    let of = |field: fn(&Figures) -> f64| median(rounds.iter().map(field));
+    println!("{name:<30} {}", Figures { rate: of(|f| f.rate), seconds: of(|f| f.seconds), cpu: of(|f| f.cpu), peak: of(|f| f.peak) });
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Wishes {
+    fn of(arguments: Vec<String>) -> Self {
+        let (numbers, words): (Vec<_>, Vec<_>) = arguments.into_iter().partition(|argument| argument.parse::<u64>().is_ok());
+        let strange = words.iter().find(|word| !WORDS.contains(&word.as_str()));
+        assert!(strange.is_none(), "{strange:?} is none of {WORDS:?}");
+        let mut numbers = numbers.iter().map(|number| number.parse().unwrap());
+        let rounds = numbers.next().map_or(5, |rounds| usize::try_from(rounds).unwrap());
+        Self { rounds, tokens: numbers.next().unwrap_or(1_000_000), words }
     }
 
-    /// CPU seconds, user and system, of the sending process.
-    fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pushcast.0.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        ticks / 100.0
+    fn want(&self, word: &str) -> bool {
+        self.words.is_empty() || self.words.iter().any(|wanted| wanted == word)
     }
+}
 
-    /// Peak resident memory of the sending process, MiB.
-    fn peak(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pushcast.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rate, seconds, cpu, peak } = self;
+        write!(f, "{rate:>12.0} {seconds:>9.2} {cpu:>20.3} {peak:>10.0}")
     }
 }

@@ -136,7 +136,7 @@ pub enum Verdict {
     /// Taken.
     Accepted {
         /// To be asked about later.
-        ticket: Option<String>,
+        ticket: Option<Arc<str>>,
     },
     /// This token is dead.
     Dead {
@@ -178,11 +178,11 @@ pub trait Receipts: Send + Sync + 'static {
     ///
     /// # Errors
     /// The provider did not answer.
-    fn receipts(&self, tickets: &[String]) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
+    fn receipts(&self, tickets: &[Arc<str>]) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
 }
 
 impl<R: Receipts> Receipts for Arc<R> {
-    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, Unavailable> {
         R::receipts(self, tickets).await
     }
 }

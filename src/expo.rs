@@ -28,6 +28,8 @@ pub struct Settings {
     pub requests_in_flight: usize,
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub request_timeout: Duration,
+    pub gzip: bool,
+    pub receipts: bool,
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub receipt_delay: Duration,
     pub dead_token_errors: Vec<String>,

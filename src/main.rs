@@ -19,6 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Cli;
 
+/// A page of a broadcast is some thousand small strings; this makes and frees them in half the time of the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The command failed. What was durable stays so.
 const FAILED: u8 = 1;
 

@@ -116,6 +116,8 @@ fn expo_of(sandbox: &Sandbox, limit: u32) -> Engine<Expo> {
         rate_per_second: limit,
         requests_in_flight: 8,
         request_timeout: Duration::from_secs(15),
+        gzip: true,
+        receipts: true,
         receipt_delay: Duration::ZERO,
         dead_token_errors: Vec::new(),
     };

@@ -113,6 +113,8 @@ impl Fake {
             rate_per_second: 0,
             requests_in_flight: 4,
             request_timeout: Duration::from_secs(10),
+            gzip: true,
+            receipts: true,
             receipt_delay: Duration::ZERO,
             dead_token_errors: vec!["DeviceNotRegistered".into()],
         }

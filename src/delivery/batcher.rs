@@ -15,7 +15,7 @@
 mod answers;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
@@ -67,7 +67,7 @@ pub struct Batcher<P: Provider> {
     /// Somebody has left without waiting for his page.
     left: Arc<Notify>,
     queue: Queue,
-    pages: HashMap<PageId, Open<P::Body>>,
+    pages: BTreeMap<PageId, Open<P::Body>>,
     /// When each page goes home at the latest.
     deadlines: BTreeSet<(Instant, PageId)>,
     next_page: u64,
@@ -211,7 +211,7 @@ impl<P: Provider> Batcher<P> {
             inbox_open: true,
             left,
             queue: Queue::default(),
-            pages: HashMap::new(),
+            pages: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             next_page: 0,
             requests: JoinSet::new(),
@@ -383,16 +383,10 @@ impl<P: Provider> Batcher<P> {
     fn next_batch(&mut self, max: usize, classes: &[Class], now: Instant) -> Option<Batch> {
         loop {
             let mut batch = self.queue.take(max, classes)?;
-            let mut unwanted = Vec::new();
-            batch.messages.retain(|message| {
-                let wanted = self.pages.get(&message.page).is_some_and(|open| open.is_begun() || now < open.page.stale_at);
-                if !wanted {
-                    unwanted.push(message.page);
-                }
-                wanted
-            });
-            unwanted.dedup();
+            let is_wanted = |page| self.pages.get(&page).is_some_and(|open| open.is_begun() || now < open.page.stale_at);
+            let unwanted: Vec<PageId> = batch.by_page().map(|(page, _)| page).filter(|&page| !is_wanted(page)).collect();
             for page in unwanted {
+                batch.messages.retain(|message| message.page != page);
                 self.withdraw(page);
             }
             if !batch.messages.is_empty() {
@@ -405,17 +399,16 @@ impl<P: Provider> Batcher<P> {
         if is_probe {
             self.breaker.probing();
         }
-        let messages: Vec<Message<P::Body>> = batch
-            .messages
-            .iter()
-            .filter_map(|message| {
-                let open = self.pages.get_mut(&message.page)?;
-                open.on_wire += 1;
+        let mut messages = Vec::with_capacity(batch.messages.len());
+        for (page, run) in batch.by_page() {
+            let Some(open) = self.pages.get_mut(&page) else { continue };
+            open.on_wire += run.len();
+            let ttl = open.page.expires.saturating_duration_since(now);
+            messages.extend(run.iter().map(|message| {
                 let to = &open.page.recipients[message.index as usize];
-                let ttl = open.page.expires.saturating_duration_since(now);
-                Some(Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl })
-            })
-            .collect();
+                Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl }
+            }));
+        }
         let provider = Arc::clone(&self.provider);
         self.requests.spawn(async move {
             let asked = AssertUnwindSafe(provider.send(&messages)).catch_unwind().await;

@@ -40,7 +40,7 @@ pub enum Final {
     /// The provider took it.
     Sent {
         /// To be asked about later.
-        ticket: Option<String>,
+        ticket: Option<Arc<str>>,
     },
     /// The provider says the token is dead.
     Dead {

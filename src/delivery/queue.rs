@@ -65,6 +65,15 @@ pub(super) enum Why {
     Request,
 }
 
+// === impl Batch ===
+
+impl Batch {
+    /// Its messages, page by page.
+    pub(super) fn by_page(&self) -> impl Iterator<Item = (PageId, &[Ref])> {
+        self.messages.chunk_by(|one, next| one.page == next.page).map(|run| (run[0].page, run))
+    }
+}
+
 // === impl Queue ===
 
 impl Queue {

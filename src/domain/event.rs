@@ -1,5 +1,7 @@
 //! What records say, once they have been read: the values that `events` turns bytes into, and stages work with.
 
+use std::sync::Arc;
+
 use super::{Counts, NotificationId, PostId, ProfileId, ProviderId, Regimen, RegimenId, Timestamp, Token, UserId, Version};
 
 /// A record of `posts-created`.
@@ -88,7 +90,7 @@ pub struct DeadToken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// The provider's id for it.
-    pub id: String,
+    pub id: Arc<str>,
     /// Whom it was for.
     pub token: Token,
     /// The registration that was sent to.

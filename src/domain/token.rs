@@ -1,6 +1,6 @@
 //! Device tokens: their forms, who they belong to, and what can happen to them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
@@ -20,7 +20,8 @@ pub enum TokenKind {
 /// A device token. `Debug` and `Display` show its hash: a token never reaches a log.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token {
-    text: Box<str>,
+    /// Shared: a token on its way is held by its page, its request and its ticket.
+    text: Arc<str>,
     kind: TokenKind,
 }
 

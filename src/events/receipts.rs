@@ -8,7 +8,7 @@ use super::{
     fields::{self, DeviceToken, LongId, Moment},
     json,
 };
-use crate::domain::{Ticket, TicketBatch, Version};
+use crate::domain::{Ticket, TicketBatch, Timestamp, Version};
 
 /// How many tickets a record may hold: what one question to Expo may ask for.
 pub const TICKETS_MAX: usize = 1000;
@@ -23,21 +23,17 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Un
         return Err(json::invalid("tickets", format_args!("{} tickets, at most {TICKETS_MAX} are allowed", record.tickets.len())));
     }
     let ticket =
-        |ticket: TicketRecord| Ticket { id: ticket.id.0, token: ticket.token.0, registration: Version::from_i64(ticket.registration) };
+        |ticket: TicketRecord| Ticket { id: ticket.id.0.into(), token: ticket.token.0, registration: Version::from_i64(ticket.registration) };
     Ok(TicketBatch {
         tickets: record.tickets.into_iter().map(ticket).collect(),
         first_sent_at: record.first_sent_at.map(|first_sent_at| first_sent_at.0),
     })
 }
 
-/// Writes a batch of at most [`TICKETS_MAX`] tickets.
-pub fn write(batch: &TicketBatch) -> Vec<u8> {
-    let ticket = |ticket: &Ticket| TicketRecord {
-        id: LongId(ticket.id.clone()),
-        token: DeviceToken(ticket.token.clone()),
-        registration: ticket.registration.as_i64(),
-    };
-    json::bytes(&Record { tickets: batch.tickets.iter().map(ticket).collect(), first_sent_at: batch.first_sent_at.map(Moment) })
+/// Writes at most [`TICKETS_MAX`] tickets. Borrowed all the way: there is one for each message that Expo takes.
+pub fn write(tickets: &[Ticket], first_sent_at: Option<Timestamp>) -> Vec<u8> {
+    let tickets = tickets.iter().map(Written::of).collect();
+    json::bytes(&WrittenRecord { tickets, first_sent_at: first_sent_at.map(Moment) })
 }
 
 pub(super) fn schema() -> Schema {
@@ -66,4 +62,27 @@ struct TicketRecord {
     token: DeviceToken,
     /// The registration that was sent to.
     registration: i64,
+}
+
+/// A [`Record`] as it is written.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenRecord<'a> {
+    tickets: Vec<Written<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_sent_at: Option<Moment>,
+}
+
+/// A [`TicketRecord`] as it is written.
+#[derive(Serialize)]
+struct Written<'a> {
+    id: &'a str,
+    token: &'a str,
+    registration: i64,
+}
+
+impl<'a> Written<'a> {
+    fn of(ticket: &'a Ticket) -> Self {
+        Self { id: &ticket.id, token: ticket.token.as_str(), registration: ticket.registration.as_i64() }
+    }
 }

@@ -43,6 +43,8 @@ pub struct Expo {
     send_url: Url,
     receipts_url: Url,
     dead_token_errors: Vec<String>,
+    gzip: bool,
+    receipts: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -103,6 +105,8 @@ impl Expo {
             send_url,
             receipts_url,
             dead_token_errors: settings.dead_token_errors.clone(),
+            gzip: settings.gzip,
+            receipts: settings.receipts,
             metrics,
         })
     }
@@ -168,7 +172,7 @@ impl Provider for Expo {
         if messages.is_empty() {
             return Reply::Each(Vec::new());
         }
-        let reply = match self.ask(&self.send_url, Request::send(messages)).await {
+        let reply = match self.ask(&self.send_url, Request::send(messages, self.gzip)).await {
             Ok(answer) => {
                 let tokens: Vec<&Token> = messages.iter().map(|message| &message.token).collect();
                 verdict::reply(&answer, &tokens, &self.dead_token_errors)
@@ -176,12 +180,12 @@ impl Provider for Expo {
             Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
         self.count_unrecognised(&reply);
-        reply
+        if self.receipts { reply } else { without_tickets(reply) }
     }
 }
 
 impl Receipts for Expo {
-    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, Unavailable> {
         if tickets.is_empty() {
             return Ok(Vec::new());
         }
@@ -190,7 +194,7 @@ impl Receipts for Expo {
             context: format!("asking Expo for {} receipts", tickets.len()),
             source: Some(why.into()),
         };
-        let request = Request::receipts(tickets).map_err(|error| unavailable(error.to_string()))?;
+        let request = Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;
         let answer = self.ask(&self.receipts_url, request).await.map_err(|no| unavailable(no.why))?;
         verdict::receipts(&answer, &self.dead_token_errors).map_err(unavailable)
     }
@@ -203,6 +207,18 @@ impl NoAnswer {
     fn of(error: reqwest::Error) -> Self {
         Self { ambiguous: !error.is_connect(), why: causes(&error.without_url()) }
     }
+}
+
+/// Nobody is to ask about these messages.
+fn without_tickets(mut reply: Reply) -> Reply {
+    if let Reply::Each(verdicts) = &mut reply {
+        for verdict in verdicts {
+            if let Verdict::Accepted { ticket } = verdict {
+                *ticket = None;
+            }
+        }
+    }
+    reply
 }
 
 fn http_url(text: &str) -> Option<Url> {

@@ -104,7 +104,7 @@ fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
 
 fn verdict(ticket: Ticket<'_>, token: &Token, dead: &[String]) -> Verdict {
     if ticket.status.0 == "ok" {
-        return Verdict::Accepted { ticket: ticket.id };
+        return Verdict::Accepted { ticket: ticket.id.map(|id| id.0.into()) };
     }
     let details = ticket.details();
     let error = details.error.as_ref().map_or("", |error| error.0.as_ref());

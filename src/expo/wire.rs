@@ -3,7 +3,7 @@
 //! A notification is serialised once ([`Body`]); a message is its token and its time to live put in front of that. Of an
 //! answer only what a verdict needs is parsed, and borrowed where it can be.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _};
+use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use serde::{
@@ -59,7 +59,7 @@ struct Rest<'a> {
 
 #[derive(Serialize)]
 struct ReceiptsRequest<'a> {
-    ids: &'a [String],
+    ids: Vec<&'a str>,
 }
 
 /// What Expo answers to a request for sending.
@@ -86,7 +86,8 @@ pub(super) struct Tickets<'a>(pub Vec<Ticket<'a>>);
 pub(super) struct Ticket<'a> {
     #[serde(borrow)]
     pub status: Text<'a>,
-    pub id: Option<String>,
+    #[serde(borrow)]
+    pub id: Option<Text<'a>>,
     #[serde(borrow)]
     pub message: Option<Text<'a>>,
     /// Read only when the status is an error, so that a shape we don't know spoils nobody else's ticket.
@@ -158,8 +159,8 @@ impl Body {
 // === impl Request ===
 
 impl Request {
-    /// All messages as one array.
-    pub(super) fn send(messages: &[Message<Body>]) -> Self {
+    /// All messages as one array, compressed or not.
+    pub(super) fn send(messages: &[Message<Body>], gzip: bool) -> Self {
         let size = messages.iter().map(|message| message.body.rest(message.platform).len() + message.token.as_str().len() + 32).sum();
         let mut bytes = Vec::with_capacity(size);
         for message in messages {
@@ -172,16 +173,16 @@ impl Request {
             bytes.extend_from_slice(message.body.rest(message.platform));
         }
         bytes.push(b']');
-        Self::packed(bytes)
+        Self::of(bytes, gzip)
     }
 
     /// A question for these tickets' receipts.
-    pub(super) fn receipts(ids: &[String]) -> serde_json::Result<Self> {
-        serde_json::to_vec(&ReceiptsRequest { ids }).map(Self::packed)
+    pub(super) fn receipts(ids: &[Arc<str>], gzip: bool) -> serde_json::Result<Self> {
+        serde_json::to_vec(&ReceiptsRequest { ids: ids.iter().map(|id| &**id).collect() }).map(|bytes| Self::of(bytes, gzip))
     }
 
-    fn packed(plain: Vec<u8>) -> Self {
-        if plain.len() <= GZIP_ABOVE {
+    fn of(plain: Vec<u8>, gzip: bool) -> Self {
+        if !gzip || plain.len() <= GZIP_ABOVE {
             return Self { bytes: plain, gzipped: false };
         }
         let mut gzip = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::new(1));
@@ -200,11 +201,10 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
 /// Appends a JSON string. Tokens have no control characters, but Expo's may hold quotes and backslashes.
 fn push_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.push(b'"');
-    for byte in text.bytes() {
-        if matches!(byte, b'"' | b'\\') {
-            bytes.push(b'\\');
-        }
-        bytes.push(byte);
+    if text.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+        bytes.extend(text.bytes().flat_map(|byte| matches!(byte, b'"' | b'\\').then_some(b'\\').into_iter().chain([byte])));
+    } else {
+        bytes.extend_from_slice(text.as_bytes());
     }
     bytes.push(b'"');
 }

@@ -140,7 +140,7 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P>
             Err(unreadable) => return Ok(dead_letter(unreadable)),
         };
         let sent_at = batch.first_sent_at.unwrap_or(record.timestamp);
-        let ids: Vec<String> = batch.tickets.iter().map(|ticket| ticket.id.clone()).collect();
+        let ids: Vec<Arc<str>> = batch.tickets.iter().map(|ticket| ticket.id.clone()).collect();
         let answers = self.expo.receipts(&ids).await?;
         let follows = follows(batch, answers, sent_at, Timestamp::now());
         Ok(self.settle(&follows, sent_at, stop).await)
@@ -172,7 +172,7 @@ fn follows(batch: TicketBatch, answers: Vec<(String, Receipt)>, first_sent_at: T
     let mut follows = Follows::default();
     let mut waiting = Vec::new();
     for ticket in batch.tickets {
-        match answers.get(&ticket.id) {
+        match answers.get(&*ticket.id) {
             Some(Receipt::Delivered) => follows.delivered += 1,
             Some(Receipt::Dead { reason }) => follows.dead.push(dead(ticket, reason, now)),
             Some(Receipt::CredentialsRefused { why }) => {
@@ -217,7 +217,7 @@ impl Follows {
     fn messages(&self) -> Vec<Message> {
         let dead =
             self.dead.iter().map(|dead| Message::new(topics::INVALID_TOKENS, dead.token.as_str().to_owned(), invalid_tokens::write(dead)));
-        let waiting = self.waiting.iter().map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(batch)));
+        let waiting = self.waiting.iter().map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(&batch.tickets, batch.first_sent_at)));
         dead.chain(waiting).collect()
     }
 

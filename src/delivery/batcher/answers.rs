@@ -19,13 +19,12 @@ use super::{
 impl<P: Provider> Batcher<P> {
     /// What an answer means for the messages of its request.
     pub(super) fn apply(&mut self, Answered { batch, started, is_probe, reply }: Answered) {
-        let mut pages: Vec<PageId> = batch.messages.iter().map(|message| message.page).collect();
-        for page in &pages {
-            if let Some(open) = self.pages.get_mut(page) {
-                open.on_wire -= 1;
+        let pages: Vec<PageId> = batch.by_page().map(|(page, _)| page).collect();
+        for (page, run) in batch.by_page() {
+            if let Some(open) = self.pages.get_mut(&page) {
+                open.on_wire -= run.len();
             }
         }
-        pages.dedup();
         self.hear(is_probe, &reply, batch.messages.len());
         self.apply_reply(batch, reply, started);
         for page in pages {

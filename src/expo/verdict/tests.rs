@@ -13,7 +13,7 @@ fn to(ids: &[&str], status: u16, body: &str) -> Reply {
 }
 
 fn accepted(ticket: &str) -> Verdict {
-    Verdict::Accepted { ticket: Some(ticket.to_owned()) }
+    Verdict::Accepted { ticket: Some(ticket.into()) }
 }
 
 /// The verdict on the one message whose ticket is this error.

@@ -25,7 +25,7 @@ fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Durat
         .iter()
         .map(|(token, platform)| Message { body: body.clone(), token: Token::parse(token).unwrap(), platform: *platform, ttl })
         .collect();
-    serde_json::from_slice(&plain(&Request::send(&messages))).unwrap()
+    serde_json::from_slice(&plain(&Request::send(&messages, true))).unwrap()
 }
 
 fn plain(request: &Request) -> Vec<u8> {
@@ -74,9 +74,9 @@ fn what_is_not_there_is_left_out() {
 
 #[test]
 fn only_a_body_worth_it_is_compressed() {
-    let ids: Vec<String> = (0..200).map(|i| format!("id-{i:04}")).collect();
-    assert!(Request::receipts(&ids).unwrap().gzipped);
-    assert!(!Request::receipts(&ids[..10]).unwrap().gzipped);
+    let ids: Vec<Arc<str>> = (0..200).map(|i| format!("id-{i:04}").into()).collect();
+    assert!(Request::receipts(&ids, true).unwrap().gzipped);
+    assert!(!Request::receipts(&ids[..10], true).unwrap().gzipped);
 }
 
 #[test]

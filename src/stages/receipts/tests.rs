@@ -14,11 +14,11 @@ const THRESHOLDS: Thresholds = Thresholds { dead_min: 50, dead_percent: 30, wind
 struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
 
 impl delivery::Receipts for Expo {
-    async fn receipts(&self, tickets: &[String]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, Unavailable> {
         let mut inside = self.0.lock().unwrap();
         inside.1 += 1;
         assert!(tickets.len() <= 1000);
-        Ok(tickets.iter().filter_map(|id| Some((id.clone(), inside.0.get(id)?.clone()))).collect())
+        Ok(tickets.iter().filter_map(|id| Some((id.to_string(), inside.0.get(&**id)?.clone()))).collect())
     }
 }
 
@@ -80,13 +80,13 @@ impl World {
 
 fn ticket(id: &str) -> Ticket {
     let token = Token::parse(&format!("ExponentPushToken[{id}]")).unwrap();
-    Ticket { id: id.to_owned(), token, registration: Version::from_i64(42) }
+    Ticket { id: id.into(), token, registration: Version::from_i64(42) }
 }
 
 /// A record of these tickets, sent that many seconds ago.
 fn sent(ids: &[&str], seconds_ago: i64) -> Record {
     let batch = TicketBatch { tickets: ids.iter().map(|id| ticket(id)).collect(), first_sent_at: None };
-    written_in(record(&String::from_utf8(receipts::write(&batch)).unwrap()), -seconds_ago)
+    written_in(record(&String::from_utf8(receipts::write(&batch.tickets, batch.first_sent_at)).unwrap()), -seconds_ago)
 }
 
 fn unregistered() -> Receipt {

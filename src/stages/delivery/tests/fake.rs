@@ -308,7 +308,7 @@ impl Provider for Service {
         let verdict = |message: &Message<()>| {
             let token = message.token.as_str();
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
-            let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.to_owned()) });
+            let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.into()) });
             if matches!(verdict, Verdict::Accepted { .. }) {
                 *answers.rung.entry(token.to_owned()).or_default() += 1;
             }

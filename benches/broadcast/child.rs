@@ -1,0 +1,103 @@
+//! Processes of the bench, each on the core that it is given.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Lines},
+    path::Path,
+    process::{self, ChildStdout, Command, Stdio},
+};
+
+use pushcast::{config::Environment, events::topics, kafka::mock::Broker};
+
+use crate::bare;
+
+/// The core of who sends.
+pub const SENDER: &str = "0";
+/// The core of those who receive.
+pub const RECEIVERS: &str = "1";
+pub const KAFKA: &str = "kafka";
+const PARTITIONS: i32 = 64;
+
+/// Killed when this is dropped.
+pub struct Child {
+    process: process::Child,
+    says: Lines<BufReader<ChildStdout>>,
+}
+
+/// What this binary does when it is started as a child.
+pub fn named(word: &str) -> Option<fn(&[String])> {
+    match word {
+        KAFKA => Some(|_| kafka()),
+        bare::WORD => Some(bare::main),
+        _ => None,
+    }
+}
+
+/// CPU seconds, user and system, of a process.
+pub fn cpu(process: &str) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / 100.0
+}
+
+/// Says where it is, and serves until it is killed.
+fn kafka() {
+    let broker = Broker::start_with(topics::ALL.map(|topic| (topic, PARTITIONS))).unwrap();
+    println!("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
+    loop {
+        std::thread::park();
+    }
+}
+
+impl Child {
+    pub fn pushcast(core: &str, arguments: &[&str], environment: &Environment) -> Self {
+        Self::start(core, env!("CARGO_BIN_EXE_pushcast").as_ref(), arguments, environment)
+    }
+
+    /// This binary again.
+    pub fn own(core: &str, arguments: &[&str]) -> Self {
+        Self::start(core, &std::env::current_exe().unwrap(), arguments, &Environment::new())
+    }
+
+    fn start(core: &str, program: &Path, arguments: &[&str], environment: &Environment) -> Self {
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", core]).arg(program).args(arguments).envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let says = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, says }
+    }
+
+    /// The next lines that it says.
+    pub fn says(&mut self, lines: usize) -> Vec<String> {
+        self.says.by_ref().take(lines).map(Result::unwrap).collect()
+    }
+
+    /// CPU seconds, user and system.
+    pub fn cpu(&self) -> f64 {
+        cpu(&self.process.id().to_string())
+    }
+
+    /// Peak resident memory, MiB.
+    pub fn peak(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    }
+
+    pub fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _gone = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}

@@ -1,0 +1,61 @@
+//! Doses while broadcasts use up what both providers allow.
+
+use std::time::Duration;
+
+use pushcast::events::topics;
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::{sender::Sender, world::World};
+
+/// Of each provider. FCM's broadcast lasts 30 s at its default rate, Expo's longer.
+const TOKENS: u64 = 300_000;
+const DOSES: u64 = 400;
+const EVERY: Duration = Duration::from_millis(50);
+
+/// A user has a token of each provider, so that a dose is a message to both.
+pub async fn measure(world: &World) {
+    let store = format!("embedded:{}", world.path("urgent.db").display());
+    let sender = Sender::run(world, &[("store.url", &store), ("fcm.ramp_up", "0s"), ("medication.tick_every", "0s")]).await;
+    sender.register(world, &["expo", "fcm"], TOKENS).await;
+    world.forget().await;
+
+    world.publish(topics::POSTS_CREATED, None, &json!({ "postId": "large", "authorId": "nobody", "title": "A benchmark" })).await;
+    world.until("the broadcast runs", async || world.seen("fcm").await["taken"].as_u64() > Some(5_000)).await;
+    let begun = Instant::now();
+    let mut published = Vec::new();
+    for n in 0..DOSES {
+        sleep_until(begun + EVERY * u32::try_from(n).unwrap()).await;
+        let user = format!("user{}", n * 7 + 1);
+        let now = jiff::Timestamp::now();
+        let at = jiff::Timestamp::from_second(now.as_second()).unwrap();
+        let dose = json!({
+            "regimenId": format!("{user}s-regimen"), "profileId": "pr1", "userId": user, "scheduleTime": at.to_string(),
+            "medicineName": "Metformin", "dosage": "500 mg",
+        });
+        published.push((format!("dose:pr1:{user}s-regimen:{at}"), now));
+        world.publish(topics::MEDICATION_TICKS, Some(&user), &json!({ "dose": dose })).await;
+    }
+    let used = ["expo", "fcm"].map(async |provider| (provider, world.seen(provider).await["peakPerSecond"].clone()));
+    let used = futures::future::join_all(used).await;
+    sleep(Duration::from_secs(2)).await;
+
+    println!("\n{:<30} {:>12} {:>9} {:>9} {:>9} {:>16}", "doses in broadcasts", "doses", "p50 ms", "p99 ms", "max ms", "most in a second");
+    let outcomes = world.outcomes_so_far().await;
+    for (provider, most) in used {
+        let mut late: Vec<f64> = published
+            .iter()
+            .map(|(id, published)| {
+                let outcome = outcomes.iter().find(|outcome| outcome["notificationId"] == **id && outcome["provider"] == provider);
+                let outcome = outcome.unwrap_or_else(|| panic!("{provider}: no outcome of {id}"));
+                assert_eq!(outcome["outcome"], "sent");
+                let at: jiff::Timestamp = outcome["at"].as_str().unwrap().parse().unwrap();
+                at.duration_since(*published).as_secs_f64() * 1e3
+            })
+            .collect();
+        late.sort_by(f64::total_cmp);
+        let of = |share: usize| late[(late.len() * share / 100).min(late.len() - 1)];
+        println!("{provider:<30} {:>12} {:>9.1} {:>9.1} {:>9.1} {:>16}", late.len(), of(50), of(99), of(100), most);
+    }
+    sender.end().await;
+}
