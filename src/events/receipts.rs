@@ -22,8 +22,11 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Un
     if record.tickets.len() > TICKETS_MAX {
         return Err(json::invalid("tickets", format_args!("{} tickets, at most {TICKETS_MAX} are allowed", record.tickets.len())));
     }
-    let ticket =
-        |ticket: TicketRecord| Ticket { id: ticket.id.0.into(), token: ticket.token.0, registration: Version::from_i64(ticket.registration) };
+    let ticket = |ticket: TicketRecord| Ticket {
+        id: ticket.id.0.into(),
+        token: ticket.token.0,
+        registration: Version::from_i64(ticket.registration),
+    };
     Ok(TicketBatch {
         tickets: record.tickets.into_iter().map(ticket).collect(),
         first_sent_at: record.first_sent_at.map(|first_sent_at| first_sent_at.0),

@@ -217,7 +217,10 @@ impl Follows {
     fn messages(&self) -> Vec<Message> {
         let dead =
             self.dead.iter().map(|dead| Message::new(topics::INVALID_TOKENS, dead.token.as_str().to_owned(), invalid_tokens::write(dead)));
-        let waiting = self.waiting.iter().map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(&batch.tickets, batch.first_sent_at)));
+        let waiting = self
+            .waiting
+            .iter()
+            .map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(&batch.tickets, batch.first_sent_at)));
         dead.chain(waiting).collect()
     }
 

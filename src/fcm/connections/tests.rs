@@ -1,7 +1,10 @@
 //! The connections against peers that a test drives frame by frame, over real sockets. The clock moves only when nobody has
 //! anything to do.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Buf as _, BytesMut};
@@ -23,6 +26,7 @@ const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
@@ -48,6 +52,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut wire = Self { stream, read: BytesMut::new() };
         let settings = [&[0, 3][..], &streams_max.to_be_bytes()].concat();
         wire.write(SETTINGS, 0, 0, &settings).await;
+        // Reads as much as anybody sends.
+        wire.write(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()).await;
         wire
     }
 
@@ -194,19 +200,44 @@ async fn counted(posts: Posts) -> [usize; 3] {
 #[tokio::test(start_paused = true)]
 async fn more_than_one_connection_carries_is_spread_over_all() {
     let (listener, address) = listen().await;
-    let posts = posts(&connections(3, address), 240);
-    let mut wires = Vec::new();
-    for _ in 0..3 {
-        wires.push(accept(&listener, 100).await);
-    }
-    // None is answered before all are there.
-    let arrived = futures::future::join_all(wires.iter_mut().map(|wire| wire.requests(80))).await;
-    for (wire, streams) in wires.iter_mut().zip(arrived) {
+    let connections = connections(3, address);
+    let first = posts(&connections, 240);
+    let mut wires = [accept(&listener, 100).await, accept(&listener, 100).await, accept(&listener, 100).await];
+    // Nobody is answered before all are there: no connection carries more than 100, so it takes all three.
+    let arrived = AtomicUsize::new(0);
+    let all = Notify::new();
+    let hold = async |wire: &mut Wire| {
+        let mut streams = Vec::new();
+        while arrived.load(Ordering::Relaxed) < 240 {
+            tokio::select! {
+                () = all.notified() => {}
+                stream = wire.request() => {
+                    streams.push(stream.unwrap());
+                    if arrived.fetch_add(1, Ordering::Relaxed) == 239 {
+                        all.notify_waiters();
+                    }
+                }
+            }
+        }
+        streams
+    };
+    let [one, two, three] = &mut wires;
+    let (of_one, of_two, of_three) = tokio::join!(hold(one), hold(two), hold(three));
+    for (wire, streams) in wires.iter_mut().zip([of_one, of_two, of_three]) {
         for stream in streams {
             wire.answer(stream).await;
         }
     }
-    assert_eq!(counted(posts).await, [240, 0, 0]);
+    assert_eq!(counted(first).await, [240, 0, 0]);
+
+    // All are open now, and have their share.
+    let second = posts(&connections, 30);
+    for wire in &mut wires {
+        for stream in wire.requests(10).await {
+            wire.answer(stream).await;
+        }
+    }
+    assert_eq!(counted(second).await, [30, 0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,6 +269,7 @@ async fn nobody_waits_longer_than_his_deadline_for_a_turn_and_he_was_not_sent() 
         }
     };
     tokio::select! {
+        biased;
         counted = counted(posts) => assert_eq!(counted, [0, 2, 1]),
         () = serving => panic!("the connection ended"),
     }
@@ -262,6 +294,7 @@ async fn a_cut_connection_loses_nobody_and_leaves_the_others_alone() {
     let again = posts(&connections, 30);
     let serve = async { tokio::join!(accept(&listener, 100).await.serve(), whole.serve()) };
     tokio::select! {
+        biased;
         counted = counted(again) => assert_eq!(counted, [30, 0, 0]),
         _ = serve => panic!("a connection ended"),
     }
@@ -355,25 +388,27 @@ async fn a_slow_peer_that_answers_pings_keeps_its_connection() {
 async fn what_a_peer_that_goes_away_did_not_touch_is_not_ambiguous_and_what_it_carries_ends_well() {
     let (listener, address) = listen().await;
     let connections = connections(1, address);
-    let first = posts(&connections, 10);
+    let mut first = posts(&connections, 10);
     let mut leaving = accept(&listener, 100).await;
     let streams = leaving.requests(10).await;
     let last = streams[5];
     leaving.write(GOAWAY, 0, 0, &[last.to_be_bytes(), 0_u32.to_be_bytes()].concat()).await;
+    for _ in 0..4 {
+        let lost = first.join_next().await.unwrap().unwrap().unwrap_err();
+        assert!(!lost.ambiguous, "{lost:?}");
+    }
 
     // The successor comes while the first connection still has something to do.
-    let mut second = posts(&connections, 5);
+    let second = posts(&connections, 5);
     let mut successor = accept(&listener, 100).await;
     for stream in successor.requests(5).await {
         successor.answer(stream).await;
     }
-    while let Some(reply) = second.join_next().await {
-        reply.unwrap().unwrap();
-    }
+    assert_eq!(counted(second).await, [5, 0, 0]);
     for stream in &streams[..6] {
         leaving.answer(*stream).await;
     }
-    assert_eq!(counted(first).await, [6, 0, 4]);
+    assert_eq!(counted(first).await, [6, 0, 0]);
     assert_eq!(leaving.request().await, None, "it is closed in the end");
 }
 
