@@ -1,9 +1,10 @@
 //! Firebase Cloud Messaging, HTTP v1: one message a request, over a few HTTP/2 connections.
 //!
-//! `client` makes requests, `wire` is how they and their answers look, `verdict` is what an answer means, and
+//! `client` makes requests, `connections` carries them, `wire` is how they and their answers look, `verdict` is what an answer means, and
 //! `credentials` is where the OAuth token comes from.
 
 mod client;
+mod connections;
 mod credentials;
 mod verdict;
 mod wire;

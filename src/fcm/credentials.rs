@@ -8,10 +8,10 @@
 //! When FCM refuses a token, the sender names the token that was refused. However many do, the task fetches once: a
 //! token is renewed only if it is the one that was refused.
 
-use std::{fmt, future::Future, path::Path, time::Duration};
+use std::{fmt, future::Future, path::Path, sync::Arc, time::Duration};
 
+use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
-use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::watch,
@@ -21,7 +21,10 @@ use tokio::{
 use tracing::{info, warn};
 use yup_oauth2::{ServiceAccountAuthenticator, ServiceAccountKey, authenticator::DefaultAuthenticator, error::AuthErrorCode};
 
-use super::{Settings, wire::ServiceAccountFile};
+use super::{
+    Settings,
+    wire::{self, ServiceAccountFile},
+};
 use crate::delivery::answer::causes;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
@@ -63,8 +66,8 @@ pub enum BadCredentials {
 /// A token to show to FCM, as the header has it. `Debug` does not print it.
 #[derive(Clone, Debug)]
 pub(super) struct Credential {
-    /// `Bearer …`, marked sensitive.
-    pub bearer: HeaderValue,
+    /// Of a request that shows it.
+    pub headers: Arc<HeaderMap>,
     /// Counts the tokens of this process, from 1.
     generation: u64,
     expires_at: Instant,
@@ -185,11 +188,13 @@ impl TokenSource {
         Self { state, rejected, _renewal: renewal }
     }
 
-    /// The latest token. Waits for the first one only, and not for long.
+    /// The latest token.
+    pub(super) fn latest(&self) -> Option<Credential> {
+        self.state.borrow().credential.clone()
+    }
+
+    /// The latest token. Waits for the first one, but not for long.
     pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
-        if let Some(credential) = &self.state.borrow().credential {
-            return Ok(credential.clone());
-        }
         let mut state = self.state.clone();
         let first = timeout(FIRST_WAIT, state.wait_for(|state| state.credential.is_some() || state.failure.is_some())).await;
         match first {
@@ -242,7 +247,8 @@ where
             Ok((bearer, lifetime)) => {
                 (generation, failures) = (generation + 1, 0);
                 info!(lifetime = ?lifetime, "Fetched OAuth token {generation} for FCM");
-                let credential = Credential { bearer, generation, expires_at: now + lifetime };
+                let headers = Arc::new(wire::headers(bearer));
+                let credential = Credential { headers, generation, expires_at: now + lifetime };
                 publish.send_modify(|state| {
                     *state = State { credential: Some(credential), failure: None, fetches: state.fetches + 1 };
                 });

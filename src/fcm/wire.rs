@@ -4,6 +4,10 @@
 
 use std::{borrow::Cow, collections::BTreeMap, io::Write as _, time::Duration};
 
+use http::{
+    HeaderMap, HeaderValue,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
@@ -165,6 +169,17 @@ impl Body {
         tail.push(b'}');
         Ok(Self { middle: middle.into_boxed_slice(), tail: tail.into_boxed_slice() })
     }
+}
+
+/// The headers of all requests that show this bearer. Whoever sends one puts its length in.
+pub(super) fn headers(bearer: HeaderValue) -> HeaderMap {
+    HeaderMap::from_iter([
+        (AUTHORIZATION, bearer),
+        (USER_AGENT, HeaderValue::from_static(concat!("pushcast/", env!("CARGO_PKG_VERSION")))),
+        (ACCEPT, HeaderValue::from_static("application/json")),
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CONTENT_LENGTH, HeaderValue::from_static("0")),
+    ])
 }
 
 /// The request for one message, sent `now`.

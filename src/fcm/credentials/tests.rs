@@ -47,7 +47,7 @@ impl Endpoint {
 }
 
 fn shown(credential: &Credential) -> &str {
-    credential.bearer.to_str().unwrap()
+    credential.headers[http::header::AUTHORIZATION].to_str().unwrap()
 }
 
 #[tokio::test(start_paused = true)]

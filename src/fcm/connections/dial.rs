@@ -1,0 +1,129 @@
+//! Opening one connection: TCP, TLS where the URL says so, and HTTP/2 as far as the peer's first words.
+
+use std::{
+    error::Error,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use h2::{Ping, PingPong, client};
+use http::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::{
+    client::legacy::connect::{Connection as _, HttpConnector},
+    rt::TokioIo,
+};
+use rustls::{ClientConfig, crypto::aws_lc_rs};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tower_service::Service as _;
+
+use crate::delivery::answer::causes;
+
+/// Answers have less than 4 KB, so that a window of this size is never in their way.
+const WINDOW: u32 = 1 << 20;
+
+/// An answer's headers, in bytes.
+const HEADERS_MAX: u32 = 16 << 10;
+
+type Stream = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
+
+/// The way to a peer.
+pub(super) struct Dialer {
+    connector: HttpsConnector<HttpConnector>,
+    peer: Uri,
+}
+
+/// A connection whose peer has spoken.
+pub(super) struct Opened {
+    /// Starts requests.
+    pub requests: client::SendRequest<Bytes>,
+    /// Carries them; nothing moves unless this is polled.
+    pub connection: client::Connection<Gathered, Bytes>,
+    /// Asks for signs of life.
+    pub pings: PingPong,
+    /// What the peer allows at once.
+    pub streams_max: usize,
+}
+
+/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is made, one system
+/// call a message, and over TLS one record; to this one it writes what it has once a turn.
+pub(super) struct Gathered(Stream);
+
+/// Trusts whom the machine trusts.
+pub(in crate::fcm) fn tls_of_the_platform() -> Result<ClientConfig, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?;
+    Ok(config.with_no_client_auth())
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    pub(super) fn new(peer: Uri, tls: ClientConfig) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http2().wrap_connector(tcp);
+        Self { connector, peer }
+    }
+
+    /// Connects, and waits for the answer to a first PING: the peer's SETTINGS come before it, and so nothing is sent before
+    /// it is known how much the peer takes. Whoever does not speak HTTP/2 is found out here, too.
+    ///
+    /// # Errors
+    /// Says why there is no connection.
+    pub(super) async fn open(&self) -> Result<Opened, String> {
+        let stream = self.connector.clone().call(self.peer.clone()).await.map_err(|error| causes(&*error as &dyn Error))?;
+        if self.peer.scheme_str() == Some("https") && !stream.connected().is_negotiated_h2() {
+            return Err("it does not speak HTTP/2".to_owned());
+        }
+        let (requests, mut connection) = client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_header_list_size(HEADERS_MAX)
+            .handshake(Gathered(TokioIo::new(stream)))
+            .await
+            .map_err(|error| causes(&error))?;
+        let mut pings = connection.ping_pong().ok_or("its PINGs are taken")?;
+        tokio::select! {
+            ended = &mut connection => {
+                return Err(ended.err().map_or_else(|| "it closed the connection".to_owned(), |error| causes(&error)));
+            }
+            pong = pings.ping(Ping::opaque()) => pong.map_err(|error| causes(&error))?,
+        };
+        let streams_max = connection.max_concurrent_send_streams();
+        Ok(Opened { requests, connection, pings, streams_max })
+    }
+}
+
+// === impl Gathered ===
+
+impl AsyncRead for Gathered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+/// `is_write_vectored` says no, as it does unless told otherwise.
+impl AsyncWrite for Gathered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,517 @@
+//! The connections against peers that a test drives frame by frame, over real sockets. The clock moves only when nobody has
+//! anything to do.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::{Buf as _, BytesMut};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+const REFUSED_STREAM: u32 = 7;
+
+/// Of 127.0.0.1, for a hundred years, and its key. Made for this test.
+const CERTIFICATE: &str = "MIIBlDCCATugAwIBAgIUGc95hOjj+WGOFRfbim6dZ+C/QRAwCgYIKoZIzj0EAwIwGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVzdDAgFw0yNjExMjExMTMyMzJaGA8yMTI2MTAyODExMzIzMlowGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABKZD0tB6AVb9qOY4fWtva+8J7T82FgeP8SodgOphJGKRPH0f1y6QKmDYS/3lRdP24udwbQNyXvCrkbzcmIC1mIOjYTBfMB0GA1UdDgQWBBTrz/zCpH79HmaFeEbZDfyAfWwEqTAfBgNVHSMEGDAWgBTrz/zCpH79HmaFeEbZDfyAfWwEqTAPBgNVHREECDAGhwR/AAABMAwGA1UdEwEB/wQCMAAwCgYIKoZIzj0EAwIDRwAwRAIgX10LMMTlx2lQcrIorh121O5BwQqZ5SVDrrPKRpnHA40CIAs2I++ZGjJ1U7TB9AuRBl3OV4RAT8niN1Gnxs6wLyYN";
+const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgg/qyBsW33c80wGSfK56FILhOk4TJ4BKLBuK08hDdihOhRANCAASmQ9LQegFW/ajmOH1rb2vvCe0/NhYHj/EqHYDqYSRikTx9H9cukCpg2Ev95UXT9uLncG0Dcl7wq5G83JiAtZiD";
+
+/// The peer's end of a connection.
+struct Wire<S = TcpStream> {
+    stream: S,
+    read: BytesMut,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    async fn greet(mut stream: S, streams_max: u32) -> Self {
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await.unwrap();
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let mut wire = Self { stream, read: BytesMut::new() };
+        let settings = [&[0, 3][..], &streams_max.to_be_bytes()].concat();
+        wire.write(SETTINGS, 0, 0, &settings).await;
+        // Reads as much as anybody sends.
+        wire.write(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()).await;
+        wire
+    }
+
+    async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
+        // Whoever was given up hears nothing.
+        let _gone = self.stream.write_all(&frame).await;
+    }
+
+    /// Kind, flags, stream and payload; `None` at the end of the connection. Loses nothing when it is dropped.
+    async fn frame(&mut self) -> Option<(u8, u8, u32, Bytes)> {
+        loop {
+            if let Some(head) = self.read.first_chunk::<9>().copied() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                if self.read.len() >= 9 + length {
+                    self.read.advance(9);
+                    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                    return Some((head[3], head[4], stream, self.read.split_to(length).freeze()));
+                }
+            }
+            if self.stream.read_buf(&mut self.read).await.unwrap_or(0) == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Waits until a whole request is there; its stream. `None` at the end of the connection.
+    async fn request(&mut self) -> Option<u32> {
+        loop {
+            match self.frame().await? {
+                (DATA, flags, stream, _) if flags & END_STREAM != 0 => return Some(stream),
+                (SETTINGS, flags, ..) if flags & ACK == 0 => self.write(SETTINGS, ACK, 0, &[]).await,
+                (PING, flags, _, payload) if flags & ACK == 0 => self.write(PING, ACK, 0, &payload).await,
+                _ => {}
+            }
+        }
+    }
+
+    async fn requests(&mut self, count: usize) -> Vec<u32> {
+        let mut streams = Vec::new();
+        for _ in 0..count {
+            streams.push(self.request().await.expect("a request"));
+        }
+        streams
+    }
+
+    /// 200, and two pieces of a body.
+    async fn answer(&mut self, stream: u32) {
+        self.write(HEADERS, END_HEADERS, stream, &[0x88]).await;
+        self.write(DATA, 0, stream, b"ta").await;
+        self.write(DATA, END_STREAM, stream, b"ken").await;
+    }
+
+    /// Answers whatever comes, to the end of the connection.
+    async fn serve(mut self) {
+        while let Some(stream) = self.request().await {
+            self.answer(stream).await;
+        }
+    }
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Nagle's algorithm would wait for the other side's kernel, whose clock is not ours.
+async fn connected(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = listener.accept().await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+async fn accept(listener: &TcpListener, streams_max: u32) -> Wire {
+    Wire::greet(connected(listener).await, streams_max).await
+}
+
+fn trusting_nobody() -> ClientConfig {
+    trusting(RootCertStore::empty())
+}
+
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth()
+}
+
+fn settings(connections: usize) -> Settings {
+    Settings {
+        url: String::new(),
+        project_id: String::new(),
+        credentials_file: String::new(),
+        client_email: String::new(),
+        private_key: "".into(),
+        token_url: String::new(),
+        rate_per_second: 0,
+        ramp_up: Duration::ZERO,
+        requests_in_flight: 0,
+        connections,
+        request_timeout: Duration::from_secs(15),
+        validate_only: false,
+    }
+}
+
+fn connections(count: usize, address: SocketAddr) -> Arc<Connections> {
+    let url = format!("http://{address}/send").parse().unwrap();
+    Arc::new(Connections::new(&settings(count), url, trusting_nobody()))
+}
+
+async fn post(connections: &Connections) -> Result<Response, NoAnswer> {
+    let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
+    // More than one piece, so that a request is not all or nothing.
+    connections.post(&headers, "m".repeat(PIECE + 1).into(), Instant::now() + Duration::from_secs(15)).await
+}
+
+type Posts = JoinSet<Result<Response, NoAnswer>>;
+
+fn posts(connections: &Arc<Connections>, count: usize) -> Posts {
+    let mut posts = JoinSet::new();
+    for _ in 0..count {
+        let connections = connections.clone();
+        posts.spawn(async move { post(&connections).await });
+    }
+    posts
+}
+
+/// How many were answered, how many may have been, and how many were not.
+async fn counted(posts: Posts) -> [usize; 3] {
+    let mut counted = [0; 3];
+    for reply in posts.join_all().await {
+        match reply {
+            Ok(response) => {
+                assert_eq!((response.status, &*response.body), (StatusCode::OK, &b"taken"[..]));
+                counted[0] += 1;
+            }
+            Err(NoAnswer { ambiguous: true, .. }) => counted[1] += 1,
+            Err(NoAnswer { ambiguous: false, .. }) => counted[2] += 1,
+        }
+    }
+    counted
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_one_connection_carries_is_spread_over_all() {
+    let (listener, address) = listen().await;
+    let connections = connections(3, address);
+    let first = posts(&connections, 240);
+    let mut wires = [accept(&listener, 100).await, accept(&listener, 100).await, accept(&listener, 100).await];
+    // Nobody is answered before all are there: no connection carries more than 100, so it takes all three.
+    let arrived = AtomicUsize::new(0);
+    let all = Notify::new();
+    let hold = async |wire: &mut Wire| {
+        let mut streams = Vec::new();
+        while arrived.load(Ordering::Relaxed) < 240 {
+            tokio::select! {
+                () = all.notified() => {}
+                stream = wire.request() => {
+                    streams.push(stream.unwrap());
+                    if arrived.fetch_add(1, Ordering::Relaxed) == 239 {
+                        all.notify_waiters();
+                    }
+                }
+            }
+        }
+        streams
+    };
+    let [one, two, three] = &mut wires;
+    let (of_one, of_two, of_three) = tokio::join!(hold(one), hold(two), hold(three));
+    for (wire, streams) in wires.iter_mut().zip([of_one, of_two, of_three]) {
+        for stream in streams {
+            wire.answer(stream).await;
+        }
+    }
+    assert_eq!(counted(first).await, [240, 0, 0]);
+
+    // All are open now, and have their share.
+    let second = posts(&connections, 30);
+    for wire in &mut wires {
+        for stream in wire.requests(10).await {
+            wire.answer(stream).await;
+        }
+    }
+    assert_eq!(counted(second).await, [30, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_is_never_asked_more_at_once_than_it_allows_and_all_have_their_turn() {
+    let (listener, address) = listen().await;
+    let posts = posts(&connections(1, address), 35);
+    let mut wire = accept(&listener, 10).await;
+    let mut open = wire.requests(10).await;
+    for _ in 0..25 {
+        assert!(timeout(Duration::from_millis(1), wire.request()).await.is_err(), "an eleventh request");
+        wire.answer(open.remove(0)).await;
+        open.extend(wire.requests(1).await);
+    }
+    for stream in open {
+        wire.answer(stream).await;
+    }
+    assert_eq!(counted(posts).await, [35, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_longer_than_his_deadline_for_a_turn_and_he_was_not_sent() {
+    let (listener, address) = listen().await;
+    let posts = posts(&connections(1, address), 3);
+    let mut wire = accept(&listener, 2).await;
+    wire.requests(2).await;
+    let serving = async {
+        while let Some(stream) = wire.request().await {
+            panic!("a third request, {stream}");
+        }
+    };
+    tokio::select! {
+        biased;
+        counted = counted(posts) => assert_eq!(counted, [0, 2, 1]),
+        () = serving => panic!("the connection ended"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_connection_loses_nobody_and_leaves_the_others_alone() {
+    let (listener, address) = listen().await;
+    let connections = connections(2, address);
+    let first = posts(&connections, 100);
+    let (mut cut, mut whole) = (accept(&listener, 100).await, accept(&listener, 100).await);
+    let (some, others) = tokio::join!(cut.requests(50), whole.requests(50));
+    for stream in &some[..20] {
+        cut.answer(*stream).await;
+    }
+    drop(cut);
+    for stream in others {
+        whole.answer(stream).await;
+    }
+    assert_eq!(counted(first).await, [70, 30, 0]);
+
+    let again = posts(&connections, 30);
+    let serve = async { tokio::join!(accept(&listener, 100).await.serve(), whole.serve()) };
+    tokio::select! {
+        biased;
+        counted = counted(again) => assert_eq!(counted, [30, 0, 0]),
+        _ = serve => panic!("a connection ended"),
+    }
+}
+
+/// Lets through what comes, until it is told to fall silent; the sockets stay open.
+async fn proxied(mut client: TcpStream, peer: SocketAddr, silent: Arc<Notify>) {
+    let mut server = TcpStream::connect(peer).await.unwrap();
+    server.set_nodelay(true).unwrap();
+    tokio::select! {
+        ended = copy_bidirectional(&mut client, &mut server) => drop(ended),
+        () = silent.notified() => std::future::pending().await,
+    }
+}
+
+/// A peer that answers everything, behind a proxy. Each notification makes the connections of the moment fall silent.
+fn peer_behind_a_proxy(peer: TcpListener, proxy: TcpListener, silent: &Arc<Notify>) -> JoinSet<()> {
+    let (mut tasks, peers_address, silent) = (JoinSet::new(), peer.local_addr().unwrap(), silent.clone());
+    tasks.spawn(async move {
+        let mut wires = JoinSet::new();
+        loop {
+            let wire = accept(&peer, 100).await;
+            wires.spawn(wire.serve());
+        }
+    });
+    tasks.spawn(async move {
+        let mut ways = JoinSet::new();
+        loop {
+            let client = connected(&proxy).await;
+            ways.spawn(proxied(client, peers_address, silent.clone()));
+        }
+    });
+    tasks
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_falls_silent_while_nothing_is_sent_is_replaced_before_anything_is() {
+    let ((peer, _), (proxy, address), silent) = (listen().await, listen().await, Arc::new(Notify::new()));
+    let _peer = peer_behind_a_proxy(peer, proxy, &silent);
+    let connections = connections(1, address);
+    post(&connections).await.unwrap();
+    silent.notify_waiters();
+    sleep(PING_EVERY + PONG_WITHIN + Duration::from_secs(1)).await;
+    post(&connections).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_leaves_a_request_without_answer_is_asked_for_a_sign_of_life_at_once() {
+    let ((peer, _), (proxy, address), silent) = (listen().await, listen().await, Arc::new(Notify::new()));
+    let _peer = peer_behind_a_proxy(peer, proxy, &silent);
+    let connections = connections(1, address);
+    post(&connections).await.unwrap();
+    // Right after a PING, so that the next one is far away.
+    sleep(PING_EVERY + Duration::from_secs(1)).await;
+    silent.notify_waiters();
+    let begun = Instant::now();
+    let lost = post(&connections).await.unwrap_err();
+    assert!(lost.ambiguous && lost.why == "no answer within 15s", "{lost:?}");
+    // Now its silence is not known yet, and costs whoever comes.
+    let lost = post(&connections).await.unwrap_err();
+    assert!(lost.ambiguous, "{lost:?}");
+    assert!(begun.elapsed() < Duration::from_secs(21), "{:?}", begun.elapsed());
+    post(&connections).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_that_answers_pings_keeps_its_connection() {
+    let (listener, address) = listen().await;
+    let connections = connections(1, address);
+    let slow = posts(&connections, 1);
+    let mut wire = accept(&listener, 100).await;
+    wire.requests(1).await;
+    let serving = async {
+        let second = wire.request().await.expect("a request");
+        wire.answer(second).await;
+        wire.request().await
+    };
+    let asking = async {
+        assert_eq!(counted(slow).await, [0, 1, 0]);
+        sleep(2 * PONG_WITHIN).await;
+        post(&connections).await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        next = serving => panic!("{next:?}"),
+        () = asking => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_that_goes_away_did_not_touch_is_not_ambiguous_and_what_it_carries_ends_well() {
+    let (listener, address) = listen().await;
+    let connections = connections(1, address);
+    let mut first = posts(&connections, 10);
+    let mut leaving = accept(&listener, 100).await;
+    let streams = leaving.requests(10).await;
+    let last = streams[5];
+    leaving.write(GOAWAY, 0, 0, &[last.to_be_bytes(), 0_u32.to_be_bytes()].concat()).await;
+    for _ in 0..4 {
+        let lost = first.join_next().await.unwrap().unwrap().unwrap_err();
+        assert!(!lost.ambiguous, "{lost:?}");
+    }
+
+    // The successor comes while the first connection still has something to do.
+    let second = posts(&connections, 5);
+    let mut successor = accept(&listener, 100).await;
+    for stream in successor.requests(5).await {
+        successor.answer(stream).await;
+    }
+    assert_eq!(counted(second).await, [5, 0, 0]);
+    for stream in &streams[..6] {
+        leaving.answer(*stream).await;
+    }
+    assert_eq!(counted(first).await, [6, 0, 0]);
+    assert_eq!(leaving.request().await, None, "it is closed in the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_stream_is_not_ambiguous_and_a_reset_one_is() {
+    let (listener, address) = listen().await;
+    let first = posts(&connections(1, address), 3);
+    let mut wire = accept(&listener, 100).await;
+    let streams = wire.requests(3).await;
+    wire.write(RESET, 0, streams[0], &REFUSED_STREAM.to_be_bytes()).await;
+    wire.write(RESET, 0, streams[1], &2_u32.to_be_bytes()).await;
+    wire.answer(streams[2]).await;
+    assert_eq!(counted(first).await, [1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_no_connection_can_be_had_all_are_told_and_each_place_has_tried_once() {
+    let (listener, address) = listen().await;
+    let posts = posts(&connections(3, address), 500);
+    let hanging_up = async {
+        let mut tried = 0;
+        while let Ok(accepted) = timeout(Duration::from_secs(60), listener.accept()).await {
+            drop(accepted);
+            tried += 1;
+        }
+        tried
+    };
+    let (counted, tried) = tokio::join!(counted(posts), hanging_up);
+    assert_eq!((counted, tried), ([0, 0, 500], 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_given_up_and_was_sent_nothing() {
+    let (_listener, address) = listen().await;
+    let lost = post(&connections(2, address)).await.unwrap_err();
+    assert_eq!((lost.ambiguous, lost.why.as_str()), (false, "no connection within 5s"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_whose_connections_fail_draws_no_requests_and_rests_between_attempts() {
+    let (listener, address) = listen().await;
+    let connections = connections(2, address);
+    let mut tried = 0;
+    let peer = async {
+        let mut wires = JoinSet::new();
+        loop {
+            let stream = connected(&listener).await;
+            tried += 1;
+            if tried == 1 {
+                wires.spawn(async move { Wire::greet(stream, 100).await.serve().await });
+            }
+        }
+    };
+    let asking = async {
+        for _ in 0..200 {
+            post(&connections).await.unwrap();
+        }
+        sleep(REST).await;
+        post(&connections).await.unwrap();
+        sleep(REST).await;
+    };
+    tokio::select! {
+        () = peer => {}
+        () = asking => {}
+    }
+    assert_eq!(tried, 3, "one that holds, one that fails, and one more after a rest");
+}
+
+/// Serves one connection over TLS to a client that trusts these roots.
+async fn over_tls(roots: RootCertStore, protocols: &[&[u8]]) -> Result<Response, NoAnswer> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::try_from(STANDARD.decode(KEY).unwrap()).unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![certificate()], key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+
+    let (listener, address) = listen().await;
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let stream = connected(&listener).await;
+        if let Ok(stream) = TlsAcceptor::from(Arc::new(config)).accept(stream).await
+            && stream.get_ref().1.alpn_protocol() == Some(b"h2")
+        {
+            Wire::greet(stream, 100).await.serve().await;
+        }
+    });
+    let url = format!("https://{address}/send").parse().unwrap();
+    post(&Connections::new(&settings(1), url, trusting(roots))).await
+}
+
+fn certificate() -> CertificateDer<'static> {
+    STANDARD.decode(CERTIFICATE).unwrap().into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn https_is_spoken_to_whom_we_trust_and_to_nobody_else() {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate()).unwrap();
+    let response = over_tls(roots.clone(), &[b"h2"]).await.unwrap();
+    assert_eq!(response.status, StatusCode::OK);
+
+    let lost = over_tls(RootCertStore::empty(), &[b"h2"]).await.unwrap_err();
+    assert!(!lost.ambiguous && lost.why.contains("certificate"), "{lost:?}");
+    let lost = over_tls(roots, &[]).await.unwrap_err();
+    assert!(!lost.ambiguous && lost.why.contains("HTTP/2"), "{lost:?}");
+}
