@@ -90,3 +90,22 @@ impl Keeper {
         self.halts.recv().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_row_that_was_read_before_a_refusal_does_not_open_the_gate() {
+        let (route, mut keeper) = route();
+        keeper.follow(Gate::Open);
+        route.halt("HTTP 401");
+        route.halt("HTTP 403");
+        keeper.follow(Gate::Open);
+        assert_eq!(*route.gate().borrow(), Gate::Closed { state: "halted" });
+        assert_eq!(keeper.halted().await.as_deref(), Some("HTTP 401"));
+        // It is written by now, and what the row says after that counts.
+        keeper.follow(Gate::Open);
+        assert_eq!(*route.gate().borrow(), Gate::Open);
+    }
+}

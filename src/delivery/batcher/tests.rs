@@ -315,6 +315,30 @@ async fn a_page_that_has_reached_somebody_does_not_go_stale() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_withdrawn_on_the_wire_does_not_go_again() {
+    let w = World::new(0, |number, tokens| if number < 2 { Reply::Refused { why: "HTTP 400".into() } } else { accept_all(number, tokens) });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let withdrawn = tokio::time::sleep(Duration::from_millis(10));
+    let returned = w.desk.send(page(Class::Slice, "a", 150), withdrawn).await.unwrap();
+    assert!(outcomes(&returned).iter().all(|outcome| *outcome == "-"));
+    assert_eq!(w.requests().len(), 2, "no half of a refused request, while the other one was on the wire");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_asks_us_to_wait_once_more_after_an_answer_is_not_waited_for_longer() {
+    let w = World::new(
+        0,
+        |number, tokens| if number.is_multiple_of(2) { Reply::Throttled { retry_after: None } } else { accept_all(number, tokens) },
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in 0..5 {
+        let begun = Instant::now();
+        w.desk.send(page(Class::Slice, &format!("p{number}-"), 1), pending()).await.unwrap();
+        assert!((2..3).contains(&begun.elapsed().as_secs()), "{number}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_over_expires_and_what_has_no_lease_left_goes_home() {
     let w = World::new(0, |_, _| Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() });
     let mut short = page(Class::Slice, "a", 2);
