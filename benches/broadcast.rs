@@ -18,7 +18,7 @@
 //! pushcast posts them (messages that say the same share an object), once with an object for each message. **fcm**: the same
 //! with a tenth of the tokens; the bare loop is one reqwest client over HTTP/2. **latency**: both with a provider that
 //! takes 50 ms. **scale**: a tenth of the tokens beside all of them. **urgent**: doses while both providers' default rates
-//! are used up by broadcasts, from the tick's record to the request at the provider.
+//! are used up by broadcasts, from the tick's record to the provider's answer, through both topics on the way.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
 

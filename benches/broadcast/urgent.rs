@@ -16,7 +16,10 @@ const EVERY: Duration = Duration::from_millis(50);
 /// A user has a token of each provider, so that a dose is a message to both.
 pub async fn measure(world: &World) {
     let store = format!("embedded:{}", world.path("urgent.db").display());
-    let sender = Sender::run(world, &[("store.url", &store), ("fcm.ramp_up", "0s"), ("medication.tick_every", "0s")]).await;
+    // A broker answers a fetch when there is something; the embedded one, only when the wait is over.
+    let at_once = ("kafka.properties", r#"{"fetch.wait.max.ms":"5","session.timeout.ms":"6000"}"#);
+    let settings = [("store.url", &*store), ("fcm.ramp_up", "0s"), ("medication.tick_every", "0s"), at_once];
+    let sender = Sender::run(world, &settings).await;
     sender.register(world, &["expo", "fcm"], TOKENS).await;
     world.forget().await;
 
@@ -49,7 +52,7 @@ pub async fn measure(world: &World) {
                 let outcome = outcomes.iter().find(|outcome| outcome["notificationId"] == **id && outcome["provider"] == provider);
                 let outcome = outcome.unwrap_or_else(|| panic!("{provider}: no outcome of {id}"));
                 assert_eq!(outcome["outcome"], "sent");
-                let at: jiff::Timestamp = outcome["at"].as_str().unwrap().parse().unwrap();
+                let at: jiff::Timestamp = outcome["pushSentAt"].as_str().unwrap().parse().unwrap();
                 at.duration_since(*published).as_secs_f64() * 1e3
             })
             .collect();
