@@ -241,7 +241,7 @@ impl Connections {
     fn open(&self, state: &mut State) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        for (place, attempt) in state.to_open(Instant::now()) {
+        for (place, attempt) in state.due(Instant::now()) {
             let failure = Some("its task has ended".to_owned());
             let tenure = Tenure { pool: Arc::clone(&self.pool), place, attempt, failure };
             tasks.spawn(carry(tenure, Arc::clone(&self.dialer), self.connect_within));
@@ -358,8 +358,8 @@ impl State {
         (room > 0).then_some(place)
     }
 
-    /// The places to connect now, each with the number of its attempt. After a failure a place rests while there are others.
-    fn to_open(&mut self, now: Instant) -> Vec<(usize, u64)> {
+    /// The places that are to connect now, each with the number of its attempt. After a failure a place rests while there are others.
+    fn due(&mut self, now: Instant) -> Vec<(usize, u64)> {
         let alone = self.is_hopeless();
         let mut opening = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
