@@ -292,6 +292,13 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_no_receipts_are_asked_for_no_ticket_is_kept() {
+    let fake = Fake::start().await;
+    let expo = Expo::new(&expo::Settings { receipts: false, ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
+    assert_eq!(expo_send(&expo, 2).await, Reply::Each(vec![Verdict::Accepted { ticket: None }; 2]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_expo_groups_with_gets_his_own_verdict() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Settings,
-    verdict::{self, Answer},
+    verdict::{self, Answer, Reading},
     wire::{Body, Request, grouped},
 };
 use crate::{
@@ -42,9 +42,8 @@ pub struct Expo {
     http: reqwest::Client,
     send_url: Url,
     receipts_url: Url,
-    dead_token_errors: Vec<String>,
     gzip: bool,
-    receipts: bool,
+    reading: Reading,
     metrics: Arc<Metrics>,
 }
 
@@ -104,9 +103,8 @@ impl Expo {
             http: http.build().map_err(Misconfigured::Client)?,
             send_url,
             receipts_url,
-            dead_token_errors: settings.dead_token_errors.clone(),
             gzip: settings.gzip,
-            receipts: settings.receipts,
+            reading: Reading { dead: settings.dead_token_errors.clone(), receipts: settings.receipts },
             metrics,
         })
     }
@@ -177,12 +175,12 @@ impl Provider for Expo {
         let reply = match self.ask(&self.send_url, Request::send(&in_order, self.gzip)).await {
             Ok(answer) => {
                 let tokens: Vec<&Token> = in_order.iter().map(|message| &message.token).collect();
-                put_back(verdict::reply(&answer, &tokens, &self.dead_token_errors), &order)
+                put_back(verdict::reply(&answer, &tokens, &self.reading), &order)
             }
             Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
         self.count_unrecognised(&reply);
-        if self.receipts { reply } else { without_tickets(reply) }
+        reply
     }
 }
 
@@ -198,7 +196,7 @@ impl Receipts for Expo {
         };
         let request = Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;
         let answer = self.ask(&self.receipts_url, request).await.map_err(|no| unavailable(no.why))?;
-        verdict::receipts(&answer, &self.dead_token_errors).map_err(unavailable)
+        verdict::receipts(&answer, &self.reading.dead).map_err(unavailable)
     }
 }
 
@@ -225,18 +223,6 @@ fn put_back(reply: Reply, order: &[usize]) -> Reply {
         }
         reply => reply,
     }
-}
-
-/// Nobody is to ask about these messages.
-fn without_tickets(mut reply: Reply) -> Reply {
-    if let Reply::Each(verdicts) = &mut reply {
-        for verdict in verdicts {
-            if let Verdict::Accepted { ticket } = verdict {
-                *ticket = None;
-            }
-        }
-    }
-    reply
 }
 
 fn http_url(text: &str) -> Option<Url> {

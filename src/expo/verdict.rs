@@ -21,8 +21,17 @@ pub(super) struct Answer<B> {
     pub body: B,
 }
 
-/// What Expo said to a request with these tokens. `dead` lists further words of Expo's that mean a dead token.
-pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], dead: &[String]) -> Reply {
+/// What a deployment makes of Expo's answers.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// Further words of Expo's that mean a dead token.
+    pub dead: Vec<String>,
+    /// Whether receipts will be asked for. If not, nobody needs the tickets' ids.
+    pub receipts: bool,
+}
+
+/// What Expo said to a request with these tokens.
+pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], reading: &Reading) -> Reply {
     let Answer { status, retry_after, .. } = *answer;
     let body = answer.body.as_ref();
     let down = |why: String| Reply::Down { ambiguous: true, retry_after, why };
@@ -39,7 +48,7 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], dead:
     }
     match (status, tickets) {
         (200..=299, Some(tickets)) if tickets.0.len() == tokens.len() => {
-            Reply::Each(tickets.0.into_iter().zip(tokens).map(|(ticket, token)| verdict(ticket, token, dead)).collect())
+            Reply::Each(tickets.0.into_iter().zip(tokens).map(|(ticket, token)| verdict(ticket, token, reading)).collect())
         }
         // Which ticket is whose can't be told, and some were taken.
         (200..=299, Some(tickets)) => down(format!("{} tickets for {} messages", tickets.0.len(), tokens.len())),
@@ -102,9 +111,9 @@ fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
     groups
 }
 
-fn verdict(ticket: Ticket<'_>, token: &Token, dead: &[String]) -> Verdict {
+fn verdict(ticket: Ticket<'_>, token: &Token, Reading { dead, receipts }: &Reading) -> Verdict {
     if ticket.status.0 == "ok" {
-        return Verdict::Accepted { ticket: ticket.id.map(|id| id.0.into()) };
+        return Verdict::Accepted { ticket: ticket.id.filter(|_| *receipts).map(|id| id.0.into()) };
     }
     let details = ticket.details();
     let error = details.error.as_ref().map_or("", |error| error.0.as_ref());

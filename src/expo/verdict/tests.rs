@@ -9,7 +9,7 @@ fn token(id: &str) -> Token {
 fn to(ids: &[&str], status: u16, body: &str) -> Reply {
     let tokens: Vec<Token> = ids.iter().map(|id| token(id)).collect();
     let answer = Answer { status, retry_after: Some(Duration::from_secs(9)), body };
-    reply(&answer, &tokens.iter().collect::<Vec<_>>(), &[])
+    reply(&answer, &tokens.iter().collect::<Vec<_>>(), &Reading { dead: Vec::new(), receipts: true })
 }
 
 fn accepted(ticket: &str) -> Verdict {
@@ -75,7 +75,7 @@ fn a_deployment_may_call_further_words_dead() {
     let ours = token("AAA");
     let body = r#"{"data":[{"status":"error","message":"","details":{"error":"InvalidCredentials"}}]}"#;
     let answer = Answer { status: 200, retry_after: None, body };
-    let reply = reply(&answer, &[&ours], &["InvalidCredentials".to_owned()]);
+    let reply = reply(&answer, &[&ours], &Reading { dead: vec!["InvalidCredentials".to_owned()], receipts: true });
     assert_eq!(reply, Reply::Each(vec![Verdict::Dead { reason: "InvalidCredentials".into() }]));
 }
 

@@ -92,6 +92,9 @@ pub(super) struct Left {
     pub running: Running,
 }
 
+/// A partition that is quiet asks for its position after 1, 2, 4 and 8 seconds, and then this often, in seconds.
+const QUIET_ASKS_EVERY: u32 = 8;
+
 /// The owner of a partition.
 pub(super) struct Partition<S, H, P> {
     of: TopicPartition,
@@ -105,6 +108,8 @@ pub(super) struct Partition<S, H, P> {
     window: Window,
     lanes: Lanes<Job>,
     running: Running,
+    /// So long has no record come.
+    quiet_seconds: u32,
     /// Admitted and not settled, waiting in a lane or running.
     held: usize,
     valve: Valve,
@@ -138,6 +143,7 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             lanes: Lanes::default(),
             running: Running::new(),
             held: 0,
+            quiet_seconds: 0,
             valve: Valve::default(),
             fates,
             started: 0,
@@ -159,7 +165,10 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
                 () = &mut stopped => break,
                 Some((job, end)) = self.running.next() => self.ended(job, end),
                 arrival = self.intake.next(&*self.bench.handler), if room => match arrival {
-                    Arrival::Record(record, permits) => self.begin(record, permits),
+                    Arrival::Record(record, permits) => {
+                        self.quiet_seconds = 0;
+                        self.begin(record, permits);
+                    }
                     Arrival::Quiet => self.catch_up(),
                 },
             }
@@ -267,10 +276,14 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         }
     }
 
-    /// All is quiet: what lies behind the last record and is never delivered may be passed too. Asked whenever a second was
-    /// quiet, because an aborted transaction comes without any sign.
+    /// All is quiet: what lies behind the last record and is never delivered may be passed too. An aborted transaction comes
+    /// without any sign, so that is asked again and again; but an answer costs librdkafka as much as the consumer has
+    /// partitions, and a partition may be quiet for ever.
     fn catch_up(&mut self) {
-        if self.window.span() == 0
+        self.quiet_seconds = self.quiet_seconds.saturating_add(1);
+        let asks = self.quiet_seconds.is_power_of_two() || self.quiet_seconds.is_multiple_of(QUIET_ASKS_EVERY);
+        if asks
+            && self.window.span() == 0
             && let Some(position) = self.intake.position()
         {
             self.window.advance(position);

@@ -1,7 +1,10 @@
 //! What happens to the records of one partition, without Kafka and without waiting: the clock is tokio's, and paused.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -97,7 +100,8 @@ impl Publish for Shelf {
     }
 }
 
-struct Script(mpsc::Receiver<Record>);
+/// Records to come, and how often it was asked for its position.
+struct Script(mpsc::Receiver<Record>, Arc<AtomicU32>);
 
 impl Source for Script {
     async fn next(&mut self) -> Option<Record> {
@@ -105,6 +109,7 @@ impl Source for Script {
     }
 
     fn position(&self) -> Option<i64> {
+        self.1.fetch_add(1, Relaxed);
         None
     }
 }
@@ -115,6 +120,7 @@ struct World {
     shelf: Shelf,
     metrics: Arc<Metrics>,
     records: mpsc::Sender<Record>,
+    asked: Arc<AtomicU32>,
     orders: Orders,
     progress: watch::Receiver<Progress>,
     task: JoinSet<Left>,
@@ -138,6 +144,7 @@ impl World {
         let (handler, shelf, orders) =
             (Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }), Shelf::default(), Orders::default());
         let (records, script) = mpsc::channel(2_000);
+        let asked = Arc::new(AtomicU32::new(0));
         let (report, progress) = watch::channel(Progress::default());
         let metrics = Arc::new(Metrics::new());
         let bench = Bench {
@@ -150,10 +157,10 @@ impl World {
             complaints: Rarely::default(),
         };
         let of = TopicPartition { topic: "t".into(), partition: 0 };
-        let partition = Partition::new(of, Script(script), Arc::new(bench), orders.clone(), limits, report);
+        let partition = Partition::new(of, Script(script, Arc::clone(&asked)), Arc::new(bench), orders.clone(), limits, report);
         let mut task = JoinSet::new();
         task.spawn(partition.run(predecessors));
-        Self { handler, shelf, metrics, records, orders, progress, task, next: 0 }
+        Self { handler, shelf, metrics, records, asked, orders, progress, task, next: 0 }
     }
 
     async fn write(&mut self, key: Option<&str>, value: &str) {
@@ -197,6 +204,16 @@ async fn a_record_whose_dependency_is_away_is_tried_again_in_place_until_it_work
     let log = world.handler.log();
     assert_eq!(log.last().unwrap(), "1 after it, in its lane");
     assert_eq!((world.handler.tries(0), world.handler.tries(1), world.handler.tries(2)), (4, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_stays_quiet_asks_seldom_for_its_position() {
+    let mut world = World::new();
+    sleep(Duration::from_millis(80_500)).await;
+    assert_eq!(world.asked.swap(0, Relaxed), 13, "after 1, 2, 4, 8, 16 … 80 seconds");
+    world.write(None, "").await;
+    sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(world.asked.load(Relaxed), 2, "a record makes it ask early again");
 }
 
 #[tokio::test(start_paused = true)]
