@@ -26,6 +26,8 @@
 mod bare;
 #[path = "broadcast/child.rs"]
 mod child;
+#[path = "figures/process.rs"]
+mod process;
 #[path = "broadcast/sender.rs"]
 mod sender;
 #[path = "broadcast/urgent.rs"]
@@ -36,6 +38,7 @@ mod world;
 use std::fmt;
 
 use bare::Bare;
+use process::median;
 use sender::Sender;
 use world::World;
 
@@ -156,12 +159,6 @@ fn heading(name: &str) {
 fn row(name: &str, rounds: &[Figures]) {
     let of = |field: fn(&Figures) -> f64| median(rounds.iter().map(field));
     println!("{name:<30} {}", Figures { rate: of(|f| f.rate), seconds: of(|f| f.seconds), cpu: of(|f| f.cpu), peak: of(|f| f.peak) });
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 impl Wishes {

@@ -28,6 +28,8 @@ use std::collections::BTreeMap;
 mod broker;
 #[path = "runtime/child.rs"]
 mod child;
+#[path = "figures/process.rs"]
+mod process;
 #[path = "runtime/rebalance.rs"]
 mod rebalance;
 #[path = "runtime/worker.rs"]
@@ -143,13 +145,8 @@ fn bar(of: &str, what: &str, figure: f64, bar: Bar) {
 /// Each figure's median by itself.
 fn median(results: &Results, handler: &'static str, contestant: &'static str) -> Option<Figures> {
     let runs = results.get(&(handler, contestant))?;
-    let of = |figure: fn(&Figures) -> f64| middle(runs.iter().map(figure).collect());
+    let of = |figure: fn(&Figures) -> f64| process::median(runs.iter().map(figure));
     Some(Figures { rate: of(|f| f.rate), cpu: of(|f| f.cpu), peak: of(|f| f.peak), idle: of(|f| f.idle) })
-}
-
-fn middle(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
 }
 
 // === impl Wishes ===

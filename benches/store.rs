@@ -31,6 +31,8 @@ mod driver;
 mod embedded;
 #[path = "store/ours.rs"]
 mod ours;
+#[path = "figures/process.rs"]
+mod process;
 #[path = "store/server.rs"]
 mod server;
 #[path = "store/tokens.rs"]
@@ -152,9 +154,7 @@ fn compare<'a>(rounds: usize, contestants: &[(&'a str, Task)], server: Option<&S
 }
 
 fn middle(runs: &[Figures], figure: impl Fn(&Figures) -> f64) -> f64 {
-    let mut numbers: Vec<f64> = runs.iter().map(figure).collect();
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
+    process::median(runs.iter().map(figure))
 }
 
 fn bar(what: &str, figure: f64, least: f64) {

@@ -13,6 +13,7 @@ pub mod payload;
 mod queue;
 mod retry;
 mod route;
+mod splice;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ pub use self::{
     pace::{Allowance, Pace, Share},
     page::{Class, Final, Page, Returned},
     route::{Gate, Keeper, Route, route},
+    splice::splice,
 };
 
 /// `[push]` of config/default.toml.

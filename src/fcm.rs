@@ -40,3 +40,24 @@ pub struct Settings {
     pub request_timeout: Duration,
     pub validate_only: bool,
 }
+
+#[cfg(test)]
+impl Settings {
+    /// Names no account and no server.
+    fn of_nobody() -> Self {
+        Self {
+            url: String::new(),
+            project_id: String::new(),
+            credentials_file: String::new(),
+            client_email: String::new(),
+            private_key: "".into(),
+            token_url: String::new(),
+            rate_per_second: 0,
+            ramp_up: Duration::ZERO,
+            requests_in_flight: 1,
+            connections: 1,
+            request_timeout: Duration::from_secs(1),
+            validate_only: false,
+        }
+    }
+}

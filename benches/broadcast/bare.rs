@@ -15,6 +15,7 @@ use yup_oauth2::{ServiceAccountAuthenticator, read_service_account_key};
 use crate::{
     Figures,
     child::{Child, SENDER},
+    process::cpu_seconds,
     sender::token,
     world::World,
 };
@@ -89,7 +90,7 @@ async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64)
         r#""screen":"post_detail"},"sound":"default","priority":"high","channelId":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA"}"#,
     );
     let tokens: Vec<String> = (0..messages).map(|n| token("expo", n)).collect();
-    let (begun, cpu) = (Instant::now(), cpu());
+    let (begun, cpu) = (Instant::now(), cpu_seconds("self"));
     let requests = tokens.chunks(BATCH).map(|tokens| {
         let body = if grouped {
             format!(r#"[{{"to":["{}"]{rest}]"#, tokens.join("\",\""))
@@ -113,7 +114,7 @@ async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64)
         }
     });
     stream::iter(requests).buffer_unordered(EXPO_AT_ONCE).for_each(async |()| {}).await;
-    (begun.elapsed().as_secs_f64(), self::cpu() - cpu)
+    (begun.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
 }
 
 async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
@@ -129,7 +130,7 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
         r#""data":{"author_id":"nobody","post_id":"bench-0","screen":"post_detail"}},"validate_only":false}"#,
     );
     let tokens: Vec<String> = (0..messages).map(|n| token("fcm", n)).collect();
-    let (begun, cpu) = (Instant::now(), cpu());
+    let (begun, cpu) = (Instant::now(), cpu_seconds("self"));
     let requests = tokens.iter().map(|token| {
         let body = format!(r#"{{"message":{{"token":"{token}{rest}"#);
         let post = http.post(&url).header(CONTENT_TYPE, "application/json").header(AUTHORIZATION, &*bearer).body(body);
@@ -139,16 +140,11 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
         }
     });
     stream::iter(requests).buffer_unordered(FCM_AT_ONCE).for_each(async |()| {}).await;
-    (begun.elapsed().as_secs_f64(), self::cpu() - cpu)
+    (begun.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
 }
 
 fn packed(body: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::new(1));
     gzip.write_all(body).unwrap();
     gzip.finish().unwrap()
-}
-
-/// CPU seconds of this process.
-fn cpu() -> f64 {
-    crate::child::cpu("self")
 }

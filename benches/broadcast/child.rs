@@ -1,15 +1,17 @@
 //! Processes of the bench, each on the core that it is given.
 
 use std::{
-    fs,
     io::{BufRead as _, BufReader, Lines},
     path::Path,
-    process::{self, ChildStdout, Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
 };
 
 use pushcast::{config::Environment, events::topics, kafka::mock::Broker};
 
-use crate::bare;
+use crate::{
+    bare,
+    process::{cpu_seconds, memory},
+};
 
 /// The core of who sends.
 pub const SENDER: &str = "0";
@@ -20,7 +22,7 @@ const PARTITIONS: i32 = 64;
 
 /// Killed when this is dropped.
 pub struct Child {
-    process: process::Child,
+    process: std::process::Child,
     says: Lines<BufReader<ChildStdout>>,
 }
 
@@ -31,14 +33,6 @@ pub fn named(word: &str) -> Option<fn(&[String])> {
         bare::WORD => Some(bare::main),
         _ => None,
     }
-}
-
-/// CPU seconds, user and system, of a process.
-pub fn cpu(process: &str) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / 100.0
 }
 
 /// Says where it is, and serves until it is killed.
@@ -75,14 +69,12 @@ impl Child {
 
     /// CPU seconds, user and system.
     pub fn cpu(&self) -> f64 {
-        cpu(&self.process.id().to_string())
+        cpu_seconds(&self.process.id().to_string())
     }
 
     /// Peak resident memory, MiB.
     pub fn peak(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+        memory(&self.process.id().to_string(), "VmHWM")
     }
 
     pub fn terminate(&self) {

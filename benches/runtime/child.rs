@@ -4,15 +4,16 @@
 //! the first of them. It ends when its standard input does.
 
 use std::{
-    fmt, fs,
+    fmt,
     io::{BufRead, BufReader, Lines},
-    process::{self, ChildStdout, Command, Stdio},
+    process::{ChildStdout, Command, Stdio},
     sync::OnceLock,
 };
 
 use crate::{
     IN_FLIGHT,
     broker::{Broker, RECORDS},
+    process::{cpu_seconds, memory},
     worker,
 };
 
@@ -22,7 +23,7 @@ const HEAP: &str = "-Xmx2g";
 
 /// Killed when this is dropped.
 pub struct Child {
-    process: process::Child,
+    process: std::process::Child,
     says: Lines<BufReader<ChildStdout>>,
 }
 
@@ -85,16 +86,11 @@ impl Child {
     }
 
     fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        ticks / 100.0
+        cpu_seconds(&self.process.id().to_string())
     }
 
     fn memory(&self, what: &str) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+        memory(&self.process.id().to_string(), what)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     Bar, PARTITIONS, bar,
     broker::{self, Broker},
     child::Child,
-    middle,
+    process::median,
     worker::{self, Task, input_ended},
 };
 
@@ -47,7 +47,7 @@ struct Round {
 pub fn measure(broker: &Broker, protocol: &str, rounds: usize) {
     let rounds: Vec<Round> = (0..rounds).map(|_| round(broker, protocol)).collect();
     let name = format!("rebalance, {protocol}");
-    let [silent, drained] = [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| middle(rounds.iter().map(of).collect()));
+    let [silent, drained] = [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| median(rounds.iter().map(of)));
     let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing].map(|of| rounds.iter().map(of).sum::<u64>());
     bar(&name, "seconds silent", silent, Bar::AtMost(0.5));
     bar(&name, "of them until all was drained and committed", drained, Bar::None);

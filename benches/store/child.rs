@@ -1,14 +1,14 @@
 //! One run, in a process of its own, and what it came to.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{driver, embedded, ours};
+use crate::{
+    driver, embedded, ours,
+    process::{cpu_seconds, memory},
+};
 
 /// The argument that makes the bench a run of its own.
 pub const WORD: &str = "--worker";
@@ -99,14 +99,14 @@ pub fn main(task: &str) {
 impl Meter {
     /// Begins now. `number` is what will be done, where that is known.
     pub fn begin(number: u64) -> Self {
-        Self { begun: Instant::now(), cpu: cpu_seconds("self"), number, done: 0, memory: vec![memory("VmRSS")] }
+        Self { begun: Instant::now(), cpu: cpu_seconds("self"), number, done: 0, memory: vec![memory("self", "VmRSS")] }
     }
 
     /// So many more are done.
     pub fn count(&mut self, tokens: u64) {
         self.done += tokens;
         while self.number > 0 && self.memory.len() < 5 && self.done * 4 >= self.number * self.memory.len() as u64 {
-            self.memory.push(memory("VmRSS"));
+            self.memory.push(memory("self", "VmRSS"));
         }
     }
 
@@ -119,24 +119,10 @@ impl Meter {
     pub fn end(mut self) -> Figures {
         let seconds = self.begun.elapsed().as_secs_f64();
         let cpu = cpu_seconds("self") - self.cpu;
-        self.memory.resize(5, memory("VmRSS"));
-        self.memory.push(memory("VmHWM"));
+        self.memory.resize(5, memory("self", "VmRSS"));
+        self.memory.push(memory("self", "VmHWM"));
         let done = self.done as f64;
         let memory = self.memory.try_into().unwrap();
         Figures { rate: done / seconds, cpu: cpu * 1e6 / done, memory, ..Figures::default() }
     }
-}
-
-/// User and system, of the process of this id or `self`.
-pub fn cpu_seconds(process: &str) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / 100.0
-}
-
-fn memory(what: &str) -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
 }

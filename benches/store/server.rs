@@ -16,9 +16,8 @@ use scylla::client::{session::Session, session_builder::SessionBuilder};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    AT_ONCE,
-    child::cpu_seconds,
-    ours,
+    AT_ONCE, ours,
+    process::cpu_seconds,
     tokens::{Names, version},
 };
 

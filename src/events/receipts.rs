@@ -44,18 +44,18 @@ pub(super) fn schema() -> Schema {
 }
 
 /// Tickets of messages that Expo took. Written by pushcast for itself.
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "TicketBatch")]
 struct Record {
     #[schemars(length(max = TICKETS_MAX))]
     tickets: Vec<TicketRecord>,
     /// When the first of them was sent, once they were put back; absent = the record's time.
-    #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "fields::optional")]
     first_sent_at: Option<Moment>,
 }
 
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 #[schemars(rename = "Ticket")]
 struct TicketRecord {

@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    delivery::{Message, PayloadRefused, payload},
+    delivery::{Message, PayloadRefused, payload, splice},
     domain::{Notification, Platform, Token},
 };
 
@@ -204,24 +204,25 @@ impl Request {
     /// a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient, in this order.
     pub(super) fn send(messages: &[&Message<Body>], gzip: bool) -> Self {
         let groups = messages.chunk_by(|one, next| Said::by(one) == Said::by(next));
-        let size = groups.clone().map(|group| group[0].body.rest(group[0].platform).len() + 48).sum::<usize>()
+        let size = groups.clone().map(|group| Said::by(group[0]).rest.len() + 48).sum::<usize>()
             + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
         let mut bytes = Vec::with_capacity(size);
         for group in groups {
             bytes.push(if bytes.is_empty() { b'[' } else { b',' });
             bytes.extend_from_slice(br#"{"to":"#);
             if let [message] = group {
-                push_text(&mut bytes, message.token.as_str());
+                push_token(&mut bytes, message.token.as_str());
             } else {
                 for (index, message) in group.iter().enumerate() {
                     bytes.push(if index == 0 { b'[' } else { b',' });
-                    push_text(&mut bytes, message.token.as_str());
+                    push_token(&mut bytes, message.token.as_str());
                 }
                 bytes.push(b']');
             }
             bytes.extend_from_slice(br#","ttl":"#);
-            push_number(&mut bytes, Said::by(group[0]).ttl);
-            bytes.extend_from_slice(group[0].body.rest(group[0].platform));
+            let said = Said::by(group[0]);
+            push_number(&mut bytes, said.ttl);
+            bytes.extend_from_slice(said.rest);
         }
         bytes.push(b']');
         Self::of(bytes, gzip)
@@ -249,14 +250,10 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
     serde_json::to_vec(value).map_err(|error| PayloadRefused { reason: format!("it is no JSON: {error}") })
 }
 
-/// Appends a JSON string. Tokens have no control characters, but Expo's may hold quotes and backslashes.
-fn push_text(bytes: &mut Vec<u8>, text: &str) {
+/// Appends a token as a JSON string.
+fn push_token(bytes: &mut Vec<u8>, token: &str) {
     bytes.push(b'"');
-    if text.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
-        bytes.extend(text.bytes().flat_map(|byte| matches!(byte, b'"' | b'\\').then_some(b'\\').into_iter().chain([byte])));
-    } else {
-        bytes.extend_from_slice(text.as_bytes());
-    }
+    splice(bytes, token);
     bytes.push(b'"');
 }
 

@@ -143,20 +143,7 @@ fn trusting(roots: RootCertStore) -> ClientConfig {
 }
 
 fn settings(connections: usize) -> Settings {
-    Settings {
-        url: String::new(),
-        project_id: String::new(),
-        credentials_file: String::new(),
-        client_email: String::new(),
-        private_key: "".into(),
-        token_url: String::new(),
-        rate_per_second: 0,
-        ramp_up: Duration::ZERO,
-        requests_in_flight: 0,
-        connections,
-        request_timeout: Duration::from_secs(15),
-        validate_only: false,
-    }
+    Settings { connections, request_timeout: Duration::from_secs(15), ..Settings::of_nobody() }
 }
 
 fn connections(count: usize, address: SocketAddr) -> Arc<Connections> {

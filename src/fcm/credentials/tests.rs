@@ -131,20 +131,7 @@ fn failures_are_further_and_further_apart_up_to_a_minute() {
 }
 
 fn settings() -> Settings {
-    Settings {
-        url: String::new(),
-        project_id: String::new(),
-        credentials_file: String::new(),
-        client_email: String::new(),
-        private_key: "".into(),
-        token_url: "http://127.0.0.1:1/token".into(),
-        rate_per_second: 0,
-        ramp_up: Duration::ZERO,
-        requests_in_flight: 1,
-        connections: 1,
-        request_timeout: Duration::from_secs(1),
-        validate_only: false,
-    }
+    Settings { token_url: "http://127.0.0.1:1/token".into(), ..Settings::of_nobody() }
 }
 
 async fn refusal(settings: &Settings) -> String {
