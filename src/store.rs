@@ -15,8 +15,8 @@ use serde::Deserialize;
 
 pub use self::url::{Cluster, InvalidStoreUrl, Login, StoreUrl};
 use crate::domain::{
-    BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen,
-    RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+    BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId,
+    Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
 };
 
 /// `[store]` of config/default.toml.
@@ -89,12 +89,13 @@ pub struct Census {
 
 /// Reads the ring of tokens.
 pub trait Audience: Clone + Send + Sync + 'static {
-    /// The next active tokens of this provider in the slice, after `after`, at most `limit` (unless more than that
+    /// The next active tokens of this provider and of these listeners in the slice, after `after`, at most `limit` (unless more than that
     /// share one position: a page is cut between positions only).
     fn page_of_slice(
         &self,
         provider: ProviderId,
         slice: Slice,
+        to: &Listeners,
         after: Option<Cursor>,
         limit: usize,
     ) -> impl Future<Output = Answer<Page>> + Send;
@@ -104,7 +105,7 @@ pub trait Audience: Clone + Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// Whom to send to.
-    pub registrations: Vec<Registration>,
+    pub recipients: Vec<Recipient>,
     /// Where each of them stands, in the same order; never falls.
     pub positions: Vec<Cursor>,
     /// Where this page ends.

@@ -11,7 +11,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use futures::{StreamExt as _, stream};
 use pushcast::{
     delivery::{Batcher, Class, Desk, Final, Gate, Keeper, Pace, Page, Provider, Returned, Share, route},
-    domain::{Notification, NotificationId, ProviderId, Registration, Timestamp, Token, Version},
+    domain::{Notification, NotificationId, ProviderId, Recipient, Timestamp, Token, Version},
     expo::{self, Expo},
     fcm::{self, Fcm},
     metrics::Metrics,
@@ -46,14 +46,14 @@ impl<P: Provider> Engine<P> {
         Self { provider, desk, share, metrics, keeper, _task: task }
     }
 
-    async fn send(&self, class: Class, recipients: Vec<Registration>) -> Returned {
+    async fn send(&self, class: Class, recipients: Vec<Recipient>) -> Returned {
         let body = Arc::new(self.provider.body(&notification(class)).unwrap());
         let (expires, stale_at) = (Instant::now() + Duration::from_secs(24 * 3600), Instant::now() + Duration::from_secs(24 * 3600));
         self.desk.send(Page { class, body, recipients, expires, start_before: None, stale_at }, pending()).await.unwrap()
     }
 
     /// Sends to all of them, page by page, as the handlers of a broadcast's parts do.
-    async fn broadcast(&self, everybody: Vec<Registration>) -> Vec<Final> {
+    async fn broadcast(&self, everybody: Vec<Recipient>) -> Vec<Final> {
         let pages: Vec<_> = everybody.chunks(PAGE).map(<[_]>::to_vec).collect();
         let returned: Vec<Returned> =
             stream::iter(pages).map(|page| self.send(Class::Slice, page)).buffer_unordered(OPEN_PAGES).collect().await;
@@ -78,23 +78,16 @@ fn notification(class: Class) -> Notification {
     }
 }
 
-fn people(provider: ProviderId, names: impl IntoIterator<Item = String>) -> Vec<Registration> {
+fn people(provider: ProviderId, names: impl IntoIterator<Item = String>) -> Vec<Recipient> {
     let token = |name: String| match provider {
         ProviderId::Expo => format!("ExponentPushToken[{name}]"),
         ProviderId::Fcm => format!("{name}:{}", "x".repeat(80)),
     };
-    let registration = |name| Registration {
-        token: Token::parse(&token(name)).unwrap(),
-        version: Version::from_i64(2),
-        user: None,
-        platform: None,
-        device: None,
-        device_info: None,
-    };
-    names.into_iter().map(registration).collect()
+    let recipient = |name| Recipient { token: Token::parse(&token(name)).unwrap(), version: Version::from_i64(2), platform: None };
+    names.into_iter().map(recipient).collect()
 }
 
-fn everybody(provider: ProviderId, count: usize) -> Vec<Registration> {
+fn everybody(provider: ProviderId, count: usize) -> Vec<Recipient> {
     people(provider, (0..count).map(|number| format!("phone-{number}")))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use futures::{StreamExt, stream};
 use pushcast::{
-    domain::{ProviderId, Slice},
+    domain::{Listeners, ProviderId, Slice},
     store::{Audience, Cluster, Registry, Settings, cql::CqlStore},
 };
 
@@ -42,8 +42,8 @@ pub async fn scan(task: &Task) -> Figures {
         .for_each_concurrent(task.at_once, async |index| {
             let mut after = None;
             loop {
-                let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: SLICES }, after, PAGE).await.unwrap();
-                meter.lock().unwrap().count(page.registrations.len() as u64);
+                let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: SLICES }, &Listeners::ALL, after, PAGE).await.unwrap();
+                meter.lock().unwrap().count(page.recipients.len() as u64);
                 if page.last {
                     return;
                 }

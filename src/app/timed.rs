@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen, RegimenId, Registration,
-        Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId, Regimen, RegimenId,
+        Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     metrics::Metrics,
     store::{
@@ -64,7 +64,7 @@ timed! {
         census() -> Vec<Census>;
     }
     Audience {
-        page_of_slice(provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Page;
+        page_of_slice(provider: ProviderId, slice: Slice, to: &Listeners, after: Option<Cursor>, limit: usize) -> Page;
     }
     Broadcasts {
         plan(broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Plan;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::domain::{Outcome, Registration};
+use crate::domain::{Outcome, Recipient};
 
 /// What goes first. Within a class pages keep the order in which they came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub struct Page<B> {
     /// What is sent.
     pub body: Arc<B>,
     /// To whom.
-    pub recipients: Vec<Registration>,
+    pub recipients: Vec<Recipient>,
     /// When the notification is no longer worth sending.
     pub expires: Instant,
     /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such end.
@@ -62,7 +62,7 @@ pub enum Final {
 #[derive(Debug)]
 pub struct Returned {
     /// The page's recipients.
-    pub recipients: Vec<Registration>,
+    pub recipients: Vec<Recipient>,
     /// What became of each message, in the page's order; `None` = not sent, because the page was withdrawn, went stale or
     /// ran out of its lease.
     pub finals: Vec<Option<Final>>,

@@ -55,10 +55,27 @@ pub struct SliceJob {
     pub broadcast: BroadcastId,
     /// Which tokens.
     pub slice: Slice,
+    /// Who of their owners.
+    pub to: Listeners,
+}
+
+/// Who hears of a broadcast to all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listeners {
     /// Who is not rung: the author.
     pub exclude: Option<UserId>,
     /// Whether tokens of nobody are rung.
     pub include_anonymous: bool,
+}
+
+impl Listeners {
+    /// Whoever has a token, and tokens of nobody too.
+    pub const ALL: Self = Self { exclude: None, include_anonymous: true };
+
+    /// Whether a token of this user (`None` = nobody's) is rung.
+    pub fn include(&self, user: Option<&str>) -> bool {
+        user.map_or(self.include_anonymous, |user| self.exclude.as_ref().is_none_or(|exclude| exclude.as_str() != user))
+    }
 }
 
 impl Work {

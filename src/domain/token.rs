@@ -62,6 +62,18 @@ pub struct Registration {
     pub device_info: Option<String>,
 }
 
+/// Of a registration what is needed to send to it, and to say later whom a verdict was about. Small: there is one for each
+/// message of a broadcast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// Where to send.
+    pub token: Token,
+    /// The event that registered it; a verdict names it.
+    pub version: Version,
+    /// What it runs, if known.
+    pub platform: Option<Platform>,
+}
+
 /// An event in the life of a token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenChange {
@@ -86,6 +98,14 @@ pub enum TokenChange {
     Unregistered(Token),
     /// Everything of this user goes, what registers late too.
     UserDeleted(UserId),
+}
+
+// === impl Recipient ===
+
+impl From<Registration> for Recipient {
+    fn from(Registration { token, version, platform, .. }: Registration) -> Self {
+        Self { token, version, platform }
+    }
 }
 
 // === impl TokenKind ===

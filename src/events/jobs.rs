@@ -10,7 +10,7 @@ use super::{
     notification::NotificationRecord,
     topics,
 };
-use crate::domain::{BroadcastId, DoseJob, Job, Lane, ListJob, ProfileId, ProviderId, RegimenId, Slice, SliceJob, UserId, Work};
+use crate::domain::{BroadcastId, DoseJob, Job, Lane, ListJob, Listeners, ProfileId, ProviderId, RegimenId, Slice, SliceJob, UserId, Work};
 
 /// How many users a list may hold.
 pub const LIST_MAX: usize = 500;
@@ -66,8 +66,7 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Job, Unreadable
             Work::Slice(SliceJob {
                 broadcast: BroadcastId::new(slice.broadcast_id.0),
                 slice: Slice { index: slice.index, of: slice.of },
-                exclude: slice.exclude.map(|id| UserId::new(id.0)),
-                include_anonymous: slice.include_anonymous,
+                to: Listeners { exclude: slice.exclude.map(|id| UserId::new(id.0)), include_anonymous: slice.include_anonymous },
             })
         }
     };
@@ -92,8 +91,8 @@ pub fn write(job: &Job) -> Vec<u8> {
             broadcast_id: LongId(slice.broadcast.as_str().to_owned()),
             index: slice.slice.index,
             of: slice.slice.of,
-            exclude: slice.exclude.as_ref().map(|user| Id(user.as_str().to_owned())),
-            include_anonymous: slice.include_anonymous,
+            exclude: slice.to.exclude.as_ref().map(|user| Id(user.as_str().to_owned())),
+            include_anonymous: slice.to.include_anonymous,
         }),
     };
     json::bytes(&Record { provider: Provider(job.provider), notification: (&job.notification).into(), work })

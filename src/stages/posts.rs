@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     domain::{
-        BroadcastId, Counts, Job, ListJob, Notification, Plan, Post, PostEvent, ProviderId, Report, Slice, SliceJob, Timestamp,
+        BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId, Report, Slice, SliceJob, Timestamp,
         Unavailable, UserId, Work,
     },
     events::{
@@ -174,12 +174,8 @@ fn parts(spec: &Spec) -> u32 {
 fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item = Job> + Send + 'a> {
     let works: Box<dyn Iterator<Item = Work> + Send + 'a> = match &spec.audience {
         Audience::Everybody { slices, exclude, include_anonymous } => Box::new((0..*slices).map(|index| {
-            Work::Slice(SliceJob {
-                broadcast: id.clone(),
-                slice: Slice { index, of: *slices },
-                exclude: exclude.clone(),
-                include_anonymous: *include_anonymous,
-            })
+            let to = Listeners { exclude: exclude.clone(), include_anonymous: *include_anonymous };
+            Work::Slice(SliceJob { broadcast: id.clone(), slice: Slice { index, of: *slices }, to })
         })),
         Audience::Users(users) => Box::new(
             (0..)

@@ -62,6 +62,7 @@ macro_rules! contract {
         $crate::suite::facts!($open, audience: [
             the_slices_hold_every_active_token_once,
             a_page_resumes_where_the_one_before_ended,
+            a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens,
             any_cursor_splits_a_slice_in_two,
             an_empty_slice_has_one_empty_page,
         ]);

@@ -7,7 +7,7 @@ use std::{collections::HashSet, env, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use pushcast::{
-    domain::{ProviderId, Slice},
+    domain::{Listeners, ProviderId, Slice},
     store::Audience,
 };
 use rand::prelude::*;
@@ -94,14 +94,14 @@ async fn every_active_token_is_met_once(number: u32) {
     for index in 0..slices {
         let mut after = None;
         loop {
-            let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: slices }, after, 500).await.unwrap();
+            let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: slices }, &Listeners::ALL, after, 500).await.unwrap();
             pages += 1;
-            empty += u64::from(page.registrations.is_empty() && !page.last);
+            empty += u64::from(page.recipients.is_empty() && !page.last);
             // A process dies in the middle of a page: the next one goes on after some position of it.
-            let whole = page.registrations.len();
+            let whole = page.recipients.len();
             let kept = if whole > 1 && random.random_bool(0.05) { random.random_range(1..whole) } else { whole };
-            for registration in &page.registrations[..kept] {
-                assert!(met.insert(registration.token.as_str().to_owned()), "met twice");
+            for recipient in &page.recipients[..kept] {
+                assert!(met.insert(recipient.token.as_str().to_owned()), "met twice");
             }
             if kept < whole {
                 resumed += 1;

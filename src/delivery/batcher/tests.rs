@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     delivery::{PayloadRefused, Verdict, page::Class, route::route},
-    domain::{Notification, Registration, Timestamp, Token, Version},
+    domain::{Notification, Recipient, Timestamp, Token, Version},
 };
 
 type Script = Box<dyn Fn(usize, &[String]) -> Reply + Send + Sync>;
@@ -97,14 +97,14 @@ fn accept_all(_: usize, tokens: &[String]) -> Reply {
     Reply::Each(tokens.iter().map(|_| Verdict::Accepted { ticket: None }).collect())
 }
 
-fn registration(name: &str) -> Registration {
+fn recipient(name: &str) -> Recipient {
     let token = Token::parse(&format!("ExponentPushToken[{name}]")).unwrap();
     let version = Version::of_record(Timestamp::UNIX_EPOCH, 0);
-    Registration { token, version, user: None, platform: None, device: None, device_info: None }
+    Recipient { token, version, platform: None }
 }
 
 fn page(class: Class, prefix: &str, n: usize) -> Page<&'static str> {
-    let recipients = (0..n).map(|i| registration(&format!("{prefix}{i}"))).collect();
+    let recipients = (0..n).map(|i| recipient(&format!("{prefix}{i}"))).collect();
     let hour = Instant::now() + Duration::from_secs(3600);
     Page { class, body: Arc::new(""), recipients, expires: hour, start_before: None, stale_at: hour }
 }

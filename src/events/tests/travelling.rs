@@ -5,8 +5,8 @@ use serde_json::Map;
 
 use super::*;
 use crate::domain::{
-    BroadcastId, Counts, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Notification, NotificationId, ProfileId, ProviderId, RegimenId,
-    Report, Slice, SliceJob, Tick, Ticket, TicketBatch, Timestamp, Token, UpstreamDose, UserId, Version, Work,
+    BroadcastId, Counts, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Listeners, Notification, NotificationId, ProfileId, ProviderId,
+    RegimenId, Report, Slice, SliceJob, Tick, Ticket, TicketBatch, Timestamp, Token, UpstreamDose, UserId, Version, Work,
 };
 
 fn ids() -> impl Strategy<Value = String> {
@@ -71,8 +71,7 @@ fn works() -> impl Strategy<Value = Work> {
             Work::Slice(SliceJob {
                 broadcast: BroadcastId::new(broadcast),
                 slice: Slice { index, of: 64 },
-                exclude: exclude.map(UserId::new),
-                include_anonymous,
+                to: Listeners { exclude: exclude.map(UserId::new), include_anonymous },
             })
         }),
     ]

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     delivery::{Class, Final, Page, Provider},
-    domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Registration, Report, Timestamp, Unavailable},
+    domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Recipient, Report, Timestamp, Unavailable},
     store::{Claim, DECIDED_WITHIN, DoseMark, Lease, Marked, Store},
     stream::{Fate, Publish, Record},
 };
@@ -46,7 +46,7 @@ struct Handling<'a> {
     /// Random for each handling: a process that froze must not take its old claim for a new one.
     owner: String,
     /// Whom it has rung so far; a claim that had to be renewed does not ring them again.
-    rung: Vec<(Registration, Final)>,
+    rung: Vec<(Recipient, Final)>,
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
@@ -137,7 +137,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let is_complete = returned.is_complete();
         let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
         // Who seems dead is judged when everybody has answered, and asked again with the others until then.
-        let mut answered: Vec<(Registration, Final)> = answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
+        let mut answered: Vec<(Recipient, Final)> = answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
         let suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), now);
         let is_held = self.is_held(handling.record, suspects).await;
         if is_held {
@@ -173,13 +173,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
-    async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Registration>, Unavailable> {
+    async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Recipient>, Unavailable> {
         let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
         tokens.retain(|registration| {
             let is_rung = handling.rung.iter().any(|(rung, _)| rung.token == registration.token);
             registration.token.kind().provider() == self.id() && !is_rung
         });
-        Ok(tokens)
+        Ok(tokens.into_iter().map(Recipient::from).collect())
     }
 
     async fn mark(&self, handling: &Handling<'_>, lease: &Lease, mark: DoseMark) -> Option<DoseMark> {

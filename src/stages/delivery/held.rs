@@ -20,7 +20,7 @@ use tracing::{error, warn};
 use super::{Delivery, Stopping};
 use crate::{
     delivery::{Final, Page, Provider, Returned},
-    domain::{BroadcastId, Cursor, Registration, Timestamp},
+    domain::{BroadcastId, Cursor, Recipient, Timestamp},
     stages::brake::{Answers, Brake},
     store::{Route, RouteState, Store},
     stream::{Publish, Record},
@@ -119,7 +119,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         (returned, positions): (&mut Returned, &[Cursor]),
-        sending: &(impl Fn(Vec<Registration>) -> Page<P::Body> + Sync),
+        sending: &(impl Fn(Vec<Recipient>) -> Page<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) -> BTreeSet<usize> {
         let mut suspects = Suspects::of(returned.finals.iter().flatten(), Timestamp::now());

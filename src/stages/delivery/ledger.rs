@@ -3,7 +3,7 @@
 
 use crate::{
     delivery::{Final, Provider},
-    domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Registration, Report, Ticket, Timestamp},
+    domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Recipient, Report, Ticket, Timestamp},
     events::{self, topics},
     store::Store,
     stream::{Message, Publish, Record},
@@ -16,12 +16,12 @@ const TICKETS_MAX: usize = 1_000;
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Puts the tickets by. Returns when Kafka has acknowledged them.
-    pub(super) async fn publish_tickets(&self, decided: &[(&Registration, &Final)]) {
+    pub(super) async fn publish_tickets(&self, decided: &[(&Recipient, &Final)]) {
         self.publish_all(tickets(decided)).await;
     }
 
     /// Reports the dead tokens, which the brake has let pass. Returns when Kafka has acknowledged them.
-    pub(super) async fn publish_dead(&self, decided: &[(&Registration, &Final)], now: Timestamp) {
+    pub(super) async fn publish_dead(&self, decided: &[(&Recipient, &Final)], now: Timestamp) {
         self.publish_all(dead_tokens(self.id(), decided, now)).await;
     }
 
@@ -39,7 +39,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Counts outcomes, and the time from the record to now for each.
-    pub(super) fn count(&self, record: &Record, lane: Lane, decided: &[(&Registration, &Final)], now: Timestamp) {
+    pub(super) fn count(&self, record: &Record, lane: Lane, decided: &[(&Recipient, &Final)], now: Timestamp) {
         let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
         // Local: one flush for them all, where each observation would be a handful of atomic operations.
@@ -56,8 +56,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 }
 
 /// The messages that put tickets by.
-fn tickets(decided: &[(&Registration, &Final)]) -> Vec<Message> {
-    let ticket = |(to, fate): &(&Registration, &Final)| match fate {
+fn tickets(decided: &[(&Recipient, &Final)]) -> Vec<Message> {
+    let ticket = |(to, fate): &(&Recipient, &Final)| match fate {
         Final::Sent { ticket: Some(id) } => Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version }),
         Final::Sent { ticket: None } | Final::Dead { .. } | Final::Refused { .. } | Final::Expired => None,
     };
@@ -67,15 +67,15 @@ fn tickets(decided: &[(&Registration, &Final)]) -> Vec<Message> {
 }
 
 /// The messages that tell of dead tokens.
-fn dead_tokens(provider: ProviderId, decided: &[(&Registration, &Final)], now: Timestamp) -> Vec<Message> {
-    let message = |(to, fate): &(&Registration, &Final)| match fate {
+fn dead_tokens(provider: ProviderId, decided: &[(&Recipient, &Final)], now: Timestamp) -> Vec<Message> {
+    let message = |(to, fate): &(&Recipient, &Final)| match fate {
         Final::Dead { reason } => Some(dead_token(provider, to, reason, now)),
         Final::Sent { .. } | Final::Refused { .. } | Final::Expired => None,
     };
     decided.iter().filter_map(message).collect()
 }
 
-fn dead_token(provider: ProviderId, to: &Registration, reason: &str, now: Timestamp) -> Message {
+fn dead_token(provider: ProviderId, to: &Recipient, reason: &str, now: Timestamp) -> Message {
     let source = match provider {
         ProviderId::Expo => "ticket",
         ProviderId::Fcm => "response",
@@ -92,7 +92,7 @@ fn dead_token(provider: ProviderId, to: &Registration, reason: &str, now: Timest
 }
 
 /// The outcomes of these messages.
-pub(super) fn counts(decided: &[(&Registration, &Final)]) -> Counts {
+pub(super) fn counts(decided: &[(&Recipient, &Final)]) -> Counts {
     let mut counts = Counts::default();
     for (_, fate) in decided {
         counts.add(fate.outcome());
@@ -107,15 +107,12 @@ mod tests {
 
     #[test]
     fn tickets_are_put_by_in_records_of_a_thousand() {
-        let registration = |n: usize| Registration {
+        let recipient = |n: usize| Recipient {
             token: Token::parse(&format!("ExponentPushToken[t{n}]")).unwrap(),
             version: Version::from_i64(2),
-            user: None,
             platform: None,
-            device: None,
-            device_info: None,
         };
-        let sent: Vec<_> = (0..1_500).map(|n| (registration(n), Final::Sent { ticket: Some(format!("id-{n}").into()) })).collect();
+        let sent: Vec<_> = (0..1_500).map(|n| (recipient(n), Final::Sent { ticket: Some(format!("id-{n}").into()) })).collect();
         let decided: Vec<_> = sent.iter().map(|(to, fate)| (to, fate)).collect();
         let batches = tickets(&decided).into_iter().map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
         let (sizes, ids): (Vec<_>, Vec<_>) = batches.map(|tickets| (tickets.len(), tickets)).unzip();

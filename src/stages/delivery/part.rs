@@ -13,10 +13,7 @@ use tracing::{debug, info, warn};
 use super::{Delivery, Stopping, instant, ledger::counts};
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
-    domain::{
-        BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Registration, Report, SliceJob, Timestamp, Unavailable,
-        Work,
-    },
+    domain::{BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report, Timestamp, Unavailable, Work},
     store::{Checkpoint, Page, Store, Total},
     stream::{Cause, Fate, Publish, Record},
 };
@@ -108,7 +105,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let expires = instant(job.notification.expires_at, Timestamp::now());
             let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
             let withdraw = self.withdrawal(&part.broadcast, stop);
-            let mut returned = self.desk.send(sending(page.registrations), withdraw).await?;
+            let mut returned = self.desk.send(sending(page.recipients), withdraw).await?;
             if stop.is_set() {
                 self.close_gaps(&mut returned, &page.positions, &sending, stop).await;
             }
@@ -136,7 +133,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         &self,
         returned: &mut Returned,
         positions: &[Cursor],
-        sending: impl Fn(Vec<Registration>) -> Sending<P::Body>,
+        sending: impl Fn(Vec<Recipient>) -> Sending<P::Body>,
         stop: &Stopping<'_>,
     ) {
         let gaps = gaps(&returned.finals, positions);
@@ -153,28 +150,26 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// The next messages of the part.
     async fn read_page(&self, job: &Job, after: Option<Cursor>) -> Result<Page, Unavailable> {
         match &job.work {
-            Work::Slice(slice) => {
-                let page = self.store.page_of_slice(self.id(), slice.slice, after, self.limits.page_size).await?;
-                Ok(only(page, |registration| is_in(slice, registration)))
-            }
+            Work::Slice(slice) => self.store.page_of_slice(self.id(), slice.slice, &slice.to, after, self.limits.page_size).await,
             Work::List(list) => self.page_of_list(list, after).await,
-            Work::Dose(_) => Ok(Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(0), last: true }),
+            Work::Dose(_) => Ok(Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(0), last: true }),
         }
     }
 
     /// The tokens of the next users; a user is never cut, so a page may be a few messages longer than a page.
     async fn page_of_list(&self, list: &ListJob, after: Option<Cursor>) -> Result<Page, Unavailable> {
         let done = after.map_or(0, |Cursor(done)| usize::try_from(done).unwrap_or(0));
-        let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
+        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
         let mut tokens = stream::iter(done..list.users.len()).map(|index| self.store.tokens_of(&list.users[index])).buffered(USERS_AT_ONCE);
         for position in (0..).map(Cursor).take(list.users.len() + 1).skip(done + 1) {
-            if page.registrations.len() >= self.limits.page_size {
+            if page.recipients.len() >= self.limits.page_size {
                 page.last = false;
                 break;
             }
             let tokens = tokens.try_next().await?.unwrap_or_default();
-            page.registrations.extend(tokens.into_iter().filter(|registration| registration.token.kind().provider() == self.id()));
-            page.positions.resize(page.registrations.len(), position);
+            let ours = tokens.into_iter().filter(|registration| registration.token.kind().provider() == self.id());
+            page.recipients.extend(ours.map(Recipient::from));
+            page.positions.resize(page.recipients.len(), position);
             page.end = position;
         }
         Ok(page)
@@ -186,7 +181,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         (returned, positions): (&mut Returned, &[Cursor]),
-        sending: &(impl Fn(Vec<Registration>) -> Sending<P::Body> + Sync),
+        sending: &(impl Fn(Vec<Recipient>) -> Sending<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
         self.publish_tickets(&decided(returned, returned.finals.len())).await;
@@ -277,23 +272,6 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// Whether a token of the slice hears of it: not the author's, and nobody's only if they are asked too.
-fn is_in(slice: &SliceJob, registration: &Registration) -> bool {
-    match &registration.user {
-        Some(user) => slice.exclude.as_ref() != Some(user),
-        None => slice.include_anonymous,
-    }
-}
-
-fn only(page: Page, keep: impl Fn(&Registration) -> bool) -> Page {
-    if page.registrations.iter().all(&keep) {
-        return page; // Nearly every page: the author has few phones.
-    }
-    let (registrations, positions) =
-        page.registrations.into_iter().zip(page.positions).filter(|(registration, _)| keep(registration)).unzip();
-    Page { registrations, positions, ..page }
-}
-
 /// What a checkpoint may cover.
 #[derive(Debug, PartialEq, Eq)]
 struct Cover {
@@ -321,7 +299,7 @@ fn gaps(finals: &[Option<Final>], positions: &[Cursor]) -> Vec<usize> {
 }
 
 /// The first `messages` of the page that have their outcome.
-fn decided(returned: &Returned, messages: usize) -> Vec<(&Registration, &Final)> {
+fn decided(returned: &Returned, messages: usize) -> Vec<(&Recipient, &Final)> {
     let fates = returned.recipients.iter().zip(&returned.finals).take(messages);
     fates.filter_map(|(to, fate)| Some((to, fate.as_ref()?))).collect()
 }

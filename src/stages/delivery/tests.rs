@@ -11,8 +11,8 @@ use super::*;
 use crate::{
     delivery::{Batcher, Gate, Keeper, Pace, Share, Verdict, route},
     domain::{
-        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Notification, NotificationId, Plan, PostId, ProfileId, RegimenId,
-        Slice, SliceJob, UserId,
+        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId, Plan, PostId, ProfileId,
+        RegimenId, Slice, SliceJob, UserId,
     },
     events::topics,
     stages::fakes::Topics,
@@ -85,7 +85,7 @@ impl World {
         state.ring = (0..tokens).map(|i| registration(&format!("t{i}"))).collect();
         state.plan = Some(Plan { spec: String::new(), parts: 1 });
         state.broadcast = Some(BroadcastState::Planned);
-        Work::Slice(SliceJob { broadcast: broadcast(), slice: Slice { index: 0, of: 1 }, exclude: None, include_anonymous: true })
+        Work::Slice(SliceJob { broadcast: broadcast(), slice: Slice { index: 0, of: 1 }, to: Listeners::ALL })
     }
 
     fn devices(&self, names: &[&str]) -> Work {

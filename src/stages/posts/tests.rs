@@ -119,8 +119,8 @@ async fn a_post_for_everybody_becomes_slices_dealt_out_to_the_partitions() {
         assert_eq!(message.topic, jobs::topic(provider, crate::domain::Lane::Bulk));
         assert_eq!(message.partition, Some(i32::try_from(slice.slice.index % 16).unwrap()));
         assert_eq!(message.key.as_deref(), Some(format!("post:p1:{}", slice.slice.index).as_bytes()));
-        assert_eq!((slice.slice.of, slice.include_anonymous), (64, true));
-        assert_eq!(slice.exclude, Some(UserId::new("u1")));
+        assert_eq!((slice.slice.of, slice.to.include_anonymous), (64, true));
+        assert_eq!(slice.to.exclude, Some(UserId::new("u1")));
         assert_eq!((notification.title.as_str(), notification.body.as_str()), ("New Reflection from Ann", "On walking"));
         assert_eq!(notification.expires_at.to_string(), "2026-11-21T01:00:00Z");
         seen.insert((provider, slice.slice.index));

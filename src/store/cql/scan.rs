@@ -12,7 +12,7 @@ use super::{
     tokens::State,
 };
 use crate::{
-    domain::{Cursor, ProviderId, Slice, Token, TokenHash, TokenKind, Unavailable},
+    domain::{Cursor, Listeners, ProviderId, Slice, Token, TokenHash, TokenKind, Unavailable, UserId},
     store::{Audience, Census, Page, TokenRow},
 };
 
@@ -26,10 +26,17 @@ const PIECES: u32 = 256;
 const PIECES_AT_ONCE: usize = 8;
 
 impl Audience for CqlStore {
-    async fn page_of_slice(&self, provider: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Result<Page, Unavailable> {
+    async fn page_of_slice(
+        &self,
+        provider: ProviderId,
+        slice: Slice,
+        to: &Listeners,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Page, Unavailable> {
         const CONTEXT: &str = "read a page of tokens";
         let (low, high) = slice.bounds();
-        let mut page = Page { registrations: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
+        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
         let start = match after {
             Some(Cursor(after)) if after >= high => return Ok(page),
             Some(Cursor(after)) => low.max(after + 1),
@@ -48,15 +55,17 @@ impl Audience for CqlStore {
             let rows = rows.rows::<(i64, &str, Option<State>)>().map_err(|err| unreadable(CONTEXT, err))?;
             for row in rows {
                 let (position, token, state) = row.map_err(|err| unreadable(CONTEXT, err))?;
-                let full = page.registrations.len() >= limit || looked_at >= LOOKED_AT_MAX;
+                let full = page.recipients.len() >= limit || looked_at >= LOOKED_AT_MAX;
                 if full && position != end {
-                    let end = if page.registrations.len() >= limit { page.positions.last().copied() } else { None };
+                    let end = if page.recipients.len() >= limit { page.positions.last().copied() } else { None };
                     return Ok(Page { end: end.unwrap_or(Cursor(position - 1)), last: false, ..page });
                 }
                 (end, looked_at) = (position, looked_at + 1);
                 let Some(state) = state.filter(|state| state.provider() == Some(provider)) else { continue };
-                if let Some(registration) = state.registration(token)? {
-                    page.registrations.push(registration);
+                if let Some(registration) = state.registration(token)?
+                    && to.include(registration.user.as_ref().map(UserId::as_str))
+                {
+                    page.recipients.push(registration.into());
                     page.positions.push(Cursor(position));
                 }
             }
@@ -64,12 +73,12 @@ impl Audience for CqlStore {
                 return Ok(page);
             }
             from = next;
-            set_page(&mut statement, rows_for(limit - page.registrations.len().min(limit), page.registrations.len(), looked_at) + 1);
+            set_page(&mut statement, rows_for(limit - page.recipients.len().min(limit), page.recipients.len(), looked_at) + 1);
         }
     }
 }
 
-/// How many rows hold as many registrations as are still wanted, after so many in the rows that were looked at.
+/// How many rows hold as many recipients as are still wanted, after so many in the rows that were looked at.
 fn rows_for(wanted: usize, found: usize, looked_at: usize) -> usize {
     wanted * looked_at / found.max(1)
 }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     domain::{
-        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, PartId, Plan, ProfileId, ProviderId, RegimenId, Slice, Token, TokenChange,
-        UserId, Version,
+        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, Listeners, PartId, Plan, ProfileId, ProviderId, RegimenId, Slice, Token,
+        TokenChange, UserId, Version,
     },
     store::{Audience, Broadcasts, Claim, Doses, Registry, Shard},
 };
@@ -64,10 +64,10 @@ async fn tokens_on_one_position_are_never_parted() {
         .unwrap();
     store.write("order", |db, _| db.execute("UPDATE tokens SET position = 6 WHERE position != 5", [])).await.unwrap();
     let slice = Slice { index: 0, of: 1 };
-    let first = store.page_of_slice(ProviderId::Expo, slice, None, 2).await.unwrap();
-    assert_eq!((first.registrations.len(), first.end, first.last), (4, Cursor(5), false));
-    let second = store.page_of_slice(ProviderId::Expo, slice, Some(first.end), 2).await.unwrap();
-    assert_eq!((second.registrations.len(), second.last), (3, true));
+    let first = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, None, 2).await.unwrap();
+    assert_eq!((first.recipients.len(), first.end, first.last), (4, Cursor(5), false));
+    let second = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, Some(first.end), 2).await.unwrap();
+    assert_eq!((second.recipients.len(), second.last), (3, true));
 }
 
 #[tokio::test]

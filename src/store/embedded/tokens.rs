@@ -348,11 +348,11 @@ fn strike(db: &Connection, token: &Token, reason: &str, now: Timestamp) -> rusql
         .map(drop)
 }
 
-pub(super) const REGISTRATION: &str = "push_token, version, user_id, platform, device_id, device_info";
+const REGISTRATION: &str = "push_token, version, user_id, platform, device_id, device_info";
 
-pub(super) fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
+fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
     Ok(Registration {
-        token: Token::parse(row.get_ref(first)?.as_str()?).map_err(|error| unreadable(first, error))?,
+        token: token(row, first)?,
         version: Version::from_i64(row.get(first + 1)?),
         user: row.get::<_, Option<String>>(first + 2)?.map(UserId::new),
         platform: platform(row, first + 3)?,
@@ -375,7 +375,11 @@ fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
     })
 }
 
-fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> {
+pub(super) fn token(row: &Row<'_>, column: usize) -> rusqlite::Result<Token> {
+    Token::parse(row.get_ref(column)?.as_str()?).map_err(|error| unreadable(column, error))
+}
+
+pub(super) fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> {
     if row.get_ref(column)?.as_str_or_null()?.is_none() {
         return Ok(None);
     }

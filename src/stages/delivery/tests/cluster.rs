@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, PartId, Plan, Progress, ProviderId, Regimen, RegimenId,
-        Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId, Regimen,
+        RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     events::topics,
     stages::delivery::dose,
@@ -397,7 +397,7 @@ impl Broadcasts for Seat {
 }
 
 impl Audience for Seat {
-    async fn page_of_slice(&self, _: ProviderId, slice: Slice, after: Option<Cursor>, limit: usize) -> Answer<Page> {
+    async fn page_of_slice(&self, _: ProviderId, slice: Slice, _: &Listeners, after: Option<Cursor>, limit: usize) -> Answer<Page> {
         let (cut, checkpoint_first) = (self.is(Broken::PositionsCut), self.is(Broken::CheckpointFirst));
         let read = |cluster: &mut Cluster| {
             let ring = &cluster.rings[slice.index as usize];
@@ -411,8 +411,9 @@ impl Audience for Seat {
                 row.cursor = row.cursor.max(Some(end));
             }
             let is_last = len == rest.len();
-            let (positions, registrations) = rest.into_iter().take(len).unzip();
-            Page { registrations, positions, end, last: is_last }
+            let (positions, recipients) =
+                rest.into_iter().take(len).map(|(position, registration)| (position, registration.into())).unzip();
+            Page { recipients, positions, end, last: is_last }
         };
         Ok(self.ask(read).await)
     }

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     delivery::{Message, PayloadRefused, Provider, Reply, Verdict},
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Notification, PartId, Plan, Progress, ProviderId, Regimen,
-        RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification, PartId, Plan, Progress, ProviderId,
+        Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
@@ -105,13 +105,18 @@ impl Registry for Fake {
 }
 
 impl Audience for Fake {
-    async fn page_of_slice(&self, _: ProviderId, _: Slice, after: Option<Cursor>, limit: usize) -> Answer<Page> {
+    async fn page_of_slice(&self, _: ProviderId, _: Slice, _: &Listeners, after: Option<Cursor>, limit: usize) -> Answer<Page> {
         let state = self.ask("page_of_slice")?;
         let from = after.map_or(0, |Cursor(at)| usize::try_from(at).unwrap());
         let to = state.ring.len().min(from + limit);
         let positions = (from..to).map(|at| Cursor(i64::try_from(at).unwrap() + 1)).collect();
         let end = Cursor(i64::try_from(to).unwrap());
-        Ok(Page { registrations: state.ring[from..to].to_vec(), positions, end, last: to == state.ring.len() })
+        Ok(Page {
+            recipients: state.ring[from..to].iter().cloned().map(Recipient::from).collect(),
+            positions,
+            end,
+            last: to == state.ring.len(),
+        })
     }
 }
 

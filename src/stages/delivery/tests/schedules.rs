@@ -183,7 +183,7 @@ fn on_paused_time<T>(schedule: impl Future<Output = T>) -> T {
 }
 
 fn part_job(part: u32) -> Job {
-    let slice = SliceJob { broadcast: broadcast(), slice: Slice { index: part, of: 64 }, exclude: None, include_anonymous: true };
+    let slice = SliceJob { broadcast: broadcast(), slice: Slice { index: part, of: 64 }, to: Listeners::ALL };
     job(Work::Slice(slice), Timestamp::now() + Duration::from_secs(24 * 60 * 60))
 }
 
