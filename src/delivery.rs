@@ -26,7 +26,7 @@ pub use self::{
     pace::{Allowance, Pace, Share},
     page::{Class, Final, Page, Returned},
     route::{Gate, Keeper, Route, route},
-    splice::splice,
+    splice::{splice, splice_number},
 };
 
 /// `[push]` of config/default.toml.

@@ -17,6 +17,7 @@ mod answers;
 use std::{
     collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -84,7 +85,8 @@ pub struct Batcher<P: Provider> {
     /// Why the last request failed.
     failure: String,
     complained: Option<Instant>,
-    shown: Option<&'static str>,
+    /// The state that was told last, and how many probes had failed by then.
+    shown: Option<(&'static str, Option<u8>)>,
     shown_rate: Option<f64>,
     metrics: Arc<Metrics>,
 }
@@ -238,9 +240,16 @@ impl<P: Provider> Batcher<P> {
         self.pace.share(share, Instant::now());
         let mut share_open = true;
         let left = Arc::clone(&self.left);
+        // One timer for all turns: nearly every turn would set the next one to the same time.
+        let mut alarm = pin!(sleep_until(Instant::now()));
+        let mut alarm_at = None;
         loop {
             let wake = self.start_requests();
             self.show();
+            if let Some(at) = wake.filter(|_| wake != alarm_at) {
+                alarm.as_mut().reset(at);
+            }
+            alarm_at = wake;
             if !self.inbox_open && self.pages.is_empty() {
                 return;
             }
@@ -265,7 +274,7 @@ impl<P: Provider> Batcher<P> {
                     self.pace.share(share, Instant::now());
                 }
                 Ok(()) = self.gate.changed() => {}
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                () = alarm.as_mut(), if wake.is_some() => alarm_at = None,
             }
         }
     }
@@ -425,22 +434,23 @@ impl<P: Provider> Batcher<P> {
             Gate::Open if self.waiting_until.is_some() => "waiting",
             Gate::Open => "running",
         };
-        self.route.tell(match (state, self.breaker.failed_probes()) {
-            ("breaker", Some(probes)) => Some(format!("open breaker: it is down ({}), {probes} probes have failed", self.failure)),
-            ("waiting", _) => Some("it asked us to wait".to_owned()),
-            _ => None,
-        });
         let label = self.id.label();
         if self.shown_rate != Some(self.pace.rate()) {
             self.shown_rate = Some(self.pace.rate());
             self.metrics.rate_limit.with_label_values(&[label, "instance"]).set(self.pace.rate());
         }
-        if self.shown != Some(state) {
-            if let Some(before) = self.shown {
+        let shown = (state, self.breaker.failed_probes());
+        if self.shown != Some(shown) {
+            self.route.tell(match shown {
+                ("breaker", Some(probes)) => Some(format!("open breaker: it is down ({}), {probes} probes have failed", self.failure)),
+                ("waiting", _) => Some("it asked us to wait".to_owned()),
+                _ => None,
+            });
+            if let Some((before, _)) = self.shown.filter(|&(before, _)| before != state) {
                 self.metrics.route_state.with_label_values(&[label, before]).set(0);
             }
             self.metrics.route_state.with_label_values(&[label, state]).set(1);
-            self.shown = Some(state);
+            self.shown = Some(shown);
         }
     }
 }

@@ -170,11 +170,12 @@ impl Provider for Expo {
         if messages.is_empty() {
             return Reply::Each(Vec::new());
         }
-        let order = grouped(messages);
-        let in_order: Vec<&Message<Body>> = order.iter().map(|&place| &messages[place]).collect();
-        let reply = match self.ask(&self.send_url, Request::send(&in_order, self.gzip)).await {
+        let groups = grouped(messages);
+        let request = Request::send(messages, &groups, self.gzip);
+        let order: Vec<usize> = groups.into_iter().flat_map(|group| group.places).collect();
+        let reply = match self.ask(&self.send_url, request).await {
             Ok(answer) => {
-                let tokens: Vec<&Token> = in_order.iter().map(|message| &message.token).collect();
+                let tokens: Vec<&Token> = order.iter().map(|&place| &messages[place].token).collect();
                 put_back(verdict::reply(&answer, &tokens, &self.reading), &order)
             }
             Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },

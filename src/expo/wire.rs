@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    delivery::{Message, PayloadRefused, payload, splice},
+    delivery::{Message, PayloadRefused, payload, splice, splice_number},
     domain::{Notification, Platform, Token},
 };
 
@@ -34,11 +34,18 @@ pub struct Body {
 }
 
 /// What a message says, to whomever.
-#[derive(Clone, Copy)]
+#[derive(Debug)]
 struct Said<'a> {
     rest: &'a [u8],
     /// Seconds.
     ttl: u64,
+}
+
+/// Messages that say the same, by their places in the request's order.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    said: Said<'a>,
+    pub places: Vec<usize>,
 }
 
 /// A request body as it goes over the wire.
@@ -180,48 +187,46 @@ impl PartialEq for Said<'_> {
     }
 }
 
-/// The places of these messages, in an order that makes neighbours of those that say the same.
-pub(super) fn grouped(messages: &[Message<Body>]) -> Vec<usize> {
-    let mut kinds: Vec<Said<'_>> = Vec::new();
-    let mut kind_of = Vec::with_capacity(messages.len());
-    for message in messages {
+/// These messages by what they say.
+pub(super) fn grouped(messages: &[Message<Body>]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for (place, message) in messages.iter().enumerate() {
         let said = Said::by(message);
-        let kind = kinds.iter().position(|kind| *kind == said).unwrap_or(kinds.len());
-        if kind == kinds.len() {
-            kinds.push(said);
+        match groups.iter_mut().find(|group| group.said == said) {
+            Some(group) => group.places.push(place),
+            None => {
+                let mut places = Vec::with_capacity(messages.len());
+                places.push(place);
+                groups.push(Group { said, places });
+            }
         }
-        kind_of.push(kind);
     }
-    let mut order: Vec<usize> = (0..messages.len()).collect();
-    order.sort_by_key(|&place| kind_of[place]);
-    order
+    groups
 }
 
 // === impl Request ===
 
 impl Request {
-    /// All messages as an array of objects, compressed or not. Neighbours that differ in their token alone share an object:
-    /// a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient, in this order.
-    pub(super) fn send(messages: &[&Message<Body>], gzip: bool) -> Self {
-        let groups = messages.chunk_by(|one, next| Said::by(one) == Said::by(next));
-        let size = groups.clone().map(|group| Said::by(group[0]).rest.len() + 48).sum::<usize>()
+    /// All messages as an array of objects, compressed or not. Those that differ in their token alone share an object: a
+    /// hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient, in this order.
+    pub(super) fn send(messages: &[Message<Body>], groups: &[Group<'_>], gzip: bool) -> Self {
+        let size = groups.iter().map(|group| group.said.rest.len() + 48).sum::<usize>()
             + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
         let mut bytes = Vec::with_capacity(size);
-        for group in groups {
+        for Group { said, places } in groups {
             bytes.push(if bytes.is_empty() { b'[' } else { b',' });
             bytes.extend_from_slice(br#"{"to":"#);
-            if let [message] = group {
-                push_token(&mut bytes, message.token.as_str());
+            if let [place] = places[..] {
+                push_token(&mut bytes, messages[place].token.as_str());
             } else {
-                for (index, message) in group.iter().enumerate() {
+                for (index, &place) in places.iter().enumerate() {
                     bytes.push(if index == 0 { b'[' } else { b',' });
-                    push_token(&mut bytes, message.token.as_str());
+                    push_token(&mut bytes, messages[place].token.as_str());
                 }
                 bytes.push(b']');
             }
             bytes.extend_from_slice(br#","ttl":"#);
-            let said = Said::by(group[0]);
-            push_number(&mut bytes, said.ttl);
+            splice_number(&mut bytes, said.ttl.cast_signed());
             bytes.extend_from_slice(said.rest);
         }
         bytes.push(b']');
@@ -255,10 +260,6 @@ fn push_token(bytes: &mut Vec<u8>, token: &str) {
     bytes.push(b'"');
     splice(bytes, token);
     bytes.push(b'"');
-}
-
-fn push_number(bytes: &mut Vec<u8>, number: u64) {
-    let _memory_does_not_fail = write!(bytes, "{number}");
 }
 
 // === impl Tickets ===

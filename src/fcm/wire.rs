@@ -2,7 +2,7 @@
 //!
 //! A notification is serialised once ([`Body`]); a message is its token, its time to live and its end spliced into that.
 
-use std::{borrow::Cow, collections::BTreeMap, io::Write as _, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    delivery::{Message, PayloadRefused, payload, splice},
+    delivery::{Message, PayloadRefused, payload, splice, splice_number},
     domain::{Notification, Timestamp, TokenKind},
 };
 
@@ -196,9 +196,13 @@ pub(super) fn request(message: &Message<Body>, now: Timestamp) -> Vec<u8> {
         TokenKind::Fcm | TokenKind::Expo => br#"{"message":{"token":""#,
     });
     splice(&mut bytes, token);
-    let _memory_does_not_fail = write!(bytes, r#"","android":{{"ttl":"{ttl}s","#);
+    bytes.extend_from_slice(br#"","android":{"ttl":""#);
+    splice_number(&mut bytes, ttl.cast_signed());
+    bytes.extend_from_slice(br#"s","#);
     bytes.extend_from_slice(middle);
-    let _memory_does_not_fail = write!(bytes, r#""apns-expiration":"{end}","#);
+    bytes.extend_from_slice(br#""apns-expiration":""#);
+    splice_number(&mut bytes, end);
+    bytes.extend_from_slice(br#"","#);
     bytes.extend_from_slice(tail);
     bytes
 }

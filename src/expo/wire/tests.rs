@@ -25,9 +25,7 @@ fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Durat
         .iter()
         .map(|(token, platform)| Message { body: body.clone(), token: Token::parse(token).unwrap(), platform: *platform, ttl })
         .collect();
-    let order = grouped(&messages);
-    let in_order: Vec<_> = order.iter().map(|&place| &messages[place]).collect();
-    serde_json::from_slice(&plain(&Request::send(&in_order, true))).unwrap()
+    serde_json::from_slice(&plain(&Request::send(&messages, &grouped(&messages), true))).unwrap()
 }
 
 fn plain(request: &Request) -> Vec<u8> {
@@ -75,7 +73,8 @@ fn only_messages_that_say_the_same_share_an_object() {
         ttl: Duration::from_secs(seconds),
     };
     let messages = [message(&one, 60), message(&other, 60), message(&one, 61), message(&one, 60), message(&other, 60)];
-    assert_eq!(grouped(&messages), [0, 3, 1, 4, 2]);
+    let places: Vec<_> = grouped(&messages).into_iter().map(|group| group.places).collect();
+    assert_eq!(places, [vec![0, 3], vec![1, 4], vec![2]]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::{
     Delivery, Stopping,
     held::{LOOK_EVERY, Look, Suspects, is_dead},
     instant,
-    ledger::counts,
+    ledger::{counts, dead_tokens, tickets},
 };
 use crate::{
     delivery::{Class, Final, Page, Provider},
@@ -60,9 +60,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let owner = format!("{:032x}", rand::random::<u128>());
         let mut handling = Handling { record, job, dose, key, owner, rung: Vec::new() };
         let mark = self.marked(&mut handling, stop).await?;
-        let rung: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
-        self.publish_tickets(&rung).await;
-        self.publish_dead(&rung, Timestamp::now()).await;
+        self.publish_all(tickets(handling.rung())).await;
+        self.publish_all(dead_tokens(self.id(), handling.rung(), Timestamp::now())).await;
         let Some(mark) = mark else { return Ok(Fate::Unfinished) };
         self.publish_report(&report(job, &handling.key, &mark)).await;
         Ok(Fate::Done)
@@ -143,9 +142,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         if is_held {
             answered.retain(|(_, fate)| !is_dead(fate));
         }
-        let new: Vec<_> = answered.iter().map(|(to, fate)| (to, fate)).collect();
-        self.count(handling.record, Lane::Urgent, &new, now);
-        if !new.is_empty() {
+        self.count(handling.record, Lane::Urgent, answered.iter().map(|(_, fate)| fate), now);
+        if !answered.is_empty() {
             let late = now.duration_since(handling.dose.schedule_time).as_secs_f64();
             self.metrics.dose_lateness_seconds.observe(late.max(0.0));
         }
@@ -153,8 +151,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         if !is_complete || is_held {
             return Ok(None);
         }
-        let all: Vec<_> = handling.rung.iter().map(|(to, fate)| (to, fate)).collect();
-        let counts = counts(&all);
+        let counts = counts(handling.rung().map(|(_, fate)| fate));
         let mark = DoseMark { outcome: outcome(counts), counts, at: now };
         Ok(self.mark(handling, lease, mark).await)
     }
@@ -191,6 +188,11 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 }
 
 impl Handling<'_> {
+    /// Whom it has rung so far.
+    fn rung(&self) -> impl Iterator<Item = (&Recipient, &Final)> {
+        self.rung.iter().map(|(to, fate)| (to, fate))
+    }
+
     /// Returns when nobody more is to be rung.
     async fn withdrawal(&self, stop: &Stopping<'_>) {
         if self.rung.is_empty() { stop.wait().await } else { stop.last_call().await }

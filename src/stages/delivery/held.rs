@@ -17,7 +17,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
-use super::{Delivery, Stopping};
+use super::{Delivery, Stopping, ledger::tickets};
 use crate::{
     delivery::{Final, Page, Provider, Returned},
     domain::{BroadcastId, Cursor, Recipient, Timestamp},
@@ -154,9 +154,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             for (&index, fate) in again.iter().zip(fates) {
                 returned.finals[index] = fate.or(returned.finals[index].take());
             }
-            let decided: Vec<_> =
-                again.iter().filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?))).collect();
-            self.publish_tickets(&decided).await;
+            let decided = again.iter().filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?)));
+            self.publish_all(tickets(decided)).await;
             if !is_complete {
                 return self.give_up_dead(returned, positions);
             }

@@ -15,17 +15,8 @@ use super::Delivery;
 const TICKETS_MAX: usize = 1_000;
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    /// Puts the tickets by. Returns when Kafka has acknowledged them.
-    pub(super) async fn publish_tickets(&self, decided: &[(&Recipient, &Final)]) {
-        self.publish_all(tickets(decided)).await;
-    }
-
-    /// Reports the dead tokens, which the brake has let pass. Returns when Kafka has acknowledged them.
-    pub(super) async fn publish_dead(&self, decided: &[(&Recipient, &Final)], now: Timestamp) {
-        self.publish_all(dead_tokens(self.id(), decided, now)).await;
-    }
-
-    async fn publish_all(&self, messages: Vec<Message>) {
+    /// Returns when Kafka has acknowledged them all.
+    pub(super) async fn publish_all(&self, messages: Vec<Message>) {
         if !messages.is_empty() {
             self.insist(|| self.publish.publish_all(messages.clone())).await;
         }
@@ -39,14 +30,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Counts outcomes, and the time from the record to now for each.
-    pub(super) fn count(&self, record: &Record, lane: Lane, decided: &[(&Recipient, &Final)], now: Timestamp) {
+    pub(super) fn count<'a>(&self, record: &Record, lane: Lane, fates: impl Iterator<Item = &'a Final>, now: Timestamp) {
         let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
         // Local: one flush for them all, where each observation would be a handful of atomic operations.
         let durations = self.metrics.delivery_seconds.with_label_values(&[provider, lane]).local();
-        decided.iter().for_each(|_| durations.observe(seconds));
+        let counts = counts(fates.inspect(|_| durations.observe(seconds)));
         durations.flush();
-        let counts = counts(decided);
         for outcome in Outcome::ALL {
             if counts.of(outcome) > 0 {
                 self.metrics.notifications_total.with_label_values(&[provider, lane, outcome.label()]).inc_by(counts.of(outcome));
@@ -56,23 +46,27 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 }
 
 /// The messages that put tickets by.
-fn tickets(decided: &[(&Recipient, &Final)]) -> Vec<Message> {
-    let ticket = |(to, fate): &(&Recipient, &Final)| match fate {
+pub(super) fn tickets<'a>(decided: impl Iterator<Item = (&'a Recipient, &'a Final)>) -> Vec<Message> {
+    let ticket = |(to, fate): (&Recipient, &Final)| match fate {
         Final::Sent { ticket: Some(id) } => Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version }),
         Final::Sent { ticket: None } | Final::Dead { .. } | Final::Refused { .. } | Final::Expired => None,
     };
-    let tickets: Vec<Ticket> = decided.iter().filter_map(ticket).collect();
+    let tickets: Vec<Ticket> = decided.filter_map(ticket).collect();
     let batches = tickets.chunks(TICKETS_MAX);
     batches.map(|tickets| Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(tickets, None))).collect()
 }
 
-/// The messages that tell of dead tokens.
-fn dead_tokens(provider: ProviderId, decided: &[(&Recipient, &Final)], now: Timestamp) -> Vec<Message> {
-    let message = |(to, fate): &(&Recipient, &Final)| match fate {
+/// The messages that tell of dead tokens, which the brake has let pass.
+pub(super) fn dead_tokens<'a>(
+    provider: ProviderId,
+    decided: impl Iterator<Item = (&'a Recipient, &'a Final)>,
+    now: Timestamp,
+) -> Vec<Message> {
+    let message = |(to, fate): (&Recipient, &Final)| match fate {
         Final::Dead { reason } => Some(dead_token(provider, to, reason, now)),
         Final::Sent { .. } | Final::Refused { .. } | Final::Expired => None,
     };
-    decided.iter().filter_map(message).collect()
+    decided.filter_map(message).collect()
 }
 
 fn dead_token(provider: ProviderId, to: &Recipient, reason: &str, now: Timestamp) -> Message {
@@ -92,11 +86,9 @@ fn dead_token(provider: ProviderId, to: &Recipient, reason: &str, now: Timestamp
 }
 
 /// The outcomes of these messages.
-pub(super) fn counts(decided: &[(&Recipient, &Final)]) -> Counts {
+pub(super) fn counts<'a>(fates: impl Iterator<Item = &'a Final>) -> Counts {
     let mut counts = Counts::default();
-    for (_, fate) in decided {
-        counts.add(fate.outcome());
-    }
+    fates.for_each(|fate| counts.add(fate.outcome()));
     counts
 }
 
@@ -113,8 +105,9 @@ mod tests {
             platform: None,
         };
         let sent: Vec<_> = (0..1_500).map(|n| (recipient(n), Final::Sent { ticket: Some(format!("id-{n}").into()) })).collect();
-        let decided: Vec<_> = sent.iter().map(|(to, fate)| (to, fate)).collect();
-        let batches = tickets(&decided).into_iter().map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
+        let batches = tickets(sent.iter().map(|(to, fate)| (to, fate)))
+            .into_iter()
+            .map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
         let (sizes, ids): (Vec<_>, Vec<_>) = batches.map(|tickets| (tickets.len(), tickets)).unzip();
         assert_eq!(sizes, [1_000, 500]);
         assert!(ids.concat().iter().zip(&sent).all(|(ticket, (to, _))| ticket.token == to.token && ticket.registration == to.version));

@@ -10,7 +10,10 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::{Delivery, Stopping, instant, ledger::counts};
+use super::{
+    Delivery, Stopping, instant,
+    ledger::{counts, dead_tokens, tickets},
+};
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
     domain::{BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report, Timestamp, Unavailable, Work},
@@ -115,7 +118,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
             let stopped = !returned.is_complete() && !stop.is_set() && self.insist(|| self.is_stopped(&part.broadcast)).await;
             let counted = if stopped { returned.finals.len() } else { cover.messages };
-            progress.counts += counts(&decided(&returned, counted));
+            progress.counts += counts(returned.finals[..counted].iter().flatten());
             progress.cursor = cover.cursor.or(progress.cursor);
             progress.done = stopped || (returned.is_complete() && page.last);
             if let Checkpoint::Lost = self.insist(|| self.store.checkpoint(part, &progress)).await {
@@ -184,19 +187,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         sending: &(impl Fn(Vec<Recipient>) -> Sending<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
-        self.publish_tickets(&decided(returned, returned.finals.len())).await;
+        self.publish_all(tickets(decided(returned).map(|(_, to, fate)| (to, fate)))).await;
         let unreported = self.hold(record, broadcast, (&mut *returned, positions), sending, stop).await;
         let now = Timestamp::now();
-        let decided = decided(returned, returned.finals.len());
-        self.count(record, Lane::Bulk, &decided, now);
-        if unreported.is_empty() {
-            self.publish_dead(&decided, now).await;
-        } else {
-            let fates = returned.recipients.iter().zip(&returned.finals).enumerate();
-            let reported = fates.filter(|(index, _)| !unreported.contains(index)).filter_map(|(_, (to, fate))| Some((to, fate.as_ref()?)));
-            self.publish_dead(&reported.collect::<Vec<_>>(), now).await;
-        }
-        let refused = decided.iter().find_map(|(_, fate)| match fate {
+        self.count(record, Lane::Bulk, returned.finals.iter().flatten(), now);
+        let reported = decided(returned).filter(|(index, ..)| !unreported.contains(index)).map(|(_, to, fate)| (to, fate));
+        self.publish_all(dead_tokens(self.id(), reported, now)).await;
+        let refused = returned.finals.iter().flatten().find_map(|fate| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,
         });
@@ -298,10 +295,10 @@ fn gaps(finals: &[Option<Final>], positions: &[Cursor]) -> Vec<usize> {
     (0..end).filter(|&index| finals[index].is_none()).collect()
 }
 
-/// The first `messages` of the page that have their outcome.
-fn decided(returned: &Returned, messages: usize) -> Vec<(&Recipient, &Final)> {
-    let fates = returned.recipients.iter().zip(&returned.finals).take(messages);
-    fates.filter_map(|(to, fate)| Some((to, fate.as_ref()?))).collect()
+/// The messages of the page that have their outcome, each with its place.
+fn decided(returned: &Returned) -> impl Iterator<Item = (usize, &Recipient, &Final)> {
+    let fates = returned.recipients.iter().zip(&returned.finals).enumerate();
+    fates.filter_map(|(index, (to, fate))| Some((index, to, fate.as_ref()?)))
 }
 
 #[cfg(test)]
