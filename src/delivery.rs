@@ -68,16 +68,16 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Makes one request of at most [`Provider::batch_max`] messages and reads its answer. Ends within the provider's
     /// request time-out.
-    fn send(&self, messages: &[Message<Self::Body>]) -> impl Future<Output = Reply> + Send;
+    fn send(&self, messages: &[Message<'_, Self::Body>]) -> impl Future<Output = Reply> + Send;
 }
 
 /// One notification to one token.
 #[derive(Debug)]
-pub struct Message<B> {
+pub struct Message<'a, B> {
     /// What.
-    pub body: Arc<B>,
+    pub body: &'a B,
     /// To whom.
-    pub token: Token,
+    pub token: &'a Token,
     /// What the device runs, if known: some fields differ.
     pub platform: Option<Platform>,
     /// How long the provider may keep trying: the rest of the notification's life.

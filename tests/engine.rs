@@ -49,7 +49,7 @@ impl<P: Provider> Engine<P> {
     async fn send(&self, class: Class, recipients: Vec<Recipient>) -> Returned {
         let body = Arc::new(self.provider.body(&notification(class)).unwrap());
         let (expires, stale_at) = (Instant::now() + Duration::from_secs(24 * 3600), Instant::now() + Duration::from_secs(24 * 3600));
-        self.desk.send(Page { class, body, recipients, expires, start_before: None, stale_at }, pending()).await.unwrap()
+        self.desk.send(Page { class, body, recipients: recipients.into(), expires, start_before: None, stale_at }, pending()).await.unwrap()
     }
 
     /// Sends to all of them, page by page, as the handlers of a broadcast's parts do.

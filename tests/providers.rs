@@ -236,15 +236,14 @@ fn notification() -> Notification {
     }
 }
 
-fn messages<P: Provider>(provider: &P, tokens: &[String]) -> Vec<Message<P::Body>> {
-    let body = Arc::new(provider.body(&notification()).unwrap());
-    let message = |token: &String| Message {
-        body: body.clone(),
-        token: Token::parse(token).unwrap(),
-        platform: Some(Platform::Android),
-        ttl: Duration::from_secs(3600),
-    };
-    tokens.iter().map(message).collect()
+/// One request for these tokens, which take turns with these platforms.
+async fn send<P: Provider>(provider: &P, tokens: &[String], platforms: &[Platform]) -> Reply {
+    let body = provider.body(&notification()).unwrap();
+    let tokens: Vec<Token> = tokens.iter().map(|token| Token::parse(token).unwrap()).collect();
+    let ttl = Duration::from_secs(3600);
+    let message = |(token, platform)| Message { body: &body, token, platform: Some(platform), ttl };
+    let messages: Vec<_> = tokens.iter().zip(platforms.iter().copied().cycle()).map(message).collect();
+    provider.send(&messages).await
 }
 
 fn expo_tokens(count: usize) -> Vec<String> {
@@ -252,11 +251,11 @@ fn expo_tokens(count: usize) -> Vec<String> {
 }
 
 async fn expo_send(expo: &Expo, count: usize) -> Reply {
-    expo.send(&messages(expo, &expo_tokens(count))).await
+    send(expo, &expo_tokens(count), &[Platform::Android]).await
 }
 
 async fn fcm_send(fcm: &Fcm) -> Reply {
-    fcm.send(&messages(fcm, &[format!("t:{}", "x".repeat(100))])).await
+    send(fcm, &[format!("t:{}", "x".repeat(100))], &[Platform::Android]).await
 }
 
 async fn fcm(settings: &fcm::Settings) -> Fcm {
@@ -303,18 +302,15 @@ async fn whoever_expo_groups_with_gets_his_own_verdict() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
     let tokens = expo_tokens(7);
-    let mut messages = messages(&expo, &tokens);
-    for message in messages.iter_mut().step_by(2) {
-        message.platform = Some(Platform::Ios);
-    }
-    let Reply::Each(verdicts) = expo.send(&messages).await else { panic!("no verdicts") };
+    let platforms = [Platform::Ios, Platform::Android];
+    let Reply::Each(verdicts) = send(&expo, &tokens, &platforms).await else { panic!("no verdicts") };
     let ticket = |token: &String| Verdict::Accepted { ticket: Some(format!("ticket of {token}").into()) };
     assert_eq!(verdicts, tokens.iter().map(ticket).collect::<Vec<_>>());
     assert_eq!(fake.sends()[0].body.as_array().unwrap().len(), 2, "what says the same shares an object");
 
     let strangers = json!({ "@us/app": [tokens[0], tokens[1], tokens[4]], "@them/app": [tokens[2], tokens[3], tokens[5], tokens[6]] });
     fake.answers(400, json!({ "errors": [{ "code": "PUSH_TOO_MANY_EXPERIENCE_IDS", "message": "", "details": strangers }] }));
-    let Reply::Split(mut groups) = expo.send(&messages).await else { panic!("no split") };
+    let Reply::Split(mut groups) = send(&expo, &tokens, &platforms).await else { panic!("no split") };
     groups.iter_mut().for_each(|group| group.sort_unstable());
     groups.sort();
     assert_eq!(groups, [vec![0, 1, 4], vec![2, 3, 5, 6]]);

@@ -62,6 +62,6 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
 }
 
 async fn send<P: Provider>(provider: &P, notification: &Notification, token: &Token) -> anyhow::Result<Reply> {
-    let body = Arc::new(provider.body(notification)?);
-    Ok(provider.send(&[Message { body, token: token.clone(), platform: None, ttl: LIFE }]).await)
+    let body = provider.body(notification)?;
+    Ok(provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await)
 }

@@ -39,7 +39,7 @@ use super::{
     route::{Gate, Route},
 };
 use crate::{
-    domain::{ProviderId, Unavailable},
+    domain::{ProviderId, Recipient, Unavailable},
     metrics::Metrics,
 };
 
@@ -100,6 +100,13 @@ struct Answered {
     reply: Reply,
 }
 
+/// What a request needs of a page. Shared with it: a message costs nothing but its place.
+struct OnWire<B> {
+    body: Arc<B>,
+    recipients: Arc<[Recipient]>,
+    ttl: Duration,
+}
+
 /// How many requests may be on the wire, and how many of these only for urgent messages.
 #[derive(Clone, Copy, Debug)]
 struct Slots {
@@ -151,7 +158,7 @@ impl<B: Send + Sync + 'static> Desk<B> {
     /// The batcher has ended.
     pub async fn send(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Result<Returned, Unavailable> {
         if page.recipients.is_empty() {
-            return Ok(Returned { recipients: Vec::new(), finals: Vec::new() });
+            return Ok(Returned { recipients: page.recipients, finals: Vec::new() });
         }
         let mut waiting = Waiting { left: &self.left, came_back: false };
         let returned = self.hand_in(page, withdraw).await;
@@ -408,18 +415,16 @@ impl<P: Provider> Batcher<P> {
         if is_probe {
             self.breaker.probing();
         }
-        let mut messages = Vec::with_capacity(batch.messages.len());
+        let mut pages = Vec::with_capacity(1);
         for (page, run) in batch.by_page() {
             let Some(open) = self.pages.get_mut(&page) else { continue };
             open.on_wire += run.len();
             let ttl = open.page.expires.saturating_duration_since(now);
-            messages.extend(run.iter().map(|message| {
-                let to = &open.page.recipients[message.index as usize];
-                Message { body: Arc::clone(&open.page.body), token: to.token.clone(), platform: to.platform, ttl }
-            }));
+            pages.push((page, OnWire { body: Arc::clone(&open.page.body), recipients: Arc::clone(&open.page.recipients), ttl }));
         }
         let provider = Arc::clone(&self.provider);
         self.requests.spawn(async move {
+            let messages: Vec<_> = messages(&batch, &pages).collect();
             let asked = AssertUnwindSafe(provider.send(&messages)).catch_unwind().await;
             let panicked = |_| Reply::Down { ambiguous: true, retry_after: None, why: "the client panicked".to_owned() };
             Answered { batch, started: now, is_probe, reply: asked.unwrap_or_else(panicked) }
@@ -453,6 +458,17 @@ impl<P: Provider> Batcher<P> {
             self.shown = Some(shown);
         }
     }
+}
+
+/// The messages of a batch, in its order.
+fn messages<'a, B>(batch: &'a Batch, pages: &'a [(PageId, OnWire<B>)]) -> impl Iterator<Item = Message<'a, B>> {
+    let runs = batch.by_page().filter_map(|(page, run)| Some((&pages.iter().find(|(id, _)| *id == page)?.1, run)));
+    runs.flat_map(|(page, run)| {
+        run.iter().map(|message| {
+            let to = &page.recipients[message.index as usize];
+            Message { body: &*page.body, token: &to.token, platform: to.platform, ttl: page.ttl }
+        })
+    })
 }
 
 // === impl Open ===

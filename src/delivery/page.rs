@@ -24,8 +24,8 @@ pub struct Page<B> {
     pub class: Class,
     /// What is sent.
     pub body: Arc<B>,
-    /// To whom.
-    pub recipients: Vec<Recipient>,
+    /// To whom. Shared with the requests that carry them.
+    pub recipients: Arc<[Recipient]>,
     /// When the notification is no longer worth sending.
     pub expires: Instant,
     /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such end.
@@ -62,7 +62,7 @@ pub enum Final {
 #[derive(Debug)]
 pub struct Returned {
     /// The page's recipients.
-    pub recipients: Vec<Recipient>,
+    pub recipients: Arc<[Recipient]>,
     /// What became of each message, in the page's order; `None` = not sent, because the page was withdrawn, went stale or
     /// ran out of its lease.
     pub finals: Vec<Option<Final>>,

@@ -166,7 +166,7 @@ impl Provider for Expo {
         Body::of(notification)
     }
 
-    async fn send(&self, messages: &[Message<Body>]) -> Reply {
+    async fn send(&self, messages: &[Message<'_, Body>]) -> Reply {
         if messages.is_empty() {
             return Reply::Each(Vec::new());
         }
@@ -175,7 +175,7 @@ impl Provider for Expo {
         let order: Vec<usize> = groups.into_iter().flat_map(|group| group.places).collect();
         let reply = match self.ask(&self.send_url, request).await {
             Ok(answer) => {
-                let tokens: Vec<&Token> = order.iter().map(|&place| &messages[place].token).collect();
+                let tokens: Vec<&Token> = order.iter().map(|&place| messages[place].token).collect();
                 put_back(verdict::reply(&answer, &tokens, &self.reading), &order)
             }
             Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },

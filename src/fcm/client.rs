@@ -150,7 +150,7 @@ impl Provider for Fcm {
         Body::of(notification, self.validate_only)
     }
 
-    async fn send(&self, messages: &[Message<Body>]) -> Reply {
+    async fn send(&self, messages: &[Message<'_, Body>]) -> Reply {
         let message = match messages {
             [] => return Reply::Each(Vec::new()),
             [message] => message,
@@ -158,7 +158,7 @@ impl Provider for Fcm {
             many => return Reply::Split((0..many.len()).map(|index| vec![index]).collect()),
         };
         let body = Bytes::from(wire::request(message, Timestamp::now()));
-        let reply = self.deliver(&message.token, body, Instant::now() + self.request_timeout).await;
+        let reply = self.deliver(message.token, body, Instant::now() + self.request_timeout).await;
         self.count_unrecognised(&reply);
         reply
     }

@@ -183,8 +183,8 @@ pub(super) fn headers(bearer: HeaderValue) -> HeaderMap {
 }
 
 /// The request for one message, sent `now`.
-pub(super) fn request(message: &Message<Body>, now: Timestamp) -> Vec<u8> {
-    let Body { middle, tail } = &*message.body;
+pub(super) fn request(message: &Message<'_, Body>, now: Timestamp) -> Vec<u8> {
+    let Body { middle, tail } = message.body;
     let token = message.token.as_str();
     // Zero would mean "now or never" to a device that dozes.
     let ttl = message.ttl.as_secs().clamp(1, TTL_MAX);

@@ -42,7 +42,7 @@ impl Provider for Scripted {
         Ok("")
     }
 
-    async fn send(&self, messages: &[Message<Self::Body>]) -> Reply {
+    async fn send(&self, messages: &[Message<'_, Self::Body>]) -> Reply {
         let tokens: Vec<String> = messages.iter().map(|message| format!("{}{}", message.body, message.token.as_str())).collect();
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         self.requests.lock().unwrap().push((Instant::now(), tokens.clone()));

@@ -20,11 +20,9 @@ fn notification() -> Notification {
 }
 
 fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Duration) -> Value {
-    let body = Arc::new(Body::of(notification).unwrap());
-    let messages: Vec<_> = to
-        .iter()
-        .map(|(token, platform)| Message { body: body.clone(), token: Token::parse(token).unwrap(), platform: *platform, ttl })
-        .collect();
+    let body = Body::of(notification).unwrap();
+    let to: Vec<_> = to.iter().map(|(token, platform)| (Token::parse(token).unwrap(), *platform)).collect();
+    let messages: Vec<_> = to.iter().map(|(token, platform)| Message { body: &body, token, platform: *platform, ttl }).collect();
     serde_json::from_slice(&plain(&Request::send(&messages, &grouped(&messages), true))).unwrap()
 }
 
@@ -64,15 +62,10 @@ fn android_gets_a_tag_and_ios_a_collapse_id() {
 
 #[test]
 fn only_messages_that_say_the_same_share_an_object() {
-    let body = |id: &str| Arc::new(Body::of(&Notification { id: NotificationId::new(id), ..notification() }).unwrap());
-    let (one, other) = (body("post:p1"), body("post:p2"));
-    let message = |body: &Arc<Body>, seconds| Message {
-        body: body.clone(),
-        token: Token::parse("ExponentPushToken[A]").unwrap(),
-        platform: None,
-        ttl: Duration::from_secs(seconds),
-    };
-    let messages = [message(&one, 60), message(&other, 60), message(&one, 61), message(&one, 60), message(&other, 60)];
+    let body = |id: &str| Body::of(&Notification { id: NotificationId::new(id), ..notification() }).unwrap();
+    let (one, other, token) = (body("post:p1"), body("post:p2"), Token::parse("ExponentPushToken[A]").unwrap());
+    let said = [(&one, 60), (&other, 60), (&one, 61), (&one, 60), (&other, 60)];
+    let messages = said.map(|(body, seconds)| Message { body, token: &token, platform: None, ttl: Duration::from_secs(seconds) });
     let places: Vec<_> = grouped(&messages).into_iter().map(|group| group.places).collect();
     assert_eq!(places, [vec![0, 3], vec![1, 4], vec![2]]);
 }

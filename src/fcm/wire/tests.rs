@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
@@ -19,8 +17,8 @@ fn notification() -> Notification {
 }
 
 fn sent(notification: &Notification, token: &str, ttl: u64) -> Value {
-    let body = Arc::new(Body::of(notification, false).unwrap());
-    let message = Message { body, token: Token::parse(token).unwrap(), platform: None, ttl: Duration::from_secs(ttl) };
+    let (body, token) = (Body::of(notification, false).unwrap(), Token::parse(token).unwrap());
+    let message = Message { body: &body, token: &token, platform: None, ttl: Duration::from_secs(ttl) };
     serde_json::from_slice(&request(&message, Timestamp::from_second(1_000).unwrap())).unwrap()
 }
 
@@ -61,8 +59,8 @@ fn what_is_not_there_is_left_out() {
 
 #[test]
 fn a_dry_run_says_so() {
-    let body = Arc::new(Body::of(&notification(), true).unwrap());
-    let message = Message { body, token: Token::parse(&"t".repeat(64)).unwrap(), platform: None, ttl: Duration::ZERO };
+    let (body, token) = (Body::of(&notification(), true).unwrap(), Token::parse(&"t".repeat(64)).unwrap());
+    let message = Message { body: &body, token: &token, platform: None, ttl: Duration::ZERO };
     let sent: Value = serde_json::from_slice(&request(&message, Timestamp::UNIX_EPOCH)).unwrap();
     assert_eq!(sent["validate_only"], true);
 }

@@ -125,7 +125,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let page = Page {
             class: Class::Urgent,
             body,
-            recipients,
+            recipients: recipients.into(),
             expires: instant(handling.job.notification.expires_at, now),
             start_before: Some(last_start),
             stale_at: instant(lease.until, now),
@@ -134,7 +134,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
         let now = Timestamp::now();
         let is_complete = returned.is_complete();
-        let answered = returned.recipients.into_iter().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
+        let answered = returned.recipients.iter().cloned().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
         // Who seems dead is judged when everybody has answered, and asked again with the others until then.
         let mut answered: Vec<(Recipient, Final)> = answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
         let suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), now);

@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -119,7 +119,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         (returned, positions): (&mut Returned, &[Cursor]),
-        sending: &(impl Fn(Vec<Recipient>) -> Page<P::Body> + Sync),
+        sending: &(impl Fn(Arc<[Recipient]>) -> Page<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) -> BTreeSet<usize> {
         let mut suspects = Suspects::of(returned.finals.iter().flatten(), Timestamp::now());

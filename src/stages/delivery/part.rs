@@ -108,7 +108,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let expires = instant(job.notification.expires_at, Timestamp::now());
             let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
             let withdraw = self.withdrawal(&part.broadcast, stop);
-            let mut returned = self.desk.send(sending(page.recipients), withdraw).await?;
+            let mut returned = self.desk.send(sending(page.recipients.into()), withdraw).await?;
             if stop.is_set() {
                 self.close_gaps(&mut returned, &page.positions, &sending, stop).await;
             }
@@ -136,7 +136,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         &self,
         returned: &mut Returned,
         positions: &[Cursor],
-        sending: impl Fn(Vec<Recipient>) -> Sending<P::Body>,
+        sending: impl Fn(Arc<[Recipient]>) -> Sending<P::Body>,
         stop: &Stopping<'_>,
     ) {
         let gaps = gaps(&returned.finals, positions);
@@ -184,7 +184,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         (returned, positions): (&mut Returned, &[Cursor]),
-        sending: &(impl Fn(Vec<Recipient>) -> Sending<P::Body> + Sync),
+        sending: &(impl Fn(Arc<[Recipient]>) -> Sending<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
         self.publish_all(tickets(decided(returned).map(|(_, to, fate)| (to, fate)))).await;
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     fn returned(settled: &[bool]) -> Returned {
-        Returned { recipients: Vec::new(), finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect() }
+        Returned { recipients: Arc::new([]), finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect() }
     }
 
     fn cover(settled: &[bool], positions: &[i64]) -> (Option<i64>, usize) {

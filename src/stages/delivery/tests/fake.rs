@@ -303,14 +303,14 @@ impl Provider for Service {
         if notification.title == "too large" { Err(PayloadRefused { reason: "5000 bytes".to_owned() }) } else { Ok(()) }
     }
 
-    async fn send(&self, messages: &[Message<()>]) -> Reply {
+    async fn send(&self, messages: &[Message<'_, ()>]) -> Reply {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut answers = self.0.lock().unwrap();
         let answers = &mut *answers;
         if answers.refuses_all {
             return Reply::Refused { why: "HTTP 400".to_owned() };
         }
-        let verdict = |message: &Message<()>| {
+        let verdict = |message: &Message<'_, ()>| {
             let token = message.token.as_str();
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
             let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.into()) });

@@ -426,7 +426,7 @@ impl Provider for Service {
         Ok(())
     }
 
-    async fn send(&self, messages: &[Message<()>]) -> Reply {
+    async fn send(&self, messages: &[Message<'_, ()>]) -> Reply {
         let takes = {
             let mut dice = self.dice.lock().unwrap();
             let takes = match dice.random_range(0..10) {
@@ -444,7 +444,7 @@ impl Provider for Service {
 }
 
 impl Service {
-    fn verdict(&self, message: &Message<()>) -> Verdict {
+    fn verdict(&self, message: &Message<'_, ()>) -> Verdict {
         let mut dice = self.dice.lock().unwrap();
         if dice.random_bool(self.busy) {
             let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut dice).unwrap() * dice.random_range(0.5..1.5);
