@@ -17,12 +17,12 @@ struct AtWork {
     load: Load,
 }
 
-/// The only broker is away, for longer than the session of one group, 6 s, and shorter than that of the others, 45 s. `go`
-/// takes it away, `come` brings it back.
+/// The only broker is away, for longer than the session of one group, 6 s, and shorter than that of the others, 5 min and 45 s.
+/// `go` takes it away, `come` brings it back, which may take it most of a minute on a machine that has much to do.
 pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl Fn(&mut Cluster)) {
     let mut cluster = Cluster::start(1);
     let broker = cluster.broker.clone();
-    let mut patient = AtWork::begins(Passage::new(&broker, "patient", 4, Classic).with("session_timeout", "45s"), 100);
+    let mut patient = AtWork::begins(Passage::new(&broker, "patient", 4, Classic).with("session_timeout", "5m"), 100);
     let mut hasty = AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"), 100);
     let mut modern = AtWork::begins(Passage::new(&broker, "modern", 4, Consumer), 100);
 
