@@ -78,6 +78,14 @@ impl Slice {
         let position = |wide: i128| i64::try_from(wide).expect("a slice lies on the ring");
         (position(low), position(high))
     }
+
+    /// What is left of it behind a cursor: first and last position, both included. `None` = nothing.
+    pub fn after(self, cursor: Option<Cursor>) -> Option<(i64, i64)> {
+        let (low, high) = self.bounds();
+        let first = cursor.map_or(low, |Cursor(done)| low.max(done.saturating_add(1)));
+        let is_done = cursor.is_some_and(|Cursor(done)| done >= high);
+        (first <= high && !is_done).then_some((first, high))
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +108,17 @@ mod tests {
             let (low, high) = Slice { index, of }.bounds();
             assert!(low > high, "{index} of {of}");
         }
+    }
+
+    #[test]
+    fn behind_a_cursor_lies_the_rest_of_the_slice_and_behind_its_end_nothing() {
+        let whole = Slice { index: 0, of: 1 };
+        assert_eq!(whole.after(None), Some((i64::MIN + 1, i64::MAX)));
+        assert_eq!(whole.after(Some(Cursor(i64::MIN))), whole.after(None));
+        assert_eq!(whole.after(Some(Cursor(7))), Some((8, i64::MAX)));
+        assert_eq!(whole.after(Some(Cursor(i64::MAX - 1))), Some((i64::MAX, i64::MAX)));
+        assert_eq!(whole.after(Some(Cursor(i64::MAX))), None);
+        assert_eq!(Slice { index: 1, of: 1 }.after(None), None);
     }
 
     #[test]

@@ -35,16 +35,8 @@ impl Audience for CqlStore {
         limit: usize,
     ) -> Result<Page, Unavailable> {
         const CONTEXT: &str = "read a page of tokens";
-        let (low, high) = slice.bounds();
-        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
-        let start = match after {
-            Some(Cursor(after)) if after >= high => return Ok(page),
-            Some(Cursor(after)) => low.max(after + 1),
-            None => low,
-        };
-        if low > high {
-            return Ok(page);
-        }
+        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
+        let Some((start, high)) = slice.after(after) else { return Ok(page) };
         let limit = limit.max(1);
         // One more than are wanted: the next one's position says whether the page may end before it.
         let mut statement = self.inner.statements.tokens_between.clone();

@@ -50,13 +50,8 @@ fn page(
     after: Option<Cursor>,
     limit: usize,
 ) -> rusqlite::Result<Page> {
-    let (low, high) = slice.bounds();
-    let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(high), last: true };
-    let start = match after {
-        Some(Cursor(after)) if after >= high => return Ok(page),
-        Some(Cursor(after)) => low.max(after + 1),
-        None => low,
-    };
+    let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
+    let Some((start, high)) = slice.after(after) else { return Ok(page) };
     // Whoever does not belong to it is left out here, where a column costs a fraction of what it costs to hand it over.
     let [kind, other_kind] = kinds(provider).map(TokenKind::label);
     let exclude = to.exclude.as_ref().map(UserId::as_str);
@@ -79,7 +74,6 @@ fn page(
         page.positions.push(Cursor(position));
         end = position;
     }
-    page.end = Cursor(high);
     Ok(page)
 }
 
