@@ -1,6 +1,6 @@
 //! A broadcast and the parts it is cut into.
 
-use super::{BroadcastId, Counts, ProviderId};
+use super::{BroadcastId, Counts, ProviderId, Token};
 
 /// What was decided once about a broadcast; the first plan stands, whatever a replay says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,18 +45,19 @@ pub struct Slice {
     pub of: u32,
 }
 
-/// How far a part is: everything up to here has its outcome. For a slice the position of the last token, for a list the
-/// number of users done.
+/// How far a part is. For a slice the position of the last token, for a list the number of users done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor(pub i64);
 
 /// What the progress row of a part says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Who may write: each new owner raises it.
     pub epoch: i32,
-    /// Everything up to here is done; `None` = nothing yet.
+    /// Everything up to here has its outcome, but for what is open; `None` = nothing yet.
     pub cursor: Option<Cursor>,
+    /// What lies before the cursor and has no outcome: a stop came while it waited for its own reasons. A page at most.
+    pub open: Vec<Token>,
     /// Whether the part is finished.
     pub done: bool,
     /// The outcomes so far.

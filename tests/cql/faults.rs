@@ -83,7 +83,7 @@ async fn pages_are_counted_once_though_answers_get_lost() {
             let mut mine = insist(async || store.take_over(&part).await).await;
             while !mine.done {
                 let from = mine.cursor.map_or(0, |Cursor(at)| at);
-                let mut next = Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine };
+                let mut next = Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
                 next.counts.sent += 1;
                 if insist(async || store.checkpoint(&part, &next).await).await == Checkpoint::Lost {
                     break;

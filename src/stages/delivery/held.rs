@@ -5,22 +5,20 @@
 //! looked dead is *asked again*: who was misjudged rings, who is dead says so once more. After a release that second
 //! answer is believed; after anything else it may brake the route again.
 //!
-//! A stop does not wait for that. What stands behind everybody who was reached is left to the next owner, who asks again;
-//! the rest is given up unreported, for a checkpoint covers no gap. A token that is dead says so at its next message.
+//! A stop does not wait for that: whoever looked dead stays open, and the next owner asks again.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep};
-use tracing::{error, warn};
+use tracing::error;
 
 use super::{Delivery, Stopping, ledger::tickets};
 use crate::{
     delivery::{Final, Page, Provider, Returned},
-    domain::{BroadcastId, Cursor, Recipient, Timestamp},
+    domain::{BroadcastId, Recipient, Timestamp},
     stages::brake::{Answers, Brake},
     store::{Route, RouteState, Store},
     stream::{Publish, Record},
@@ -112,16 +110,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the dead of a page may be reported, or are given up: these, by their place in the page. With a stop or a
-    /// cancelling messages may lose their outcome.
+    /// Returns when the dead of a page may be reported. With a stop, or a cancelling, they may lose their outcome instead.
     pub(super) async fn hold(
         &self,
         record: &Record,
         broadcast: &BroadcastId,
-        (returned, positions): (&mut Returned, &[Cursor]),
+        returned: &mut Returned,
         sending: &(impl Fn(Arc<[Recipient]>) -> Page<P::Body> + Sync),
         stop: &Stopping<'_>,
-    ) -> BTreeSet<usize> {
+    ) {
         let mut suspects = Suspects::of(returned.finals.iter().flatten(), Timestamp::now());
         loop {
             let opened = async {
@@ -139,9 +136,9 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 () = self.stopped(broadcast) => Look::Wait,
             };
             match opened {
-                Look::Pass => return BTreeSet::new(),
+                Look::Pass => return,
                 Look::AskAgain => {}
-                Look::Wait => return self.give_up_dead(returned, positions),
+                Look::Wait => return leave_open(&mut returned.finals),
             }
             let again = self.still_registered(returned).await;
             let recipients = again.iter().map(|&index| returned.recipients[index].clone()).collect();
@@ -152,12 +149,12 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let is_complete = fates.iter().all(Option::is_some);
             suspects = Suspects::of(fates.iter().flatten(), Timestamp::now());
             for (&index, fate) in again.iter().zip(fates) {
-                returned.finals[index] = fate.or(returned.finals[index].take());
+                returned.finals[index] = fate;
             }
             let decided = again.iter().filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?)));
             self.publish_all(tickets(decided)).await;
             if !is_complete {
-                return self.give_up_dead(returned, positions);
+                return leave_open(&mut returned.finals);
             }
         }
     }
@@ -174,61 +171,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
         standing
     }
-
-    fn give_up_dead(&self, returned: &mut Returned, positions: &[Cursor]) -> BTreeSet<usize> {
-        let given_up = leave_open(&mut returned.finals, positions);
-        if !given_up.is_empty() {
-            warn!(
-                provider = %self.id(), tokens = given_up.len(),
-                "Dead tokens that a braked route held are given up; their next message finds them again"
-            );
-        }
-        given_up
-    }
 }
 
 pub(super) fn is_dead(fate: &Final) -> bool {
     matches!(fate, Final::Dead { .. })
 }
 
-/// Takes the outcome from the dead that stand behind everybody who was reached, so that they are asked again by whoever
-/// goes on from the checkpoint. Gives back the other dead, by their place.
-fn leave_open(finals: &mut [Option<Final>], positions: &[Cursor]) -> BTreeSet<usize> {
-    let reached = finals.iter().rposition(|fate| matches!(fate, Some(Final::Sent { .. })));
-    let open_from = reached.map_or(0, |last| positions.partition_point(|&position| position <= positions[last]));
-    let mut given_up = BTreeSet::new();
-    for (index, fate) in finals.iter_mut().enumerate().filter(|(_, fate)| fate.as_ref().is_some_and(is_dead)) {
-        if index < open_from {
-            given_up.insert(index);
-        } else {
-            *fate = None;
-        }
-    }
-    given_up
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_dead_behind_everybody_who_was_reached_are_left_to_the_next_owner() {
-        let left = |fates: &str, positions: &[i64]| {
-            let mut finals: Vec<Option<Final>> = fates
-                .chars()
-                .map(|fate| match fate {
-                    's' => Some(Final::Sent { ticket: None }),
-                    'd' => Some(Final::Dead { reason: String::new() }),
-                    _ => None,
-                })
-                .collect();
-            let given_up = leave_open(&mut finals, &positions.iter().copied().map(Cursor).collect::<Vec<_>>());
-            let open: Vec<usize> = (0..finals.len()).filter(|&index| finals[index].is_none()).collect();
-            (given_up.into_iter().collect::<Vec<_>>(), open)
-        };
-        assert_eq!(left("ddd", &[5, 7, 8]), (vec![], vec![0, 1, 2]));
-        assert_eq!(left("dsdd", &[5, 7, 8, 9]), (vec![0], vec![2, 3]));
-        assert_eq!(left("dsdd", &[5, 7, 7, 9]), (vec![0, 2], vec![3]), "who shares a position is covered with it");
-        assert_eq!(left("dds", &[5, 7, 8]), (vec![0, 1], vec![]));
+/// Takes their outcome from the dead: they are asked again by whoever goes on with the page.
+fn leave_open(finals: &mut [Option<Final>]) {
+    for fate in finals {
+        fate.take_if(|fate| is_dead(fate));
     }
 }

@@ -16,15 +16,18 @@ use super::{
 };
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
-    domain::{BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report, Timestamp, Unavailable, Work},
+    domain::{
+        BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report, Timestamp, Token, Unavailable,
+        UserId, Work,
+    },
     store::{Checkpoint, Page, Store, Total},
     stream::{Cause, Fate, Publish, Record},
 };
 
 /// How often a part looks whether its broadcast was stopped.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many users of a list are looked up at once.
-const USERS_AT_ONCE: usize = 16;
+/// How many users of a list, or open tokens, are looked up at once.
+const ASKED_AT_ONCE: usize = 16;
 /// How long a part that was taken over waits before it looks again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the first who sees all parts finished may take to tell the total, before another one tells it too.
@@ -104,23 +107,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 }
             }
             let stale_at = Instant::now() + self.limits.page_stale_after;
-            let page = self.read_page(job, progress.cursor).await?;
+            let mut page = self.read_page(job, &progress).await?;
             let expires = instant(job.notification.expires_at, Timestamp::now());
             let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
             let withdraw = self.withdrawal(&part.broadcast, stop);
-            let mut returned = self.desk.send(sending(page.recipients.into()), withdraw).await?;
-            if stop.is_set() {
-                self.close_gaps(&mut returned, &page.positions, &sending, stop).await;
-            }
+            let mut returned = self.desk.send(sending(std::mem::take(&mut page.recipients).into()), withdraw).await?;
 
-            self.follow_up(record, &part.broadcast, (&mut returned, &page.positions), &sending, stop).await;
-            let cover = covered(&returned, &page.positions, page.end);
-            // What was sent beyond the checkpoint is counted by whoever sends it again; a stopped broadcast has nobody.
+            self.follow_up(record, &part.broadcast, &mut returned, &sending, stop).await;
             let stopped = !returned.is_complete() && !stop.is_set() && self.insist(|| self.is_stopped(&part.broadcast)).await;
-            let counted = if stopped { returned.finals.len() } else { cover.messages };
-            progress.counts += counts(returned.finals[..counted].iter().flatten());
-            progress.cursor = cover.cursor.or(progress.cursor);
-            progress.done = stopped || (returned.is_complete() && page.last);
+            let has_moved = go_on(&mut progress, &page, &returned);
+            if stopped {
+                (progress.open, progress.done) = (Vec::new(), true);
+            } else if !has_moved {
+                continue;
+            }
             if let Checkpoint::Lost = self.insist(|| self.store.checkpoint(part, &progress)).await {
                 return Ok(Ended::Lost);
             }
@@ -130,28 +130,12 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// After a stop: what lies before the last message that has its outcome goes once more, ahead of any pause that it was
-    /// in. A checkpoint covers no gap, and the next owner would send everything behind it again.
-    async fn close_gaps(
-        &self,
-        returned: &mut Returned,
-        positions: &[Cursor],
-        sending: impl Fn(Arc<[Recipient]>) -> Sending<P::Body>,
-        stop: &Stopping<'_>,
-    ) {
-        let gaps = gaps(&returned.finals, positions);
-        let mut rest = sending(gaps.iter().map(|&index| returned.recipients[index].clone()).collect());
-        rest.stale_at = rest.expires; // The page is begun; how old it is was asked then.
-        // An error means that the batcher has ended, and with it the process: nothing more can be sent.
-        if let Ok(closed) = self.desk.send(rest, stop.last_call()).await {
-            for (index, fate) in gaps.into_iter().zip(closed.finals) {
-                returned.finals[index] = fate;
-            }
+    /// The next messages of the part. What the last owner left open goes first.
+    async fn read_page(&self, job: &Job, progress: &Progress) -> Result<Page, Unavailable> {
+        if let (Some(end), [_, ..]) = (progress.cursor, &progress.open[..]) {
+            return self.page_of_open(&job.work, &progress.open, end).await;
         }
-    }
-
-    /// The next messages of the part.
-    async fn read_page(&self, job: &Job, after: Option<Cursor>) -> Result<Page, Unavailable> {
+        let after = progress.cursor;
         match &job.work {
             Work::Slice(slice) => self.store.page_of_slice(self.id(), slice.slice, &slice.to, after, self.limits.page_size).await,
             Work::List(list) => self.page_of_list(list, after).await,
@@ -159,11 +143,20 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
+    /// The open tokens, as they are registered now: a phone may have changed hands in between.
+    async fn page_of_open(&self, work: &Work, open: &[Token], end: Cursor) -> Result<Page, Unavailable> {
+        let rows = stream::iter(0..open.len()).map(|index| self.store.inspect(&open[index])).buffered(ASKED_AT_ONCE);
+        let rows: Vec<_> = rows.try_collect().await?;
+        let registrations = rows.into_iter().flatten().filter_map(|row| row.registration);
+        let recipients: Vec<_> = registrations.filter(|now| is_meant(work, now.user.as_ref())).map(Recipient::from).collect();
+        Ok(Page { positions: vec![end; recipients.len()], recipients, end, last: false })
+    }
+
     /// The tokens of the next users; a user is never cut, so a page may be a few messages longer than a page.
     async fn page_of_list(&self, list: &ListJob, after: Option<Cursor>) -> Result<Page, Unavailable> {
         let done = after.map_or(0, |Cursor(done)| usize::try_from(done).unwrap_or(0));
         let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
-        let mut tokens = stream::iter(done..list.users.len()).map(|index| self.store.tokens_of(&list.users[index])).buffered(USERS_AT_ONCE);
+        let mut tokens = stream::iter(done..list.users.len()).map(|index| self.store.tokens_of(&list.users[index])).buffered(ASKED_AT_ONCE);
         for position in (0..).map(Cursor).take(list.users.len() + 1).skip(done + 1) {
             if page.recipients.len() >= self.limits.page_size {
                 page.last = false;
@@ -183,16 +176,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         &self,
         record: &Record,
         broadcast: &BroadcastId,
-        (returned, positions): (&mut Returned, &[Cursor]),
+        returned: &mut Returned,
         sending: &(impl Fn(Arc<[Recipient]>) -> Sending<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
-        self.publish_all(tickets(decided(returned).map(|(_, to, fate)| (to, fate)))).await;
-        let unreported = self.hold(record, broadcast, (&mut *returned, positions), sending, stop).await;
+        self.publish_all(tickets(decided(returned))).await;
+        self.hold(record, broadcast, returned, sending, stop).await;
         let now = Timestamp::now();
         self.count(record, Lane::Bulk, returned.finals.iter().flatten(), now);
-        let reported = decided(returned).filter(|(index, ..)| !unreported.contains(index)).map(|(_, to, fate)| (to, fate));
-        self.publish_all(dead_tokens(self.id(), reported, now)).await;
+        self.publish_all(dead_tokens(self.id(), decided(returned), now)).await;
         let refused = returned.finals.iter().flatten().find_map(|fate| match fate {
             Final::Refused { why, whoever: true } => Some(why),
             _ => None,
@@ -210,7 +202,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     /// Nothing more is sent of this part.
     async fn end(&self, part: &PartId, progress: Progress) -> Result<Ended, Unavailable> {
-        let progress = Progress { done: true, ..progress };
+        let progress = Progress { done: true, open: Vec::new(), ..progress };
         Ok(match self.store.checkpoint(part, &progress).await? {
             Checkpoint::Kept => Ended::Done,
             Checkpoint::Lost => Ended::Lost,
@@ -269,78 +261,88 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// What a checkpoint may cover.
-#[derive(Debug, PartialEq, Eq)]
-struct Cover {
-    /// Everything up to here has its outcome; `None` = not even the first position.
-    cursor: Option<Cursor>,
-    /// So many messages from the page's start.
-    messages: usize,
+/// Whether the job is for a token of this user (`None` = nobody's).
+fn is_meant(work: &Work, user: Option<&UserId>) -> bool {
+    match work {
+        Work::Slice(slice) => slice.to.include(user.map(UserId::as_str)),
+        Work::List(list) => user.is_some_and(|user| list.users.contains(user)),
+        Work::Dose(_) => false,
+    }
 }
 
-/// A checkpoint covers the messages from the page's start that have their outcome, cut between positions: a cursor names a
-/// position, and everything that stands there must be done.
-fn covered(returned: &Returned, positions: &[Cursor], end: Cursor) -> Cover {
-    let settled = returned.settled_prefix();
-    let Some(&open) = positions.get(settled) else { return Cover { cursor: Some(end), messages: settled } };
-    let messages = positions[..settled].iter().take_while(|&&position| position < open).count();
-    Cover { cursor: messages.checked_sub(1).map(|last| positions[last]), messages }
+/// Takes the part past a page: behind the last message that has its outcome. Those before it that have none, or on its
+/// position, stay open. `false` = nobody has an outcome, and nothing has changed.
+fn go_on(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
+    if returned.is_complete() {
+        (progress.cursor, progress.open, progress.done) = (Some(page.end), Vec::new(), page.last);
+    } else if let Some(reached) = returned.finals.iter().rposition(Option::is_some) {
+        let reached = page.positions[reached];
+        let before = page.positions.partition_point(|&position| position <= reached);
+        let fates = returned.recipients.iter().zip(&returned.finals).take(before);
+        progress.open = fates.filter(|(_, fate)| fate.is_none()).map(|(to, _)| to.token.clone()).collect();
+        progress.cursor = Some(reached);
+    } else {
+        return false;
+    }
+    progress.counts += counts(returned.finals.iter().flatten());
+    true
 }
 
-/// The messages without an outcome that a checkpoint of the last one with an outcome needs: those before it, and those
-/// that share its position.
-fn gaps(finals: &[Option<Final>], positions: &[Cursor]) -> Vec<usize> {
-    let Some(last) = finals.iter().rposition(Option::is_some) else { return Vec::new() };
-    let end = positions.partition_point(|&position| position <= positions[last]);
-    (0..end).filter(|&index| finals[index].is_none()).collect()
-}
-
-/// The messages of the page that have their outcome, each with its place.
-fn decided(returned: &Returned) -> impl Iterator<Item = (usize, &Recipient, &Final)> {
-    let fates = returned.recipients.iter().zip(&returned.finals).enumerate();
-    fates.filter_map(|(index, (to, fate))| Some((index, to, fate.as_ref()?)))
+/// The messages of the page that have their outcome.
+fn decided(returned: &Returned) -> impl Iterator<Item = (&Recipient, &Final)> {
+    returned.recipients.iter().zip(&returned.finals).filter_map(|(to, fate)| Some((to, fate.as_ref()?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Version;
 
-    fn returned(settled: &[bool]) -> Returned {
-        Returned { recipients: Arc::new([]), finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect() }
-    }
-
-    fn cover(settled: &[bool], positions: &[i64]) -> (Option<i64>, usize) {
-        let positions: Vec<Cursor> = positions.iter().copied().map(Cursor).collect();
-        let cover = covered(&returned(settled), &positions, Cursor(100));
-        (cover.cursor.map(|Cursor(at)| at), cover.messages)
-    }
-
-    #[test]
-    fn a_complete_page_is_covered_to_its_end() {
-        assert_eq!(cover(&[true, true], &[5, 7]), (Some(100), 2));
-        assert_eq!(cover(&[], &[]), (Some(100), 0));
-    }
-
-    #[test]
-    fn a_page_that_was_withdrawn_is_covered_up_to_its_first_gap() {
-        assert_eq!(cover(&[true, true, false, true], &[5, 7, 8, 9]), (Some(7), 2));
-        assert_eq!(cover(&[false, true], &[5, 7]), (None, 0));
-    }
-
-    #[test]
-    fn gaps_are_what_keeps_the_last_outcome_from_being_covered() {
-        let gaps = |settled: &[bool], positions: &[i64]| {
-            let positions: Vec<Cursor> = positions.iter().copied().map(Cursor).collect();
-            gaps(&returned(settled).finals, &positions)
+    /// A page of tokens a, b, … of which some have their outcome: where the part is then, and what is open.
+    fn past(settled: &[bool], positions: &[i64]) -> Option<(i64, Vec<String>, u64)> {
+        let name = |index| format!("ExponentPushToken[{}]", char::from(b"abcdef"[index]));
+        let recipient = |index| Recipient { token: Token::parse(&name(index)).unwrap(), version: Version::from_i64(2), platform: None };
+        let returned = Returned {
+            recipients: (0..settled.len()).map(recipient).collect(),
+            finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect(),
         };
-        assert_eq!(gaps(&[true, false, true, false], &[5, 7, 8, 9]), [1]);
-        assert_eq!(gaps(&[false, true, false, false], &[5, 7, 7, 8]), [0, 2]);
-        assert!(gaps(&[false, false], &[5, 7]).is_empty() && gaps(&[true, true], &[5, 7]).is_empty());
+        let positions = positions.iter().copied().map(Cursor).collect();
+        let page = Page { recipients: Vec::new(), positions, end: Cursor(100), last: true };
+        let mut progress = Progress { open: vec![recipient(5).token], ..Progress::default() };
+        let before = progress.clone();
+        if !go_on(&mut progress, &page, &returned) {
+            assert_eq!(progress, before);
+            return None;
+        }
+        assert_eq!(progress.done, progress.open.is_empty() && progress.cursor == Some(page.end));
+        let open = progress.open.iter().map(|token| token.as_str()["ExponentPushToken[".len()..].replace(']', "")).collect();
+        Some((progress.cursor?.0, open, progress.counts.sent))
+    }
+
+    fn open(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
     }
 
     #[test]
-    fn tokens_that_share_a_position_are_covered_together_or_not_at_all() {
-        assert_eq!(cover(&[true, true, false], &[5, 7, 7]), (Some(5), 1));
-        assert_eq!(cover(&[true, false], &[7, 7]), (None, 0));
+    fn a_complete_page_is_over_and_nothing_is_open() {
+        assert_eq!(past(&[true, true], &[5, 7]), Some((100, open(&[]), 2)));
+        assert_eq!(past(&[], &[]), Some((100, open(&[]), 0)));
+    }
+
+    #[test]
+    fn what_has_no_outcome_stays_open_as_far_as_somebody_was_reached() {
+        assert_eq!(past(&[true, true, false, true, false], &[5, 7, 8, 9, 11]), Some((9, open(&["c"]), 3)));
+        assert_eq!(past(&[false, true], &[5, 7]), Some((7, open(&["a"]), 1)));
+        assert_eq!(past(&[true, false], &[5, 7]), Some((5, open(&[]), 1)));
+    }
+
+    #[test]
+    fn tokens_that_share_a_position_are_open_each_by_itself() {
+        assert_eq!(past(&[false, true, false, false], &[5, 7, 7, 8]), Some((7, open(&["a", "c"]), 1)));
+    }
+
+    #[test]
+    fn a_page_that_reached_nobody_changes_nothing() {
+        assert_eq!(past(&[false, false], &[5, 7]), None);
     }
 }

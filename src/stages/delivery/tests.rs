@@ -12,7 +12,7 @@ use crate::{
     delivery::{Batcher, Gate, Keeper, Pace, Share, Verdict, route},
     domain::{
         BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId, Plan, PostId, ProfileId,
-        RegimenId, Slice, SliceJob, UserId,
+        RegimenId, Registration, Slice, SliceJob, UserId,
     },
     events::topics,
     stages::fakes::Topics,
@@ -204,11 +204,33 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
     let stop = Stop::default();
     let (fate, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(fate, Fate::Unfinished);
-    assert!(w.rung(700).iter().sum::<usize>() < 700);
+    let open = w.store.state().parts[&0].open.clone();
+    assert_eq!(open, ["t10", "t150"].map(|name| registration(name).token), "nobody is sent to while his pause lasts");
     assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
     let doubled: Vec<_> = w.rung(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
     assert_eq!(doubled, []);
     assert_eq!(w.store.state().parts[&0].counts.sent, 700);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_hands() {
+    for (owner, rings) in [("u1", 1), ("u9", 0)] {
+        let w = World::new();
+        w.broadcast_to(0);
+        let phones = ["a", "b", "c"].map(|name| Registration { user: Some(UserId::new("u1")), ..registration(name) });
+        w.store.state().users.insert(UserId::new("u1"), phones.to_vec());
+        w.service.answers("a", [busy(30)]);
+        let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users: vec![UserId::new("u0"), UserId::new("u1")] });
+        let stop = Stop::default();
+        tokio::join!(w.handle(list.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
+        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (0, 1, 1));
+
+        w.store.state().users.get_mut(&UserId::new("u1")).unwrap()[0].user = Some(UserId::new(owner));
+        assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (rings, 1, 1));
+        let counts = w.store.state().parts[&0].counts;
+        assert_eq!(counts.sent, 2 + rings as u64);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,7 +362,7 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebod
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), std::iter::repeat_n(dead(), if i < 50 { 2 } else { 1 })));
     assert_eq!((w.handle_until_released(slice).await, is_braked(&w)), (Fate::Done, false));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 50);
-    let part = w.store.state().parts[&0];
+    let part = w.store.state().parts[&0].clone();
     assert_eq!((part.counts.sent, part.counts.dead, part.done), (250, 50, true));
     assert!(w.rung(300)[50..].iter().all(|&times| times == 1));
 }
@@ -400,19 +422,23 @@ async fn a_resume_after_another_closing_does_not_report_what_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_gives_up_what_a_braked_route_holds_and_rings_nobody_twice() {
+async fn a_stop_leaves_what_a_braked_route_holds_to_the_next_owner_and_rings_nobody_twice() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
     let stop = Stop::default();
     let begun = Instant::now();
-    tokio::join!(w.handle(slice, &stop), stop_after(Duration::from_secs(60), &stop));
+    tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(60), &stop));
     assert!(begun.elapsed() < Duration::from_secs(66), "{:?}", begun.elapsed());
     let topics: Vec<_> = w.topics.take().into_iter().map(|message| message.topic).collect();
     assert!(topics.iter().any(|topic| topic == topics::EXPO_RECEIPTS), "tickets are not held");
     assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
-    let part = w.store.state().parts[&0];
-    assert_eq!((part.counts.sent, part.counts.dead, part.done), (200, 100, true));
+    let part = w.store.state().parts[&0].clone();
+    assert_eq!((part.counts.sent, part.counts.dead, part.open.len(), part.done), (200, 0, 100, false));
+
+    w.store.state().route = Some(released());
+    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::{
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable},
     store::{Broadcasts, Checkpoint, Total},
 };
 
@@ -119,10 +119,13 @@ struct Row<'a> {
 impl part::Row for Row<'_> {
     async fn now(&self) -> Result<Option<Progress>, Unavailable> {
         let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
-        let found = first::<(i32, i64, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
-        Ok(found.map(|(epoch, cursor, done, sent, dead, refused, failed, expired)| Progress {
+        let found = first::<(i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
+        let Some((epoch, cursor, open, done, sent, dead, refused, failed, expired)) = found else { return Ok(None) };
+        let open = open.iter().flatten().map(|text| Token::parse(text)).collect::<Result<_, _>>();
+        Ok(Some(Progress {
             epoch,
             cursor: Some(Cursor(cursor)).filter(|_| cursor != NOTHING_DONE),
+            open: open.map_err(|err| unreadable(self.context, err))?,
             done,
             counts: counts([sent, dead, refused, failed, expired]),
         }))
@@ -146,7 +149,8 @@ impl part::Row for Row<'_> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&progress.counts);
         let (epoch, cursor, done) = (progress.epoch, cursor(progress), progress.done);
-        let values = (KEPT_SECONDS, cursor, done, sent, dead, refused, failed, expired, broadcast, provider, number, epoch, cursor);
+        let open: Vec<&str> = progress.open.iter().map(Token::as_str).collect();
+        let values = (KEPT_SECONDS, cursor, open, done, sent, dead, refused, failed, expired, broadcast, provider, number, epoch, cursor);
         self.store.decide(self.context, &self.store.statements.checkpoint, values).await
     }
 }

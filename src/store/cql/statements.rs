@@ -71,7 +71,7 @@ statements! {
     Decide insert_plan =
         "INSERT INTO $lwt.broadcast_plans (broadcast_id, spec, parts, created_at) VALUES (?, ?, ?, ?) IF NOT EXISTS USING TTL ?";
     Serial part_now =
-        "SELECT epoch, cursor, done, sent, dead, refused, failed, expired FROM $lwt.broadcast_parts
+        "SELECT epoch, cursor, open_tokens, done, sent, dead, refused, failed, expired FROM $lwt.broadcast_parts
          WHERE broadcast_id = ? AND provider = ? AND part = ?";
     Read  part =
         "SELECT sent, dead, refused, failed, expired FROM $lwt.broadcast_parts WHERE broadcast_id = ? AND provider = ? AND part = ?";
@@ -82,7 +82,8 @@ statements! {
         "UPDATE $lwt.broadcast_parts USING TTL ? SET epoch = ? WHERE broadcast_id = ? AND provider = ? AND part = ?
          IF epoch = ? AND done = false AND cursor = ? AND sent = ? AND dead = ? AND refused = ? AND failed = ? AND expired = ?";
     Decide checkpoint =
-        "UPDATE $lwt.broadcast_parts USING TTL ? SET cursor = ?, done = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
+        "UPDATE $lwt.broadcast_parts USING TTL ?
+         SET cursor = ?, open_tokens = ?, done = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
          WHERE broadcast_id = ? AND provider = ? AND part = ? IF epoch = ? AND done = false AND cursor <= ?";
     Write put_finished =
         "INSERT INTO $push.broadcast_done (broadcast_id, provider, part) VALUES (?, ?, ?) USING TIMESTAMP 1 AND TTL ?";

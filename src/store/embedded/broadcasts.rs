@@ -1,13 +1,13 @@
 //! Broadcasts and their parts.
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{
     EmbeddedStore,
-    values::{columns, counts, micros, timestamp},
+    values::{columns, counts, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Unavailable},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable},
     store::{Broadcasts, Checkpoint, Total},
 };
 
@@ -77,23 +77,23 @@ impl Broadcasts for EmbeddedStore {
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
-        let (part, progress) = (part.clone(), *progress);
+        let (part, progress) = (part.clone(), progress.clone());
         self.write("record a part's progress", move |db, _| {
-            let Progress { epoch, cursor, done, counts } = progress;
-            let [sent, dead, refused, failed, expired] = columns(&counts);
+            let [sent, dead, refused, failed, expired] = columns(&progress.counts);
             let kept = db
                 .prepare_cached(
                     "UPDATE broadcast_parts
-                     SET cursor = ?5, done = ?6, sent = ?7, dead = ?8, refused = ?9, failed = ?10, expired = ?11
+                     SET cursor = ?5, open_tokens = ?6, done = ?7, sent = ?8, dead = ?9, refused = ?10, failed = ?11, expired = ?12
                      WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3 AND epoch = ?4 AND NOT done",
                 )?
                 .execute((
                     part.broadcast.as_str(),
                     part.provider.label(),
                     part.part,
-                    epoch,
-                    cursor.map(|Cursor(at)| at),
-                    done,
+                    progress.epoch,
+                    progress.cursor.map(|Cursor(at)| at),
+                    written(&progress.open),
+                    progress.done,
                     sent,
                     dead,
                     refused,
@@ -101,7 +101,7 @@ impl Broadcasts for EmbeddedStore {
                     expired,
                 ))?;
             // The part's end, told a second time by an owner who did not hear the answer, is kept already.
-            if kept == 1 || progress_of(db, &part)? == Some(progress) { Ok(Checkpoint::Kept) } else { Ok(Checkpoint::Lost) }
+            if kept == 1 || progress_of(db, &part)?.as_ref() == Some(&progress) { Ok(Checkpoint::Kept) } else { Ok(Checkpoint::Lost) }
         })
         .await
     }
@@ -170,11 +170,24 @@ fn read(db: &Connection, broadcast: &BroadcastId) -> rusqlite::Result<Option<(Op
 
 fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progress>> {
     db.prepare_cached(
-        "SELECT epoch, cursor, done, sent, dead, refused, failed, expired FROM broadcast_parts
+        "SELECT epoch, cursor, open_tokens, done, sent, dead, refused, failed, expired FROM broadcast_parts
          WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3",
     )?
     .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
-        Ok(Progress { epoch: row.get(0)?, cursor: row.get::<_, Option<i64>>(1)?.map(Cursor), done: row.get(2)?, counts: counts(row, 3)? })
+        let cursor = row.get::<_, Option<i64>>(1)?.map(Cursor);
+        Ok(Progress { epoch: row.get(0)?, cursor, open: tokens(row, 2)?, done: row.get(3)?, counts: counts(row, 4)? })
     })
     .optional()
+}
+
+/// Tokens in a column; hardly ever any.
+fn written(tokens: &[Token]) -> Option<String> {
+    let texts: Vec<_> = tokens.iter().map(Token::as_str).collect();
+    (!texts.is_empty()).then(|| serde_json::json!(texts).to_string())
+}
+
+fn tokens(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<Token>> {
+    let Some(array) = row.get_ref(column)?.as_str_or_null()? else { return Ok(Vec::new()) };
+    let texts: Vec<String> = serde_json::from_str(array).map_err(|error| unreadable(column, error))?;
+    texts.iter().map(|text| Token::parse(text).map_err(|error| unreadable(column, error))).collect()
 }

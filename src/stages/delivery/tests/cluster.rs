@@ -40,6 +40,8 @@ pub enum Broken {
     PositionsCut,
     /// A checkpoint that nobody knows of counts as done.
     UnknownIsKept,
+    /// A checkpoint keeps the cursor, and not what is open before it.
+    OpenForgotten,
     /// Whoever loses the part settles its record.
     LostIsSettled,
     /// As if the finished parts were read before the own one is added.
@@ -261,21 +263,23 @@ impl part::Row for PartRow<'_> {
     }
 
     async fn begin(&self) -> Answer<Decided> {
-        let first = Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() };
-        Ok(self.decide(|row| row.is_none(), first).await)
+        Ok(self.decide(|row| row.is_none(), Progress { epoch: 1, ..Progress::default() }).await)
     }
 
     async fn raise(&self, found: &Progress) -> Answer<Decided> {
-        let found = *found;
-        Ok(self.decide(move |row| row == Some(&found), Progress { epoch: found.epoch + 1, ..found }).await)
+        let raised = Progress { epoch: found.epoch + 1, ..found.clone() };
+        Ok(self.decide(|row| row == Some(found), raised).await)
     }
 
     async fn record(&self, progress: &Progress) -> Answer<Decided> {
-        let (new, any_epoch) = (*progress, self.0.is(Broken::EpochIgnored));
-        let before = self.0.cluster().parts.get(&self.1).and_then(|row| row.stands).map_or(0, |row| row.counts.total());
+        let (mut new, any_epoch) = (progress.clone(), self.0.is(Broken::EpochIgnored));
+        if self.0.is(Broken::OpenForgotten) {
+            new.open.clear();
+        }
+        let before = self.0.cluster().parts.get(&self.1).and_then(|row| row.stands.as_ref()).map_or(0, |row| row.counts.total());
         self.0.cluster().counted_beside += new.counts.total().saturating_sub(before);
-        let condition = move |row: Option<&Progress>| {
-            row.is_some_and(|row| (any_epoch || row.epoch == new.epoch) && !row.done && row.cursor <= new.cursor)
+        let condition = |row: Option<&Progress>| {
+            row.is_some_and(|row| (any_epoch || row.epoch == progress.epoch) && !row.done && row.cursor <= progress.cursor)
         };
         Ok(match self.decide(condition, new).await {
             Decided::Unknown(_) if self.0.is(Broken::UnknownIsKept) => Decided::Applied,
@@ -352,7 +356,7 @@ impl Broadcasts for Seat {
 
     async fn take_over(&self, part: &PartId) -> Answer<Progress> {
         if self.lost().contains(&part.part) {
-            return Ok(Progress { epoch: 0, cursor: None, done: true, counts: Counts::default() });
+            return Ok(Progress { done: true, ..Progress::default() });
         }
         part::take_over(&PartRow(self, part.part), "take a part over").await
     }
@@ -386,7 +390,7 @@ impl Broadcasts for Seat {
                 cluster.state = BroadcastState::Done;
             }
             let mut counts = Counts::default();
-            cluster.parts.values().filter_map(|row| row.stands).for_each(|row| counts += row.counts);
+            cluster.parts.values().filter_map(|row| row.stands.as_ref()).for_each(|row| counts += row.counts);
             if beside {
                 counts = Counts { sent: cluster.counted_beside, ..Counts::default() };
             }
@@ -495,8 +499,13 @@ impl Registry for Seat {
         unreachable!("delivery revokes nothing")
     }
 
-    async fn inspect(&self, _: &Token) -> Answer<Option<TokenRow>> {
-        unreachable!("delivery inspects nothing")
+    async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
+        let row = |cluster: &mut Cluster| {
+            let found = cluster.rings.iter().flatten().find(|(_, registration)| registration.token == *token)?.1.clone();
+            let (token, version) = (found.token.clone(), found.version);
+            Some(TokenRow { token, version, registration: Some(found), reason: None, created_at: None, seen_at: None })
+        };
+        Ok(self.ask(row).await)
     }
 
     async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {

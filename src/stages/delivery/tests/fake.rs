@@ -142,17 +142,16 @@ impl Broadcasts for Fake {
 
     async fn take_over(&self, part: &PartId) -> Answer<Progress> {
         let mut state = self.ask("take_over")?;
-        let new = Progress { epoch: 0, cursor: None, done: false, counts: Counts::default() };
-        let progress = state.parts.entry(part.part).or_insert(new);
+        let progress = state.parts.entry(part.part).or_default();
         progress.epoch += i32::from(!progress.done);
-        Ok(*progress)
+        Ok(progress.clone())
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Answer<Checkpoint> {
         let mut state = self.ask("checkpoint")?;
         match state.parts.get_mut(&part.part) {
             Some(standing) if standing.epoch == progress.epoch => {
-                *standing = *progress;
+                standing.clone_from(progress);
                 Ok(Checkpoint::Kept)
             }
             _ => Ok(Checkpoint::Lost),

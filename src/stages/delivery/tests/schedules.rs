@@ -1,5 +1,5 @@
 //! Several processes at one broadcast, or at one dose, under random schedules: a process dies, or freezes and comes back;
-//! a record goes to two of them; a conditional write is not answered; clocks differ; providers are slow or refuse; the route
+//! a record goes to two of them; a part is taken away in the middle; a conditional write is not answered; clocks differ; providers are slow or refuse; the route
 //! is braked, and its row can't be read; Kafka is away.
 //!
 //! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of a part: that
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     delivery::{Message, PayloadRefused, Reply},
-    domain::{Counts, Cursor, Registration},
+    domain::{Counts, Cursor, Lane, Registration},
 };
 
 /// No schedule takes longer.
@@ -111,6 +111,7 @@ goes_wrong! {
     with_the_checkpoint_before_the_page_it_goes_wrong: CheckpointFirst;
     with_pages_cut_inside_a_position_it_goes_wrong: PositionsCut;
     with_an_unknown_checkpoint_taken_as_kept_it_goes_wrong: UnknownIsKept;
+    with_what_is_open_forgotten_it_goes_wrong: OpenForgotten;
     with_a_record_settled_by_whoever_lost_it_goes_wrong: LostIsSettled;
     with_the_finished_parts_read_before_the_own_one_is_added_it_goes_wrong: FinishedReadFirst;
     with_the_broadcast_closed_before_its_total_it_goes_wrong: ClosedFirst;
@@ -237,10 +238,10 @@ impl Schedule {
         }
     }
 
-    /// Kafka: the record goes to some process, and to another one if that one dies.
+    /// Kafka: the record goes to some process, and to another one if that one dies or has to stop.
     async fn settle(&self, job: &Job, within: f64) {
         self.pause(within).await;
-        while self.handle(job).await.is_none() {
+        while self.handle(job).await.is_none_or(|fate| fate == Fate::Unfinished) {
             let silence = *[1.0, 10.0, 45.0, 90.0].choose(&mut self.cluster().dice).unwrap();
             sleep(Duration::from_secs_f64(silence)).await;
         }
@@ -257,7 +258,10 @@ impl Schedule {
         let handled = {
             let mut processes = self.processes.lock().unwrap();
             let process = self.roll(0..processes.len());
-            processes[process].handle(job)
+            // A dose that is left in the middle may ring again.
+            let is_stopped = job.work.lane() == Lane::Bulk && self.roll(0..4) == 0;
+            let stop = is_stopped.then(|| Duration::from_secs_f64(self.cluster().dice.random_range(0.0..20.0)));
+            processes[process].handle(job, stop)
         };
         handled.await.ok()
     }
@@ -374,15 +378,20 @@ impl Process {
         Self { seat, stage, frozen, tasks, _share: share }
     }
 
-    /// As Kafka's consumer does: again while a dependency is away.
-    fn handle(&mut self, job: &Job) -> oneshot::Receiver<Fate> {
+    /// As Kafka's consumer does: again while a dependency is away, until a stop comes.
+    fn handle(&mut self, job: &Job, stop_after: Option<Duration>) -> oneshot::Receiver<Fate> {
         let (settled, hears) = oneshot::channel();
         let (stage, record) = (Arc::clone(&self.stage), record(job));
+        let stop = Stop::default();
+        if let Some(stop_after) = stop_after {
+            let token = stop.token();
+            self.tasks.spawn(sleep(stop_after).map(move |()| token.cancel()));
+        }
         let handling = async move {
-            let stop = Stop::default();
             let fate = loop {
                 match stage.handle(&record, &stop).await {
                     Ok(fate) => break fate,
+                    Err(_) if stop.is_set() => break Fate::Unfinished,
                     Err(_) => sleep(Duration::from_millis(100)).await,
                 }
             };

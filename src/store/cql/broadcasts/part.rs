@@ -9,7 +9,7 @@ use std::future::Future;
 
 use super::super::decide::{Decided, Patience};
 use crate::{
-    domain::{Counts, Progress, Unavailable},
+    domain::{Progress, Unavailable},
     store::Checkpoint,
 };
 
@@ -35,7 +35,7 @@ pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<P
             Some(found) if found.done => return Ok(found),
             // All that was read has to stand still: the owner may have got a page further since.
             Some(found) => (row.raise(&found).await?, Progress { epoch: found.epoch + 1, ..found }),
-            None => (row.begin().await?, Progress { epoch: 1, cursor: None, done: false, counts: Counts::default() }),
+            None => (row.begin().await?, Progress { epoch: 1, ..Progress::default() }),
         };
         match decided {
             Decided::Applied => return Ok(mine),

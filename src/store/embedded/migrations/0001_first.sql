@@ -50,12 +50,14 @@ CREATE TABLE broadcasts (
 ) WITHOUT ROWID;
 CREATE INDEX broadcasts_by_age ON broadcasts (created_at);
 
+-- open_tokens lie before the cursor and have no outcome yet: a JSON array, or nothing.
 CREATE TABLE broadcast_parts (
     broadcast_id TEXT    NOT NULL,
     provider     TEXT    NOT NULL,
     part         INTEGER NOT NULL,
     epoch        INTEGER NOT NULL,
     cursor       INTEGER,
+    open_tokens  TEXT,
     done         INTEGER NOT NULL,
     finished     INTEGER NOT NULL,
     sent         INTEGER NOT NULL,
