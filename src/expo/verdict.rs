@@ -40,7 +40,8 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], readi
         408 | 500..=599 => return down(said(status, body, tokens)),
         _ => {}
     }
-    let sent = serde_json::from_slice::<Sent<'_>>(body).ok();
+    // Whether it is text is asked once of all of it, not of each string.
+    let sent = str::from_utf8(body).ok().and_then(|body| serde_json::from_str::<Sent<'_>>(body).ok());
     let (tickets, errors) = sent.map_or((None, None), |sent| (sent.data, sent.errors));
     let error = errors.as_ref().and_then(|errors| errors.first());
     if let Some(error) = error {

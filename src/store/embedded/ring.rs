@@ -57,7 +57,8 @@ fn page(
     let exclude = to.exclude.as_ref().map(UserId::as_str);
     let mut scan = db.prepare_cached(
         "SELECT position, push_token, version, platform FROM tokens
-         WHERE position >= ?1 AND position <= ?2 AND active AND kind IN (?3, ?4) AND CASE WHEN user_id IS NULL THEN ?5 ELSE user_id IS NOT ?6 END
+         WHERE position >= ?1 AND position <= ?2 AND active AND kind IN (?3, ?4)
+           AND (?5 OR user_id IS NOT NULL) AND (?6 IS NULL OR user_id IS NOT ?6)
          ORDER BY position, push_token",
     )?;
     let mut rows = scan.query((start, high, kind, other_kind, to.include_anonymous, exclude))?;

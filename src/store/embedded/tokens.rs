@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::{
     EmbeddedStore,
     ring::{position, positions},
-    values::{label, micros, timestamp_if_any, unreadable},
+    values::{label, micros, timestamp_if_any, unreadable, word_of},
 };
 use crate::{
     domain::{
@@ -380,8 +380,5 @@ pub(super) fn token(row: &Row<'_>, column: usize) -> rusqlite::Result<Token> {
 }
 
 pub(super) fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> {
-    if row.get_ref(column)?.as_str_or_null()?.is_none() {
-        return Ok(None);
-    }
-    label(row, column, Platform::from_label).map(Some)
+    row.get_ref(column)?.as_str_or_null()?.map(|word| word_of(column, word, Platform::from_label)).transpose()
 }
