@@ -34,7 +34,11 @@ use std::{
 
 use rusqlite::Connection;
 
-use self::{lock::Lock, readers::Readers, writer::Writer};
+use self::{
+    lock::Lock,
+    readers::Readers,
+    writer::{Haste, Writer},
+};
 use super::Store;
 use crate::domain::{Timestamp, Unavailable};
 
@@ -134,7 +138,16 @@ impl EmbeddedStore {
         context: &'static str,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Unavailable> {
-        self.inner.writer.run(context, work).await
+        self.inner.writer.run(context, Haste::AtOnce, work).await
+    }
+
+    /// The same for what is written again and again and nobody waits for: it gives others a moment to share its flush.
+    async fn write_in_company<T: Send + 'static>(
+        &self,
+        context: &'static str,
+        work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.inner.writer.run(context, Haste::InCompany, work).await
     }
 
     /// Runs `work` on a connection for reading.
@@ -145,7 +158,7 @@ impl EmbeddedStore {
     ) -> Result<T, Unavailable> {
         match &self.inner.readers {
             Some(readers) => readers.run(context, work).await,
-            None => self.inner.writer.run(context, move |db, _| work(db)).await,
+            None => self.inner.writer.run(context, Haste::AtOnce, move |db, _| work(db)).await,
         }
     }
 }

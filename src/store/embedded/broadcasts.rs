@@ -78,7 +78,7 @@ impl Broadcasts for EmbeddedStore {
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
         let (part, progress) = (part.clone(), progress.clone());
-        self.write("record a part's progress", move |db, _| {
+        self.write_in_company("record a part's progress", move |db, _| {
             let [sent, dead, refused, failed, expired] = columns(&progress.counts);
             let kept = db
                 .prepare_cached(

@@ -279,7 +279,7 @@ async fn a_caller_who_leaves_takes_no_reader_along() {
 async fn whoever_waits_for_a_writer_that_has_ended_is_told() {
     let gone = writer::Writer::ended();
     assert!(gone.alive().is_err());
-    let refusal = gone.run("write", |_, _| Ok(())).await.unwrap_err();
+    let refusal = gone.run("write", writer::Haste::AtOnce, |_, _| Ok(())).await.unwrap_err();
     assert!(format!("{refusal:?}").contains("thread has ended"), "{refusal:?}");
 }
 

@@ -1,7 +1,7 @@
 //! The one thread that writes.
 //!
 //! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes back goes
-//! into one transaction, and one flush pays for all of it. Everybody is answered after the commit. An operation that
+//! into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for company. Everybody is answered after the commit. An operation that
 //! fails or panics must not take its neighbours down: each runs in a savepoint of its own, and only that is rolled back.
 //! If the thread itself ends, every waiting caller is told so by the closing of his channel.
 
@@ -11,6 +11,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -25,6 +26,9 @@ const QUEUE_MAX: usize = 1_024;
 /// Operations in one transaction.
 const BATCH_MAX: usize = 1_024;
 
+/// How long those wait for others who are in no hurry. A broadcast at full speed has a checkpoint each millisecond.
+const COMPANY_WITHIN: Duration = Duration::from_millis(3);
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The way to the thread.
@@ -34,8 +38,20 @@ pub(super) struct Writer {
     thread: Option<JoinHandle<()>>,
 }
 
+/// When an operation is to be durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// As soon as can be.
+    AtOnce,
+    /// A few milliseconds later, if that saves a flush.
+    InCompany,
+}
+
 /// An operation and whom to answer.
 trait Job: Send {
+    /// When it is to be durable.
+    fn haste(&self) -> Haste;
+
     /// Does it, and keeps what came out. An error, in words, means that nothing it wrote may stay.
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String>;
 
@@ -45,6 +61,7 @@ trait Job: Send {
 
 struct Asked<T, F> {
     work: F,
+    haste: Haste,
     outcome: Option<Result<T, String>>,
     caller: oneshot::Sender<Result<T, String>>,
 }
@@ -55,8 +72,10 @@ impl Writer {
     /// Starts the thread. `lock` lives as long as the thread does.
     pub(super) fn start(db: Connection, lock: Option<Lock>) -> io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        // In memory there is no flush to share.
+        let company_within = if lock.is_some() { COMPANY_WITHIN } else { Duration::ZERO };
         let thread = thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
-            write_all(&db, jobs);
+            write_all(&db, jobs, company_within);
             drop(db);
             drop(lock); // only now may somebody else open the file
         })?;
@@ -67,10 +86,11 @@ impl Writer {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         context: &'static str,
+        haste: Haste,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Unavailable> {
         let (caller, answer) = oneshot::channel();
-        let job: Box<dyn Job> = Box::new(Asked { work, outcome: None, caller });
+        let job: Box<dyn Job> = Box::new(Asked { work, haste, outcome: None, caller });
         let queue = self.queue.as_ref().ok_or_else(gone)?;
         queue.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?.map_err(|failure| Unavailable::store(context, failure))
@@ -105,6 +125,10 @@ impl Drop for Writer {
 // === impl Asked ===
 
 impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job for Asked<T, F> {
+    fn haste(&self) -> Haste {
+        self.haste
+    }
+
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String> {
         let outcome = match catch_unwind(AssertUnwindSafe(|| (self.work)(db, now))) {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
@@ -125,14 +149,14 @@ impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job f
 }
 
 /// The thread's life.
-fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>, company_within: Duration) {
     let mut purge = Purge::default();
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
-            && let Ok(job) = jobs.try_recv()
-        {
-            batch.push(job);
+        take_waiting(&mut jobs, &mut batch);
+        if batch.iter().all(|job| job.haste() == Haste::InCompany) {
+            thread::sleep(company_within);
+            take_waiting(&mut jobs, &mut batch);
         }
         let now = Timestamp::now();
         let transaction = commit(db, &mut batch, now).map_err(|failure| failure.to_string());
@@ -142,6 +166,14 @@ fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
         if let Err(error) = purge.step_if_due(db, now) {
             tracing::warn!(error = %error, "Old rows of the store could not be removed, trying again in a minute");
         }
+    }
+}
+
+fn take_waiting(jobs: &mut mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) {
+    while batch.len() < BATCH_MAX
+        && let Ok(job) = jobs.try_recv()
+    {
+        batch.push(job);
     }
 }
 
