@@ -148,7 +148,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let rows = stream::iter(0..open.len()).map(|index| self.store.inspect(&open[index])).buffered(ASKED_AT_ONCE);
         let rows: Vec<_> = rows.try_collect().await?;
         let registrations = rows.into_iter().flatten().filter_map(|row| row.registration);
-        let recipients: Vec<_> = registrations.filter(|now| is_meant(work, now.user.as_ref())).map(Recipient::from).collect();
+        let recipients: Vec<_> = registrations.filter(|now| is_meant(work, end, now.user.as_ref())).map(Recipient::from).collect();
         Ok(Page { positions: vec![end; recipients.len()], recipients, end, last: false })
     }
 
@@ -261,11 +261,12 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// Whether the job is for a token of this user (`None` = nobody's).
-fn is_meant(work: &Work, user: Option<&UserId>) -> bool {
+/// Whether a token before the cursor that is this user's now (`None` = nobody's) is to be rung. A list comes to the users
+/// behind its cursor anyway.
+fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     match work {
         Work::Slice(slice) => slice.to.include(user.map(UserId::as_str)),
-        Work::List(list) => user.is_some_and(|user| list.users.contains(user)),
+        Work::List(list) => list.users.iter().zip(0..done).any(|(listed, _)| Some(listed) == user),
         Work::Dose(_) => false,
     }
 }

@@ -214,22 +214,28 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_hands() {
-    for (owner, rings) in [("u1", 1), ("u9", 0)] {
+    // Who stands behind the cursor is come to anyway.
+    for (owner, rings) in [("u1", 1), ("u2", 1), ("u9", 0)] {
         let w = World::new();
         w.broadcast_to(0);
-        let phones = ["a", "b", "c"].map(|name| Registration { user: Some(UserId::new("u1")), ..registration(name) });
-        w.store.state().users.insert(UserId::new("u1"), phones.to_vec());
-        w.service.answers("a", [busy(30)]);
-        let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users: vec![UserId::new("u0"), UserId::new("u1")] });
+        let phone = |user: &str, name| Registration { user: Some(UserId::new(user)), ..registration(name) };
+        w.store.state().users.insert(UserId::new("u1"), ["a", "b", "c"].map(|name| phone("u1", name)).to_vec());
+        w.store.state().users.insert(UserId::new("u2"), vec![phone("u2", "d")]);
+        for name in ["a", "d"] {
+            w.service.answers(name, [busy(30)]);
+        }
+        let users = ["u0", "u1", "u2"].map(UserId::new).to_vec();
+        let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
         let stop = Stop::default();
         tokio::join!(w.handle(list.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
         assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (0, 1, 1));
 
-        w.store.state().users.get_mut(&UserId::new("u1")).unwrap()[0].user = Some(UserId::new(owner));
+        w.store.state().users.get_mut(&UserId::new("u1")).unwrap().remove(0);
+        w.store.state().users.entry(UserId::new(owner)).or_default().insert(0, phone(owner, "a"));
         assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
-        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (rings, 1, 1));
+        assert_eq!(["a", "b", "c", "d"].map(|name| w.service.rung(name)), [rings, 1, 1, 1], "{owner}");
         let counts = w.store.state().parts[&0].counts;
-        assert_eq!(counts.sent, 2 + rings as u64);
+        assert_eq!(counts.sent, 3 + rings as u64);
     }
 }
 
