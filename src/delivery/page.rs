@@ -63,8 +63,8 @@ pub enum Final {
 pub struct Returned {
     /// The page's recipients.
     pub recipients: Arc<[Recipient]>,
-    /// What became of each message, in the page's order; `None` = not sent, because the page was withdrawn, went stale or
-    /// ran out of its lease.
+    /// What became of each message, in the page's order; `None` = nothing yet: the page was withdrawn, went stale or ran out
+    /// of its lease.
     pub finals: Vec<Option<Final>>,
 }
 
@@ -93,13 +93,8 @@ impl Final {
 }
 
 impl Returned {
-    /// How many messages from the page's start have their outcome without a gap: what a checkpoint may cover.
-    pub fn settled_prefix(&self) -> usize {
-        self.finals.iter().take_while(|fate| fate.is_some()).count()
-    }
-
     /// Whether every message has its outcome.
     pub fn is_complete(&self) -> bool {
-        self.settled_prefix() == self.finals.len()
+        self.finals.iter().all(Option::is_some)
     }
 }

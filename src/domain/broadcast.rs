@@ -56,7 +56,7 @@ pub struct Progress {
     pub epoch: i32,
     /// Everything up to here has its outcome, but for what is open; `None` = nothing yet.
     pub cursor: Option<Cursor>,
-    /// What lies before the cursor and has no outcome: a stop came while it waited for its own reasons. A page at most.
+    /// Before the cursor, and without an outcome yet: these go first. Hardly ever any, and of one page at most.
     pub open: Vec<Token>,
     /// Whether the part is finished.
     pub done: bool,

@@ -107,8 +107,8 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
     }
 }
 
-/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while, because the next owner
-/// would send it from its beginning: only what is cut off between two messages is sent once.
+/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while: of a dose the next owner
+/// knows nothing but the mark, and would ring it from its beginning.
 struct Stopping<'a> {
     stop: &'a Stop,
     finish_within: Duration,

@@ -141,7 +141,7 @@ impl EmbeddedStore {
         self.inner.writer.run(context, Haste::AtOnce, work).await
     }
 
-    /// The same for what is written again and again and nobody waits for: it gives others a moment to share its flush.
+    /// The same for what is written again and again and is in no hurry: it gives others a moment to share its flush.
     async fn write_in_company<T: Send + 'static>(
         &self,
         context: &'static str,

@@ -110,7 +110,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the dead of a page may be reported. With a stop, or a cancelling, they may lose their outcome instead.
+    /// Returns when the dead of a page may be reported. With a stop they may lose their outcome instead, and are asked again by
+    /// the next owner; with a cancelling nobody asks them again, and they are not counted.
     pub(super) async fn hold(
         &self,
         record: &Record,
@@ -124,7 +125,10 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let opened = async {
                 loop {
                     match self.look(record.timestamp, &mut suspects).await {
-                        Look::Wait => sleep(LOOK_EVERY).await,
+                        Look::Wait => tokio::select! {
+                            () = sleep(LOOK_EVERY) => {}
+                            () = stop.wait() => return Look::Wait,
+                        },
                         opened => return opened,
                     }
                 }

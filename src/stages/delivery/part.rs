@@ -1,4 +1,5 @@
-//! A part of a broadcast: page by page, each checkpointed when all its messages have their outcome.
+//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that have none when a
+//! stop comes are named in the checkpoint, and the next owner begins with them.
 //!
 //! STORE.md's protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
 //! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two steps repeats at

@@ -84,7 +84,8 @@ statements! {
     Decide checkpoint =
         "UPDATE $lwt.broadcast_parts USING TTL ?
          SET cursor = ?, open_tokens = ?, done = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
-         WHERE broadcast_id = ? AND provider = ? AND part = ? IF epoch = ? AND done = false AND cursor <= ?";
+         WHERE broadcast_id = ? AND provider = ? AND part = ?
+         IF epoch = ? AND done = false AND cursor <= ? AND sent <= ? AND dead <= ?";
     Write put_finished =
         "INSERT INTO $push.broadcast_done (broadcast_id, provider, part) VALUES (?, ?, ?) USING TIMESTAMP 1 AND TTL ?";
     Read  count_finished = "SELECT count(*) FROM $push.broadcast_done WHERE broadcast_id = ?";

@@ -1,9 +1,10 @@
 //! The one thread that writes.
 //!
 //! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes back goes
-//! into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for company. Everybody is answered after the commit. An operation that
-//! fails or panics must not take its neighbours down: each runs in a savepoint of its own, and only that is rolled back.
-//! If the thread itself ends, every waiting caller is told so by the closing of his channel.
+//! into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for company. Everybody is
+//! answered after the commit. An operation that fails or panics must not take its neighbours down: each runs in a savepoint
+//! of its own, and only that is rolled back. If the thread itself ends, every waiting caller is told so by the closing of
+//! his channel.
 
 use std::{
     any::Any,

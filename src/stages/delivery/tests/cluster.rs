@@ -279,7 +279,10 @@ impl part::Row for PartRow<'_> {
         let before = self.0.cluster().parts.get(&self.1).and_then(|row| row.stands.as_ref()).map_or(0, |row| row.counts.total());
         self.0.cluster().counted_beside += new.counts.total().saturating_sub(before);
         let condition = |row: Option<&Progress>| {
-            row.is_some_and(|row| (any_epoch || row.epoch == progress.epoch) && !row.done && row.cursor <= progress.cursor)
+            row.is_some_and(|row| {
+                let epoch = if any_epoch { progress.epoch } else { row.epoch };
+                part::follows(&Progress { epoch, ..row.clone() }, progress)
+            })
         };
         Ok(match self.decide(condition, new).await {
             Decided::Unknown(_) if self.0.is(Broken::UnknownIsKept) => Decided::Applied,

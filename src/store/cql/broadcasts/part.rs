@@ -2,8 +2,8 @@
 //! lets owners race, die and hear nothing.
 //!
 //! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there is one owner,
-//! and he tells his totals one after the other, so a row that says the same was written by him. It lets the cursor only
-//! move forward, so that one that a server still held when its successor was through does not undo it.
+//! and he tells his totals one after the other, so a row that says the same was written by him. It lets cursor and counts
+//! only grow, so that one that a server still held when its successor was through does not undo it.
 
 use std::future::Future;
 
@@ -23,7 +23,7 @@ pub(crate) trait Row: Sync {
     fn begin(&self) -> impl Future<Output = Answer<Decided>> + Send;
     /// Raises the epoch by one, if the row still says this.
     fn raise(&self, found: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
-    /// Writes an owner's progress, if the epoch is his, the part not done and not further.
+    /// Writes an owner's progress, if it [`follows`] what the row says.
     fn record(&self, progress: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
 }
 
@@ -58,9 +58,15 @@ pub(crate) async fn checkpoint(row: &impl Row, progress: &Progress, context: &'s
         }
         match row.now().await? {
             Some(found) if found == *progress => return Ok(Checkpoint::Kept),
-            Some(found) if found.epoch == progress.epoch && !found.done && found.cursor <= progress.cursor => {}
+            Some(found) if follows(&found, progress) => {}
             _ => return Ok(Checkpoint::Lost),
         }
         patience.next_round().await?;
     }
+}
+
+/// Whether an owner may write this over what he found. Of the counts those of messages that were answered are enough.
+pub(crate) fn follows(found: &Progress, next: &Progress) -> bool {
+    let is_behind = found.cursor <= next.cursor && found.counts.sent <= next.counts.sent && found.counts.dead <= next.counts.dead;
+    found.epoch == next.epoch && !found.done && is_behind
 }
