@@ -22,9 +22,11 @@ struct AtWork {
 pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl Fn(&mut Cluster)) {
     let mut cluster = Cluster::start(1);
     let broker = cluster.broker.clone();
-    let mut patient = AtWork::begins(Passage::new(&broker, "patient", 4, Classic).with("session_timeout", "5m"), 100);
+    // A producer that gives up, after its usual 30 s, writes again what the broker may have kept.
+    let waiting = |name, protocol| Passage::new(&broker, name, 4, protocol).with_property("message.timeout.ms", "300000");
+    let mut patient = AtWork::begins(waiting("patient", Classic).with("session_timeout", "5m"), 100);
     let mut hasty = AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"), 100);
-    let mut modern = AtWork::begins(Passage::new(&broker, "modern", 4, Consumer), 100);
+    let mut modern = AtWork::begins(waiting("modern", Consumer), 100);
 
     go(&mut cluster);
     thread::sleep(away);
