@@ -141,15 +141,6 @@ impl EmbeddedStore {
         self.inner.writer.run(context, Haste::AtOnce, work).await
     }
 
-    /// The same for what is written again and again and is in no hurry: it gives others a moment to share its flush.
-    async fn write_in_company<T: Send + 'static>(
-        &self,
-        context: &'static str,
-        work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Unavailable> {
-        self.inner.writer.run(context, Haste::InCompany, work).await
-    }
-
     /// Runs `work` on a connection for reading.
     async fn read<T: Send + 'static>(
         &self,

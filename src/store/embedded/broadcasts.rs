@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::{
     EmbeddedStore,
     values::{columns, counts, micros, timestamp, unreadable},
+    writer::Haste,
 };
 use crate::{
     domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable},
@@ -78,7 +79,7 @@ impl Broadcasts for EmbeddedStore {
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
         let (part, progress) = (part.clone(), progress.clone());
-        self.write_in_company("record a part's progress", move |db, _| {
+        let record = move |db: &Connection, _| {
             let [sent, dead, refused, failed, expired] = columns(&progress.counts);
             let kept = db
                 .prepare_cached(
@@ -102,8 +103,9 @@ impl Broadcasts for EmbeddedStore {
                 ))?;
             // The part's end, told a second time by an owner who did not hear the answer, is kept already.
             if kept == 1 || progress_of(db, &part)?.as_ref() == Some(&progress) { Ok(Checkpoint::Kept) } else { Ok(Checkpoint::Lost) }
-        })
-        .await
+        };
+        // Written again and again, and in no hurry: others may share its flush.
+        self.inner.writer.run("record a part's progress", Haste::InCompany, record).await
     }
 
     async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
