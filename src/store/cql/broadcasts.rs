@@ -150,9 +150,24 @@ impl part::Row for Row<'_> {
         let [sent, dead, refused, failed, expired] = columns(&progress.counts);
         let (epoch, cursor, done) = (progress.epoch, cursor(progress), progress.done);
         let open: Vec<&str> = progress.open.iter().map(Token::as_str).collect();
-        let row = (broadcast, provider, number);
-        let values =
-            (KEPT_SECONDS, cursor, open, done, sent, dead, refused, failed, expired, row.0, row.1, row.2, epoch, cursor, sent, dead);
+        let values = (
+            KEPT_SECONDS,
+            cursor,
+            open,
+            done,
+            sent,
+            dead,
+            refused,
+            failed,
+            expired,
+            broadcast,
+            provider,
+            number,
+            epoch,
+            cursor,
+            sent,
+            dead,
+        );
         self.store.decide(self.context, &self.store.statements.checkpoint, values).await
     }
 }
