@@ -10,6 +10,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use pushcast::{
+    config::{Config, Environment},
     delivery::{Batcher, Class, Desk, Final, Gate, Keeper, Pace, Page, Provider, Returned, Share, route},
     domain::{Notification, NotificationId, ProviderId, Recipient, Timestamp, Token, Version},
     expo::{self, Expo},
@@ -102,18 +103,15 @@ async fn sandbox(change: impl FnOnce(&mut Faults)) -> Sandbox {
 }
 
 fn expo_of(sandbox: &Sandbox, limit: u32) -> Engine<Expo> {
-    let settings = expo::Settings {
-        enabled: true,
-        url: sandbox.expo_url(),
-        access_token: "".into(),
-        rate_per_second: limit,
-        requests_in_flight: 8,
-        request_timeout: Duration::from_secs(15),
-        gzip: true,
-        receipts: true,
-        receipt_delay: Duration::ZERO,
-        dead_token_errors: Vec::new(),
-    };
+    expo_with(expo::Settings { url: sandbox.expo_url(), rate_per_second: limit, requests_in_flight: 8, ..defaults().expo })
+}
+
+fn defaults() -> Config {
+    Config::load(None, &Environment::default()).unwrap()
+}
+
+fn expo_with(settings: expo::Settings) -> Engine<Expo> {
+    let limit = settings.rate_per_second;
     let metrics = Arc::new(Metrics::new());
     Engine::new(Expo::new(&settings, Arc::clone(&metrics)).unwrap(), limit, settings.requests_in_flight, metrics)
 }
@@ -330,6 +328,20 @@ async fn three_instances_that_come_and_go_keep_expos_limit_in_every_second() {
     let lost = 1.0 + 2.0 * (8.0 + 5.0 + 5.0 + 16.0) / 16.0;
     let allowed = f64::from(LIMIT) * (length.as_secs_f64() - lost);
     assert!(seen.taken as f64 >= 0.95 * allowed, "{} of {allowed}", seen.taken);
+}
+
+/// A request holds its slot for all that time: what it carries decides whether the slots suffice for the rate.
+#[tokio::test(start_paused = true)]
+async fn an_expo_that_takes_long_to_answer_is_sent_all_that_it_allows() {
+    let sandbox = sandbox(|faults| faults.expo.latency = Duration::from_millis(800)).await;
+    let engine = expo_with(expo::Settings { url: sandbox.expo_url(), ..defaults().expo });
+    let begun = Instant::now();
+    assert!(all_sent(&engine.broadcast(everybody(ProviderId::Expo, 30_000)).await));
+    let seen = sandbox.statistics().expo;
+    assert!(seen.peak_per_second <= 600, "{} in one second", seen.peak_per_second);
+    // The first second is empty, and the last request takes its time.
+    let sending = begun.elapsed() - Duration::from_millis(1_800);
+    assert!(seen.taken as f64 >= 0.95 * 600.0 * sending.as_secs_f64(), "{} in {sending:?}", seen.taken);
 }
 
 #[tokio::test(start_paused = true)]

@@ -375,7 +375,7 @@ impl<P: Provider> Batcher<P> {
                 return due;
             }
             let probe = self.breaker.probe(|| self.queue.has(Class::Urgent), now);
-            let max = self.pace.batch_max(self.provider.batch_max(), now);
+            let max = self.pace.batch_max(self.provider.batch_max(), self.slots.busy(self.requests.len()), now);
             let next = match probe {
                 Some(Probe::OnWire) => return None,
                 Some(Probe::At(at)) => return Some(at),
@@ -469,6 +469,15 @@ fn messages<'a, B>(batch: &'a Batch, pages: &'a [(PageId, OnWire<B>)]) -> impl I
             Message { body: &*page.body, token: &to.token, platform: to.platform, ttl: page.ttl }
         })
     })
+}
+
+// === impl Slots ===
+
+impl Slots {
+    /// Which part of what others than urgent messages may have is taken.
+    fn busy(self, requests: usize) -> f64 {
+        requests as f64 / (self.all - self.urgent) as f64
+    }
 }
 
 // === impl Open ===

@@ -143,12 +143,18 @@ impl Pace {
         }
     }
 
-    /// How many messages a request may carry now: the provider's most, or half of what may leave at one moment. Half,
-    /// because timers fire up to a millisecond late: with the other half in hand the next request makes up for it.
-    pub fn batch_max(&mut self, provider_max: usize, now: Instant) -> usize {
+    /// How many messages a request may carry now: the provider's most, or a part of what may leave at one moment. Half, as long
+    /// as requests are plenty, because timers fire up to a millisecond late: with the other half in hand the next request
+    /// makes up for it. More, the more requests are `busy` (a part of 1), because a provider that takes long to answer holds
+    /// them, and what they carry then decides whether they suffice for the rate.
+    pub fn batch_max(&mut self, provider_max: usize, busy: f64, now: Instant) -> usize {
         self.advance(now);
         match &self.limiter {
-            Limiter::Limited { allowance, .. } => provider_max.min(allowance.burst.div_ceil(2) as usize),
+            Limiter::Limited { allowance, .. } => {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most the burst")]
+                let carried = (f64::from(allowance.burst) * busy.clamp(0.5, 1.0)).ceil() as usize;
+                provider_max.min(carried)
+            }
             Limiter::Unlimited | Limiter::Nothing => provider_max,
         }
     }
@@ -247,7 +253,7 @@ mod tests {
     async fn send_all(pace: &mut Pace, provider_max: usize, until: Instant) -> Vec<Instant> {
         let mut sent = Vec::new();
         while Instant::now() < until {
-            let n = pace.batch_max(provider_max, Instant::now());
+            let n = pace.batch_max(provider_max, 0.0, Instant::now());
             match pace.admit(n, Instant::now()) {
                 Ok(()) => sent.extend(std::iter::repeat_n(Instant::now(), n)),
                 Err(at) => tokio::time::sleep_until(at.unwrap_or(until).min(until)).await,
@@ -385,7 +391,7 @@ mod tests {
             let mut pace = Pace::new(1_000, Duration::ZERO, start);
             pace.share(Share::WHOLE, start);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            pace.batch_max(100, Instant::now());
+            pace.batch_max(100, 0.0, Instant::now());
             (0..10).for_each(|_| pace.cut(Instant::now()));
             send_all(&mut pace, 100, start + Duration::from_secs(3)).await
         });
@@ -405,6 +411,16 @@ mod tests {
         assert!(in_second(2) < 120, "{}", in_second(2));
         assert!((400..600).contains(&in_second(30)), "{}", in_second(30));
         assert!(in_second(65) > 900, "{}", in_second(65));
+    }
+
+    #[test]
+    fn the_busier_the_requests_the_more_each_carries() {
+        let now = Instant::now();
+        let mut pace = Pace::new(600, Duration::ZERO, now);
+        pace.share(Share::WHOLE, now);
+        let carried = [0.0, 0.5, 0.6, 0.9, 1.0, 1.2].map(|busy| pace.batch_max(100, busy, now + GROWS_AFTER));
+        assert_eq!(carried, [6, 6, 8, 11, 12, 12]);
+        assert_eq!(pace.batch_max(1, 1.0, now + GROWS_AFTER), 1, "the provider takes no more");
     }
 
     #[test]
