@@ -44,7 +44,7 @@ pub enum Command {
     Run(run::Args),
     /// Create what is missing in Kafka and in the store; change nothing that exists
     Init,
-    /// Check the configuration, the connections and the credentials
+    /// Check the configuration, Kafka, the store and the providers' settings
     Check,
     /// Write lines from standard input to a topic
     Produce(produce::Args),

@@ -5,6 +5,7 @@
 use std::process::{Command, Output, Stdio};
 
 use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
+use pushcast::sandbox::{self, Sandbox};
 use serde_json::{Value, json};
 
 fn pushcast(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -46,6 +47,29 @@ fn a_valid_configuration_is_said_to_be_fine() {
     let said = text(&ended.stdout);
     assert!(said.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{said}");
     assert!(!said.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tries_the_credentials_of_fcm() {
+    let sandbox = Sandbox::start(sandbox::Options::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let account = folder.path().join("fcm.json");
+    std::fs::write(&account, sandbox.service_account()).unwrap();
+    let check = async || {
+        let account = account.to_str().unwrap().to_owned();
+        let checking = move || {
+            let environment = [("PUSHCAST__FCM__CREDENTIALS_FILE", account.as_str()), ("PUSHCAST__STORE__URL", "embedded:memory")];
+            text(&pushcast(&["check"], &environment).stdout).to_owned()
+        };
+        tokio::task::spawn_blocking(checking).await.unwrap()
+    };
+    let said = check().await;
+    assert!(said.contains("fcm            fine: its credentials got an OAuth token"), "{said}");
+
+    sandbox.faults().change(|faults| faults.oauth.refused = true);
+    let said = check().await;
+    assert!(said.contains("fcm            ") && said.contains("asking for an OAuth token with fcm's credentials"), "{said}");
+    assert!(!said.contains("got an OAuth token"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

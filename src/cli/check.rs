@@ -15,7 +15,7 @@ use pushcast::{
 
 use super::run::{Opened, open};
 
-/// Tells what is set and tries every connection. A configuration with a mistake never comes this far: all its mistakes are
+/// Tells what is set, and tries Kafka, the store and FCM's credentials. Expo has nothing to try that rings nobody. A configuration with a mistake never comes this far: all its mistakes are
 /// printed, with exit code 2.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
@@ -32,7 +32,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         false => Ok("off".to_owned()),
     };
     let fcm = match Fcm::new(&config.fcm, metrics).await {
-        Ok(Some(_)) => Ok(format!("set: {}", config.fcm.url)),
+        Ok(Some(fcm)) => {
+            fcm.authorised().await.map(|()| "fine: its credentials got an OAuth token".to_owned()).map_err(anyhow::Error::from)
+        }
         Ok(None) => Ok("off: no credentials".to_owned()),
         Err(err) => Err(err.into()),
     };

@@ -1,7 +1,7 @@
 //! `pushcast produce TOPIC`: for those without kcat.
 
 use anyhow::Context;
-use futures::{TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use pushcast::{
     config::Config,
     kafka::Producer,
@@ -33,8 +33,10 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
         anyhow::Ok(line.map(|line| (line, lines)))
     });
     let written = lines
-        .try_filter(|line| std::future::ready(!line.is_empty()))
-        .and_then(|line| std::future::ready(message(&args, &line)))
+        .enumerate()
+        .map(|(index, line)| line.map(|line| (index + 1, line)))
+        .try_filter(|(_, line)| std::future::ready(!line.is_empty()))
+        .and_then(|(number, line)| std::future::ready(message(&args, &line).with_context(|| format!("line {number}"))))
         .map_ok(|message| {
             let producer = producer.clone();
             async move { anyhow::Ok(producer.publish(message).await?) }
@@ -49,7 +51,7 @@ fn message(args: &Args, line: &str) -> anyhow::Result<Message> {
     let Some(separator) = &args.key_separator else {
         return Ok(Message::new(args.topic.as_str(), None, line.into()));
     };
-    let (key, value) = line.split_once(separator.as_str()).with_context(|| format!("no {separator:?} in the line {line:?}"))?;
+    let (key, value) = line.split_once(separator.as_str()).with_context(|| format!("no {separator:?} in it"))?;
     let value = Some(value.as_bytes().to_vec()).filter(|value| !value.is_empty());
     Ok(Message { value, ..Message::new(args.topic.as_str(), Some(key.to_owned()), Vec::new()) })
 }
@@ -67,6 +69,6 @@ mod tests {
         assert_eq!(message(&args(None), "a:b").unwrap(), Message::new("t", None, b"a:b".to_vec()));
         assert_eq!(message(&args(Some(":")), "a:b").unwrap(), Message::new("t", Some("a".to_owned()), b"b".to_vec()));
         assert_eq!(message(&args(Some(":")), "a:").unwrap().value, None, "a tombstone");
-        assert!(message(&args(Some("|")), "a:b").is_err());
+        assert_eq!(message(&args(Some("|")), "a:b").unwrap_err().to_string(), r#"no "|" in it"#, "it may hold a token");
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         Message, PayloadRefused, Provider, Reply, Verdict,
         answer::{causes, retry_after},
     },
-    domain::{Notification, ProviderId, Token},
+    domain::{Dependency, Notification, ProviderId, Token, Unavailable},
     metrics::Metrics,
 };
 
@@ -77,6 +77,18 @@ impl Fcm {
             taken: metrics.provider_requests_total.with_label_values(&[provider, StatusCode::OK.as_str()]),
             metrics,
         }))
+    }
+
+    /// Whether the credentials are good for an OAuth token. Waits for the token endpoint's answer, some seconds at most.
+    ///
+    /// # Errors
+    /// There is no token: why.
+    pub async fn authorised(&self) -> Result<(), Unavailable> {
+        self.tokens.current().await.map(drop).map_err(|none| Unavailable {
+            dependency: Dependency::Provider,
+            context: "asking for an OAuth token with fcm's credentials".to_owned(),
+            source: Some(none.why.into()),
+        })
     }
 
     async fn deliver(&self, token: &Token, body: Bytes, deadline: Instant) -> Reply {
