@@ -42,7 +42,7 @@ EXPOSE 9464
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:9464/live"]
 
-# A stop finishes what is on the wire, 40 s at most: docker stop --time 45.
+# A stop finishes what is on the wire, 45 s at most: docker stop --time 60.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["pushcast"]
 CMD ["run"]

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 pub enum Gate {
     /// They may.
     Open,
-    /// They may not: `paused`, `halted`, `braked`, or `disabled` by the switch.
+    /// They may not: `paused` by an operator or by `push.enabled`, `halted`, `braked`, or `unknown` until the row is read.
     Closed {
         /// The state's word.
         state: &'static str,

@@ -15,7 +15,7 @@ pub enum PostEvent {
 
 /// A post, and whom to tell.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the fields are those of the event, which DESIGN and schemas describe")]
+#[expect(missing_docs, reason = "the fields are those of the event, which the schemas describe")]
 pub struct Post {
     pub id: PostId,
     pub author: Option<UserId>,

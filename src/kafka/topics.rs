@@ -1,4 +1,4 @@
-//! The topics, and who reads them from where. The meaning of each is in DESIGN.md §2.
+//! The topics, and who reads them from where. The meaning of each is in README.md and `events`.
 
 use std::time::Duration;
 

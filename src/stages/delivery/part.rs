@@ -1,7 +1,7 @@
 //! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that have none when a
 //! stop comes are named in the checkpoint, and the next owner begins with them.
 //!
-//! STORE.md's protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
+//! The protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
 //! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two steps repeats at
 //! most the open page; a second owner is found out at the next checkpoint and stops.
 
