@@ -44,7 +44,7 @@ pub enum Command {
     Run(run::Args),
     /// Create what is missing in Kafka and in the store; change nothing that exists
     Init,
-    /// Check the configuration, Kafka, the store and the providers' settings
+    /// Check the configuration, Kafka, the store, the providers' settings and FCM's credentials
     Check,
     /// Write lines from standard input to a topic
     Produce(produce::Args),

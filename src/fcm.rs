@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use self::{
     client::{Fcm, Misconfigured},
-    credentials::BadCredentials,
+    credentials::{BadCredentials, NoCredential},
     wire::Body,
 };
 

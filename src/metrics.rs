@@ -64,7 +64,7 @@ metrics! {
     dose_lateness_seconds: Histogram in LATENESS;
     /// When the last clock tick was handled, in seconds since 1970.
     last_tick_timestamp_seconds: IntGauge;
-    /// 1 for the state that a provider's route is in (running, waiting, breaker, paused, halted, braked; unknown until its row is read), 0 for the others.
+    /// 1 for the state that a provider's route is in (unknown, running, waiting, breaker, paused, halted, braked), 0 for the others.
     route_state: IntGaugeVec["provider", "state"];
     /// The rate in messages per second: allowed to the whole deployment, and this instance's share of it.
     rate_limit: GaugeVec["provider", "of"];

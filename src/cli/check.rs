@@ -15,8 +15,8 @@ use pushcast::{
 
 use super::run::{Opened, open};
 
-/// Tells what is set, and tries Kafka, the store and FCM's credentials. Expo has nothing to try that rings nobody. A configuration with a mistake never comes this far: all its mistakes are
-/// printed, with exit code 2.
+/// Tells what is set, and tries Kafka, the store and FCM's credentials; Expo has nothing to try that rings nobody. A
+/// configuration with a mistake never comes this far: all its mistakes are printed, with exit code 2.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
     let metrics = Arc::new(Metrics::new());

@@ -6,7 +6,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 
 use crate::domain::{Timestamp, Token};
 
-/// The longest wait that a provider's `Retry-After` is believed; the shortest is a second.
+/// The longest wait that is read from a `Retry-After`; the shortest is a second. `retry` believes less of it.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);

@@ -388,7 +388,7 @@ impl<P: Provider> Batcher<P> {
             match self.pace.admit(batch.messages.len(), now) {
                 Ok(()) => self.start(batch, probe.is_some(), now),
                 Err(at) => {
-                    self.queue.push_again(batch);
+                    self.queue.put_back(batch);
                     return [at, due].into_iter().flatten().min();
                 }
             }
@@ -474,7 +474,8 @@ fn messages<'a, B>(batch: &'a Batch, pages: &'a [(PageId, OnWire<B>)]) -> impl I
 // === impl Slots ===
 
 impl Slots {
-    /// Which part of what others than urgent messages may have is taken.
+    /// How full the slots are that bulk may use: 1 = full, more where urgent requests have theirs too.
+    #[expect(clippy::cast_precision_loss, reason = "they are thousands at most")]
     fn busy(self, requests: usize) -> f64 {
         requests as f64 / (self.all - self.urgent) as f64
     }

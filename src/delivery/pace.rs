@@ -143,10 +143,10 @@ impl Pace {
         }
     }
 
-    /// How many messages a request may carry now: the provider's most, or a part of what may leave at one moment. Half, as long
-    /// as requests are plenty, because timers fire up to a millisecond late: with the other half in hand the next request
-    /// makes up for it. More, the more requests are `busy` (a part of 1), because a provider that takes long to answer holds
-    /// them, and what they carry then decides whether they suffice for the rate.
+    /// How many messages a request may carry now: the provider's most, or a part of what may leave at one moment. Half, while
+    /// request slots are plenty, because timers fire up to a millisecond late: with the other half in hand the next request
+    /// makes up for it. The more of the slots are `busy` (0 to 1) the more, because a slow provider holds them, and what a
+    /// request carries then decides whether they suffice for the rate.
     pub fn batch_max(&mut self, provider_max: usize, busy: f64, now: Instant) -> usize {
         self.advance(now);
         match &self.limiter {
@@ -249,11 +249,15 @@ mod tests {
 
     use super::*;
 
-    /// Sends as fast as `pace` lets it until `until`; the moments of all messages.
+    /// Sends as fast as `pace` lets it until `until`, with slots to spare; the moments of all messages.
     async fn send_all(pace: &mut Pace, provider_max: usize, until: Instant) -> Vec<Instant> {
+        send_while_busy(pace, provider_max, 0.0, until).await
+    }
+
+    async fn send_while_busy(pace: &mut Pace, provider_max: usize, busy: f64, until: Instant) -> Vec<Instant> {
         let mut sent = Vec::new();
         while Instant::now() < until {
-            let n = pace.batch_max(provider_max, 0.0, Instant::now());
+            let n = pace.batch_max(provider_max, busy, Instant::now());
             match pace.admit(n, Instant::now()) {
                 Ok(()) => sent.extend(std::iter::repeat_n(Instant::now(), n)),
                 Err(at) => tokio::time::sleep_until(at.unwrap_or(until).min(until)).await,
@@ -284,16 +288,22 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn no_second_exceeds_the_limit_and_nearly_all_of_it_is_used(limit in 100_u32..5_000, max in prop::sample::select(vec![1_usize, 100])) {
+        fn no_second_exceeds_the_limit_and_nearly_all_of_it_is_used(
+            limit in 100_u32..5_000,
+            max in prop::sample::select(vec![1_usize, 100]),
+            busy in prop::sample::select(vec![0.0, 0.7, 1.0]),
+        ) {
             let sent = in_virtual_time(async {
                 let mut pace = Pace::new(limit, Duration::ZERO, Instant::now());
                 pace.share(Share::WHOLE, Instant::now());
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                send_all(&mut pace, max, Instant::now() + Duration::from_secs(20)).await
+                send_while_busy(&mut pace, max, busy, Instant::now() + Duration::from_secs(20)).await
             });
             prop_assert!(greatest_second(&sent) <= limit as usize, "{} > {limit}", greatest_second(&sent));
-            // Timers fire on the millisecond; below 95 % something is wrong with the arithmetic.
-            prop_assert!(sent.len() as f64 >= 0.95 * 20.0 * f64::from(limit), "{} of {}", sent.len(), 20 * limit);
+            // Timers fire on the millisecond, and full bursts lose what falls in between. Below that something is wrong with the
+            // arithmetic.
+            let used = if busy < 1.0 { 0.95 } else { 0.9 };
+            prop_assert!(sent.len() as f64 >= used * 20.0 * f64::from(limit), "{} of {}", sent.len(), 20 * limit);
         }
     }
 

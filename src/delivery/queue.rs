@@ -33,6 +33,7 @@ pub(super) struct Batch {
 }
 
 /// Everything that waits to be sent.
+#[cfg_attr(test, derive(Clone))]
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     fresh: [VecDeque<Fresh>; 3],
@@ -41,14 +42,14 @@ pub(super) struct Queue {
     sequence: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Fresh {
     page: PageId,
     next: u32,
     len: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Later {
     at: Instant,
     sequence: u64,
@@ -69,7 +70,7 @@ pub(super) enum Why {
 
 impl Batch {
     /// Its messages, page by page.
-    pub(super) fn by_page(&self) -> impl Iterator<Item = (PageId, &[Ref])> {
+    pub(super) fn by_page(&self) -> impl DoubleEndedIterator<Item = (PageId, &[Ref])> {
         self.messages.chunk_by(|one, next| one.page == next.page).map(|run| (run[0].page, run))
     }
 }
@@ -81,6 +82,24 @@ impl Queue {
     pub(super) fn push(&mut self, class: Class, page: PageId, len: usize) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.fresh[class as usize].push_back(Fresh { page, next: 0, len });
+    }
+
+    /// These were taken and may not go yet. What was never sent is fresh again, so that the next request is a full one whatever
+    /// it may carry by then.
+    pub(super) fn put_back(&mut self, batch: Batch) {
+        if batch.tries > 0 {
+            return self.push_again(batch);
+        }
+        let fresh = &mut self.fresh[batch.class as usize];
+        for (page, run) in batch.by_page().rev() {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let (next, len) = (first.index, last.index + 1);
+            debug_assert_eq!(run.len(), (len - next) as usize, "it was taken in one piece");
+            match fresh.front_mut().filter(|front| front.page == page && front.next == len) {
+                Some(front) => front.next = next,
+                None => fresh.push_front(Fresh { page, next, len }),
+            }
+        }
     }
 
     /// These go before anything fresh of their class.
@@ -249,6 +268,23 @@ mod tests {
         assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
         assert_eq!(take(&mut queue, 2), [(1, 2)]);
         assert_eq!(take(&mut queue, 2), [(1, 3)]);
+    }
+
+    #[test]
+    fn what_is_put_back_is_taken_again_in_its_order_and_in_full_requests() {
+        let mut queue = Queue::default();
+        (1..=3).for_each(|page| queue.push(Class::Slice, PageId(page), 2));
+        for (max, batch) in [(3, vec![(1, 0), (1, 1), (2, 0)]), (2, vec![(1, 0), (1, 1)]), (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)])] {
+            let taken = queue.take(max, &Class::ALL).unwrap();
+            queue.put_back(taken);
+            assert_eq!(take(&mut queue.clone(), max), batch);
+        }
+        assert_eq!(take(&mut queue, 9).len(), 6);
+
+        queue.push(Class::Slice, PageId(4), 4);
+        let failed = Batch { tries: 1, ..queue.take(2, &Class::ALL).unwrap() };
+        queue.put_back(failed);
+        assert_eq!(take(&mut queue, 9), [(4, 0), (4, 1)], "what was sent before stays apart");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
         Message, PayloadRefused, Provider, Reply, Verdict,
         answer::{causes, retry_after},
     },
-    domain::{Dependency, Notification, ProviderId, Token, Unavailable},
+    domain::{Notification, ProviderId, Token},
     metrics::Metrics,
 };
 
@@ -82,13 +82,9 @@ impl Fcm {
     /// Whether the credentials are good for an OAuth token. Waits for the token endpoint's answer, some seconds at most.
     ///
     /// # Errors
-    /// There is no token: why.
-    pub async fn authorised(&self) -> Result<(), Unavailable> {
-        self.tokens.current().await.map(drop).map_err(|none| Unavailable {
-            dependency: Dependency::Provider,
-            context: "asking for an OAuth token with fcm's credentials".to_owned(),
-            source: Some(none.why.into()),
-        })
+    /// Google refuses them, or does not answer.
+    pub async fn authorised(&self) -> Result<(), NoCredential> {
+        self.tokens.current().await.map(drop)
     }
 
     async fn deliver(&self, token: &Token, body: Bytes, deadline: Instant) -> Reply {

@@ -74,12 +74,13 @@ pub(super) struct Credential {
 }
 
 /// There is no token to show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NoCredential {
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {why}", if *.refused { "Google refuses the service account" } else { "Google gives no OAuth token" })]
+pub struct NoCredential {
     /// Google refused *us*: asking again won't help.
-    pub refused: bool,
+    pub(super) refused: bool,
     /// For the log.
-    pub why: String,
+    pub(super) why: String,
 }
 
 /// The latest token, kept fresh by a task that ends with this.

@@ -519,3 +519,9 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn slots_are_full_when_bulk_has_all_that_it_may_have() {
+    assert_eq!([0, 28, 56, 64].map(|requests| Slots { all: 64, urgent: 8 }.busy(requests) * 7.0), [0.0, 3.5, 7.0, 8.0]);
+    assert_eq!(Slots { all: 2, urgent: 1 }.busy(1), 1.0, "the fewest there can be");
+}
