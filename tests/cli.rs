@@ -5,7 +5,10 @@
 use std::process::{Command, Output, Stdio};
 
 use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
-use pushcast::sandbox::{self, Sandbox};
+use pushcast::{
+    kafka::mock::Broker,
+    sandbox::{self, Sandbox},
+};
 use serde_json::{Value, json};
 
 fn pushcast(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -55,10 +58,16 @@ async fn check_tries_the_credentials_of_fcm() {
     let folder = tempfile::tempdir().unwrap();
     let account = folder.path().join("fcm.json");
     std::fs::write(&account, sandbox.service_account()).unwrap();
+    // Not for its own sake: `check` waits ten seconds for a Kafka that is away.
+    let broker = Broker::start().unwrap();
     let check = async || {
-        let account = account.to_str().unwrap().to_owned();
+        let (account, servers) = (account.to_str().unwrap().to_owned(), broker.bootstrap_servers());
         let checking = move || {
-            let environment = [("PUSHCAST__FCM__CREDENTIALS_FILE", account.as_str()), ("PUSHCAST__STORE__URL", "embedded:memory")];
+            let environment = [
+                ("PUSHCAST__FCM__CREDENTIALS_FILE", account.as_str()),
+                ("PUSHCAST__STORE__URL", "embedded:memory"),
+                ("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", servers.as_str()),
+            ];
             text(&pushcast(&["check"], &environment).stdout).to_owned()
         };
         tokio::task::spawn_blocking(checking).await.unwrap()

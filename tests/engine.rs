@@ -122,7 +122,6 @@ async fn fcm_of(sandbox: &Sandbox, limit: u32) -> Engine<Fcm> {
     let settings = fcm::Settings {
         url: sandbox.fcm_url(),
         project_id: text("project_id"),
-        credentials_file: String::new(),
         client_email: text("client_email"),
         private_key: text("private_key").into(),
         token_url: text("token_uri"),
@@ -130,8 +129,7 @@ async fn fcm_of(sandbox: &Sandbox, limit: u32) -> Engine<Fcm> {
         ramp_up: Duration::ZERO,
         requests_in_flight: 400,
         connections: 4,
-        request_timeout: Duration::from_secs(15),
-        validate_only: false,
+        ..defaults().fcm
     };
     let metrics = Arc::new(Metrics::new());
     Engine::new(Fcm::new(&settings, Arc::clone(&metrics)).await.unwrap().unwrap(), limit, settings.requests_in_flight, metrics)

@@ -33,7 +33,6 @@ pub(super) struct Batch {
 }
 
 /// Everything that waits to be sent.
-#[cfg_attr(test, derive(Clone))]
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     fresh: [VecDeque<Fresh>; 3],
@@ -42,14 +41,14 @@ pub(super) struct Queue {
     sequence: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Fresh {
     page: PageId,
     next: u32,
     len: u32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Later {
     at: Instant,
     sequence: u64,
@@ -92,8 +91,7 @@ impl Queue {
         }
         let fresh = &mut self.fresh[batch.class as usize];
         for (page, run) in batch.by_page().rev() {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let (next, len) = (first.index, last.index + 1);
+            let (next, len) = (run[0].index, run[run.len() - 1].index + 1);
             debug_assert_eq!(run.len(), (len - next) as usize, "it was taken in one piece");
             match fresh.front_mut().filter(|front| front.page == page && front.next == len) {
                 Some(front) => front.next = next,
@@ -233,8 +231,11 @@ mod tests {
     use super::*;
 
     fn take(queue: &mut Queue, max: usize) -> Vec<(u64, u32)> {
-        let batch = queue.take(max, &Class::ALL);
-        batch.map(|batch| batch.messages.iter().map(|message| (message.page.0, message.index)).collect()).unwrap_or_default()
+        queue.take(max, &Class::ALL).as_ref().map(places).unwrap_or_default()
+    }
+
+    fn places(batch: &Batch) -> Vec<(u64, u32)> {
+        batch.messages.iter().map(|message| (message.page.0, message.index)).collect()
     }
 
     #[test]
@@ -274,12 +275,12 @@ mod tests {
     fn what_is_put_back_is_taken_again_in_its_order_and_in_full_requests() {
         let mut queue = Queue::default();
         (1..=3).for_each(|page| queue.push(Class::Slice, PageId(page), 2));
-        for (max, batch) in [(3, vec![(1, 0), (1, 1), (2, 0)]), (2, vec![(1, 0), (1, 1)]), (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)])] {
-            let taken = queue.take(max, &Class::ALL).unwrap();
-            queue.put_back(taken);
-            assert_eq!(take(&mut queue.clone(), max), batch);
+        for (max, taken) in [(3, vec![(1, 0), (1, 1), (2, 0)]), (2, vec![(1, 0), (1, 1)]), (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)])] {
+            let batch = queue.take(max, &Class::ALL).unwrap();
+            assert_eq!(places(&batch), taken);
+            queue.put_back(batch);
         }
-        assert_eq!(take(&mut queue, 9).len(), 6);
+        assert_eq!(take(&mut queue, 9), [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]);
 
         queue.push(Class::Slice, PageId(4), 4);
         let failed = Batch { tries: 1, ..queue.take(2, &Class::ALL).unwrap() };
