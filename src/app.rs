@@ -283,9 +283,12 @@ impl<S: Store> Running<S> {
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
             Ok(())
         });
-        let topic = events::jobs::topic(id, Lane::Bulk);
-        let of = u32::try_from(self.partitions.get(topic).copied().unwrap_or(1))?;
-        let lanes = share::Lanes { urgent, bulk, topic, of, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        let lane = |assignment, lane| {
+            let topic = events::jobs::topic(id, lane);
+            u32::try_from(self.partitions.get(topic).copied().unwrap_or(1)).map(|of| share::Lane { assignment, topic, of })
+        };
+        let (urgent, bulk) = (lane(urgent, Lane::Urgent)?, lane(bulk, Lane::Bulk)?);
+        let lanes = share::Lanes { urgent, bulk, trusted_for: self.app.config.kafka.session_timeout / 2 };
         let stop = self.stop.clone();
         self.spawn(format!("share of {id}"), async move {
             share::follow(lanes, share).await;

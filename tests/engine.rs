@@ -286,7 +286,7 @@ async fn three_instances_that_come_and_go_keep_expos_limit_in_every_second() {
     const LIMIT: u32 = 600;
     let sandbox = sandbox(|_| {}).await;
     let instances = [expo_of(&sandbox, LIMIT), expo_of(&sandbox, LIMIT), expo_of(&sandbox, LIMIT)];
-    let share = |bulk| Share { bulk, of: 16, urgent: true };
+    let share = |bulk| Share { bulk, bulk_of: 16, urgent: 5, urgent_of: 16 };
     let owns = |who: usize, bulk| {
         instances[who].share.send_replace(share(bulk));
     };

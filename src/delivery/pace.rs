@@ -22,16 +22,22 @@ const GROWS_AFTER: Duration = Duration::from_secs(1);
 const STEPS: u32 = 20;
 /// How long each step takes at least that a cut has taken away: a minute from half the rate to all of it.
 const RECOVERS_EVERY: Duration = Duration::from_secs(6);
+/// Of what it may send an instance uses so much.
+const USED: f64 = 0.98;
+/// What is left of the limit, and goes to the owners of urgent partitions alone: 0.98 of it and of the limit are 0.9996.
+const MARGIN: f64 = 0.02;
 
-/// Which part of a provider's bulk partitions an instance owns.
+/// Which part of a provider's partitions an instance owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Bulk partitions owned.
     pub bulk: u32,
     /// Of how many.
-    pub of: u32,
-    /// Whether urgent partitions are owned.
-    pub urgent: bool,
+    pub bulk_of: u32,
+    /// Urgent partitions owned.
+    pub urgent: u32,
+    /// Of how many.
+    pub urgent_of: u32,
 }
 
 /// What follows from a share: messages per second, and how many may go at once.
@@ -73,24 +79,23 @@ struct TokioClock(Instant);
 
 impl Share {
     /// Owns nothing.
-    pub const NONE: Self = Self { bulk: 0, of: 1, urgent: false };
+    pub const NONE: Self = Self { bulk: 0, bulk_of: 1, urgent: 0, urgent_of: 1 };
     /// Owns everything: a single instance.
-    pub const WHOLE: Self = Self { bulk: 1, of: 1, urgent: true };
+    pub const WHOLE: Self = Self { bulk: 1, bulk_of: 1, urgent: 1, urgent_of: 1 };
 
-    /// The part of the deployment's limit that falls to this instance. An owner of urgent partitions alone takes one
-    /// hundredth, out of the margin that [`Share::allowance`] leaves.
+    /// The part of the deployment's limit that falls to this instance. The owners of urgent partitions alone divide the
+    /// margin that [`Share::allowance`] leaves, however many they are.
     pub fn fraction(self) -> f64 {
         if self.bulk > 0 {
-            f64::from(self.bulk) / f64::from(self.of.max(1))
-        } else if self.urgent {
-            0.01
+            f64::from(self.bulk) / f64::from(self.bulk_of.max(1))
         } else {
-            0.0
+            MARGIN * f64::from(self.urgent) / f64::from(self.urgent_of.max(1))
         }
     }
 
     /// What a share of `limit` messages per second allows. A burst of b at any moment and 0.98·s − b a second keep every
-    /// window of one second at or below s; a shared fiftieth of a second bounds what urgent messages wait for.
+    /// window of one second at or below s, or at one message where s is less than that; a shared fiftieth of a second
+    /// bounds what urgent messages wait for.
     pub fn allowance(self, limit: u32) -> Option<Allowance> {
         let s = f64::from(limit) * self.fraction();
         if s <= 0.0 {
@@ -98,8 +103,8 @@ impl Share {
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=100")]
         let burst = (s / 50.0).clamp(1.0, 100.0) as u32;
-        // Below two a second a burst of one is most of the share: then half of it is what no window can exceed.
-        let rate = (0.98 * s - f64::from(burst)).max(s / 2.0);
+        // Below two a second a burst of one is most of the share: at half of it they are more than a second apart.
+        let rate = (USED * s - f64::from(burst)).max(s / 2.0);
         Some(Allowance { rate, burst })
     }
 }
@@ -214,7 +219,7 @@ impl Pace {
             self.limiter = Limiter::Unlimited;
             return;
         }
-        let climbed = Share { bulk: self.share.bulk * self.step, of: self.share.of * STEPS, ..self.share };
+        let climbed = Share { bulk: self.share.bulk * self.step, bulk_of: self.share.bulk_of * STEPS, ..self.share };
         self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, now));
     }
 }
@@ -311,7 +316,7 @@ mod tests {
     #[test]
     fn shares_that_come_and_go_stay_below_the_limit_together() {
         let limit = 600;
-        let share = |bulk| Share { bulk, of: 16, urgent: true };
+        let share = |bulk| Share { bulk, bulk_of: 16, urgent: 5, urgent_of: 16 };
         let (a, b) = in_virtual_time(async {
             let start = Instant::now();
             let member = |plan: Vec<(u64, u32)>| async move {
@@ -332,6 +337,28 @@ mod tests {
         all.sort();
         assert!(greatest_second(&all) <= 600, "{}", greatest_second(&all));
         assert!(all.len() as f64 >= 0.95 * 600.0 * 26.0, "{}", all.len());
+    }
+
+    #[test]
+    fn the_owners_of_urgent_partitions_alone_stay_in_the_margin_however_many_they_are() {
+        const LIMIT: u32 = 600;
+        for owners in [1, 2, 3, 6, 12] {
+            let bulk = Share { bulk: 16, bulk_of: 16, ..Share::NONE };
+            let urgent = Share { urgent: 1, urgent_of: owners, ..Share::NONE };
+            let instances = std::iter::once(bulk).chain((0..owners).map(|_| urgent));
+            let send = |share| async move {
+                let mut pace = Pace::new(LIMIT, Duration::ZERO, Instant::now());
+                pace.share(share, Instant::now());
+                send_all(&mut pace, 100, Instant::now() + Duration::from_secs(30)).await
+            };
+            let sent = in_virtual_time(async { futures::future::join_all(instances.map(send)).await });
+            let by_urgent: usize = sent[1..].iter().map(Vec::len).sum();
+            // Half of the margin at least, but for the first two seconds.
+            assert!(by_urgent as f64 >= 28.0 * f64::from(LIMIT) * MARGIN / 2.0, "{owners} send {by_urgent}");
+            let mut sent = sent.concat();
+            sent.sort();
+            assert!(greatest_second(&sent) <= LIMIT as usize, "{owners}: {}", greatest_second(&sent));
+        }
     }
 
     proptest! {
@@ -362,7 +389,7 @@ mod tests {
                     let (mut pace, mut sent) = (Pace::new(LIMIT, Duration::ZERO, start), Vec::new());
                     for (at, bulk) in plan {
                         sent.extend(send_all(&mut pace, 100, start + Duration::from_millis(at)).await);
-                        pace.share(Share { bulk, of: 16, urgent: true }, Instant::now());
+                        pace.share(Share { bulk, bulk_of: 16, urgent: 5, urgent_of: 16 }, Instant::now());
                     }
                     sent.extend(send_all(&mut pace, 100, start + length).await);
                     sent
