@@ -116,6 +116,11 @@ pub enum Reply {
         /// In the provider's words.
         why: String,
     },
+    /// Nothing was taken for want of good credentials, and by now there are new ones: the messages go again.
+    Reauthorised {
+        /// What the provider said when it refused the old ones; `None` = there were none yet.
+        refused: Option<String>,
+    },
     /// The request mixed tokens of several projects: each group goes on alone. Indices into the request.
     Split(Vec<Vec<usize>>),
     /// The request was refused, by the fault of one of its messages or of all.

@@ -251,6 +251,32 @@ async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobod
     }
 }
 
+/// The first token comes late; later FCM no longer knows it. What has filled the slots meanwhile must not leave at once.
+#[tokio::test(start_paused = true)]
+async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
+    const LIMIT: u32 = 1_000;
+    for (revoked, latency) in [(false, 50), (true, 50), (true, 350)] {
+        let sandbox = sandbox(|faults| {
+            faults.fcm.latency = Duration::from_millis(latency);
+            faults.oauth.latency = Duration::from_secs(2);
+        })
+        .await;
+        let engine = fcm_of(&sandbox, LIMIT).await;
+        let google = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if revoked {
+                sandbox.revoke_credentials();
+            }
+        };
+        let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 5_000)), google);
+        let seen = sandbox.statistics();
+        let refused = seen.fcm.answered(Answer::CredentialsRefused);
+        assert!(all_sent(&finals) && (refused > 0) == revoked, "{refused} were refused");
+        assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, engine.ambiguous()), (5_000, 0, 0));
+        assert!(seen.fcm.peak_per_second <= u64::from(LIMIT), "{} in one second, {refused} refused", seen.fcm.peak_per_second);
+    }
+}
+
 /// With a broadcast, of which the first failures open the breaker, and without one.
 #[tokio::test(start_paused = true)]
 async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {

@@ -259,7 +259,14 @@ async fn fcm_send(fcm: &Fcm) -> Reply {
 }
 
 async fn fcm(settings: &fcm::Settings) -> Fcm {
-    Fcm::new(settings, Arc::new(Metrics::new())).await.unwrap().unwrap()
+    fcm_with(settings, Arc::new(Metrics::new())).await
+}
+
+/// With an OAuth token, if there is any to be had.
+async fn fcm_with(settings: &fcm::Settings, metrics: Arc<Metrics>) -> Fcm {
+    let fcm = Fcm::new(settings, metrics).await.unwrap().unwrap();
+    let _refused_or_down = fcm.authorised().await;
+    fcm
 }
 
 fn bearer(seen: &Seen) -> &str {
@@ -391,22 +398,24 @@ async fn fcm_takes_messages_over_its_connections_by_turns_with_one_oauth_token()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_oauth_token_is_renewed_and_the_message_sent_again() {
+async fn a_refused_oauth_token_is_renewed_before_the_message_goes_back() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
     fake.answers(401, UNAUTHENTICATED);
+    let reply = fcm_send(&fcm).await;
+    assert!(matches!(&reply, Reply::Reauthorised { refused: Some(why) } if why.contains("UNAUTHENTICATED")), "{reply:?}");
+    assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 2));
     assert_eq!(fcm_send(&fcm).await, ACCEPTED());
     assert_eq!(fake.sends().iter().map(bearer).collect::<Vec<_>>(), ["Bearer ya29.1", "Bearer ya29.2"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_refusal_is_believed() {
+async fn a_message_before_the_first_oauth_token_waits_for_it_and_goes_back_unsent() {
     let fake = Fake::start().await;
-    let fcm = fcm(&fake.fcm()).await;
-    fake.answers(401, UNAUTHENTICATED);
-    fake.answers(401, UNAUTHENTICATED);
-    assert!(matches!(fcm_send(&fcm).await, Reply::CredentialsRefused { .. }));
-    assert_eq!((fake.sends().len(), fake.tokens_asked()), (2, 2));
+    let fcm = Fcm::new(&fake.fcm(), Arc::new(Metrics::new())).await.unwrap().unwrap();
+    assert_eq!(fcm_send(&fcm).await, Reply::Reauthorised { refused: None });
+    assert!(fake.sends().is_empty());
+    assert_eq!(fcm_send(&fcm).await, ACCEPTED());
 }
 
 #[tokio::test(start_paused = true)]
@@ -451,7 +460,7 @@ async fn an_account_that_google_refuses_is_refused_credentials() {
 async fn answers_that_fcm_never_gave_before_are_counted() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
-    let fcm = Fcm::new(&fake.fcm(), metrics.clone()).await.unwrap().unwrap();
+    let fcm = fcm_with(&fake.fcm(), metrics.clone()).await;
     fake.answers(418, "{}");
     assert!(matches!(fcm_send(&fcm).await, Reply::Unrecognised { status: 418, .. }));
     assert!(metrics.exposition().contains(r#"pushcast_unrecognised_answers_total{provider="fcm"} 1"#));

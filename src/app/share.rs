@@ -98,7 +98,8 @@ mod tests {
         bulk: Option<&watch::Sender<Assignment>>,
     ) -> (watch::Receiver<Share>, JoinSet<()>) {
         let (share, shown) = watch::channel(Share::NONE);
-        let lane = |assignment: Option<&watch::Sender<_>>, topic, of| Lane { assignment: assignment.map(watch::Sender::subscribe), topic, of };
+        let lane =
+            |assignment: Option<&watch::Sender<_>>, topic, of| Lane { assignment: assignment.map(watch::Sender::subscribe), topic, of };
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(Lanes { urgent: lane(urgent, "urgent", 4), bulk: lane(bulk, "bulk", 16), trusted_for: TRUSTED_FOR }, share));
         (shown, tasks)

@@ -63,5 +63,11 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
 
 async fn send<P: Provider>(provider: &P, notification: &Notification, token: &Token) -> anyhow::Result<Reply> {
     let body = provider.body(notification)?;
-    Ok(provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await)
+    let mut reauthorised = false;
+    loop {
+        match provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await {
+            Reply::Reauthorised { refused } if refused.is_none() || !reauthorised => reauthorised = refused.is_some(),
+            reply => return Ok(reply),
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Requests to FCM.
 //!
-//! **Invariant:** a message is sent once, with one exception: when FCM refuses our OAuth token it took nothing, so the
-//! message is sent again with a new one. Whether to try again otherwise is not decided here.
+//! **Invariant:** a message is sent once. Whether to try again is not decided here, and a message that had to wait for an
+//! OAuth token goes back before it is sent: what has waited must not leave all at once, past the rate.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, Uri, header::RETRY_AFTER};
@@ -88,21 +88,29 @@ impl Fcm {
     }
 
     async fn deliver(&self, token: &Token, body: Bytes, deadline: Instant) -> Reply {
-        let credential = match self.tokens.latest() {
-            Some(credential) => credential,
-            None => match timeout_at(deadline, self.tokens.current()).await {
-                Ok(Ok(credential)) => credential,
-                Ok(Err(none)) => return unsent(none),
-                Err(_) => return unsent(self.late("no OAuth token")),
-            },
-        };
-        let first = self.attempt(token, body.clone(), &credential, deadline).await;
-        let (Some(StatusCode::UNAUTHORIZED), Reply::CredentialsRefused { .. }) = first else { return first.1 };
-        match timeout_at(deadline, self.tokens.after(&credential)).await {
-            Ok(Ok(renewed)) => self.attempt(token, body, &renewed, deadline).await.1,
-            Ok(Err(none)) => unsent(none),
-            Err(_) => unsent(self.late("no new OAuth token")),
+        let Some(credential) = self.tokens.latest() else { return self.reauthorised(self.tokens.current(), None, deadline).await };
+        match self.attempt(token, body, &credential, deadline).await {
+            (Some(StatusCode::UNAUTHORIZED), Reply::CredentialsRefused { why }) => {
+                self.reauthorised(self.tokens.after(&credential), Some(why), deadline).await
+            }
+            (_, reply) => reply,
         }
+    }
+
+    /// Waits for a token that takes the place of the `refused` one, if there was one.
+    async fn reauthorised(
+        &self,
+        token: impl Future<Output = Result<Credential, NoCredential>>,
+        refused: Option<String>,
+        deadline: Instant,
+    ) -> Reply {
+        let none = match timeout_at(deadline, token).await {
+            Ok(Ok(_)) => return Reply::Reauthorised { refused },
+            Ok(Err(none)) => none,
+            Err(_) => NoCredential { refused: false, why: format!("no OAuth token within {:?}", self.request_timeout) },
+        };
+        let why = format!("OAuth: {}", none.why);
+        if none.refused { Reply::CredentialsRefused { why } } else { Reply::Down { ambiguous: false, retry_after: None, why } }
     }
 
     /// One request, counted and timed: its HTTP status, if there was an answer, and what that means.
@@ -125,10 +133,6 @@ impl Fcm {
         }
         let status = status.as_ref().map_or("none", StatusCode::as_str);
         self.metrics.provider_requests_total.with_label_values(&[ProviderId::Fcm.label(), status]).inc();
-    }
-
-    fn late(&self, what: &str) -> NoCredential {
-        NoCredential { refused: false, why: format!("{what} within {:?}", self.request_timeout) }
     }
 
     fn count_unrecognised(&self, reply: &Reply) {
@@ -170,12 +174,6 @@ impl Provider for Fcm {
         self.count_unrecognised(&reply);
         reply
     }
-}
-
-/// Nothing was sent, for want of an OAuth token.
-fn unsent(none: NoCredential) -> Reply {
-    let why = format!("OAuth: {}", none.why);
-    if none.refused { Reply::CredentialsRefused { why } } else { Reply::Down { ambiguous: false, retry_after: None, why } }
 }
 
 fn send_url(origin: &str, project_id: &str) -> Option<Uri> {

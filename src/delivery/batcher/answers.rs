@@ -53,6 +53,7 @@ impl<P: Provider> Batcher<P> {
 
     fn apply_reply(&mut self, mut batch: Batch, reply: Reply, started: Instant) {
         batch.tries = batch.tries.saturating_add(1);
+        let was_reauthorised = std::mem::take(&mut batch.reauthorised);
         match reply {
             Reply::Each(verdicts) if verdicts.len() == batch.messages.len() => {
                 self.throttled.0 = 0;
@@ -71,11 +72,24 @@ impl<P: Provider> Batcher<P> {
                 self.halt(&why);
                 self.again(batch);
             }
+            Reply::Reauthorised { refused } => self.reauthorised(batch, was_reauthorised, refused),
             Reply::Split(groups) => self.split(batch, groups),
             Reply::Refused { why } => self.refused(batch, why),
             Reply::Unrecognised { status, why } => {
                 self.failed(batch, Why::Own, false, None, &format!("unknown answer, HTTP {status}: {why}"));
             }
+        }
+    }
+
+    /// These go with the new credentials, at the rate like everything else. Refused twice in a row it is not the token that
+    /// was stale: the provider won't have us.
+    fn reauthorised(&mut self, batch: Batch, before: bool, refused: Option<String>) {
+        match refused {
+            Some(why) if before => {
+                self.halt(&why);
+                self.again(batch);
+            }
+            refused => self.again(Batch { reauthorised: refused.is_some(), ..batch }),
         }
     }
 

@@ -194,6 +194,33 @@ async fn refused_credentials_halt_the_route_and_lose_nothing() {
     assert!(returned.unwrap().is_complete());
 }
 
+/// Once in a row is a token that was stale. Everything in between, whatever it was, ends the row.
+#[tokio::test(start_paused = true)]
+async fn credentials_that_are_refused_twice_in_a_row_halt_the_route_and_once_do_not() {
+    let stale = || Reply::Reauthorised { refused: Some("UNAUTHENTICATED".into()) };
+    let none_yet = || Reply::Reauthorised { refused: None };
+    let down = || Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() };
+    for (replies, halts) in [
+        (vec![stale()], false),
+        (vec![none_yet(), stale()], false),
+        (vec![none_yet(), none_yet(), stale()], false),
+        (vec![stale(), down(), stale()], false),
+        (vec![stale(), stale()], true),
+        (vec![none_yet(), stale(), stale()], true),
+    ] {
+        let shown = format!("{replies:?}");
+        let mut w = World::new(0, move |number, tokens| replies.get(number).cloned().unwrap_or_else(|| accept_all(number, tokens)));
+        let page = w.desk.send(page(Class::Slice, "a", 1), pending());
+        let operator = async {
+            let halted = tokio::time::timeout(Duration::from_secs(60), w.keeper.halted()).await;
+            assert_eq!(halted.ok().flatten().is_some(), halts, "{shown}");
+            w.keeper.follow(Gate::Open);
+        };
+        let (returned, ()) = tokio::join!(page, operator);
+        assert!(returned.unwrap().is_complete(), "{shown}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_throttled_route_waits_as_long_as_it_is_told() {
     let w = World::new(0, |number, tokens| {
