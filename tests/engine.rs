@@ -18,7 +18,13 @@ use pushcast::{
     metrics::Metrics,
     sandbox::{Answer, Faults, Manner, Outage, ProviderFaults, ProviderStatistics, Sandbox, TokenFault, TokenRule, Which},
 };
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::Instant,
+};
 
 /// What a provider takes to answer.
 const LATENCY: Duration = Duration::from_millis(50);
@@ -117,10 +123,14 @@ fn expo_with(settings: expo::Settings) -> Engine<Expo> {
 }
 
 async fn fcm_of(sandbox: &Sandbox, limit: u32) -> Engine<Fcm> {
+    fcm_at(sandbox, sandbox.fcm_url(), limit).await
+}
+
+async fn fcm_at(sandbox: &Sandbox, url: String, limit: u32) -> Engine<Fcm> {
     let account: serde_json::Value = serde_json::from_str(&sandbox.service_account()).unwrap();
     let text = |field: &str| account[field].as_str().unwrap().to_owned();
     let settings = fcm::Settings {
-        url: sandbox.fcm_url(),
+        url,
         project_id: text("project_id"),
         client_email: text("client_email"),
         private_key: text("private_key").into(),
@@ -251,6 +261,39 @@ async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobod
     }
 }
 
+/// Passes on what comes to `origin`, but opens each connection only after a while, as a handshake over a long way does.
+async fn far_away(origin: &str, handshake: Duration) -> (String, JoinSet<()>) {
+    let origin = origin.strip_prefix("http://").unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let origin = origin.clone();
+            connections.spawn(async move {
+                tokio::time::sleep(handshake).await;
+                let mut far = TcpStream::connect(origin).await.unwrap();
+                let _ended = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (url, task)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_waited_for_connections_to_open_goes_at_the_rate() {
+    const LIMIT: u32 = 1_000;
+    for handshake in [100, 400] {
+        let sandbox = sandbox(|_| {}).await;
+        let (url, _task) = far_away(&sandbox.fcm_url(), Duration::from_millis(handshake)).await;
+        let engine = fcm_at(&sandbox, url, LIMIT).await;
+        assert!(all_sent(&engine.broadcast(everybody(ProviderId::Fcm, 3_000)).await));
+        let seen = sandbox.statistics().fcm;
+        assert!(seen.peak_per_second <= u64::from(LIMIT), "{handshake} ms: {} in one second", seen.peak_per_second);
+    }
+}
+
 /// The first token comes late; later FCM no longer knows it. What has filled the slots meanwhile must not leave at once.
 #[tokio::test(start_paused = true)]
 async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
@@ -376,7 +419,7 @@ async fn fcms_limit_holds_in_every_second() {
     assert!(all_sent(&engine.broadcast(everybody(ProviderId::Fcm, 4_000)).await));
     let seen = sandbox.statistics().fcm;
     assert!(seen.peak_per_second <= 400, "{} in one second", seen.peak_per_second);
-    assert!(begun.elapsed() < Duration::from_millis(11_600), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(12_100), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,9 @@
 //! owns, so that the shares add up to the limit without anybody counting. A share shrinks at once, before the partitions
 //! are given away, and grows a second after they came: the seconds in between are sent by nobody rather than by two.
 //!
+//! After a silence connections have to be opened, and what waits for them arrives with what goes next. So the first second
+//! carries half.
+//!
 //! A provider that finds this too fast all the same cuts the rate in half; it climbs back step by step.
 
 use std::{num::NonZeroU32, time::Duration};
@@ -22,6 +25,10 @@ const GROWS_AFTER: Duration = Duration::from_secs(1);
 const STEPS: u32 = 20;
 /// How long each step takes at least that a cut has taken away: a minute from half the rate to all of it.
 const RECOVERS_EVERY: Duration = Duration::from_secs(6);
+/// After so long without a message connections may be closed: a server of Node.js closes them then, others later.
+const SILENCE: Duration = Duration::from_secs(5);
+/// For so long half of the rate goes after a silence. It is enough for connections that take half of that to open.
+const WARMS_UP: Duration = Duration::from_secs(1);
 /// Of what it may send an instance uses so much.
 const USED: f64 = 0.98;
 /// What is left of the limit, and goes to the owners of urgent partitions alone: 0.98 of it and of the limit are 0.9996.
@@ -59,6 +66,10 @@ pub struct Pace {
     step: u32,
     climbs_at: Instant,
     climbs_every: Duration,
+    /// When messages were last let go.
+    last: Option<Instant>,
+    /// Half goes until then.
+    warm_at: Option<Instant>,
     limiter: Limiter,
 }
 
@@ -115,7 +126,8 @@ impl Pace {
     /// Owns nothing yet. `limit` in messages per second, 0 = none; the rate climbs to it over `ramp_up`.
     pub fn new(limit: u32, ramp_up: Duration, now: Instant) -> Self {
         let (step, climbs_every) = if ramp_up.is_zero() { (STEPS, RECOVERS_EVERY) } else { (1, ramp_up / STEPS) };
-        Self { limit, share: Share::NONE, grows: None, step, climbs_at: now + climbs_every, climbs_every, limiter: Limiter::Nothing }
+        let (climbs_at, limiter) = (now + climbs_every, Limiter::Nothing);
+        Self { limit, share: Share::NONE, grows: None, step, climbs_at, climbs_every, last: None, warm_at: None, limiter }
     }
 
     /// The share has changed: less counts now, more in a second.
@@ -130,22 +142,30 @@ impl Pace {
     }
 
     /// Lets `n` messages go, or says when to ask again. `None` = not before the share changes.
-    pub fn admit(&self, n: usize, now: Instant) -> Result<(), Option<Instant>> {
+    pub fn admit(&mut self, n: usize, now: Instant) -> Result<(), Option<Instant>> {
         let later = self.grows.map(|(at, _)| at);
         match &self.limiter {
-            Limiter::Unlimited => Ok(()),
-            Limiter::Nothing => Err(later),
+            Limiter::Unlimited => return Ok(()),
+            Limiter::Nothing => return Err(later),
             Limiter::Limited { clock, governor, allowance } => {
                 let n = u32::try_from(n).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
                 debug_assert!(n.get() <= allowance.burst, "a request carries at most `batch_max` messages");
                 match governor.check_n(n) {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(not_until)) => Err(Some(now + not_until.wait_time_from(clock.now()).max(Duration::from_micros(100)))),
+                    Ok(Ok(())) => {}
+                    Ok(Err(not_until)) => {
+                        let at = now + not_until.wait_time_from(clock.now()).max(Duration::from_micros(100));
+                        return Err(Some(self.warm_at.map_or(at, |warm_at| warm_at.min(at))));
+                    }
                     // More than the burst: not from our callers, who ask `batch_max` first. Never sent, asked again.
-                    Err(_too_many) => Err(Some(now + GROWS_AFTER)),
+                    Err(_too_many) => return Err(Some(now + GROWS_AFTER)),
                 }
             }
         }
+        if self.last.replace(now).is_none_or(|last| now.duration_since(last) >= SILENCE) {
+            self.warm_at = Some(now + WARMS_UP);
+            self.rebuild(now);
+        }
+        Ok(())
     }
 
     /// How many messages a request may carry now: the provider's most, or a part of what may leave at one moment. Half, while
@@ -167,7 +187,7 @@ impl Pace {
         }
     }
 
-    /// Messages per second that this instance may send now; infinite without a limit.
+    /// Messages per second that this instance may send, but for the first second after a silence; infinite without a limit.
     pub fn rate(&self) -> f64 {
         match &self.limiter {
             Limiter::Unlimited => f64::INFINITY,
@@ -184,7 +204,7 @@ impl Pace {
             self.grows = None;
             self.share = share;
             self.rebuild(now);
-        } else if self.climbed(now) {
+        } else if self.climbed(now) || self.warm_at.is_some_and(|at| at <= now) {
             self.rebuild(now);
         }
     }
@@ -211,6 +231,7 @@ impl Pace {
     /// A new limiter starts empty: what the old one had let go still counts in this second.
     fn rebuild(&mut self, now: Instant) {
         self.climbed(now);
+        self.warm_at = self.warm_at.filter(|&at| now < at);
         if self.share.fraction() <= 0.0 {
             self.limiter = Limiter::Nothing;
             return;
@@ -220,17 +241,19 @@ impl Pace {
             return;
         }
         let climbed = Share { bulk: self.share.bulk * self.step, bulk_of: self.share.bulk_of * STEPS, ..self.share };
-        self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, now));
+        let part = if self.warm_at.is_some() { 0.5 } else { 1.0 };
+        self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, part, now));
     }
 }
 
 // === impl Limiter ===
 
 impl Limiter {
-    fn limited(allowance: Allowance, now: Instant) -> Self {
+    /// Lets `part` of the allowance's rate go.
+    fn limited(allowance: Allowance, part: f64, now: Instant) -> Self {
         let clock = TokioClock(now);
         let burst = NonZeroU32::new(allowance.burst).unwrap_or(NonZeroU32::MIN);
-        let Some(quota) = Quota::with_period(Duration::from_secs_f64(1.0 / allowance.rate)) else {
+        let Some(quota) = Quota::with_period(Duration::from_secs_f64(1.0 / (allowance.rate * part))) else {
             return Self::Unlimited; // Faster than one a nanosecond.
         };
         let governor = RateLimiter::direct_with_clock(quota.allow_burst(burst), clock.clone());
@@ -256,6 +279,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// What half of the rate costs in the first second after a silence.
+    const STARTING: Duration = Duration::from_millis(WARMS_UP.as_millis() as u64 / 2);
 
     /// Sends as fast as `pace` lets it until `until`, with slots to spare; the moments of all messages.
     async fn send_all(pace: &mut Pace, provider_max: usize, until: Instant) -> Vec<Instant> {
@@ -308,8 +334,9 @@ mod tests {
                 send_while_busy(&mut pace, max, busy, Instant::now() + Duration::from_secs(20)).await
             });
             prop_assert!(greatest_second(&sent) <= limit as usize, "{} > {limit}", greatest_second(&sent));
+            let seconds = 20.0 - STARTING.as_secs_f64();
             // Timers fire on the millisecond; below 95 % something is wrong with the arithmetic.
-            prop_assert!(sent.len() as f64 >= 0.95 * 20.0 * f64::from(limit), "{} of {}", sent.len(), 20 * limit);
+            prop_assert!(sent.len() as f64 >= 0.95 * seconds * f64::from(limit), "{} in {seconds} s", sent.len());
         }
     }
 
@@ -353,8 +380,8 @@ mod tests {
             };
             let sent = in_virtual_time(async { futures::future::join_all(instances.map(send)).await });
             let by_urgent: usize = sent[1..].iter().map(Vec::len).sum();
-            // Half of the margin at least, but for the first two seconds.
-            assert!(by_urgent as f64 >= 28.0 * f64::from(LIMIT) * MARGIN / 2.0, "{owners} send {by_urgent}");
+            // Half of the margin at least; whoever sends one message in two seconds needs some until he has his rate.
+            assert!(by_urgent as f64 >= 25.0 * f64::from(LIMIT) * MARGIN / 2.0, "{owners} send {by_urgent}");
             let mut sent = sent.concat();
             sent.sort();
             assert!(greatest_second(&sent) <= LIMIT as usize, "{owners}: {}", greatest_second(&sent));
@@ -379,7 +406,7 @@ mod tests {
                     let owned = |who| 4 * u32::try_from(owners.iter().filter(|owner| **owner == who).count()).unwrap();
                     plans[from].push((at, owned(from)));
                     plans[to].push((at + handover, owned(to)));
-                    lost_seconds += 0.25 * (Duration::from_millis(handover) + GROWS_AFTER).as_secs_f64();
+                    lost_seconds += 0.25 * (Duration::from_millis(handover) + GROWS_AFTER + STARTING).as_secs_f64();
                 }
             }
             let length = Duration::from_millis(at + 10_000);
@@ -399,7 +426,7 @@ mod tests {
             let mut sent = sent;
             sent.sort();
             prop_assert!(greatest_second(&sent) <= LIMIT as usize, "{}", greatest_second(&sent));
-            let allowed = f64::from(LIMIT) * (length.as_secs_f64() - GROWS_AFTER.as_secs_f64() - lost_seconds);
+            let allowed = f64::from(LIMIT) * (length.as_secs_f64() - (GROWS_AFTER + STARTING).as_secs_f64() - lost_seconds);
             prop_assert!(sent.len() as f64 >= 0.95 * allowed, "{} of {allowed}", sent.len());
         }
     }
@@ -437,6 +464,29 @@ mod tests {
     }
 
     #[test]
+    fn the_first_second_after_a_silence_carries_half_and_no_other_does() {
+        let sent = in_virtual_time(async {
+            let start = Instant::now();
+            let mut pace = Pace::new(1_000, Duration::ZERO, start);
+            pace.share(Share::WHOLE, start);
+            let mut sent = send_all(&mut pace, 100, start + Duration::from_secs(5)).await;
+            for pause in [SILENCE - Duration::from_millis(500), SILENCE] {
+                tokio::time::sleep(pause).await;
+                sent.extend(send_all(&mut pace, 100, Instant::now() + Duration::from_secs(3)).await);
+            }
+            sent
+        });
+        let first = sent[0];
+        let in_second = |after: u64| {
+            let from = first + Duration::from_millis(after);
+            sent.iter().filter(|&&at| from <= at && at < from + Duration::from_secs(1)).count()
+        };
+        let [start, next, short_pause, silence, after] = [0, 1_000, 8_500, 16_500, 17_500].map(in_second);
+        assert!((450..=500).contains(&start) && (450..=500).contains(&silence), "{start}, {silence}");
+        assert!(next >= 950 && short_pause >= 950 && after >= 950, "{next}, {short_pause}, {after}");
+    }
+
+    #[test]
     fn a_ramp_climbs() {
         let sent = in_virtual_time(async {
             let start = Instant::now();
@@ -463,7 +513,7 @@ mod tests {
 
     #[test]
     fn without_a_share_nothing_goes() {
-        let pace = Pace::new(600, Duration::ZERO, Instant::now());
+        let mut pace = Pace::new(600, Duration::ZERO, Instant::now());
         assert_eq!(pace.admit(1, Instant::now()), Err(None));
     }
 }
