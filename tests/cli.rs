@@ -2,12 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this file is tests")]
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
 
 use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
 use pushcast::{
     kafka::mock::Broker,
     sandbox::{self, Sandbox},
+};
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer as _},
 };
 use serde_json::{Value, json};
 
@@ -50,6 +57,22 @@ fn a_valid_configuration_is_said_to_be_fine() {
     let said = text(&ended.stdout);
     assert!(said.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{said}");
     assert!(!said.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{said}");
+}
+
+#[test]
+fn produce_writes_what_stands_before_a_bad_line_and_nothing_behind_it() {
+    let broker = Broker::start_with([("t", 1)]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("lines");
+    std::fs::write(&lines, "a:1\n\nb:2\nc\nd:4\n").unwrap();
+    let mut produce = Command::new(env!("CARGO_BIN_EXE_pushcast"));
+    produce.args(["produce", "t", "--key-separator", ":"]).stdin(std::fs::File::open(&lines).unwrap());
+    let ended = produce.env_clear().env("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers()).output().unwrap();
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("2 records were written to t, and then") && said.contains("line 4: no \":\" in it"), "{said}");
+    let reader: BaseConsumer = ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers()).create().unwrap();
+    assert_eq!(reader.fetch_watermarks("t", 0, Duration::from_secs(10)).unwrap(), (0, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! `pushcast produce TOPIC`: for those without kcat.
 
+use std::{future::ready, pin::pin};
+
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
 use pushcast::{
@@ -24,7 +26,7 @@ pub struct Args {
 }
 
 /// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one. Empty lines are
-/// left out.
+/// left out. A bad line is the end: what stands before it is written, and nothing behind it is.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let producer = Producer::new(&config.kafka)?;
     let lines = BufReader::new(stdin()).lines();
@@ -32,17 +34,23 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let line = lines.next_line().await.context("reading standard input")?;
         anyhow::Ok(line.map(|line| (line, lines)))
     });
+    let mut ended = false;
     let written = lines
         .enumerate()
         .map(|(index, line)| line.map(|line| (index + 1, line)))
-        .try_filter(|(_, line)| std::future::ready(!line.is_empty()))
-        .and_then(|(number, line)| std::future::ready(message(&args, &line).with_context(|| format!("line {number}"))))
-        .map_ok(|message| {
+        .try_filter(|(_, line)| ready(!line.is_empty()))
+        .and_then(|(number, line)| ready(message(&args, &line).with_context(|| format!("line {number}"))))
+        .take_while(|line| ready(!std::mem::replace(&mut ended, line.is_err())))
+        .map(|message| {
             let producer = producer.clone();
-            async move { anyhow::Ok(producer.publish(message).await?) }
+            async move { anyhow::Ok(producer.publish(message?).await?) }
         })
-        .try_buffered(IN_FLIGHT);
-    let count = written.try_fold(0_usize, |count, ()| std::future::ready(Ok(count + 1))).await?;
+        .buffered(IN_FLIGHT);
+    let (mut written, mut count) = (pin!(written), 0_usize);
+    while let Some(one) = written.next().await {
+        one.with_context(|| format!("{count} records were written to {}, and then", args.topic))?;
+        count += 1;
+    }
     eprintln!("{count} records written to {}", args.topic);
     Ok(())
 }
