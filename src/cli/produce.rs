@@ -10,6 +10,7 @@ use pushcast::{
     stream::{Message, Publish},
 };
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
+use tokio_util::sync::CancellationToken;
 
 /// Lines on their way to Kafka at once.
 const IN_FLIGHT: usize = 1_000;
@@ -26,33 +27,46 @@ pub struct Args {
 }
 
 /// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one. Empty lines are
-/// left out. A bad line is the end: what stands before it is written, and nothing behind it is.
+/// left out. A bad line is the end: what stands before it is written, and nothing behind it is. When Kafka refuses a line,
+/// some behind it are on their way already: these are waited for and counted too.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let producer = Producer::new(&config.kafka)?;
     let lines = BufReader::new(stdin()).lines();
-    let lines = stream::try_unfold(lines, |mut lines| async move {
-        let line = lines.next_line().await.context("reading standard input")?;
-        anyhow::Ok(line.map(|line| (line, lines)))
+    let lines = stream::try_unfold((lines, 1), |(mut lines, number)| async move {
+        let line = lines.next_line().await.with_context(|| format!("line {number} can't be read"))?;
+        anyhow::Ok(line.map(|line| ((number, line), (lines, number + 1))))
     });
-    let mut ended = false;
+    let stop = CancellationToken::new();
     let written = lines
-        .enumerate()
-        .map(|(index, line)| line.map(|line| (index + 1, line)))
         .try_filter(|(_, line)| ready(!line.is_empty()))
-        .and_then(|(number, line)| ready(message(&args, &line).with_context(|| format!("line {number}"))))
-        .take_while(|line| ready(!std::mem::replace(&mut ended, line.is_err())))
-        .map(|message| {
+        .and_then(|(number, line)| ready(message(&args, &line).map(|message| (number, message)).with_context(|| format!("line {number}"))))
+        .take_until(stop.cancelled())
+        .inspect_err(|_| stop.cancel())
+        .map(|line| {
             let producer = producer.clone();
-            async move { anyhow::Ok(producer.publish(message?).await?) }
+            async move {
+                let (number, message) = line?;
+                producer.publish(message).await.with_context(|| format!("line {number}"))
+            }
         })
         .buffered(IN_FLIGHT);
-    let (mut written, mut count) = (pin!(written), 0_usize);
+    let (mut written, mut count, mut failed) = (pin!(written), 0_usize, None);
     while let Some(one) = written.next().await {
-        one.with_context(|| format!("{count} records were written to {}, and then", args.topic))?;
-        count += 1;
+        match one {
+            Ok(()) => count += 1,
+            Err(error) => {
+                stop.cancel();
+                failed.get_or_insert(error);
+            }
+        }
     }
-    eprintln!("{count} records written to {}", args.topic);
-    Ok(())
+    match failed {
+        Some(error) => Err(error.context(format!("{count} records were written to {}, but not all", args.topic))),
+        None => {
+            eprintln!("{count} records written to {}", args.topic);
+            Ok(())
+        }
+    }
 }
 
 fn message(args: &Args, line: &str) -> anyhow::Result<Message> {
