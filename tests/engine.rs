@@ -274,6 +274,9 @@ async fn far_away(origin: &str, handshake: Duration) -> (String, JoinSet<()>) {
             connections.spawn(async move {
                 tokio::time::sleep(handshake).await;
                 let mut far = TcpStream::connect(origin).await.unwrap();
+                // What the kernel holds back for a while takes an age here.
+                near.set_nodelay(true).unwrap();
+                far.set_nodelay(true).unwrap();
                 let _ended = copy_bidirectional(&mut near, &mut far).await;
             });
         }
@@ -290,6 +293,7 @@ async fn what_has_waited_for_connections_to_open_goes_at_the_rate() {
         let engine = fcm_at(&sandbox, url, LIMIT).await;
         assert!(all_sent(&engine.broadcast(everybody(ProviderId::Fcm, 3_000)).await));
         let seen = sandbox.statistics().fcm;
+        assert_eq!((seen.doubles, engine.ambiguous()), (0, 0));
         assert!(seen.peak_per_second <= u64::from(LIMIT), "{handshake} ms: {} in one second", seen.peak_per_second);
     }
 }
@@ -298,13 +302,14 @@ async fn what_has_waited_for_connections_to_open_goes_at_the_rate() {
 #[tokio::test(start_paused = true)]
 async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
     const LIMIT: u32 = 1_000;
-    for (revoked, latency) in [(false, 50), (true, 50), (true, 350)] {
+    for (revoked, latency, handshake) in [(false, 50, 0), (false, 50, 400), (true, 50, 0), (true, 350, 0)] {
         let sandbox = sandbox(|faults| {
             faults.fcm.latency = Duration::from_millis(latency);
             faults.oauth.latency = Duration::from_secs(2);
         })
         .await;
-        let engine = fcm_of(&sandbox, LIMIT).await;
+        let (url, _task) = far_away(&sandbox.fcm_url(), Duration::from_millis(handshake)).await;
+        let engine = fcm_at(&sandbox, url, LIMIT).await;
         let google = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             if revoked {
@@ -318,6 +323,34 @@ async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
         assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, engine.ambiguous()), (5_000, 0, 0));
         assert!(seen.fcm.peak_per_second <= u64::from(LIMIT), "{} in one second, {refused} refused", seen.fcm.peak_per_second);
     }
+}
+
+/// It knows none of our tokens, however new they are.
+#[tokio::test(start_paused = true)]
+async fn an_fcm_that_will_not_have_us_halts_the_route_until_somebody_has_mended_that() {
+    let sandbox = sandbox(|_| {}).await;
+    let mut engine = fcm_of(&sandbox, 400).await;
+    let mut keeper = std::mem::replace(&mut engine.keeper, route().1);
+    let forgetful = async {
+        loop {
+            sandbox.revoke_credentials();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let operator = async {
+        let why = tokio::select! { why = keeper.halted() => why.unwrap(), () = forgetful => unreachable!() };
+        assert!(why.contains("UNAUTHENTICATED"), "{why}");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        // The token that we have is still one of the bad ones.
+        sandbox.revoke_credentials();
+        keeper.follow(Gate::Open);
+        let again = tokio::time::timeout(Duration::from_secs(60), keeper.halted()).await;
+        assert!(again.is_err(), "once is enough: {again:?}");
+    };
+    let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 2_000)), operator);
+    assert!(all_sent(&finals));
+    let seen = sandbox.statistics().fcm;
+    assert_eq!((seen.distinct_tokens, seen.doubles), (2_000, 0));
 }
 
 /// With a broadcast, of which the first failures open the breaker, and without one.

@@ -66,7 +66,8 @@ async fn send<P: Provider>(provider: &P, notification: &Notification, token: &To
     let mut reauthorised = false;
     loop {
         match provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await {
-            Reply::Reauthorised { refused } if refused.is_none() || !reauthorised => reauthorised = refused.is_some(),
+            Reply::Reauthorised { refused: Some(why) } if reauthorised => return Ok(Reply::CredentialsRefused { why }),
+            Reply::Reauthorised { refused } => reauthorised = refused.is_some(),
             reply => return Ok(reply),
         }
     }

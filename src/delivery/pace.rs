@@ -29,9 +29,11 @@ const RECOVERS_EVERY: Duration = Duration::from_secs(6);
 const SILENCE: Duration = Duration::from_secs(5);
 /// For so long half of the rate goes after a silence. It is enough for connections that take half of that to open.
 const WARMS_UP: Duration = Duration::from_secs(1);
-/// Of what it may send an instance uses so much.
+/// Below so many messages a second there is nothing to warm up: one has arrived before the next one goes.
+const WARMS_FROM: f64 = 2.0;
+/// Of its share an instance uses so much.
 const USED: f64 = 0.98;
-/// What is left of the limit, and goes to the owners of urgent partitions alone: 0.98 of it and of the limit are 0.9996.
+/// What is left of the limit, for all who own urgent partitions only. As they use 0.98 of it, no more than 0.9996 goes.
 const MARGIN: f64 = 0.02;
 
 /// Which part of a provider's partitions an instance owns.
@@ -79,7 +81,13 @@ type Governor = RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<
 enum Limiter {
     Unlimited,
     Nothing,
-    Limited { allowance: Allowance, clock: TokioClock, governor: Box<Governor> },
+    Limited {
+        allowance: Allowance,
+        /// Of the allowance's rate, what goes.
+        part: f64,
+        clock: TokioClock,
+        governor: Box<Governor>,
+    },
 }
 
 /// tokio's clock, so that tests own the time.
@@ -94,8 +102,8 @@ impl Share {
     /// Owns everything: a single instance.
     pub const WHOLE: Self = Self { bulk: 1, bulk_of: 1, urgent: 1, urgent_of: 1 };
 
-    /// The part of the deployment's limit that falls to this instance. The owners of urgent partitions alone divide the
-    /// margin that [`Share::allowance`] leaves, however many they are.
+    /// The part of the deployment's limit that falls to this instance. Instances that own urgent partitions only divide the
+    /// margin that [`Share::allowance`] leaves.
     pub fn fraction(self) -> f64 {
         if self.bulk > 0 {
             f64::from(self.bulk) / f64::from(self.bulk_of.max(1))
@@ -114,7 +122,7 @@ impl Share {
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=100")]
         let burst = (s / 50.0).clamp(1.0, 100.0) as u32;
-        // Below two a second a burst of one is most of the share: at half of it they are more than a second apart.
+        // About two a second a burst of one is most of the share. At half of it messages are a second apart, or nearly.
         let rate = (USED * s - f64::from(burst)).max(s / 2.0);
         Some(Allowance { rate, burst })
     }
@@ -147,14 +155,14 @@ impl Pace {
         match &self.limiter {
             Limiter::Unlimited => return Ok(()),
             Limiter::Nothing => return Err(later),
-            Limiter::Limited { clock, governor, allowance } => {
+            Limiter::Limited { clock, governor, allowance, .. } => {
                 let n = u32::try_from(n).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
                 debug_assert!(n.get() <= allowance.burst, "a request carries at most `batch_max` messages");
                 match governor.check_n(n) {
                     Ok(Ok(())) => {}
                     Ok(Err(not_until)) => {
                         let at = now + not_until.wait_time_from(clock.now()).max(Duration::from_micros(100));
-                        return Err(Some(self.warm_at.map_or(at, |warm_at| warm_at.min(at))));
+                        return Err([Some(at), self.warm_at, later].into_iter().flatten().min());
                     }
                     // More than the burst: not from our callers, who ask `batch_max` first. Never sent, asked again.
                     Err(_too_many) => return Err(Some(now + GROWS_AFTER)),
@@ -228,6 +236,11 @@ impl Pace {
         self.rebuild(now);
     }
 
+    /// What was let go last has not left: the silence goes on.
+    pub fn unsent(&mut self) {
+        self.last = None;
+    }
+
     /// A new limiter starts empty: what the old one had let go still counts in this second.
     fn rebuild(&mut self, now: Instant) {
         self.climbed(now);
@@ -241,15 +254,21 @@ impl Pace {
             return;
         }
         let climbed = Share { bulk: self.share.bulk * self.step, bulk_of: self.share.bulk_of * STEPS, ..self.share };
-        let part = if self.warm_at.is_some() { 0.5 } else { 1.0 };
-        self.limiter = climbed.allowance(self.limit).map_or(Limiter::Nothing, |allowance| Limiter::limited(allowance, part, now));
+        let Some(allowance) = climbed.allowance(self.limit) else {
+            self.limiter = Limiter::Nothing;
+            return;
+        };
+        let part = if self.warm_at.is_some() && allowance.rate >= WARMS_FROM { 0.5 } else { 1.0 };
+        // One that changes nothing goes on: emptied again and again it would let nothing go.
+        if !matches!(&self.limiter, Limiter::Limited { allowance: a, part: p, .. } if (*a, *p) == (allowance, part)) {
+            self.limiter = Limiter::limited(allowance, part, now);
+        }
     }
 }
 
 // === impl Limiter ===
 
 impl Limiter {
-    /// Lets `part` of the allowance's rate go.
     fn limited(allowance: Allowance, part: f64, now: Instant) -> Self {
         let clock = TokioClock(now);
         let burst = NonZeroU32::new(allowance.burst).unwrap_or(NonZeroU32::MIN);
@@ -258,7 +277,7 @@ impl Limiter {
         };
         let governor = RateLimiter::direct_with_clock(quota.allow_burst(burst), clock.clone());
         let _emptied = governor.check_n(burst);
-        Self::Limited { allowance, clock, governor: Box::new(governor) }
+        Self::Limited { allowance, part, clock, governor: Box::new(governor) }
     }
 }
 
@@ -367,12 +386,12 @@ mod tests {
     }
 
     #[test]
-    fn the_owners_of_urgent_partitions_alone_stay_in_the_margin_however_many_they_are() {
+    fn whoever_owns_urgent_partitions_only_stays_in_the_margin_with_all_the_others() {
         const LIMIT: u32 = 600;
-        for owners in [1, 2, 3, 6, 12] {
+        for urgent in [&[16][..], &[8, 8], &[6, 5, 5], &[10, 2, 2, 2], &[2; 8]] {
             let bulk = Share { bulk: 16, bulk_of: 16, ..Share::NONE };
-            let urgent = Share { urgent: 1, urgent_of: owners, ..Share::NONE };
-            let instances = std::iter::once(bulk).chain((0..owners).map(|_| urgent));
+            let owners = urgent.iter().map(|&urgent| Share { urgent, urgent_of: 16, ..Share::NONE });
+            let instances = std::iter::once(bulk).chain(owners);
             let send = |share| async move {
                 let mut pace = Pace::new(LIMIT, Duration::ZERO, Instant::now());
                 pace.share(share, Instant::now());
@@ -380,11 +399,11 @@ mod tests {
             };
             let sent = in_virtual_time(async { futures::future::join_all(instances.map(send)).await });
             let by_urgent: usize = sent[1..].iter().map(Vec::len).sum();
-            // Half of the margin at least; whoever sends one message in two seconds needs some until he has his rate.
-            assert!(by_urgent as f64 >= 25.0 * f64::from(LIMIT) * MARGIN / 2.0, "{owners} send {by_urgent}");
+            // Half of the margin at least; small shares need a while for their first messages.
+            assert!(by_urgent as f64 >= 26.0 * f64::from(LIMIT) * MARGIN / 2.0, "{urgent:?} send {by_urgent}");
             let mut sent = sent.concat();
             sent.sort();
-            assert!(greatest_second(&sent) <= LIMIT as usize, "{owners}: {}", greatest_second(&sent));
+            assert!(greatest_second(&sent) <= LIMIT as usize, "{urgent:?}: {}", greatest_second(&sent));
         }
     }
 
@@ -499,6 +518,29 @@ mod tests {
         assert!(in_second(2) < 120, "{}", in_second(2));
         assert!((400..600).contains(&in_second(30)), "{}", in_second(30));
         assert!(in_second(65) > 900, "{}", in_second(65));
+    }
+
+    #[test]
+    fn a_small_share_sends_while_a_ramp_climbs_that_is_not_its_own() {
+        let sent = in_virtual_time(async {
+            let start = Instant::now();
+            let mut pace = Pace::new(400, Duration::from_secs(60), start);
+            pace.share(Share { urgent: 1, urgent_of: 16, ..Share::NONE }, start);
+            send_all(&mut pace, 1, start + Duration::from_secs(60)).await
+        });
+        // One in four seconds; a step of the ramp is three.
+        assert!((13..=15).contains(&sent.len()), "{}", sent.len());
+    }
+
+    #[test]
+    fn who_waits_for_the_rate_wakes_when_his_share_grows() {
+        let now = Instant::now();
+        let mut pace = Pace::new(60, Duration::ZERO, now);
+        pace.share(Share { urgent: 1, urgent_of: 16, ..Share::NONE }, now);
+        let now = now + GROWS_AFTER;
+        assert_eq!(pace.batch_max(1, 0.0, now), 1);
+        pace.share(Share::WHOLE, now);
+        assert_eq!(pace.admit(1, now), Err(Some(now + GROWS_AFTER)), "and not in half a minute");
     }
 
     #[test]

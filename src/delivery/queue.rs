@@ -30,8 +30,8 @@ pub(super) struct Batch {
     pub messages: Vec<Ref>,
     /// How often they were tried before.
     pub tries: u8,
-    /// The last try was refused for its credentials, and there are new ones.
-    pub reauthorised: bool,
+    /// When the last try was refused for its credentials, of which there are new ones.
+    pub reauthorised: Option<Instant>,
 }
 
 /// Everything that waits to be sent.
@@ -184,7 +184,7 @@ impl Queue {
                 pages.pop_front();
             }
         }
-        (!messages.is_empty()).then_some(Batch { class, messages, tries: 0, reauthorised: false })
+        (!messages.is_empty()).then_some(Batch { class, messages, tries: 0, reauthorised: None })
     }
 
     /// Takes back everything of a page that is not on the wire.

@@ -13,7 +13,8 @@ const PROBE_CAP: Duration = Duration::from_secs(30);
 const URGENT_PROBES_ALIKE: u8 = 4;
 /// The longest wait of a project that is over its limit, if the provider names no time.
 const THROTTLED_CAP: Duration = Duration::from_secs(60);
-/// The longest time that a provider's `Retry-After` may hold a route: a mistyped date must not stop it for a year.
+/// The longest time that a provider's `Retry-After` may hold a route: a mistyped date must not stop it for a year. What
+/// comes in addition is jitter.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// The first pause after a failure. Expo asks for "a few seconds"; Google for ten and more after a 5xx.

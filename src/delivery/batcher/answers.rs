@@ -16,6 +16,10 @@ use super::{
     Answered, Batcher, COMPLAIN_EVERY, Open,
 };
 
+/// Two refusals of our credentials mean that we are refused, if no more than that lies between them: not those before and
+/// after somebody has mended them.
+const BELIEVED_WITHIN: Duration = Duration::from_secs(60);
+
 impl<P: Provider> Batcher<P> {
     /// What an answer means for the messages of its request.
     pub(super) fn apply(&mut self, Answered { batch, started, is_probe, reply }: Answered) {
@@ -52,8 +56,12 @@ impl<P: Provider> Batcher<P> {
     }
 
     fn apply_reply(&mut self, mut batch: Batch, reply: Reply, started: Instant) {
+        if reply == (Reply::Reauthorised { refused: None }) {
+            self.pace.unsent();
+            return self.again(batch);
+        }
         batch.tries = batch.tries.saturating_add(1);
-        let was_reauthorised = std::mem::take(&mut batch.reauthorised);
+        let reauthorised = batch.reauthorised.take();
         match reply {
             Reply::Each(verdicts) if verdicts.len() == batch.messages.len() => {
                 self.throttled.0 = 0;
@@ -72,7 +80,7 @@ impl<P: Provider> Batcher<P> {
                 self.halt(&why);
                 self.again(batch);
             }
-            Reply::Reauthorised { refused } => self.reauthorised(batch, was_reauthorised, refused),
+            Reply::Reauthorised { refused } => self.reauthorised(batch, reauthorised, &refused.unwrap_or_default()),
             Reply::Split(groups) => self.split(batch, groups),
             Reply::Refused { why } => self.refused(batch, why),
             Reply::Unrecognised { status, why } => {
@@ -81,16 +89,15 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// These go with the new credentials, at the rate like everything else. Refused twice in a row it is not the token that
-    /// was stale: the provider won't have us.
-    fn reauthorised(&mut self, batch: Batch, before: bool, refused: Option<String>) {
-        match refused {
-            Some(why) if before => {
-                self.halt(&why);
-                self.again(batch);
-            }
-            refused => self.again(Batch { reauthorised: refused.is_some(), ..batch }),
+    /// These go with the new credentials, at the rate like everything else. Refused a moment after they were refused `before`,
+    /// it is not the credentials that were stale: the provider won't have us.
+    fn reauthorised(&mut self, batch: Batch, before: Option<Instant>, why: &str) {
+        let now = Instant::now();
+        if before.is_some_and(|before| now.duration_since(before) < BELIEVED_WITHIN) {
+            self.halt(why);
+            return self.again(batch);
         }
+        self.again(Batch { reauthorised: Some(now), ..batch });
     }
 
     /// Too fast for the provider: waits, and goes on at half the rate. Of requests that were on the wire together one counts,

@@ -194,7 +194,7 @@ async fn refused_credentials_halt_the_route_and_lose_nothing() {
     assert!(returned.unwrap().is_complete());
 }
 
-/// Once in a row is a token that was stale. Everything in between, whatever it was, ends the row.
+/// Once is a token that was stale. Everything in between, whatever it was, ends the row.
 #[tokio::test(start_paused = true)]
 async fn credentials_that_are_refused_twice_in_a_row_halt_the_route_and_once_do_not() {
     let stale = || Reply::Reauthorised { refused: Some("UNAUTHENTICATED".into()) };
@@ -503,6 +503,8 @@ fn reply_of(kind: u8, tokens: &[String]) -> Reply {
         4 => Reply::Unrecognised { status: 418, why: "a teapot".into() },
         5 => Reply::Each(tokens.iter().map(|_| Verdict::DeviceBusy { retry_after: None }).collect()),
         6 => Reply::Each(Vec::new()),
+        7 => Reply::Reauthorised { refused: None },
+        8 => Reply::Reauthorised { refused: Some("HTTP 401".into()) },
         _ => accept_all(0, tokens),
     }
 }
@@ -511,7 +513,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_the_provider_answers_each_message_is_taken_once_or_refused_once(
-        kinds in prop::collection::vec(0_u8..14, 1..40), sizes in prop::collection::vec(1_usize..300, 1..6), withdrawn in prop::option::of(0_u64..3_000),
+        kinds in prop::collection::vec(0_u8..16, 1..40), sizes in prop::collection::vec(1_usize..300, 1..6), withdrawn in prop::option::of(0_u64..3_000),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
