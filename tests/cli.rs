@@ -18,9 +18,11 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 
+/// In a folder of its own, because the store is by default a file in the current one.
 fn pushcast(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pushcast"));
-    command.env_clear().envs(environment.iter().copied()).args(arguments).stdin(Stdio::null());
+    command.current_dir(&folder).env_clear().envs(environment.iter().copied()).args(arguments).stdin(Stdio::null());
     command.output().unwrap()
 }
 
