@@ -1,25 +1,26 @@
-//! Broadcasts with the rate limit off, beside bare loops that post the same bodies; and reminders while a broadcast runs at
-//! its limit.
+//! Broadcasts with the rate limit off, beside bare loops that post the same bodies; and reminders while a
+//! broadcast runs at its limit.
 //!
 //! ```text
 //! cargo bench --bench broadcast -- [ROUNDS [TOKENS]] [WORD …]
 //! ```
 //!
-//! Without words everything is measured: five rounds, a million tokens, in a quarter of an hour. Else what is named:
-//! `expo`, `fcm`, `latency`, `scale`, `urgent`. Needs Linux (`taskset`, `/proc`) and two cores.
+//! Without words everything is measured: five rounds, a million tokens, in a quarter of an hour. Else what is
+//! named: `expo`, `fcm`, `latency`, `scale`, `urgent`. Needs Linux (`taskset`, `/proc`) and two cores.
 //!
-//! The sender has core 0 for itself: pushcast with its store on a file, and in its turn the bare loop. The sandbox and an
-//! embedded Kafka with 64 partitions, a process each, share core 1. The order turns round by round, the figures are medians,
-//! ratios those of the rounds' own.
-//! Messages per second are those between the sandbox's first and its last; seconds are from the post's record to the
-//! outcome's; CPU is the sender's own over that time, peak memory (VmHWM) its own since its start.
+//! The sender has core 0 for itself: pushcast with its store on a file, and in its turn the bare loop. The
+//! sandbox and an embedded Kafka with 64 partitions, a process each, share core 1. The order turns round by
+//! round, the figures are medians, ratios those of the rounds' own. Messages per second are those between the
+//! sandbox's first and its last; seconds are from the post's record to the outcome's; CPU is the sender's own
+//! over that time, peak memory (VmHWM) its own since its start.
 //!
-//! **expo**: a broadcast to all, with bodies compressed or not and receipts asked for or not; the bare loop is reqwest with
-//! as many requests at once, which splices each body from a template and parses the tickets with serde; once with bodies as
-//! pushcast posts them (messages that say the same share an object), once with an object for each message. **fcm**: the same
-//! with a tenth of the tokens; the bare loop is one reqwest client over HTTP/2. **latency**: both with a provider that
-//! takes 50 ms. **scale**: a tenth of the tokens beside all of them. **urgent**: doses while both providers' default rates
-//! are used up by broadcasts, from the tick's record to the provider's answer, through both topics on the way.
+//! **expo**: a broadcast to all, with bodies compressed or not and receipts asked for or not; the bare loop
+//! is reqwest with as many requests at once, which splices each body from a template and parses the tickets
+//! with serde; once with bodies as pushcast posts them (messages that say the same share an object), once
+//! with an object for each message. **fcm**: the same with a tenth of the tokens; the bare loop is one
+//! reqwest client over HTTP/2. **latency**: both with a provider that takes 50 ms. **scale**: a tenth of the
+//! tokens beside all of them. **urgent**: doses while both providers' default rates are used up by
+//! broadcasts, from the tick's record to the provider's answer, through both topics on the way.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
 
@@ -143,25 +144,43 @@ async fn compare(
     sender.end().await;
     row(name, &ours);
     for (bare, theirs) in bare.iter().zip(&theirs) {
-        row(&format!("  bare loop, {}{}", bare.bodies, if bare.gzip == "true" { ", gzip" } else { "" }), theirs);
+        row(
+            &format!("  bare loop, {}{}", bare.bodies, if bare.gzip == "true" { ", gzip" } else { "" }),
+            theirs,
+        );
         // Of each round by itself: the machine's speed changes between them.
         let ratio = median(ours.iter().zip(theirs).map(|(ours, theirs)| ours.cpu / theirs.cpu));
-        println!("    CPU per message, pushcast : bare = {ratio:.2}; messages per CPU second {:.2}", 1.0 / ratio);
+        println!(
+            "    CPU per message, pushcast : bare = {ratio:.2}; messages per CPU second {:.2}",
+            1.0 / ratio
+        );
     }
 }
 
 fn heading(name: &str) {
-    println!("\n{name:<30} {:>12} {:>9} {:>20} {:>10}", "messages/s", "seconds", "CPU s per 100,000", "peak MiB");
+    println!(
+        "\n{name:<30} {:>12} {:>9} {:>20} {:>10}",
+        "messages/s", "seconds", "CPU s per 100,000", "peak MiB"
+    );
 }
 
 fn row(name: &str, rounds: &[Figures]) {
     let of = |field: fn(&Figures) -> f64| median(rounds.iter().map(field));
-    println!("{name:<30} {}", Figures { rate: of(|f| f.rate), seconds: of(|f| f.seconds), cpu: of(|f| f.cpu), peak: of(|f| f.peak) });
+    println!(
+        "{name:<30} {}",
+        Figures {
+            rate: of(|f| f.rate),
+            seconds: of(|f| f.seconds),
+            cpu: of(|f| f.cpu),
+            peak: of(|f| f.peak)
+        }
+    );
 }
 
 impl Wishes {
     fn of(arguments: Vec<String>) -> Self {
-        let (numbers, words): (Vec<_>, Vec<_>) = arguments.into_iter().partition(|argument| argument.parse::<u64>().is_ok());
+        let (numbers, words): (Vec<_>, Vec<_>) =
+            arguments.into_iter().partition(|argument| argument.parse::<u64>().is_ok());
         let strange = words.iter().find(|word| !WORDS.contains(&word.as_str()));
         assert!(strange.is_none(), "{strange:?} is none of {WORDS:?}");
         let mut numbers = numbers.iter().map(|number| number.parse().unwrap());

@@ -1,24 +1,26 @@
-//! The consumer runtime on a real broker, beside what else there is: records per second, CPU, memory, and how long a
-//! member is silent in a rebalance.
+//! The consumer runtime on a real broker, beside what else there is: records per second, CPU, memory, and how
+//! long a member is silent in a rebalance.
 //!
 //! ```text
 //! cargo bench --bench runtime -- [ROUNDS] [keep] [WORD …]
 //! ```
 //!
-//! Without words everything is measured, three rounds of it, in a quarter of an hour; else what has a word in its name:
-//! `no-op`, `50ms`, `pushcast`, `loop`, `core`, `vertx`, `rebalance`. `keep` leaves the broker and its records for the
-//! next call. Needs Maven and a JDK 17 for the Java side.
+//! Without words everything is measured, three rounds of it, in a quarter of an hour; else what has a word in
+//! its name: `no-op`, `50ms`, `pushcast`, `loop`, `core`, `vertx`, `rebalance`. `keep` leaves the broker and
+//! its records for the next call. Needs Maven and a JDK 17 for the Java side.
 //!
-//! **What is compared.** *pushcast*: [`pushcast::kafka::Stage`], with the settings of config/default.toml. *loop*:
-//! rdkafka as it comes, one record after the other. *core* and *vertx*: Confluent's parallel-consumer, ordered by key,
-//! once with threads and once with timers (`benches/parallel-consumer`), with its own defaults, and a heap of up to 2 GiB.
-//! All read the same records: 200 bytes in 12 partitions, each with a key of its own. The handler does nothing, or takes
-//! 50 ms without work, with at most 4,096 at once: 81,920 records a second is then the limit of arithmetic.
+//! **What is compared.** *pushcast*: [`pushcast::kafka::Stage`], with the settings of config/default.toml.
+//! *loop*: rdkafka as it comes, one record after the other. *core* and *vertx*: Confluent's
+//! parallel-consumer, ordered by key, once with threads and once with timers (`benches/parallel-consumer`),
+//! with its own defaults, and a heap of up to 2 GiB. All read the same records: 200 bytes in 12 partitions,
+//! each with a key of its own. The handler does nothing, or takes 50 ms without work, with at most 4,096 at
+//! once: 81,920 records a second is then the limit of arithmetic.
 //!
-//! **How.** Each run is a process of its own in a group of its own, from the beginning of the topic; the order turns round
-//! by round; the figures are medians. A run warms up for five seconds (a JVM needs them) or a quarter of the records, then
-//! it is measured for ten or until the records are at an end. CPU seconds and peak memory (VmHWM) are the process's own as
-//! `/proc` has them; idle is what it holds before it joins. The broker shares the machine, so compare within one call.
+//! **How.** Each run is a process of its own in a group of its own, from the beginning of the topic; the
+//! order turns round by round; the figures are medians. A run warms up for five seconds (a JVM needs them) or
+//! a quarter of the records, then it is measured for ten or until the records are at an end. CPU seconds and
+//! peak memory (VmHWM) are the process's own as `/proc` has them; idle is what it holds before it joins. The
+//! broker shares the machine, so compare within one call.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
 
@@ -80,8 +82,11 @@ fn handlers() -> [&'static str; 2] {
 }
 
 fn compare(wishes: &Wishes, broker: &Broker) -> Results {
-    let mut runs: Vec<_> = HANDLERS.iter().flat_map(|handler| CONTESTANTS.map(|contestant| (contestant, *handler))).collect();
-    runs.retain(|(contestant, (handler, _))| wishes.want(contestant, &CONTESTANTS) && wishes.want(handler, &handlers()));
+    let mut runs: Vec<_> =
+        HANDLERS.iter().flat_map(|handler| CONTESTANTS.map(|contestant| (contestant, *handler))).collect();
+    runs.retain(|(contestant, (handler, _))| {
+        wishes.want(contestant, &CONTESTANTS) && wishes.want(handler, &handlers())
+    });
     let mut results = Results::new();
     for _round in 0..wishes.rounds {
         for (contestant, (handler, pause)) in &runs {
@@ -95,7 +100,10 @@ fn compare(wishes: &Wishes, broker: &Broker) -> Results {
 }
 
 fn print_table(results: &Results) {
-    println!("{:>8} {:>10} {:>10} {:>18} {:>10} {:>10}", "handler", "who", "records/s", "CPU s per million", "peak MiB", "idle MiB");
+    println!(
+        "{:>8} {:>10} {:>10} {:>18} {:>10} {:>10}",
+        "handler", "who", "records/s", "CPU s per million", "peak MiB", "idle MiB"
+    );
     for (handler, _) in HANDLERS {
         for contestant in CONTESTANTS {
             if let Some(figures) = median(results, handler, contestant) {
@@ -118,8 +126,11 @@ fn print_bars(results: &Results) {
         }
         let theirs = PARALLEL_CONSUMERS.iter().filter_map(|variant| median(results, handler, variant));
         let Some(best) = theirs.max_by(|a, b| a.rate.total_cmp(&b.rate)) else { continue };
-        let [rate, cpu, memory] =
-            if handler == "no-op" { [Bar::AtLeast(3.0), Bar::None, Bar::None] } else { [Bar::None, Bar::AtLeast(3.0), Bar::AtLeast(10.0)] };
+        let [rate, cpu, memory] = if handler == "no-op" {
+            [Bar::AtLeast(3.0), Bar::None, Bar::None]
+        } else {
+            [Bar::None, Bar::AtLeast(3.0), Bar::AtLeast(10.0)]
+        };
         bar(handler, "times the records/s of the best parallel-consumer", ours.rate / best.rate, rate);
         bar(handler, "times less CPU per record than it", best.cpu / ours.cpu, cpu);
         bar(handler, "times less memory than it", best.peak / ours.peak, memory);
@@ -135,7 +146,9 @@ enum Bar {
 
 fn bar(of: &str, what: &str, figure: f64, bar: Bar) {
     let (word, wanted) = match bar {
-        Bar::AtLeast(least) => (if figure >= least { "holds" } else { "MISSED" }, format!(" (at least {least})")),
+        Bar::AtLeast(least) => {
+            (if figure >= least { "holds" } else { "MISSED" }, format!(" (at least {least})"))
+        }
         Bar::AtMost(most) => (if figure <= most { "holds" } else { "MISSED" }, format!(" (at most {most})")),
         Bar::None => ("", String::new()),
     };
@@ -159,7 +172,10 @@ impl Wishes {
                 (_, Ok(rounds)) => wishes.rounds = rounds,
                 ("keep", _) => wishes.keep = true,
                 (word, _) => {
-                    assert!(word == REBALANCE || handlers().contains(&word) || CONTESTANTS.contains(&word), "what is {word}?");
+                    assert!(
+                        word == REBALANCE || handlers().contains(&word) || CONTESTANTS.contains(&word),
+                        "what is {word}?"
+                    );
                     wishes.words.push(argument);
                 }
             }

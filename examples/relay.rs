@@ -1,17 +1,17 @@
-//! A stage of one's own on pushcast's consumer runtime: reads a topic, works on each record for a while, and writes to
-//! another topic what it has handled.
+//! A stage of one's own on pushcast's consumer runtime: reads a topic, works on each record for a while, and
+//! writes to another topic what it has handled.
 //!
-//! [`Relay`] is all that a stage has to say, [`main`] all that it takes to run one. The runtime does the rest: many
-//! records at once, those of a key in their order, and an offset is committed only when all before it is done. Start it
-//! two or three times, end one, kill one, and read the output: every record is there.
+//! [`Relay`] is all that a stage has to say, [`main`] all that it takes to run one. The runtime does the
+//! rest: many records at once, those of a key in their order, and an offset is committed only when all before
+//! it is done. Start it two or three times, end one, kill one, and read the output: every record is there.
 //!
 //! ```text
 //! PUSHCAST__KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:9092 cargo run --example relay -- orders handled --work 50ms --name a
 //! ```
 //!
-//! It takes the settings of `[kafka]` as pushcast does. The topics, and `dead-letters`, have to exist. A record's value
-//! says as JSON what is to be done with it, or nothing: `{"seq": 7, "work": "3s", "panic": true}`; a tombstone is a
-//! record like any other.
+//! It takes the settings of `[kafka]` as pushcast does. The topics, and `dead-letters`, have to exist. A
+//! record's value says as JSON what is to be done with it, or nothing: `{"seq": 7, "work": "3s", "panic":
+//! true}`; a tombstone is a record like any other.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -73,18 +73,21 @@ struct Task {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let Args { input, output, work, name } = Args::parse();
-    let Config { kafka, log, .. } = Config::load(None, &std::env::vars().collect()).map_err(anyhow::Error::msg)?;
+    let Config { kafka, log, .. } =
+        Config::load(None, &std::env::vars().collect()).map_err(anyhow::Error::msg)?;
     telemetry::init(&log)?;
 
     let producer = Producer::new(&kafka)?;
     let relay = Relay { publish: producer.clone(), output, work, name };
-    // Its consumer group is `<kafka.group_prefix>.relay`. The stage's own publisher is for what goes to `dead-letters`.
+    // Its consumer group is `<kafka.group_prefix>.relay`. The stage's own publisher is for what goes to
+    // `dead-letters`.
     let spec = StageSpec { name: "relay".to_owned(), topics: vec![input], in_flight: kafka.in_flight };
     let stage = Stage::new(&kafka, spec, Arc::new(relay), producer.clone(), Arc::new(Metrics::new()))?;
 
     let (assignment, stop) = (stage.assignment(), CancellationToken::new());
     select! {
-        // Ends by itself only with an error: then the process ends, and whoever supervises it starts it again.
+        // Ends by itself only with an error: then the process ends, and whoever supervises it starts it
+        // again.
         ended = stage.run(stop.clone()) => ended?,
         never = end_when_asked(stop) => match never? {},
         never = tell(assignment) => match never {},
@@ -125,8 +128,8 @@ impl<P: Publish> Handler for Relay<P> {
         record.key.as_deref().map(|key| LaneKey(key.into()))
     }
 
-    /// The order of things is what makes this safe: the output is acknowledged, *then* the record is done. A process that
-    /// dies in between does the record again.
+    /// The order of things is what makes this safe: the output is acknowledged, *then* the record is done. A
+    /// process that dies in between does the record again.
     async fn handle(&self, record: &Record, _stop: &Stop) -> Result<Fate, Unavailable> {
         let task = match Task::of(record) {
             Ok(task) => task,
@@ -135,8 +138,8 @@ impl<P: Publish> Handler for Relay<P> {
         };
         assert!(!task.panic, "it was asked to panic"); // as good as a bug: the runtime survives it, and buries the record
 
-        // Short work is finished, also when the partition is being taken away. Work that may outlast `kafka.drain_timeout`
-        // would look at `stop` between its steps, and end as `Fate::Unfinished`.
+        // Short work is finished, also when the partition is being taken away. Work that may outlast
+        // `kafka.drain_timeout` would look at `stop` between its steps, and end as `Fate::Unfinished`.
         sleep(task.work.unwrap_or(self.work)).await;
 
         // Kafka is away? `?` hands the record back, and the runtime calls again until it works.
@@ -151,13 +154,19 @@ impl<P> Relay<P> {
         let (topic, partition, offset) = (&*record.topic, record.partition, record.offset);
         let told = json!({"key": key, "seq": task.seq, "topic": topic, "partition": partition, "offset": offset, "by": self.name});
         // With the record's key: what belongs together stays in order in the output too.
-        Message { key: record.key.clone(), ..Message::new(&*self.output, None, told.to_string().into_bytes()) }
+        Message {
+            key: record.key.clone(),
+            ..Message::new(&*self.output, None, told.to_string().into_bytes())
+        }
     }
 }
 
 impl Task {
     fn of(record: &Record) -> Result<Self, Cause> {
-        record.value.as_deref().map_or(Ok(Self::default()), |json| serde_json::from_slice(json).map_err(Cause::unreadable))
+        record
+            .value
+            .as_deref()
+            .map_or(Ok(Self::default()), |json| serde_json::from_slice(json).map_err(Cause::unreadable))
     }
 }
 

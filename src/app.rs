@@ -1,9 +1,9 @@
 //! Ties everything together: the only place that knows all types.
 //!
-//! A process is a set of named tasks in one [`JoinSet`]: a consumer per stage, a batcher per provider, and the small loops
-//! beside them. The first to end before it was asked to stops the process with its name. A stop has an order that nobody
-//! keeps by hand: only consumers, timers and listeners hear of it; a batcher ends when the last handler that could hand it
-//! a page is gone, and then the producer is flushed.
+//! A process is a set of named tasks in one [`JoinSet`]: a consumer per stage, a batcher per provider, and
+//! the small loops beside them. The first to end before it was asked to stops the process with its name. A
+//! stop has an order that nobody keeps by hand: only consumers, timers and listeners hear of it; a batcher
+//! ends when the last handler that could hand it a page is gone, and then the producer is flushed.
 
 mod selection;
 mod share;
@@ -81,7 +81,13 @@ impl<S: Store> App<S> {
     /// A process with these settings over this store, running the selected stages.
     pub fn new(config: Config, store: S, stages: Stages) -> Self {
         let metrics = Arc::new(Metrics::new());
-        Self { config, store: Timed::new(store, Arc::clone(&metrics)), stages, metrics, health: Health::new(Vec::<String>::new()) }
+        Self {
+            config,
+            store: Timed::new(store, Arc::clone(&metrics)),
+            stages,
+            metrics,
+            health: Health::new(Vec::<String>::new()),
+        }
     }
 
     /// Its metrics.
@@ -97,9 +103,14 @@ impl<S: Store> App<S> {
     /// Runs until `stop`, and then to the end of the drain.
     ///
     /// # Errors
-    /// It can't start (a port is taken, a topic is missing, Kafka is away), or a part of it ended before it was asked to.
+    /// It can't start (a port is taken, a topic is missing, Kafka is away), or a part of it ended before it
+    /// was asked to.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let expo = if self.config.expo.enabled { Some(Arc::new(Expo::new(&self.config.expo, Arc::clone(&self.metrics))?)) } else { None };
+        let expo = if self.config.expo.enabled {
+            Some(Arc::new(Expo::new(&self.config.expo, Arc::clone(&self.metrics))?))
+        } else {
+            None
+        };
         let fcm = Fcm::new(&self.config.fcm, Arc::clone(&self.metrics)).await?.map(Arc::new);
         let providers = configured(expo.is_some(), fcm.is_some(), &self.health);
         let producer = Producer::new(&self.config.kafka)?;
@@ -117,7 +128,15 @@ impl<S: Store> App<S> {
         } else {
             self.config.kafka.instance_id.clone()
         };
-        let mut running = Running { app: self, instance, producer, providers, partitions, stop: stop.child_token(), tasks: JoinSet::new() };
+        let mut running = Running {
+            app: self,
+            instance,
+            producer,
+            providers,
+            partitions,
+            stop: stop.child_token(),
+            tasks: JoinSet::new(),
+        };
         running.edges(listener);
         running.planning()?;
         if let Some(expo) = expo {
@@ -125,14 +144,24 @@ impl<S: Store> App<S> {
             let settings = &running.app.config.expo;
             let pace = Pace::new(settings.rate_per_second, Duration::ZERO, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
-            running.app.metrics.rate_limit.with_label_values(&["expo", "deployment"]).set(f64::from(settings.rate_per_second));
+            running
+                .app
+                .metrics
+                .rate_limit
+                .with_label_values(&["expo", "deployment"])
+                .set(f64::from(settings.rate_per_second));
             running.delivery(expo, pace, slots, timeout)?;
         }
         if let Some(fcm) = fcm {
             let settings = &running.app.config.fcm;
             let pace = Pace::new(settings.rate_per_second, settings.ramp_up, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
-            running.app.metrics.rate_limit.with_label_values(&["fcm", "deployment"]).set(f64::from(settings.rate_per_second));
+            running
+                .app
+                .metrics
+                .rate_limit
+                .with_label_values(&["fcm", "deployment"])
+                .set(f64::from(settings.rate_per_second));
             running.delivery(fcm, pace, slots, timeout)?;
         }
         running.until_stopped().await
@@ -140,7 +169,11 @@ impl<S: Store> App<S> {
 }
 
 impl<S: Store> Running<S> {
-    fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        name: impl Into<String>,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         let name = name.into();
         self.tasks.spawn(async move {
             let ended = task.await;
@@ -148,7 +181,8 @@ impl<S: Store> Running<S> {
         });
     }
 
-    /// Starts a stage's consumer, unless it is not selected. Says which partitions it owns, as they come and go.
+    /// Starts a stage's consumer, unless it is not selected. Says which partitions it owns, as they come and
+    /// go.
     fn stage<H: Handler>(
         &mut self,
         name: &str,
@@ -159,11 +193,22 @@ impl<S: Store> Running<S> {
         if !self.app.stages.contains(name) {
             return Ok(None);
         }
-        let spec = StageSpec { name: name.to_owned(), topics: of.iter().map(|&topic| topic.to_owned()).collect(), in_flight };
-        let stage = Stage::new(&self.app.config.kafka, spec, handler, self.producer.clone(), Arc::clone(&self.app.metrics))?;
+        let spec = StageSpec {
+            name: name.to_owned(),
+            topics: of.iter().map(|&topic| topic.to_owned()).collect(),
+            in_flight,
+        };
+        let stage = Stage::new(
+            &self.app.config.kafka,
+            spec,
+            handler,
+            self.producer.clone(),
+            Arc::clone(&self.app.metrics),
+        )?;
         let assignment = stage.assignment();
         self.app.health.assigned(name, false);
-        let (health, label, watched, stop) = (self.app.health.clone(), name.to_owned(), stage.assignment(), self.stop.clone());
+        let (health, label, watched, stop) =
+            (self.app.health.clone(), name.to_owned(), stage.assignment(), self.stop.clone());
         self.spawn(format!("assignment of {name}"), tell_readiness(label, watched, health, stop));
         let stop = self.stop.clone();
         self.spawn(name, async move { Ok(stage.run(stop).await?) });
@@ -172,12 +217,23 @@ impl<S: Store> Running<S> {
 
     /// Everything that plans: tokens, posts, medication, cleanup.
     fn planning(&mut self) -> anyhow::Result<()> {
-        let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
+        let (store, producer, metrics) =
+            (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
         let in_flight = self.app.config.kafka.in_flight;
         let config = self.app.config.clone();
 
-        self.stage("tokens", &[topics::DEVICE_TOKENS], in_flight, Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))))?;
-        self.stage("cleanup", &[topics::INVALID_TOKENS], in_flight, Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))))?;
+        self.stage(
+            "tokens",
+            &[topics::DEVICE_TOKENS],
+            in_flight,
+            Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))),
+        )?;
+        self.stage(
+            "cleanup",
+            &[topics::INVALID_TOKENS],
+            in_flight,
+            Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))),
+        )?;
         let rules = posts::Rules {
             settings: config.posts,
             providers: self.providers.clone(),
@@ -189,7 +245,15 @@ impl<S: Store> Running<S> {
 
         let (every, life) = (config.medication.tick_every, config.push.urgent_life);
         let clock: medication::Clock = Arc::new(Timestamp::now);
-        let medication = Arc::new(Medication::new(store, producer, config.medication, self.providers.clone(), life, metrics, clock));
+        let medication = Arc::new(Medication::new(
+            store,
+            producer,
+            config.medication,
+            self.providers.clone(),
+            life,
+            metrics,
+            clock,
+        ));
         let of = [topics::MEDICATION_REGIMENS, topics::MEDICATION_TICKS];
         if self.stage("medication", &of, in_flight, Arc::clone(&medication))?.is_some() {
             self.tick(every);
@@ -232,24 +296,48 @@ impl<S: Store> Running<S> {
     }
 
     fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
-        let (store, producer, metrics) = (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
-        let receipts = Receipts::new(expo, store, producer, self.app.config.expo.receipt_delay, thresholds(&self.app.config.push), metrics);
+        let (store, producer, metrics) =
+            (self.app.store.clone(), self.producer.clone(), Arc::clone(&self.app.metrics));
+        let receipts = Receipts::new(
+            expo,
+            store,
+            producer,
+            self.app.config.expo.receipt_delay,
+            thresholds(&self.app.config.push),
+            metrics,
+        );
         self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
     }
 
     /// One provider: its batcher, its route, and a consumer for each lane.
-    fn delivery<P: Provider>(&mut self, provider: Arc<P>, pace: Pace, slots: usize, request_timeout: Duration) -> anyhow::Result<()> {
+    fn delivery<P: Provider>(
+        &mut self,
+        provider: Arc<P>,
+        pace: Pace,
+        slots: usize,
+        request_timeout: Duration,
+    ) -> anyhow::Result<()> {
         let id = provider.id();
         if Lane::ALL.into_iter().all(|lane| !self.app.stages.contains(&lane_name(id, lane))) {
             return Ok(()); // This process plans for it at most.
         }
         let push = self.app.config.push.clone();
         if !push.enabled {
-            self.app.health.detail("push", Some("push.enabled is false: nothing is sent, jobs wait in Kafka".to_owned()));
+            self.app.health.detail(
+                "push",
+                Some("push.enabled is false: nothing is sent, jobs wait in Kafka".to_owned()),
+            );
         }
         let (route, keeper) = delivery::route();
         let share = watch::Sender::new(Share::NONE);
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), slots, pace, share.subscribe(), route, Arc::clone(&self.app.metrics));
+        let (batcher, desk) = Batcher::new(
+            Arc::clone(&provider),
+            slots,
+            pace,
+            share.subscribe(),
+            route,
+            Arc::clone(&self.app.metrics),
+        );
         let limits = Limits {
             page_size: push.page_size,
             page_stale_after: push.page_stale_after,
@@ -257,8 +345,14 @@ impl<S: Store> Running<S> {
             brake: thresholds(&push),
             finish_within: finish_within(self.app.config.kafka.drain_timeout, request_timeout),
         };
-        let handler =
-            Arc::new(Delivery::new(provider, desk, self.app.store.clone(), self.producer.clone(), limits, Arc::clone(&self.app.metrics)));
+        let handler = Arc::new(Delivery::new(
+            provider,
+            desk,
+            self.app.store.clone(),
+            self.producer.clone(),
+            limits,
+            Arc::clone(&self.app.metrics),
+        ));
 
         let urgent = self.lane(id, Lane::Urgent, URGENT_IN_FLIGHT, Arc::clone(&handler))?;
         let bulk = self.lane(id, Lane::Bulk, push.open_pages, handler)?;
@@ -274,10 +368,12 @@ impl<S: Store> Running<S> {
             stop.cancelled().await; // As in `tell_readiness`.
             Ok(())
         });
-        let (store, instance, stop, health) = (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
+        let (store, instance, stop, health) =
+            (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
             let show = move |route: &Route| {
-                let closed = (!route.state.sends()).then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
+                let closed = (!route.state.sends())
+                    .then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
                 health.detail(&format!("route.{id}"), closed);
             };
             keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
@@ -285,7 +381,11 @@ impl<S: Store> Running<S> {
         });
         let lane = |assignment, lane| {
             let topic = events::jobs::topic(id, lane);
-            u32::try_from(self.partitions.get(topic).copied().unwrap_or(1)).map(|of| share::Lane { assignment, topic, of })
+            u32::try_from(self.partitions.get(topic).copied().unwrap_or(1)).map(|of| share::Lane {
+                assignment,
+                topic,
+                of,
+            })
         };
         let (urgent, bulk) = (lane(urgent, Lane::Urgent)?, lane(bulk, Lane::Bulk)?);
         let lanes = share::Lanes { urgent, bulk, trusted_for: self.app.config.kafka.session_timeout / 2 };
@@ -319,7 +419,11 @@ impl<S: Store> Running<S> {
         let health = self.app.health.clone();
         let stop = Stop::of(self.stop.clone());
         if let Some(listener) = listener {
-            let admin = admin::Admin { metrics: Arc::clone(&self.app.metrics), health: health.clone(), store: self.app.store.clone() };
+            let admin = admin::Admin {
+                metrics: Arc::clone(&self.app.metrics),
+                health: health.clone(),
+                store: self.app.store.clone(),
+            };
             let stop = stop.clone();
             self.spawn("admin listener", async move { Ok(admin::serve(listener, admin, stop).await?) });
         }
@@ -338,7 +442,8 @@ impl<S: Store> Running<S> {
             asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
             Ok(())
         });
-        let (store, metrics, stopped) = (self.app.store.clone(), Arc::clone(&self.app.metrics), self.stop.clone());
+        let (store, metrics, stopped) =
+            (self.app.store.clone(), Arc::clone(&self.app.metrics), self.stop.clone());
         self.spawn("the store's driver", async move {
             copy_driver_counts(store, metrics, stopped).await;
             Ok(())
@@ -367,7 +472,10 @@ impl<S: Store> Running<S> {
             }
         });
         if drained.await.is_err() {
-            warn!(grace_seconds = grace.as_secs(), "The drain outlasted its grace period; what is unsettled will be delivered again");
+            warn!(
+                grace_seconds = grace.as_secs(),
+                "The drain outlasted its grace period; what is unsettled will be delivered again"
+            );
         }
         self.producer.flush(Duration::from_secs(5)).await?;
         info!("Stopped");
@@ -380,7 +488,10 @@ fn lane_name(id: ProviderId, lane: Lane) -> String {
 }
 
 /// Waits for the stop, or for a task that ends before it: that is an error, and this says whose.
-async fn first_to_end(tasks: &mut JoinSet<(String, anyhow::Result<()>)>, stop: &CancellationToken) -> Option<anyhow::Error> {
+async fn first_to_end(
+    tasks: &mut JoinSet<(String, anyhow::Result<()>)>,
+    stop: &CancellationToken,
+) -> Option<anyhow::Error> {
     let first = tokio::select! {
         () = stop.cancelled() => None,
         ended = tasks.join_next() => ended,
@@ -398,8 +509,8 @@ fn thresholds(push: &delivery::Settings) -> Thresholds {
     Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
 }
 
-/// The providers that this process is set up for. Of the others it says that it is not: who has switched one off while a
-/// broadcast was on its way looks there for the rest of it.
+/// The providers that this process is set up for. Of the others it says that it is not: who has switched one
+/// off while a broadcast was on its way looks there for the rest of it.
 fn configured(expo: bool, fcm: bool, health: &Health) -> Vec<ProviderId> {
     for (is, id) in [(expo, ProviderId::Expo), (fcm, ProviderId::Fcm)] {
         if !is {
@@ -443,8 +554,8 @@ fn grace(drain_timeout: Duration) -> Duration {
     drain_timeout + LEAVING
 }
 
-/// How long requests may still start after a stop: the last of them has to be answered, and its page checkpointed, before
-/// the drain ends.
+/// How long requests may still start after a stop: the last of them has to be answered, and its page
+/// checkpointed, before the drain ends.
 fn finish_within(drain_timeout: Duration, request_timeout: Duration) -> Duration {
     drain_timeout.saturating_sub(request_timeout + CHECKPOINT_WITHIN)
 }

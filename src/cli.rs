@@ -74,7 +74,8 @@ impl Command {
         matches!(self, Self::Demo(_) | Self::Sandbox(_))
     }
 
-    /// The logs that it shows unless `PUSHCAST__LOG__FILTER` says otherwise, if not those of the default settings.
+    /// The logs that it shows unless `PUSHCAST__LOG__FILTER` says otherwise, if not those of the default
+    /// settings.
     pub fn log_filter(&self) -> Option<&'static str> {
         // What it attacks on purpose is told by itself; a warning in between would tear its bars.
         matches!(self, Self::Demo(_)).then_some("error")
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn the_configuration_may_be_named_before_and_after_the_command() {
-        for line in [["pushcast", "--config", "a.toml", "check"], ["pushcast", "check", "--config", "a.toml"]] {
+        for line in [["pushcast", "--config", "a.toml", "check"], ["pushcast", "check", "--config", "a.toml"]]
+        {
             assert_eq!(Cli::try_parse_from(line).unwrap().config, Some("a.toml".into()));
         }
     }

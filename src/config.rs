@@ -1,12 +1,13 @@
 //! The settings of the whole process: what each part needs, read from four layers.
 //!
-//! From the weakest to the strongest: `config/default.toml` (compiled in; it is the manual and the schema at once), a
-//! file, the variables of the systems that pushcast replaces (`EXPO_PUSH_URL`, `FIREBASE_…`), and
-//! `PUSHCAST__SECTION__KEY`. Each part owns its `Settings`; here they are put together, and rules that no part can see
-//! alone are checked.
+//! From the weakest to the strongest: `config/default.toml` (compiled in; it is the manual and the schema at
+//! once), a file, the variables of the systems that pushcast replaces (`EXPO_PUSH_URL`, `FIREBASE_…`), and
+//! `PUSHCAST__SECTION__KEY`. Each part owns its `Settings`; here they are put together, and rules that no
+//! part can see alone are checked.
 //!
-//! **Invariant:** a mistake is refused, never repaired or ignored, and all mistakes are shown at once. **Invariant:** the
-//! environment is an argument; nothing below `main` reads it. **Invariant:** no secret is ever printed.
+//! **Invariant:** a mistake is refused, never repaired or ignored, and all mistakes are shown at once.
+//! **Invariant:** the environment is an argument; nothing below `main` reads it. **Invariant:** no secret is
+//! ever printed.
 
 mod layers;
 mod mistake;
@@ -103,7 +104,11 @@ impl Config {
     fn of(effective: &layers::Effective) -> Self {
         let set = effective
             .set()
-            .map(|(key, value, origin)| Set { key: key.to_owned(), value: redact::shown(key, value), origin: origin.clone() })
+            .map(|(key, value, origin)| Set {
+                key: key.to_owned(),
+                value: redact::shown(key, value),
+                origin: origin.clone(),
+            })
             .collect();
         let Sections { kafka, store, push, expo, fcm, posts, medication, http, log } = effective.sections();
         Self { kafka, store, push, expo, fcm, posts, medication, http, log, set }

@@ -1,8 +1,8 @@
 //! From an audience's page to a final outcome for each of its messages.
 //!
-//! The port [`Provider`] is what a push service looks like from here: it serialises a notification once, takes a request
-//! of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries, never waits for a rate and
-//! never decides what follows; that is decided here, once, for all of them.
+//! The port [`Provider`] is what a push service looks like from here: it serialises a notification once,
+//! takes a request of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries,
+//! never waits for a rate and never decides what follows; that is decided here, once, for all of them.
 
 pub mod answer;
 mod batcher;
@@ -66,8 +66,8 @@ pub trait Provider: Send + Sync + 'static {
     /// The provider would refuse it whoever it is for.
     fn body(&self, notification: &Notification) -> Result<Self::Body, PayloadRefused>;
 
-    /// Makes one request of at most [`Provider::batch_max`] messages and reads its answer. Ends within the provider's
-    /// request time-out.
+    /// Makes one request of at most [`Provider::batch_max`] messages and reads its answer. Ends within the
+    /// provider's request time-out.
     fn send(&self, messages: &[Message<'_, Self::Body>]) -> impl Future<Output = Reply> + Send;
 }
 
@@ -185,7 +185,10 @@ pub trait Receipts: Send + Sync + 'static {
     ///
     /// # Errors
     /// The provider did not answer.
-    fn receipts(&self, tickets: &[Arc<str>]) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
+    fn receipts(
+        &self,
+        tickets: &[Arc<str>],
+    ) -> impl Future<Output = Result<Vec<(String, Receipt)>, Unavailable>> + Send;
 }
 
 impl<R: Receipts> Receipts for Arc<R> {

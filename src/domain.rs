@@ -21,7 +21,10 @@ pub use jiff::Timestamp;
 pub use self::{
     broadcast::{BroadcastState, Cursor, PartId, Plan, Progress, Slice},
     dose::{DoseKey, DueRow},
-    event::{DeadToken, DoseOutcome, Post, PostEvent, RegimenEvent, Report, Tick, Ticket, TicketBatch, UpstreamDose},
+    event::{
+        DeadToken, DoseOutcome, Post, PostEvent, RegimenEvent, Report, Tick, Ticket, TicketBatch,
+        UpstreamDose,
+    },
     ids::{BroadcastId, DeviceId, NotificationId, PostId, ProfileId, RegimenId, UserId},
     job::{DoseJob, Job, ListJob, Listeners, SliceJob, Work},
     notification::{Lane, Notification},

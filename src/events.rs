@@ -1,10 +1,12 @@
 //! The public contract: what the records of each topic say, one module a topic.
 //!
-//! Each module turns bytes into the values of [`crate::domain`] and back, with pure functions; nothing here knows Kafka.
-//! The private types in them are the source of `schemas/events/`: [`schemas`] generates it and a test keeps it equal.
+//! Each module turns bytes into the values of [`crate::domain`] and back, with pure functions; nothing here
+//! knows Kafka. The private types in them are the source of `schemas/events/`: [`schemas`] generates it and a
+//! test keeps it equal.
 //!
 //! How all of them read:
-//! - One JSON object in UTF-8. Names are camelCase; snake_case is accepted. Unknown fields are ignored, missing ones named.
+//! - One JSON object in UTF-8. Names are camelCase; snake_case is accepted. Unknown fields are ignored,
+//!   missing ones named.
 //! - Identifiers are texts or whole numbers. Times are RFC 3339.
 //! - In optional fields `null` and the empty text mean the same as absent. In required ones both are refused.
 //! - Sizes are bounded: an identifier to 256 bytes, a text to 64 KiB, `data` to 4 KiB.
@@ -33,7 +35,8 @@ use schemars::Schema;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Unreadable {
-    /// `unreadable`: no JSON, a missing field, a wrong type. `invalid`: it can be read but says something impossible.
+    /// `unreadable`: no JSON, a missing field, a wrong type. `invalid`: it can be read but says something
+    /// impossible.
     pub label: &'static str,
     /// The field and what was expected of it. Holds no token.
     pub detail: String,

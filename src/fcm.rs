@@ -1,7 +1,7 @@
 //! Firebase Cloud Messaging, HTTP v1: one message a request, over a few HTTP/2 connections.
 //!
-//! `client` makes requests, `connections` carries them, `wire` is how they and their answers look, `verdict` is what an answer means, and
-//! `credentials` is where the OAuth token comes from.
+//! `client` makes requests, `connections` carries them, `wire` is how they and their answers look, `verdict`
+//! is what an answer means, and `credentials` is where the OAuth token comes from.
 
 mod client;
 mod connections;

@@ -36,7 +36,11 @@ pub struct CannotListen {
 /// # Errors
 /// The address is taken, or is not this machine's.
 pub async fn listen(address: &str, key: &'static str) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|source| CannotListen { key, address: address.to_owned(), source })
+    TcpListener::bind(address).await.map_err(|source| CannotListen {
+        key,
+        address: address.to_owned(),
+        source,
+    })
 }
 
 fn reason(source: &io::Error) -> String {
@@ -55,6 +59,9 @@ mod tests {
         let first = listen("127.0.0.1:0", "http.admin_listen").await.unwrap();
         let address = first.local_addr().unwrap().to_string();
         let err = listen(&address, "http.admin_listen").await.unwrap_err();
-        assert_eq!(err.to_string(), format!("can't listen on {address} (http.admin_listen): another process listens there already"));
+        assert_eq!(
+            err.to_string(),
+            format!("can't listen on {address} (http.admin_listen): another process listens there already")
+        );
     }
 }

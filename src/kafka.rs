@@ -1,7 +1,7 @@
 //! The Kafka adapter: consumer runtime, producer, admin, and the embedded broker.
 //!
-//! [`Stage`] runs a [`Handler`](crate::stream::Handler) over its topics, [`Producer`] writes, [`admin`] prepares and
-//! checks the topics, [`mock`] is a broker inside the process for the demo and for tests.
+//! [`Stage`] runs a [`Handler`](crate::stream::Handler) over its topics, [`Producer`] writes, [`admin`]
+//! prepares and checks the topics, [`mock`] is a broker inside the process for the demo and for tests.
 //!
 //! **Invariant:** nothing outside this folder knows librdkafka.
 

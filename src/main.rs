@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Cli;
 
-/// A page of a broadcast is some thousand small strings; this makes and frees them in half the time of the system's.
+/// A page of a broadcast is some thousand small strings; this makes and frees them in half the time of the
+/// system's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -50,7 +51,8 @@ fn main() -> ExitCode {
 /// The environment is read here and nowhere else.
 fn load(cli: &Cli) -> Result<Config, Mistakes> {
     let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    let mut environment: Environment = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
+    let mut environment: Environment =
+        std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
     if cli.command.stands_alone() {
         // What a shell has set for production must not reach a demonstration.
         environment.retain(|name, _| name.starts_with("PUSHCAST__LOG__"));
@@ -64,13 +66,15 @@ fn load(cli: &Cli) -> Result<Config, Mistakes> {
 
 fn run(cli: Cli, config: Config) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
         let (token, mut signals) = (CancellationToken::new(), Signals::listen()?);
         let command = cli.command.run(config, Stop::of(token.clone()));
         until_stopped_twice(command, &mut signals, &token).await
     });
-    // The command has joined what it started. What may be left is a thread that reads standard input, which nothing ends.
+    // The command has joined what it started. What may be left is a thread that reads standard input, which
+    // nothing ends.
     runtime.shutdown_background();
     ended
 }

@@ -1,11 +1,12 @@
 //! Every metric: its name, its help and its closed set of labels.
 //!
-//! The doc comment of a field is its help text, so an undocumented metric does not compile. Label values come from the
-//! `label()` of our own types; an id or a token never becomes a label. There is one [`Metrics`] a process, handed to
-//! whoever counts; no globals, so that two instances can live in one test.
+//! The doc comment of a field is its help text, so an undocumented metric does not compile. Label values come
+//! from the `label()` of our own types; an id or a token never becomes a label. There is one [`Metrics`] a
+//! process, handed to whoever counts; no globals, so that two instances can live in one test.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 macro_rules! metrics {
@@ -46,7 +47,8 @@ macro_rules! metrics {
     };
 }
 
-const SECONDS: [f64; 14] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+const SECONDS: [f64; 14] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 const LATENESS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
 metrics! {
@@ -64,7 +66,8 @@ metrics! {
     dose_lateness_seconds: Histogram in LATENESS;
     /// When the last clock tick was handled, in seconds since 1970.
     last_tick_timestamp_seconds: IntGauge;
-    /// 1 for the state that a provider's route is in (unknown, running, waiting, breaker, paused, halted, braked), 0 for the others.
+    /// 1 for the state that a provider's route is in (unknown, running, waiting, breaker, paused, halted,
+    /// braked), 0 for the others.
     route_state: IntGaugeVec["provider", "state"];
     /// The rate in messages per second: allowed to the whole deployment, and this instance's share of it.
     rate_limit: GaugeVec["provider", "of"];
@@ -76,21 +79,25 @@ metrics! {
     ambiguous_sends_total: IntCounterVec["provider"];
     /// Answers of a provider that we don't know.
     unrecognised_answers_total: IntCounterVec["provider"];
-    /// Events applied to tokens, by what happened (registered, seen, unregistered, user_deleted, revoked, spared).
+    /// Events applied to tokens, by what happened (registered, seen, unregistered, user_deleted, revoked,
+    /// spared).
     token_changes_total: IntCounterVec["change"];
     /// Receipts by result (delivered, dead, failed, credentials, missing).
     receipts_total: IntCounterVec["result"];
     /// Duration of store operations, in seconds.
     store_seconds: HistogramVec["operation"] in SECONDS;
-    /// What the driver of a CQL store did (request, error, retry, timeout): one operation is several requests.
+    /// What the driver of a CQL store did (request, error, retry, timeout): one operation is several
+    /// requests.
     store_driver_total: IntCounterVec["what"];
     /// Connections to a CQL store.
     store_connections: IntGauge;
     /// The duration that 99 of 100 requests to a CQL store stay below, in seconds.
     store_request_p99_seconds: Gauge;
-    /// Offsets passed over between two records: markers of transactions, or records that were compacted or deleted.
+    /// Offsets passed over between two records: markers of transactions, or records that were compacted or
+    /// deleted.
     offset_gaps_total: IntCounterVec["stage"];
-    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was made anew.
+    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was
+    /// made anew.
     offset_resets_total: IntCounterVec["stage"];
     /// Records that went to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
@@ -148,7 +155,9 @@ impl Metrics {
 /// What Linux says of us, without a system call that waits for anything.
 fn resident_memory() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<i64>().ok());
+    let kibibytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<i64>().ok());
     kibibytes.unwrap_or_default() * 1024
 }
 
@@ -170,7 +179,10 @@ mod tests {
         let metrics = Metrics::new();
         metrics.notifications_total.with_label_values(&["expo", "urgent", "sent"]).inc_by(3);
         let text = metrics.exposition();
-        assert!(text.contains(r#"pushcast_notifications_total{lane="urgent",outcome="sent",provider="expo"} 3"#), "{text}");
+        assert!(
+            text.contains(r#"pushcast_notifications_total{lane="urgent",outcome="sent",provider="expo"} 3"#),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Fake Expo and FCM on one port of this machine, with scripted faults, for the demo, tests, benchmarks and
 //! `pushcast sandbox`.
 //!
-//! They answer as the real ones do where that is known (bodies, codes, limits), do wrong what [`Faults`] says, and count
-//! what they took ([`Statistics`]): above all doubles, and the most messages in any second. Where the real answer is not
-//! known the harder one is given. Imports nothing else of this crate, so that no mistake of ours is mirrored here.
+//! They answer as the real ones do where that is known (bodies, codes, limits), do wrong what [`Faults`]
+//! says, and count what they took ([`Statistics`]): above all doubles, and the most messages in any second.
+//! Where the real answer is not known the harder one is given. Imports nothing else of this crate, so that no
+//! mistake of ours is mirrored here.
 //!
 //! | path | what |
 //! |---|---|
@@ -44,8 +45,8 @@ mod wire;
 pub use self::{
     faults::FaultsHandle,
     wire::{
-        Answer, Faults, Manner, OauthFaults, Outage, Provider, ProviderFaults, ProviderStatistics, ReceiptStatistics, Statistics,
-        TakenMessage, TokenFault, TokenRule, Which,
+        Answer, Faults, Manner, OauthFaults, Outage, Provider, ProviderFaults, ProviderStatistics,
+        ReceiptStatistics, Statistics, TakenMessage, TokenFault, TokenRule, Which,
     },
 };
 
@@ -54,7 +55,8 @@ pub use self::{
 pub struct Options {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Its origin as others write it, where they reach it by another name than the address that it listens on.
+    /// Its origin as others write it, where they reach it by another name than the address that it listens
+    /// on.
     pub url: Option<String>,
     /// How many of the latest messages taken are kept whole; 0 = none, which is what benchmarks want.
     pub remember: usize,
@@ -134,8 +136,8 @@ impl Sandbox {
         self.shared.url.clone()
     }
 
-    /// A service account whose tokens this sandbox issues, as the JSON file that Firebase gives out. Its key is made at the
-    /// first call, which takes a moment.
+    /// A service account whose tokens this sandbox issues, as the JSON file that Firebase gives out. Its key
+    /// is made at the first call, which takes a moment.
     pub fn service_account(&self) -> String {
         self.shared.oauth.service_account(&self.shared.options.project_id, &self.shared.url)
     }
@@ -155,7 +157,8 @@ impl Sandbox {
         held(&self.shared.remembered).iter().cloned().collect()
     }
 
-    /// The messages taken since the last call, oldest first, as far as they are remembered; they are then forgotten.
+    /// The messages taken since the last call, oldest first, as far as they are remembered; they are then
+    /// forgotten.
     pub fn drain_messages(&self) -> Vec<TakenMessage> {
         std::mem::take(&mut *held(&self.shared.remembered)).into()
     }

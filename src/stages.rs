@@ -18,7 +18,8 @@ use crate::{
     stream::{Cause, Fate, Record},
 };
 
-/// When and where an event came into the world: a replayed dead letter carries its original's place in its headers.
+/// When and where an event came into the world: a replayed dead letter carries its original's place in its
+/// headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// When it was written.
@@ -31,18 +32,20 @@ impl Origin {
     /// The origin of a record, as of `now`.
     ///
     /// # Errors
-    /// It lies more than [`AHEAD_MAX_MS`] ahead of the clock, and would win over everything that is yet to come; or the
-    /// headers of a replayed record make no sense.
+    /// It lies more than [`AHEAD_MAX_MS`] ahead of the clock, and would win over everything that is yet to
+    /// come; or the headers of a replayed record make no sense.
     pub fn of(record: &Record, now: Timestamp) -> Result<Self, Cause> {
         let timestamp = match number(record, topics::ORIGIN_TIMESTAMP)? {
-            Some(ms) => {
-                Timestamp::from_millisecond(ms).map_err(|_| Cause::invalid(format_args!("header {}: no time", topics::ORIGIN_TIMESTAMP)))?
-            }
+            Some(ms) => Timestamp::from_millisecond(ms)
+                .map_err(|_| Cause::invalid(format_args!("header {}: no time", topics::ORIGIN_TIMESTAMP)))?,
             None => record.timestamp,
         };
         let ahead = timestamp.duration_since(now);
         if ahead > SignedDuration::from_millis(AHEAD_MAX_MS) {
-            return Err(Cause::invalid(format_args!("its timestamp, {timestamp}, is {} s ahead of the clock", ahead.as_secs())));
+            return Err(Cause::invalid(format_args!(
+                "its timestamp, {timestamp}, is {} s ahead of the clock",
+                ahead.as_secs()
+            )));
         }
         let offset = number(record, topics::ORIGIN_OFFSET)?.unwrap_or(record.offset);
         Ok(Self { timestamp, offset })

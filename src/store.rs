@@ -1,9 +1,9 @@
-//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and `cql` (ScyllaDB, Cassandra), which
-//! any number of processes share.
+//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and `cql` (ScyllaDB,
+//! Cassandra), which any number of processes share.
 //!
-//! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died half-way is
-//! simply run again. Every error is [`Unavailable`]: a store that is away or slow. What a store could not do by its
-//! caller's fault does not exist here; the types keep it out.
+//! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died
+//! half-way is simply run again. Every error is [`Unavailable`]: a store that is away or slow. What a store
+//! could not do by its caller's fault does not exist here; the types keep it out.
 
 pub mod cql;
 pub mod embedded;
@@ -15,8 +15,9 @@ use serde::Deserialize;
 
 pub use self::url::{Cluster, InvalidStoreUrl, Login, StoreUrl};
 use crate::domain::{
-    BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId,
-    Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+    BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, Listeners, PartId,
+    Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token,
+    TokenChange, TokenHash, Unavailable, UserId, Version,
 };
 
 /// `[store]` of config/default.toml.
@@ -34,8 +35,8 @@ pub struct Settings {
 
 type Answer<T> = Result<T, Unavailable>;
 
-/// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a mark is kept;
-/// or that it is [`Unavailable`]. Whoever holds a lease counts on it.
+/// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a
+/// mark is kept; or that it is [`Unavailable`]. Whoever holds a lease counts on it.
 pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
 
 /// The tokens: who owns them, whether they live.
@@ -46,13 +47,20 @@ pub trait Registry: Clone + Send + Sync + 'static {
     /// The active tokens of a user.
     fn tokens_of(&self, user: &UserId) -> impl Future<Output = Answer<Vec<Registration>>> + Send;
 
-    /// Takes a dead token out, if the verdict speaks of the registration that is current. Says whether it did.
-    fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> impl Future<Output = Answer<bool>> + Send;
+    /// Takes a dead token out, if the verdict speaks of the registration that is current. Says whether it
+    /// did.
+    fn revoke(
+        &self,
+        token: &Token,
+        judged: Judged,
+        reason: &str,
+    ) -> impl Future<Output = Answer<bool>> + Send;
 
     /// Everything known of a token, active or not.
     fn inspect(&self, token: &Token) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
 
-    /// The same for a token of which only the hash is known. Reads the whole table: for people, not for stages.
+    /// The same for a token of which only the hash is known. Reads the whole table: for people, not for
+    /// stages.
     fn inspect_hash(&self, hash: TokenHash) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
 
     /// How many tokens are active and how many inactive, by provider. Reads the whole table.
@@ -89,8 +97,8 @@ pub struct Census {
 
 /// Reads the ring of tokens.
 pub trait Audience: Clone + Send + Sync + 'static {
-    /// The next active tokens of this provider and of these listeners in the slice, after `after`, at most `limit` (unless more than that
-    /// share one position: a page is cut between positions only).
+    /// The next active tokens of this provider and of these listeners in the slice, after `after`, at most
+    /// `limit` (unless more than that share one position: a page is cut between positions only).
     fn page_of_slice(
         &self,
         provider: ProviderId,
@@ -117,10 +125,18 @@ pub struct Page {
 /// Broadcasts and how far their parts are.
 pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Writes the plan if there is none; answers with the one that stands.
-    fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> impl Future<Output = Answer<Plan>> + Send;
+    fn plan(
+        &self,
+        broadcast: &BroadcastId,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> impl Future<Output = Answer<Plan>> + Send;
 
     /// The plan and where the broadcast stands. A broadcast may be stopped before it is planned.
-    fn broadcast(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<(Option<Plan>, Option<BroadcastState>)>> + Send;
+    fn broadcast(
+        &self,
+        broadcast: &BroadcastId,
+    ) -> impl Future<Output = Answer<(Option<Plan>, Option<BroadcastState>)>> + Send;
 
     /// Stops it, unless it is done.
     fn stop(&self, broadcast: &BroadcastId, reason: &str) -> impl Future<Output = Answer<()>> + Send;
@@ -128,20 +144,26 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Every part is done and the total published.
     fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Takes a part over: raises its epoch, so that every earlier owner loses. A part that is done stays as it is.
+    /// Takes a part over: raises its epoch, so that every earlier owner loses. A part that is done stays as
+    /// it is.
     fn take_over(&self, part: &PartId) -> impl Future<Output = Answer<Progress>> + Send;
 
     /// Records a page, or the part's end, as one step. `progress` holds the owner's epoch and the new totals.
-    fn checkpoint(&self, part: &PartId, progress: &Progress) -> impl Future<Output = Answer<Checkpoint>> + Send;
+    fn checkpoint(
+        &self,
+        part: &PartId,
+        progress: &Progress,
+    ) -> impl Future<Output = Answer<Checkpoint>> + Send;
 
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
 
-    /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask about.
+    /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask
+    /// about.
     fn progress(&self, part: &PartId) -> impl Future<Output = Answer<Option<Progress>>> + Send;
 
-    /// The sum over all finished parts, and when it was first asked for: the same answer each time, once every part is
-    /// finished.
+    /// The sum over all finished parts, and when it was first asked for: the same answer each time, once
+    /// every part is finished.
     fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
 }
 
@@ -166,19 +188,28 @@ pub enum Checkpoint {
 /// Regimens, what is due, and who rings it.
 pub trait Doses: Clone + Send + Sync + 'static {
     /// Writes a regimen, or its removal, unless a later version is there.
-    fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> impl Future<Output = Answer<()>> + Send;
+    fn put_regimen(
+        &self,
+        regimen: &RegimenId,
+        definition: Option<&Regimen>,
+        version: Version,
+    ) -> impl Future<Output = Answer<()>> + Send;
 
     /// The regimen as it now is; `None` = unknown or removed.
     fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = Answer<Option<Regimen>>> + Send;
 
     /// Regimens that are not removed, in an order of the store's own, after `after`: for the sweep.
-    fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> impl Future<Output = Answer<Vec<(RegimenId, Regimen)>>> + Send;
+    fn regimens(
+        &self,
+        after: Option<&RegimenId>,
+        limit: usize,
+    ) -> impl Future<Output = Answer<Vec<(RegimenId, Regimen)>>> + Send;
 
     /// Inserts a due row; the same row twice is one.
     fn insert_due(&self, shard: Shard, row: &DueRow) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Due rows after `after` up to and including `until`, by time and regimen; past the last row of the page before,
-    /// if there was one.
+    /// Due rows after `after` up to and including `until`, by time and regimen; past the last row of the page
+    /// before, if there was one.
     fn due_rows(
         &self,
         shard: Shard,
@@ -197,14 +228,27 @@ pub trait Doses: Clone + Send + Sync + 'static {
     /// Raises a mark; it never sinks.
     fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is renewed.
-    fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> impl Future<Output = Answer<Claim>> + Send;
+    /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is
+    /// renewed.
+    fn claim(
+        &self,
+        dose: &DoseKey,
+        owner: &str,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> impl Future<Output = Answer<Claim>> + Send;
 
-    /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for stages.
+    /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for
+    /// stages.
     fn claimed(&self, dose: &DoseKey) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
 
     /// Records that the dose has its outcome, if the claim still stands.
-    fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Marked>> + Send;
+    fn mark(
+        &self,
+        dose: &DoseKey,
+        lease: &Lease,
+        mark: &DoseMark,
+    ) -> impl Future<Output = Answer<Marked>> + Send;
 }
 
 /// A piece of the due rows, by a hash of the regimen.
@@ -310,8 +354,8 @@ pub struct Route {
 pub enum RouteState {
     /// Sends.
     Running,
-    /// Sends, after somebody has looked at a flood of dead tokens and let it pass. What was written before counts as looked
-    /// at: it doesn't brake the route again.
+    /// Sends, after somebody has looked at a flood of dead tokens and let it pass. What was written before
+    /// counts as looked at: it doesn't brake the route again.
     Released,
     /// An operator closed it.
     Paused,
@@ -354,8 +398,9 @@ pub struct DriverCounts {
 impl Shard {
     /// The shard of a regimen: FNV-1a of its id, so that every instance and every release agrees.
     pub fn of(regimen: &RegimenId) -> Self {
-        let hash =
-            regimen.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let hash = regimen.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         #[expect(clippy::cast_possible_truncation, reason = "a remainder of SHARDS fits")]
         Self((hash % u64::from(SHARDS)) as u16)
     }

@@ -1,8 +1,9 @@
 //! What a stage needs to know of a stream of records, and nothing about Kafka.
 //!
-//! A stage is a [`Handler`]: it is given one record at a time, many at once, and answers with the record's [`Fate`]. An
-//! offset is committed only when every record below it has a durable fate, so a handler answers when, and only when,
-//! everything that its record causes is in the store, acknowledged by Kafka or finally answered by a provider.
+//! A stage is a [`Handler`]: it is given one record at a time, many at once, and answers with the record's
+//! [`Fate`]. An offset is committed only when every record below it has a durable fate, so a handler answers
+//! when, and only when, everything that its record causes is in the store, acknowledged by Kafka or finally
+//! answered by a provider.
 
 mod rarely;
 
@@ -65,9 +66,9 @@ pub struct Cause {
     pub detail: String,
 }
 
-/// Set when the record's partition is being taken away or the process ends. A handler that may run long starts nothing
-/// new after it. It may be set from the beginning: a record that others of its partition have overtaken is still handled,
-/// so that these need not be repeated.
+/// Set when the record's partition is being taken away or the process ends. A handler that may run long
+/// starts nothing new after it. It may be set from the beginning: a record that others of its partition have
+/// overtaken is still handled, so that these need not be repeated.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(CancellationToken);
 
@@ -81,8 +82,8 @@ pub trait Handler: Send + Sync + 'static {
         None
     }
 
-    /// Does the record's work and answers with its fate. Handlers of one partition take turns on one processor: whoever
-    /// computes for long or blocks holds the others up.
+    /// Does the record's work and answers with its fate. Handlers of one partition take turns on one
+    /// processor: whoever computes for long or blocks holds the others up.
     ///
     /// # Errors
     /// A dependency was away; the same record is handled again after a pause, for as long as it takes.
@@ -190,6 +191,12 @@ impl Stop {
 impl Message {
     /// A message without headers, sent where its key says.
     pub fn new(topic: impl Into<String>, key: impl Into<Option<String>>, value: Vec<u8>) -> Self {
-        Self { topic: topic.into(), partition: None, key: key.into().map(String::into_bytes), value: Some(value), headers: Vec::new() }
+        Self {
+            topic: topic.into(),
+            partition: None,
+            key: key.into().map(String::into_bytes),
+            value: Some(value),
+            headers: Vec::new(),
+        }
     }
 }

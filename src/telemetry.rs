@@ -1,6 +1,7 @@
 //! Logs: tracing to stderr, as text or as JSON.
 //!
-//! **Invariant:** the OAuth library never logs below info, whatever the filter says: at debug it writes access tokens.
+//! **Invariant:** the OAuth library never logs below info, whatever the filter says: at debug it writes
+//! access tokens.
 
 use std::io;
 
@@ -55,7 +56,10 @@ pub fn init(settings: &Settings) -> anyhow::Result<()> {
     Ok(subscriber(settings, io::stderr)?.try_init()?)
 }
 
-fn subscriber<W>(settings: &Settings, writer: W) -> Result<impl Subscriber + Send + Sync + 'static, ParseError>
+fn subscriber<W>(
+    settings: &Settings,
+    writer: W,
+) -> Result<impl Subscriber + Send + Sync + 'static, ParseError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -69,13 +73,18 @@ where
 
 /// What the filter's general level does not open.
 fn cap(filter: &str) -> FilterFn<impl Fn(&Metadata<'_>) -> bool + 'static> {
-    let loud: Vec<&str> = LOUD.into_iter().filter(|name| !names(filter, name)).chain(NEVER_BELOW_INFO).collect();
-    filter_fn(move |event| *event.level() <= Level::INFO || !loud.iter().any(|name| belongs_to(event.target(), name)))
+    let loud: Vec<&str> =
+        LOUD.into_iter().filter(|name| !names(filter, name)).chain(NEVER_BELOW_INFO).collect();
+    filter_fn(move |event| {
+        *event.level() <= Level::INFO || !loud.iter().any(|name| belongs_to(event.target(), name))
+    })
 }
 
 /// Whether a filter speaks of this target.
 fn names(filter: &str, target: &str) -> bool {
-    filter.split(',').any(|directive| belongs_to(directive.trim().split(['=', '[']).next().unwrap_or_default(), target))
+    filter
+        .split(',')
+        .any(|directive| belongs_to(directive.trim().split(['=', '[']).next().unwrap_or_default(), target))
 }
 
 fn belongs_to(target: &str, name: &str) -> bool {

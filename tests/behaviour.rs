@@ -1,5 +1,5 @@
-//! What pushcast promises, told as stories: each boots the whole process in a [`world::World`] of its own, with Kafka and
-//! the push services faked at the wire, and tries to break one promise of README.md.
+//! What pushcast promises, told as stories: each boots the whole process in a [`world::World`] of its own,
+//! with Kafka and the push services faked at the wire, and tries to break one promise of README.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -22,7 +22,12 @@ use serde_json::{Value, json};
 fn pushcast(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pushcast"));
-    command.current_dir(&folder).env_clear().envs(environment.iter().copied()).args(arguments).stdin(Stdio::null());
+    command
+        .current_dir(&folder)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .args(arguments)
+        .stdin(Stdio::null());
     command.output().unwrap()
 }
 
@@ -33,10 +38,14 @@ fn text(bytes: &[u8]) -> &str {
 #[test]
 fn an_invalid_configuration_ends_every_command_with_two_and_all_its_mistakes() {
     for command in [&["check"][..], &["run"], &["tick"], &["inspect", "user", "ada"]] {
-        let ended = pushcast(command, &[("PUSHCAST__POSTS__SLICES", "48"), ("PUSHCAST__PUSH__ENABLED", "maybe")]);
+        let ended =
+            pushcast(command, &[("PUSHCAST__POSTS__SLICES", "48"), ("PUSHCAST__PUSH__ENABLED", "maybe")]);
         let said = text(&ended.stderr);
         assert_eq!(ended.status.code(), Some(2), "{command:?}: {said}");
-        assert!(said.contains("PUSHCAST__POSTS__SLICES") && said.contains("PUSHCAST__PUSH__ENABLED"), "{command:?}: {said}");
+        assert!(
+            said.contains("PUSHCAST__POSTS__SLICES") && said.contains("PUSHCAST__PUSH__ENABLED"),
+            "{command:?}: {said}"
+        );
     }
 }
 
@@ -55,7 +64,10 @@ fn the_help_tells_the_exit_codes() {
 
 #[test]
 fn a_valid_configuration_is_said_to_be_fine() {
-    let ended = pushcast(&["check"], &[("PUSHCAST__EXPO__RATE_PER_SECOND", "300"), ("PUSHCAST__EXPO__ACCESS_TOKEN", "S3CRET")]);
+    let ended = pushcast(
+        &["check"],
+        &[("PUSHCAST__EXPO__RATE_PER_SECOND", "300"), ("PUSHCAST__EXPO__ACCESS_TOKEN", "S3CRET")],
+    );
     let said = text(&ended.stdout);
     assert!(said.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{said}");
     assert!(!said.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{said}");
@@ -69,11 +81,19 @@ fn produce_writes_what_stands_before_a_bad_line_and_nothing_behind_it() {
     std::fs::write(&lines, "a:1\n\nb:2\nc\nd:4\n").unwrap();
     let mut produce = Command::new(env!("CARGO_BIN_EXE_pushcast"));
     produce.args(["produce", "t", "--key-separator", ":"]).stdin(std::fs::File::open(&lines).unwrap());
-    let ended = produce.env_clear().env("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers()).output().unwrap();
+    let ended = produce
+        .env_clear()
+        .env("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers())
+        .output()
+        .unwrap();
     let said = text(&ended.stderr);
     assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert!(said.contains("2 records were written to t, but not all") && said.contains("line 4: no \":\" in it"), "{said}");
-    let reader: BaseConsumer = ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers()).create().unwrap();
+    assert!(
+        said.contains("2 records were written to t, but not all") && said.contains("line 4: no \":\" in it"),
+        "{said}"
+    );
+    let reader: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers()).create().unwrap();
     assert_eq!(reader.fetch_watermarks("t", 0, Duration::from_secs(10)).unwrap(), (0, 2));
 }
 
@@ -108,19 +128,28 @@ async fn check_tries_the_credentials_of_fcm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn inspect_prints_what_the_instance_answers_and_fails_when_it_refuses() {
     let token = async |Path(token): Path<String>| (StatusCode::OK, Json(json!({ "asked": token })));
-    let user = async |Path(_): Path<String>| (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "the store is away" })));
-    let routes = Router::new().route("/inspect/token/{token}", get(token)).route("/inspect/user/{user}", get(user));
+    let user = async |Path(_): Path<String>| {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "the store is away" })))
+    };
+    let routes =
+        Router::new().route("/inspect/token/{token}", get(token)).route("/inspect/user/{user}", get(user));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let asking = tokio::task::spawn_blocking(move || {
         let variables = [("PUSHCAST__HTTP__ADMIN_LISTEN", address.as_str())];
-        (pushcast(&["inspect", "token", "ExponentPushToken[a/b]"], &variables), pushcast(&["inspect", "user", "ada"], &variables))
+        (
+            pushcast(&["inspect", "token", "ExponentPushToken[a/b]"], &variables),
+            pushcast(&["inspect", "user", "ada"], &variables),
+        )
     });
     let (answered, refused) = tokio::select! {
         ended = asking => ended.unwrap(),
         _ = axum::serve(listener, routes).into_future() => unreachable!("it serves for ever"),
     };
-    assert_eq!(serde_json::from_slice::<Value>(&answered.stdout).unwrap(), json!({"asked": "ExponentPushToken[a/b]"}));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&answered.stdout).unwrap(),
+        json!({"asked": "ExponentPushToken[a/b]"})
+    );
     assert_eq!((refused.status.code(), text(&refused.stderr)), (Some(1), "error: the store is away\n"));
 }
 

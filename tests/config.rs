@@ -7,14 +7,17 @@ use std::{io::Write, time::Duration};
 use pushcast::config::{Config, Environment, Mistakes};
 use secrecy::ExposeSecret;
 
-/// Loads a file of this text under an environment of these variables. The file is called `pushcast.toml` in mistakes.
+/// Loads a file of this text under an environment of these variables. The file is called `pushcast.toml` in
+/// mistakes.
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let mut written = tempfile::NamedTempFile::new().unwrap();
     written.write_all(file.as_bytes()).unwrap();
-    let environment: Environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let environment: Environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let path = written.path().display().to_string();
-    Config::load(Some(written.path()), &environment)
-        .map_err(|Mistakes(all)| all.iter().map(|mistake| mistake.to_string().replace(&path, "pushcast.toml")).collect())
+    Config::load(Some(written.path()), &environment).map_err(|Mistakes(all)| {
+        all.iter().map(|mistake| mistake.to_string().replace(&path, "pushcast.toml")).collect()
+    })
 }
 
 fn mistakes(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
@@ -37,11 +40,22 @@ fn the_stronger_layer_wins() {
 
     let old = [("EXPO_PUSH_URL", "http://old/send"), ("ENABLE_PUSH_NOTIFICATIONS", "no")];
     let config = load(file, &old).unwrap();
-    assert_eq!((config.expo.url.as_str(), config.push.enabled, config.expo.rate_per_second), ("http://old/send", false, 100));
+    assert_eq!(
+        (config.expo.url.as_str(), config.push.enabled, config.expo.rate_per_second),
+        ("http://old/send", false, 100)
+    );
 
-    let new = [("PUSHCAST__EXPO__URL", "http://new/send"), ("PUSHCAST__EXPO__RATE_PER_SECOND", "300"), old[0], old[1]];
+    let new = [
+        ("PUSHCAST__EXPO__URL", "http://new/send"),
+        ("PUSHCAST__EXPO__RATE_PER_SECOND", "300"),
+        old[0],
+        old[1],
+    ];
     let config = load(file, &new).unwrap();
-    assert_eq!((config.expo.url.as_str(), config.push.enabled, config.expo.rate_per_second), ("http://new/send", false, 300));
+    assert_eq!(
+        (config.expo.url.as_str(), config.push.enabled, config.expo.rate_per_second),
+        ("http://new/send", false, 300)
+    );
 }
 
 #[test]
@@ -65,9 +79,16 @@ fn a_variable_is_read_as_the_type_of_its_setting() {
 
 #[test]
 fn an_old_switch_takes_the_words_that_people_wrote() {
-    for (word, on) in
-        [("true", true), ("TRUE", true), ("1", true), ("yes", true), ("false", false), ("0", false), ("no", false), ("", true)]
-    {
+    for (word, on) in [
+        ("true", true),
+        ("TRUE", true),
+        ("1", true),
+        ("yes", true),
+        ("false", false),
+        ("0", false),
+        ("no", false),
+        ("", true),
+    ] {
         assert_eq!(load("", &[("ENABLE_PUSH_NOTIFICATIONS", word)]).unwrap().push.enabled, on, "{word:?}");
     }
 }
@@ -75,20 +96,35 @@ fn an_old_switch_takes_the_words_that_people_wrote() {
 #[test]
 fn a_private_key_in_one_line_gets_its_line_breaks_back() {
     let key = r#""-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n""#;
-    let parts = [("FIREBASE_PRIVATE_KEY", key), ("FIREBASE_CLIENT_EMAIL", "push@p.example"), ("FIREBASE_PROJECT_ID", "p")];
+    let parts = [
+        ("FIREBASE_PRIVATE_KEY", key),
+        ("FIREBASE_CLIENT_EMAIL", "push@p.example"),
+        ("FIREBASE_PROJECT_ID", "p"),
+    ];
     let config = load("", &parts).unwrap();
-    assert_eq!(config.fcm.private_key.expose_secret(), "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n");
+    assert_eq!(
+        config.fcm.private_key.expose_secret(),
+        "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"
+    );
     assert_eq!((config.fcm.client_email.as_str(), config.fcm.project_id.as_str()), ("push@p.example", "p"));
 }
 
 #[test]
 fn properties_of_the_environment_join_those_of_the_file() {
     let file = "[kafka.properties]\nsecurity.protocol = \"sasl_ssl\"\n\"client.rack\" = \"a\"\nsocket.keepalive.enable = true";
-    let config = load(file, &[("PUSHCAST__KAFKA__PROPERTIES", r#"{"client.rack":"b","fetch.wait.max.ms":50}"#)]).unwrap();
-    let properties: Vec<_> = config.kafka.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let config =
+        load(file, &[("PUSHCAST__KAFKA__PROPERTIES", r#"{"client.rack":"b","fetch.wait.max.ms":50}"#)])
+            .unwrap();
+    let properties: Vec<_> =
+        config.kafka.properties.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(
         properties,
-        [("client.rack", "b"), ("fetch.wait.max.ms", "50"), ("security.protocol", "sasl_ssl"), ("socket.keepalive.enable", "true")]
+        [
+            ("client.rack", "b"),
+            ("fetch.wait.max.ms", "50"),
+            ("security.protocol", "sasl_ssl"),
+            ("socket.keepalive.enable", "true")
+        ]
     );
 }
 
@@ -154,7 +190,10 @@ fn each_rule_refuses_what_breaks_it() {
         (&[("STORE__URL", "scylla://db:9042")], "the keyspace is missing"),
         (&[("STORE__URL", "scylla://db:9042/Push")], "a keyspace is up to 44 of a-z"),
         (&[("STORE__KEY_FILE", "key.pem")], "needed beside store.key_file"),
-        (&[("STORE__CERTIFICATE_FILE", "cert.pem"), ("STORE__CA_FILE", "ca.pem")], "needed beside store.certificate_file"),
+        (
+            &[("STORE__CERTIFICATE_FILE", "cert.pem"), ("STORE__CA_FILE", "ca.pem")],
+            "needed beside store.certificate_file",
+        ),
         (&[("STORE__CERTIFICATE_FILE", "cert.pem"), ("STORE__KEY_FILE", "key.pem")], "store.ca_file"),
         (&[("STORE__REPLICATION_FACTOR", "-1")], "store.replication_factor"),
         (&[("PUSH__OPEN_PAGES", "0")], "push.open_pages"),
@@ -175,7 +214,10 @@ fn each_rule_refuses_what_breaks_it() {
         (&[("FCM__CLIENT_EMAIL", "a@b.example"), ("FCM__PROJECT_ID", "p")], "needed beside fcm.client_email"),
         (&[("FCM__PRIVATE_KEY", pem), ("FCM__PROJECT_ID", "p")], "needed beside fcm.private_key"),
         (&[("FCM__PRIVATE_KEY", pem), ("FCM__CLIENT_EMAIL", "a@b.example")], "fcm.project_id"),
-        (&[("FCM__PRIVATE_KEY", "MIIE"), ("FCM__CLIENT_EMAIL", "a@b.example"), ("FCM__PROJECT_ID", "p")], "expected a PEM key"),
+        (
+            &[("FCM__PRIVATE_KEY", "MIIE"), ("FCM__CLIENT_EMAIL", "a@b.example"), ("FCM__PROJECT_ID", "p")],
+            "expected a PEM key",
+        ),
         (&[("POSTS__SLICES", "8")], "posts.slices"),
         (&[("POSTS__SLICES", "48")], "posts.slices"),
         (&[("POSTS__BODY", "by {author}")], "{author} stands for nothing"),
@@ -187,7 +229,8 @@ fn each_rule_refuses_what_breaks_it() {
         (&[("LOG__FILTER", "pushcast=loud")], "log.filter"),
     ];
     for (variables, named) in rules {
-        let variables: Vec<_> = variables.iter().map(|(name, value)| (format!("PUSHCAST__{name}"), *value)).collect();
+        let variables: Vec<_> =
+            variables.iter().map(|(name, value)| (format!("PUSHCAST__{name}"), *value)).collect();
         let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         let all = mistakes("", &variables);
         assert!(all.iter().any(|mistake| mistake.contains(named)), "{variables:?} gave {all:?}");
@@ -203,8 +246,15 @@ fn no_secret_is_shown_in_a_mistake_or_at_the_start() {
     )
     .unwrap();
     let shown = config.redacted().to_string();
-    assert!(shown.contains("sasl.password = \"[redacted]\"") && shown.contains("expo.access_token = \"[redacted]\""), "{shown}");
-    assert!(shown.contains("expo.url = \"https://[redacted]@proxy.example/send\" (PUSHCAST__EXPO__URL)"), "{shown}");
+    assert!(
+        shown.contains("sasl.password = \"[redacted]\"")
+            && shown.contains("expo.access_token = \"[redacted]\""),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("expo.url = \"https://[redacted]@proxy.example/send\" (PUSHCAST__EXPO__URL)"),
+        "{shown}"
+    );
     assert!(!format!("{shown} {config:?}").contains(secret), "{shown} {config:?}");
 
     let all = mistakes(
@@ -229,12 +279,17 @@ fn a_file_that_is_no_toml_is_refused_with_its_line() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let missing = Config::load(Some("/no/such/pushcast.toml".as_ref()), &Environment::new()).unwrap_err().to_string();
+    let missing =
+        Config::load(Some("/no/such/pushcast.toml".as_ref()), &Environment::new()).unwrap_err().to_string();
     assert!(missing.starts_with("/no/such/pushcast.toml: can't be read: "), "{missing}");
 }
 
 #[test]
 fn variables_of_others_are_left_alone() {
     // A container platform makes such ones for a service called "pushcast".
-    load("", &[("PUSHCAST_SERVICE_HOST", "10.0.0.1"), ("PUSHCAST_PORT", "tcp://10.0.0.1:80"), ("PATH", "/bin")]).unwrap();
+    load(
+        "",
+        &[("PUSHCAST_SERVICE_HOST", "10.0.0.1"), ("PUSHCAST_PORT", "tcp://10.0.0.1:80"), ("PATH", "/bin")],
+    )
+    .unwrap();
 }

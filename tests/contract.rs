@@ -90,7 +90,11 @@ async fn another_name_of_the_same_file_is_the_same_file() {
 async fn somebody_elses_file_is_left_alone() {
     let folder = TempDir::new().unwrap();
     let text = folder.path().join("notes.txt");
-    std::fs::write(&text, "not a database, and longer than the header of one, which has a hundred bytes. ".repeat(20)).unwrap();
+    std::fs::write(
+        &text,
+        "not a database, and longer than the header of one, which has a hundred bytes. ".repeat(20),
+    )
+    .unwrap();
     let before = std::fs::read(&text).unwrap();
     assert!(matches!(EmbeddedStore::open(&text), Err(OpenError::NotOurs { .. })));
     assert_eq!(std::fs::read(&text).unwrap(), before);

@@ -1,5 +1,6 @@
-//! The contract of every store, held against the CQL store on a real server: the one that `make services` starts, or any
-//! that PUSHCAST_TEST_CQL names (`host:port`). Without one these tests fail: a suite that skips proves nothing.
+//! The contract of every store, held against the CQL store on a real server: the one that `make services`
+//! starts, or any that PUSHCAST_TEST_CQL names (`host:port`). Without one these tests fail: a suite that
+//! skips proves nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,8 +1,13 @@
-//! What people start with `docker compose up`, checked without an engine: the compose files against the specification's
-//! schema, their settings against our own loader, their names against each other, and every metric that a dashboard or an
-//! alert asks for against those that exist.
+//! What people start with `docker compose up`, checked without an engine: the compose files against the
+//! specification's schema, their settings against our own loader, their names against each other, and every
+//! metric that a dashboard or an alert asks for against those that exist.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "all of this file is tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "all of this file is tests"
+)]
 
 #[path = "deploy/compose.rs"]
 mod compose;
@@ -33,7 +38,8 @@ fn text(name: &str) -> String {
 
 /// A YAML or JSON file, with its anchors put in place.
 fn tree(name: &str) -> Value {
-    let mut tree: serde_norway::Value = serde_norway::from_str(&text(name)).unwrap_or_else(|err| panic!("{name}: {err}"));
+    let mut tree: serde_norway::Value =
+        serde_norway::from_str(&text(name)).unwrap_or_else(|err| panic!("{name}: {err}"));
     tree.apply_merge().unwrap_or_else(|err| panic!("{name}: {err}"));
     serde_json::to_value(tree).unwrap()
 }

@@ -1,8 +1,8 @@
-//! The engine with its real clients against the sandbox, in virtual time: hours pass in seconds, and the sandbox counts on
-//! the same clock, so that what it counts in a second is exact.
+//! The engine with its real clients against the sandbox, in virtual time: hours pass in seconds, and the
+//! sandbox counts on the same clock, so that what it counts in a second is exact.
 //!
-//! Everything lives in one thread. What one side writes to its socket the other side can read at once, and the clock moves
-//! only when nobody has anything to do.
+//! Everything lives in one thread. What one side writes to its socket the other side can read at once, and
+//! the clock moves only when nobody has anything to do.
 
 #![expect(clippy::unwrap_used, reason = "clippy takes helpers of an integration test for production code")]
 
@@ -16,7 +16,10 @@ use pushcast::{
     expo::{self, Expo},
     fcm::{self, Fcm},
     metrics::Metrics,
-    sandbox::{Answer, Faults, Manner, Outage, ProviderFaults, ProviderStatistics, Sandbox, TokenFault, TokenRule, Which},
+    sandbox::{
+        Answer, Faults, Manner, Outage, ProviderFaults, ProviderStatistics, Sandbox, TokenFault, TokenRule,
+        Which,
+    },
 };
 use tokio::{
     io::copy_bidirectional,
@@ -44,10 +47,18 @@ struct Engine<P: Provider> {
 
 impl<P: Provider> Engine<P> {
     fn new(provider: P, limit: u32, requests_in_flight: usize, metrics: Arc<Metrics>) -> Self {
-        let (provider, share, (route, keeper)) = (Arc::new(provider), watch::Sender::new(Share::WHOLE), route());
+        let (provider, share, (route, keeper)) =
+            (Arc::new(provider), watch::Sender::new(Share::WHOLE), route());
         keeper.follow(Gate::Open);
         let pace = Pace::new(limit, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), requests_in_flight, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let (batcher, desk) = Batcher::new(
+            Arc::clone(&provider),
+            requests_in_flight,
+            pace,
+            share.subscribe(),
+            route,
+            Arc::clone(&metrics),
+        );
         let mut task = JoinSet::new();
         task.spawn(batcher.run());
         Self { provider, desk, share, metrics, keeper, _task: task }
@@ -55,15 +66,27 @@ impl<P: Provider> Engine<P> {
 
     async fn send(&self, class: Class, recipients: Vec<Recipient>) -> Returned {
         let body = Arc::new(self.provider.body(&notification(class)).unwrap());
-        let (expires, stale_at) = (Instant::now() + Duration::from_secs(24 * 3600), Instant::now() + Duration::from_secs(24 * 3600));
-        self.desk.send(Page { class, body, recipients: recipients.into(), expires, start_before: None, stale_at }, pending()).await.unwrap()
+        let (expires, stale_at) = (
+            Instant::now() + Duration::from_secs(24 * 3600),
+            Instant::now() + Duration::from_secs(24 * 3600),
+        );
+        self.desk
+            .send(
+                Page { class, body, recipients: recipients.into(), expires, start_before: None, stale_at },
+                pending(),
+            )
+            .await
+            .unwrap()
     }
 
     /// Sends to all of them, page by page, as the handlers of a broadcast's parts do.
     async fn broadcast(&self, everybody: Vec<Recipient>) -> Vec<Final> {
         let pages: Vec<_> = everybody.chunks(PAGE).map(<[_]>::to_vec).collect();
-        let returned: Vec<Returned> =
-            stream::iter(pages).map(|page| self.send(Class::Slice, page)).buffer_unordered(OPEN_PAGES).collect().await;
+        let returned: Vec<Returned> = stream::iter(pages)
+            .map(|page| self.send(Class::Slice, page))
+            .buffer_unordered(OPEN_PAGES)
+            .collect()
+            .await;
         returned.into_iter().flat_map(|page| page.finals).map(Option::unwrap).collect()
     }
 
@@ -90,7 +113,11 @@ fn people(provider: ProviderId, names: impl IntoIterator<Item = String>) -> Vec<
         ProviderId::Expo => format!("ExponentPushToken[{name}]"),
         ProviderId::Fcm => format!("{name}:{}", "x".repeat(80)),
     };
-    let recipient = |name| Recipient { token: Token::parse(&token(name)).unwrap(), version: Version::from_i64(2), platform: None };
+    let recipient = |name| Recipient {
+        token: Token::parse(&token(name)).unwrap(),
+        version: Version::from_i64(2),
+        platform: None,
+    };
     names.into_iter().map(recipient).collect()
 }
 
@@ -109,7 +136,12 @@ async fn sandbox(change: impl FnOnce(&mut Faults)) -> Sandbox {
 }
 
 fn expo_of(sandbox: &Sandbox, limit: u32) -> Engine<Expo> {
-    expo_with(expo::Settings { url: sandbox.expo_url(), rate_per_second: limit, requests_in_flight: 8, ..defaults().expo })
+    expo_with(expo::Settings {
+        url: sandbox.expo_url(),
+        rate_per_second: limit,
+        requests_in_flight: 8,
+        ..defaults().expo
+    })
 }
 
 fn defaults() -> Config {
@@ -119,7 +151,12 @@ fn defaults() -> Config {
 fn expo_with(settings: expo::Settings) -> Engine<Expo> {
     let limit = settings.rate_per_second;
     let metrics = Arc::new(Metrics::new());
-    Engine::new(Expo::new(&settings, Arc::clone(&metrics)).unwrap(), limit, settings.requests_in_flight, metrics)
+    Engine::new(
+        Expo::new(&settings, Arc::clone(&metrics)).unwrap(),
+        limit,
+        settings.requests_in_flight,
+        metrics,
+    )
 }
 
 async fn fcm_of(sandbox: &Sandbox, limit: u32) -> Engine<Fcm> {
@@ -142,7 +179,12 @@ async fn fcm_at(sandbox: &Sandbox, url: String, limit: u32) -> Engine<Fcm> {
         ..defaults().fcm
     };
     let metrics = Arc::new(Metrics::new());
-    Engine::new(Fcm::new(&settings, Arc::clone(&metrics)).await.unwrap().unwrap(), limit, settings.requests_in_flight, metrics)
+    Engine::new(
+        Fcm::new(&settings, Arc::clone(&metrics)).await.unwrap().unwrap(),
+        limit,
+        settings.requests_in_flight,
+        metrics,
+    )
 }
 
 fn all_sent(finals: &[Final]) -> bool {
@@ -151,7 +193,8 @@ fn all_sent(finals: &[Final]) -> bool {
 
 // === Outages ===
 
-const MANNERS: [Manner; 6] = [Manner::Error, Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short];
+const MANNERS: [Manner; 6] =
+    [Manner::Error, Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short];
 
 /// A provider that is away for ten minutes, in this manner.
 fn away(manner: Manner, take_anyway: bool) -> ProviderFaults {
@@ -163,10 +206,11 @@ fn away(manner: Manner, take_anyway: bool) -> ProviderFaults {
 async fn survives<P: Provider>(engine: &Engine<P>, seen: impl Fn() -> ProviderStatistics, what: &str) {
     const PEOPLE: usize = 5_000;
     let begun = Instant::now();
-    let (finals, asked_in_vain) = tokio::join!(engine.broadcast(everybody(engine.provider.id(), PEOPLE)), async {
-        tokio::time::sleep(OUTAGE).await;
-        seen().requests
-    });
+    let (finals, asked_in_vain) =
+        tokio::join!(engine.broadcast(everybody(engine.provider.id(), PEOPLE)), async {
+            tokio::time::sleep(OUTAGE).await;
+            seen().requests
+        });
     assert_eq!((finals.len(), all_sent(&finals)), (PEOPLE, true), "{what}");
     let (seen, took) = (seen(), begun.elapsed());
     assert_eq!(seen.distinct_tokens, PEOPLE as u64, "{what}: {seen:?}");
@@ -197,8 +241,8 @@ async fn fcm_away_for_ten_minutes_in_any_manner_costs_nobody_the_message() {
     }
 }
 
-/// The worst that an outage can be: it takes messages and says that it does not. What rings twice then is what was on the
-/// wire before anybody could know, and a probe now and then.
+/// The worst that an outage can be: it takes messages and says that it does not. What rings twice then is
+/// what was on the wire before anybody could know, and a probe now and then.
 #[tokio::test(start_paused = true)]
 async fn an_outage_that_takes_what_it_refuses_rings_few_phones_twice() {
     for manner in MANNERS {
@@ -239,29 +283,40 @@ async fn a_connection_that_is_reset_takes_down_only_what_it_carried() {
 async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobody() {
     for manner in MANNERS {
         let sandbox = sandbox(|faults| {
-            faults.oauth.down = Some(Outage { manner, lasting: Some(Duration::from_secs(60)), ..Outage::default() });
+            faults.oauth.down =
+                Some(Outage { manner, lasting: Some(Duration::from_secs(60)), ..Outage::default() });
         })
         .await;
         let engine = fcm_of(&sandbox, 0).await;
         let begun = Instant::now();
         assert!(all_sent(&engine.broadcast(everybody(ProviderId::Fcm, 300)).await), "{manner:?}");
-        assert_eq!((sandbox.statistics().fcm.requests, engine.ambiguous()), (300, 0), "{manner:?}: nothing goes without a token");
+        assert_eq!(
+            (sandbox.statistics().fcm.requests, engine.ambiguous()),
+            (300, 0),
+            "{manner:?}: nothing goes without a token"
+        );
         assert!(begun.elapsed() < Duration::from_secs(60 + 70 + 45), "{manner:?}: {:?}", begun.elapsed());
 
         // And later one that was good is not known any more, while the next ones don't come.
         sandbox.faults().change(|faults| {
-            faults.oauth.down = Some(Outage { manner, lasting: Some(Duration::from_secs(30)), ..Outage::default() });
+            faults.oauth.down =
+                Some(Outage { manner, lasting: Some(Duration::from_secs(30)), ..Outage::default() });
         });
         sandbox.revoke_credentials();
         let people = people(ProviderId::Fcm, (0..300).map(|number| format!("other-{number}")));
         assert!(all_sent(&engine.broadcast(people).await), "{manner:?}");
         let seen = sandbox.statistics();
-        assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, seen.credentials_issued), (600, 0, 2), "{manner:?}");
+        assert_eq!(
+            (seen.fcm.distinct_tokens, seen.fcm.doubles, seen.credentials_issued),
+            (600, 0, 2),
+            "{manner:?}"
+        );
         assert_eq!(*engine.keeper.trouble().borrow(), None, "{manner:?}");
     }
 }
 
-/// Passes on what comes to `origin`, but opens each connection only after a while, as a handshake over a long way does.
+/// Passes on what comes to `origin`, but opens each connection only after a while, as a handshake over a long
+/// way does.
 async fn far_away(origin: &str, handshake: Duration) -> (String, JoinSet<()>) {
     let origin = origin.strip_prefix("http://").unwrap().to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -294,11 +349,16 @@ async fn what_has_waited_for_connections_to_open_goes_at_the_rate() {
         assert!(all_sent(&engine.broadcast(everybody(ProviderId::Fcm, 3_000)).await));
         let seen = sandbox.statistics().fcm;
         assert_eq!((seen.doubles, engine.ambiguous()), (0, 0));
-        assert!(seen.peak_per_second <= u64::from(LIMIT), "{handshake} ms: {} in one second", seen.peak_per_second);
+        assert!(
+            seen.peak_per_second <= u64::from(LIMIT),
+            "{handshake} ms: {} in one second",
+            seen.peak_per_second
+        );
     }
 }
 
-/// The first token comes late; later FCM no longer knows it. What has filled the slots meanwhile must not leave at once.
+/// The first token comes late; later FCM no longer knows it. What has filled the slots meanwhile must not
+/// leave at once.
 #[tokio::test(start_paused = true)]
 async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
     const LIMIT: u32 = 1_000;
@@ -321,7 +381,11 @@ async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
         let refused = seen.fcm.answered(Answer::CredentialsRefused);
         assert!(all_sent(&finals) && (refused > 0) == revoked, "{refused} were refused");
         assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, engine.ambiguous()), (5_000, 0, 0));
-        assert!(seen.fcm.peak_per_second <= u64::from(LIMIT), "{} in one second, {refused} refused", seen.fcm.peak_per_second);
+        assert!(
+            seen.fcm.peak_per_second <= u64::from(LIMIT),
+            "{} in one second, {refused} refused",
+            seen.fcm.peak_per_second
+        );
     }
 }
 
@@ -364,7 +428,12 @@ async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let back = Instant::now() + AWAY;
             sandbox.faults().change(|faults| {
-                faults.expo.down = Some(Outage { manner: Manner::Error, status: 503, lasting: Some(AWAY), ..Outage::default() });
+                faults.expo.down = Some(Outage {
+                    manner: Manner::Error,
+                    status: 503,
+                    lasting: Some(AWAY),
+                    ..Outage::default()
+                });
             });
             // One each tenth of a second, and each waits for its own answer.
             let reminder = async |number: u32| {
@@ -377,7 +446,10 @@ async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {
         let (finals, late) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, bulk)), reminders);
         assert_eq!((finals.len(), all_sent(&finals), sandbox.statistics().expo.doubles), (bulk, true, 0));
         let (first, last) = (late.iter().min().unwrap(), late.iter().max().unwrap());
-        assert!(*last < Duration::from_secs(2), "with {bulk} others: the first after {first:?}, the last after {last:?}");
+        assert!(
+            *last < Duration::from_secs(2),
+            "with {bulk} others: the first after {first:?}, the last after {last:?}"
+        );
     }
 }
 
@@ -394,10 +466,9 @@ async fn three_instances_that_come_and_go_keep_expos_limit_in_every_second() {
     };
     let length = Duration::from_secs(90);
     // More than anybody can send in that time.
-    let work = instances
-        .iter()
-        .enumerate()
-        .map(|(who, instance)| instance.broadcast(people(ProviderId::Expo, (0..90 * 600).map(|number| format!("{who}-{number}")))));
+    let work = instances.iter().enumerate().map(|(who, instance)| {
+        instance.broadcast(people(ProviderId::Expo, (0..90 * 600).map(|number| format!("{who}-{number}"))))
+    });
     let moves = async {
         // (at second, who, owns so many): given up first, and taken over within a second.
         let mut now = 0;
@@ -430,7 +501,8 @@ async fn three_instances_that_come_and_go_keep_expos_limit_in_every_second() {
     assert!(seen.taken as f64 >= 0.95 * allowed, "{} of {allowed}", seen.taken);
 }
 
-/// A request holds its slot for all that time: what it carries decides whether the slots suffice for the rate.
+/// A request holds its slot for all that time: what it carries decides whether the slots suffice for the
+/// rate.
 #[tokio::test(start_paused = true)]
 async fn an_expo_that_takes_long_to_answer_is_sent_all_that_it_allows() {
     let sandbox = sandbox(|faults| faults.expo.latency = Duration::from_millis(800)).await;
@@ -464,7 +536,10 @@ async fn a_storm_of_429s_is_weathered_and_nobody_rings_twice() {
     })
     .await;
     let (expo, fcm) = (expo_of(&sandbox, 600), fcm_of(&sandbox, 400).await);
-    let finals = tokio::join!(expo.broadcast(everybody(ProviderId::Expo, 10_000)), fcm.broadcast(everybody(ProviderId::Fcm, 3_000)));
+    let finals = tokio::join!(
+        expo.broadcast(everybody(ProviderId::Expo, 10_000)),
+        fcm.broadcast(everybody(ProviderId::Fcm, 3_000))
+    );
     assert!(all_sent(&finals.0) && all_sent(&finals.1));
     let seen = sandbox.statistics();
     for (seen, people, what) in [(seen.expo, 10_000, "Expo"), (seen.fcm, 3_000, "FCM")] {
@@ -477,7 +552,8 @@ async fn a_storm_of_429s_is_weathered_and_nobody_rings_twice() {
 #[tokio::test(start_paused = true)]
 async fn a_busy_device_holds_up_nobody_else() {
     let sandbox = sandbox(|faults| {
-        faults.fcm.tokens = vec![TokenRule { which: Which::Containing("-7".into()), fault: TokenFault::Busy }];
+        faults.fcm.tokens =
+            vec![TokenRule { which: Which::Containing("-7".into()), fault: TokenFault::Busy }];
     })
     .await;
     let engine = fcm_of(&sandbox, 0).await;
@@ -486,7 +562,11 @@ async fn a_busy_device_holds_up_nobody_else() {
         let seen = sandbox.statistics().fcm;
         // phone-7, phone-70 … phone-799.
         assert_eq!(seen.distinct_tokens, 1_000 - 111, "the others have theirs");
-        assert!(seen.answered(Answer::Busy) < 111 * 10, "{} requests to busy devices", seen.answered(Answer::Busy));
+        assert!(
+            seen.answered(Answer::Busy) < 111 * 10,
+            "{} requests to busy devices",
+            seen.answered(Answer::Busy)
+        );
         sandbox.faults().change(|faults| faults.fcm.tokens.clear());
     };
     let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 1_000)), free);
@@ -506,7 +586,9 @@ async fn reminders_overtake_a_broadcast_to_two_hundred_thousand() {
             tokio::time::sleep(Duration::from_millis(971)).await;
             let begun = Instant::now();
             let patient = people(ProviderId::Expo, [format!("patient-{number}")]);
-            assert!(all_sent(&engine.send(Class::Urgent, patient).await.finals.into_iter().flatten().collect::<Vec<_>>()));
+            assert!(all_sent(
+                &engine.send(Class::Urgent, patient).await.finals.into_iter().flatten().collect::<Vec<_>>()
+            ));
             waits.push(begun.elapsed().saturating_sub(LATENCY));
         }
         waits
@@ -525,7 +607,8 @@ async fn reminders_overtake_a_broadcast_to_two_hundred_thousand() {
 #[tokio::test(start_paused = true)]
 async fn tokens_of_another_project_cost_one_refusal_each_request_and_nobody_the_message() {
     let sandbox = sandbox(|faults| {
-        faults.expo.tokens = vec![TokenRule { which: Which::Containing("-13".into()), fault: TokenFault::Foreign }];
+        faults.expo.tokens =
+            vec![TokenRule { which: Which::Containing("-13".into()), fault: TokenFault::Foreign }];
     })
     .await;
     let engine = expo_of(&sandbox, 0);

@@ -1,10 +1,10 @@
 //! The consumer runtime on the embedded broker: real protocol, real librdkafka, one process.
 //!
-//! What the mock can't show (commits in an eager revocation, real fetch latency, transactions) is the suite's on a real
-//! broker.
+//! What the mock can't show (commits in an eager revocation, real fetch latency, transactions) is the suite's
+//! on a real broker.
 //!
-//! Here is what happens to records while all is well; `faults` is about a Kafka that is not, `churn` about members that come
-//! and go.
+//! Here is what happens to records while all is well; `faults` is about a Kafka that is not, `churn` about
+//! members that come and go.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test says what went wrong by panicking")]
 
@@ -120,14 +120,18 @@ impl Handler for Diligent {
                 return Ok(Fate::Unfinished);
             }
             "when stopped" => stop.wait().await,
-            slow if slow.starts_with("for ms ") => sleep(Duration::from_millis(slow["for ms ".len()..].parse().unwrap())).await,
+            slow if slow.starts_with("for ms ") => {
+                sleep(Duration::from_millis(slow["for ms ".len()..].parse().unwrap())).await
+            }
             // Later ones overtake earlier ones, unless they are in one lane.
             _ => sleep(Duration::from_millis(7 - u64::try_from(record.offset % 7).unwrap())).await,
         }
         self.at_work.lock().unwrap().remove(&place);
         let Record { topic, partition, offset, key, .. } = record.clone();
         let value = if is_new { value } else { format!("{value}, twice at once") };
-        self.log.send_modify(|log| log.push(Handled { member: self.member, topic, partition, offset, key, value }));
+        self.log.send_modify(|log| {
+            log.push(Handled { member: self.member, topic, partition, offset, key, value })
+        });
         Ok(Fate::Done)
     }
 }
@@ -140,17 +144,32 @@ struct Running {
 }
 
 impl Running {
-    fn start(settings: &Settings, name: &str, topics: &[&str], handler: Diligent, metrics: &Arc<Metrics>) -> Self {
+    fn start(
+        settings: &Settings,
+        name: &str,
+        topics: &[&str],
+        handler: Diligent,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let spec = StageSpec { name: name.into(), topics, in_flight: settings.in_flight };
-        let stage = Stage::new(settings, spec, Arc::new(handler), Producer::new(settings).unwrap(), Arc::clone(metrics)).unwrap();
+        let stage = Stage::new(
+            settings,
+            spec,
+            Arc::new(handler),
+            Producer::new(settings).unwrap(),
+            Arc::clone(metrics),
+        )
+        .unwrap();
         let (stop, assignment, mut task) = (CancellationToken::new(), stage.assignment(), JoinSet::new());
         task.spawn(stage.run(stop.clone()));
         Self { stop, task, assignment }
     }
 
     async fn owns(&mut self, partitions: usize) {
-        let owned = self.assignment.wait_for(|assignment| assignment.arrived && assignment.partitions.len() == partitions);
+        let owned = self
+            .assignment
+            .wait_for(|assignment| assignment.arrived && assignment.partitions.len() == partitions);
         timeout(PATIENCE, owned).await.expect("the group deals").unwrap();
     }
 
@@ -162,7 +181,8 @@ impl Running {
 }
 
 async fn write(producer: &Producer, topic: &str, partition: i32, key: Option<&str>, value: &str) {
-    let message = Message { partition: Some(partition), ..Message::new(topic, key.map(str::to_owned), value.into()) };
+    let message =
+        Message { partition: Some(partition), ..Message::new(topic, key.map(str::to_owned), value.into()) };
     producer.publish(message).await.unwrap();
 }
 
@@ -220,11 +240,14 @@ fn read(settings: &Settings, topic: &str, count: usize) -> Vec<Written> {
     let message = || {
         // A poll ends early when there is something else to be served.
         let until = Instant::now() + PATIENCE;
-        let polls = std::iter::repeat_with(|| consumer.poll(Duration::from_secs(1))).take_while(|_| Instant::now() < until);
+        let polls = std::iter::repeat_with(|| consumer.poll(Duration::from_secs(1)))
+            .take_while(|_| Instant::now() < until);
         let message = polls.flatten().next().expect("a message").unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-        let headers = headers.map(|header| (header.key.to_owned(), header.value.map(text).unwrap_or_default())).collect();
+        let headers = headers
+            .map(|header| (header.key.to_owned(), header.value.map(text).unwrap_or_default()))
+            .collect();
         (message.key().map(<[u8]>::to_vec), message.payload().map(<[u8]>::to_vec), headers)
     };
     (0..count).map(|_| message()).collect()
@@ -234,10 +257,16 @@ fn read(settings: &Settings, topic: &str, count: usize) -> Vec<Written> {
 fn assert_ordered_by_key(log: &[Handled]) {
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<(&str, &[u8]), i64> = BTreeMap::new();
-    for handled in log.iter().filter(|handled| seen.insert((&handled.topic, handled.partition, handled.offset))) {
+    for handled in
+        log.iter().filter(|handled| seen.insert((&handled.topic, handled.partition, handled.offset)))
+    {
         let Some(key) = handled.key.as_deref() else { continue };
         let before = last.insert((&handled.topic, key), handled.offset);
-        assert!(before.is_none_or(|before| before < handled.offset), "{key:?}: {} after {before:?}", handled.offset);
+        assert!(
+            before.is_none_or(|before| before < handled.offset),
+            "{key:?}: {} after {before:?}",
+            handled.offset
+        );
     }
 }
 
@@ -258,8 +287,15 @@ async fn nothing_is_lost_and_each_key_keeps_its_order_while_others_overtake() {
     let values: BTreeSet<i32> = handled.iter().map(|handled| handled.value.parse().unwrap()).collect();
     assert_eq!((handled.len(), values), (800, (0..800).collect()));
     assert_ordered_by_key(&handled);
-    assert!(!handled.iter().filter(|handled| handled.partition == 0).map(|handled| handled.offset).is_sorted(), "nobody overtook");
-    assert_eq!(committed(&settings, "s", "t", 4), [Some(200); 4], "an orderly stop commits all that is settled");
+    assert!(
+        !handled.iter().filter(|handled| handled.partition == 0).map(|handled| handled.offset).is_sorted(),
+        "nobody overtook"
+    );
+    assert_eq!(
+        committed(&settings, "s", "t", 4),
+        [Some(200); 4],
+        "an orderly stop commits all that is settled"
+    );
     assert_eq!(metrics.records_total.with_label_values(&["s", "done"]).get(), 800);
 }
 
@@ -290,7 +326,8 @@ async fn a_record_that_can_not_be_handled_lies_in_dead_letters_with_its_bytes_an
     let settings = settings(&broker, GroupProtocol::Classic);
     let producer = Producer::new(&settings).unwrap();
     let trace = Header { name: "trace".into(), value: Some(b"abc".to_vec()) };
-    let unreadable = Message { headers: vec![trace], ..Message::new("t", "k".to_owned(), b"unreadable".to_vec()) };
+    let unreadable =
+        Message { headers: vec![trace], ..Message::new("t", "k".to_owned(), b"unreadable".to_vec()) };
     producer.publish(unreadable).await.unwrap();
     write(&producer, "t", 0, Some("k"), "panic").await;
     write(&producer, "t", 0, Some("k"), "fine").await;
@@ -303,8 +340,15 @@ async fn a_record_that_can_not_be_handled_lies_in_dead_letters_with_its_bytes_an
     letters.sort_by_key(|(_, _, headers)| headers["pushcast.offset"].clone());
     let [(key, value, headers), (_, panicked, why)] = &letters[..] else { panic!("{letters:?}") };
     assert_eq!((key.as_deref(), value.as_deref()), (Some(&b"k"[..]), Some(&b"unreadable"[..])));
-    let said =
-        ["trace", "pushcast.topic", "pushcast.partition", "pushcast.group", "pushcast.cause", "pushcast.error"].map(|name| &*headers[name]);
+    let said = [
+        "trace",
+        "pushcast.topic",
+        "pushcast.partition",
+        "pushcast.group",
+        "pushcast.cause",
+        "pushcast.error",
+    ]
+    .map(|name| &*headers[name]);
     assert_eq!(said, ["abc", "t", "0", "pushcast.s", "unreadable", "no event"]);
     assert_eq!((panicked.as_deref(), &*why["pushcast.cause"]), (Some(&b"panic"[..]), "panicked"));
     assert_eq!(committed(&settings, "s", "t", 1), [Some(3)]);
@@ -334,7 +378,10 @@ async fn a_record_is_not_handled_before_it_is_due() {
     let producer = Producer::new(&settings).unwrap();
     let delay = Header { name: "delay-ms".into(), value: Some(b"1500".to_vec()) };
     let written_at = Timestamp::now();
-    producer.publish(Message { headers: vec![delay], ..Message::new("t", None, b"later".to_vec()) }).await.unwrap();
+    producer
+        .publish(Message { headers: vec![delay], ..Message::new("t", None, b"later".to_vec()) })
+        .await
+        .unwrap();
     let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
     let stage = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
     until(&log, "the late one", |log| log.len() == 1).await;
@@ -359,7 +406,8 @@ async fn a_commit_that_is_refused_because_the_group_deals_is_made_again() {
     assert_eq!(committed(&settings, "s", "t", 2), [Some(1); 2]);
 }
 
-/// Nothing but a refused commit says so: all that runs is broken off, and the member begins again as a new one.
+/// Nothing but a refused commit says so: all that runs is broken off, and the member begins again as a new
+/// one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_expelled_in_the_middle_of_a_revocation_joins_anew_and_loses_nothing() {
     let broker = Broker::start_with([("t", 2)]).unwrap();
@@ -380,8 +428,12 @@ async fn a_member_that_is_expelled_in_the_middle_of_a_revocation_joins_anew_and_
     for partition in 0..2 {
         write(&producer, "t", partition, None, &format!("after it {partition}")).await;
     }
-    let after =
-        |log: &Vec<Handled>| log.iter().filter(|handled| handled.offset == 1).map(|handled| handled.member).collect::<BTreeSet<_>>();
+    let after = |log: &Vec<Handled>| {
+        log.iter()
+            .filter(|handled| handled.offset == 1)
+            .map(|handled| handled.member)
+            .collect::<BTreeSet<_>>()
+    };
     until(&log, "both members at work again", |log| after(log).len() == 2).await;
     expelled.stop().await;
     other.stop().await;
@@ -401,7 +453,10 @@ async fn all_stages_of_a_process_are_ready_soon() {
     for name in names {
         let read = topics::read_by(name);
         let read: Vec<_> = read.iter().map(String::as_str).collect();
-        stages.push((read.len() * 16, Running::start(&settings, name, &read, Diligent::new(0, &log), &metrics)));
+        stages.push((
+            read.len() * 16,
+            Running::start(&settings, name, &read, Diligent::new(0, &log), &metrics),
+        ));
     }
     for (partitions, stage) in &mut stages {
         stage.owns(*partitions).await;
@@ -421,7 +476,8 @@ async fn a_member_with_nothing_to_read_is_ready_all_the_same() {
     for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let broker = Broker::start_with([("t", 1)]).unwrap();
         broker.heartbeat_every(Duration::from_millis(100));
-        let mut settings = Settings { session_timeout: Duration::from_secs(3), ..settings(&broker, protocol) };
+        let mut settings =
+            Settings { session_timeout: Duration::from_secs(3), ..settings(&broker, protocol) };
         settings.properties.insert("statistics.interval.ms".into(), "100".into());
         let (log, metrics) = (Log::default(), Arc::new(Metrics::new()));
         let mut first = Running::start(&settings, "s", &["t"], Diligent::new(0, &log), &metrics);
@@ -480,7 +536,10 @@ async fn messages_that_are_published_together_are_written_in_their_order_through
     let producer = Producer::new(&settings).unwrap();
     let messages = (0..100).map(|n: i32| Message::new("t", None, n.to_string().into())).collect();
     producer.publish_all(messages).await.unwrap();
-    let written: Vec<_> = read(&settings, "t", 100).into_iter().map(|(_, value, _)| String::from_utf8(value.unwrap()).unwrap()).collect();
+    let written: Vec<_> = read(&settings, "t", 100)
+        .into_iter()
+        .map(|(_, value, _)| String::from_utf8(value.unwrap()).unwrap())
+        .collect();
     assert_eq!(written, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
@@ -510,7 +569,10 @@ async fn missing_topics_and_absent_brokers_are_told_apart() {
     let mut settings = settings(&broker, GroupProtocol::Classic);
     let missing = admin::check_topics(&settings, TOPICS.iter().map(|topic| topic.name)).await.unwrap_err();
     assert!(matches!(&missing, AdminError::Missing(topics) if topics.len() == 11), "{missing}");
-    assert_eq!(admin::check_topics(&settings, ["device-tokens"]).await.unwrap(), BTreeMap::from([("device-tokens".into(), 16)]));
+    assert_eq!(
+        admin::check_topics(&settings, ["device-tokens"]).await.unwrap(),
+        BTreeMap::from([("device-tokens".into(), 16)])
+    );
     settings.bootstrap_servers = "127.0.0.1:1".into();
     let absent = admin::look(&settings).await.unwrap_err();
     assert!(absent.to_string().starts_with("no Kafka broker answers at 127.0.0.1:1"), "{absent}");

@@ -1,5 +1,5 @@
-//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets. The clock moves
-//! only when nobody has anything to do, so that a time-out never means a slow machine.
+//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets. The
+//! clock moves only when nobody has anything to do, so that a time-out never means a slow machine.
 
 #![expect(clippy::unwrap_used, reason = "clippy takes helpers of an integration test for production code")]
 
@@ -76,7 +76,9 @@ impl Fake {
         let origin = format!("http://{}", listener.local_addr().unwrap());
         let mut server = JoinSet::new();
         server.spawn(async move {
-            axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>()).await.unwrap();
+            axum::serve(listener, app.into_make_service_with_connect_info::<std::net::SocketAddr>())
+                .await
+                .unwrap();
         });
         Self { origin, script, _server: server }
     }
@@ -159,7 +161,10 @@ async fn answer(
     if path == "/token" {
         let mut given = script.tokens_given.lock().unwrap();
         *given += 1;
-        let yes = (200, json!({"access_token": format!("ya29.{given}"), "expires_in": 3599, "token_type": "Bearer"}));
+        let yes = (
+            200,
+            json!({"access_token": format!("ya29.{given}"), "expires_in": 3599, "token_type": "Bearer"}),
+        );
         let (status, body) = script.tokens.lock().unwrap().pop_front().unwrap_or(yes);
         return (StatusCode::from_u16(status).unwrap(), body.to_string()).into_response();
     }
@@ -170,14 +175,18 @@ async fn answer(
             (StatusCode::from_u16(status).unwrap(), [(header::RETRY_AFTER, wait)], body).into_response()
         }
         Some(Answer::Never) => std::future::pending().await,
-        None if path.ends_with("messages:send") => json!({"name": "projects/walks/messages/1"}).to_string().into_response(),
+        None if path.ends_with("messages:send") => {
+            json!({"name": "projects/walks/messages/1"}).to_string().into_response()
+        }
         None if path.ends_with("getReceipts") => json!({"data": {}}).to_string().into_response(),
         None => {
             let tickets: Vec<Value> = body
                 .as_array()
                 .unwrap()
                 .iter()
-                .flat_map(|message| recipients(message).map(|to| json!({"status": "ok", "id": format!("ticket of {to}")})))
+                .flat_map(|message| {
+                    recipients(message).map(|to| json!({"status": "ok", "id": format!("ticket of {to}")}))
+                })
                 .collect();
             json!({ "data": tickets }).to_string().into_response()
         }
@@ -275,14 +284,14 @@ fn bearer(seen: &Seen) -> &str {
 
 const ACCEPTED: fn() -> Reply = || Reply::Each(vec![Verdict::Accepted { ticket: None }]);
 
-const UNAUTHENTICATED: &str =
-    r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","status":"UNAUTHENTICATED"}}"#;
+const UNAUTHENTICATED: &str = r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","status":"UNAUTHENTICATED"}}"#;
 
 #[tokio::test(start_paused = true)]
 async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
-    let expo = Expo::new(&expo::Settings { access_token: "secret".into(), ..fake.expo() }, metrics.clone()).unwrap();
+    let expo =
+        Expo::new(&expo::Settings { access_token: "secret".into(), ..fake.expo() }, metrics.clone()).unwrap();
     let Reply::Each(verdicts) = expo_send(&expo, 100).await else { panic!("no verdicts") };
     assert_eq!(verdicts.len(), 100);
     assert_eq!(verdicts[42], Verdict::Accepted { ticket: Some("ticket of ExponentPushToken[042]".into()) });
@@ -293,14 +302,17 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     assert_eq!(seen.headers[header::CONTENT_ENCODING], "gzip");
     let to: Vec<&str> = seen.body.as_array().unwrap().iter().flat_map(recipients).collect();
     assert_eq!((to.len(), to[7]), (100, "ExponentPushToken[007]"));
-    assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="200"} 1"#));
+    assert!(
+        metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="200"} 1"#)
+    );
     assert!(!format!("{expo:?}").contains("secret"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_no_receipts_are_asked_for_no_ticket_is_kept() {
     let fake = Fake::start().await;
-    let expo = Expo::new(&expo::Settings { receipts: false, ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
+    let expo =
+        Expo::new(&expo::Settings { receipts: false, ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
     assert_eq!(expo_send(&expo, 2).await, Reply::Each(vec![Verdict::Accepted { ticket: None }; 2]));
 }
 
@@ -344,14 +356,22 @@ async fn what_expo_asks_to_wait_is_told() {
 async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
-    let expo = Expo::new(&expo::Settings { request_timeout: Duration::from_millis(300), ..fake.expo() }, metrics.clone()).unwrap();
+    let expo = Expo::new(
+        &expo::Settings { request_timeout: Duration::from_millis(300), ..fake.expo() },
+        metrics.clone(),
+    )
+    .unwrap();
     fake.never_answers();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: true, .. }));
 
     let (_port, origin) = nobody_listens();
-    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, metrics.clone()).unwrap();
+    let expo =
+        Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, metrics.clone())
+            .unwrap();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: false, .. }));
-    assert!(metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="none"} 2"#));
+    assert!(
+        metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="none"} 2"#)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -403,7 +423,10 @@ async fn a_refused_oauth_token_is_renewed_before_the_message_goes_back() {
     let fcm = fcm(&fake.fcm()).await;
     fake.answers(401, UNAUTHENTICATED);
     let reply = fcm_send(&fcm).await;
-    assert!(matches!(&reply, Reply::Reauthorised { refused: Some(why) } if why.contains("UNAUTHENTICATED")), "{reply:?}");
+    assert!(
+        matches!(&reply, Reply::Reauthorised { refused: Some(why) } if why.contains("UNAUTHENTICATED")),
+        "{reply:?}"
+    );
     assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 2));
     assert_eq!(fcm_send(&fcm).await, ACCEPTED());
     assert_eq!(fake.sends().iter().map(bearer).collect::<Vec<_>>(), ["Bearer ya29.1", "Bearer ya29.2"]);
@@ -427,7 +450,9 @@ async fn a_wrong_apns_key_renews_nothing() {
         r#"{"error":{"code":401,"message":"Auth error from APNS","status":"UNAUTHENTICATED","details":[
             {"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError","errorCode":"THIRD_PARTY_AUTH_ERROR"}]}}"#,
     );
-    assert!(matches!(fcm_send(&fcm).await, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }])));
+    assert!(
+        matches!(fcm_send(&fcm).await, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]))
+    );
     assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 1));
 }
 
@@ -435,7 +460,10 @@ async fn a_wrong_apns_key_renews_nothing() {
 async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
     let fake = Fake::start().await;
     // What poisons yup-oauth2's own cache for ever.
-    fake.token_endpoint_answers(503, json!({"error": {"code": 503, "message": "unavailable", "status": "UNAVAILABLE"}}));
+    fake.token_endpoint_answers(
+        503,
+        json!({"error": {"code": 503, "message": "unavailable", "status": "UNAVAILABLE"}}),
+    );
     let fcm = fcm(&fake.fcm()).await;
     let first = fcm_send(&fcm).await;
     assert!(matches!(first, Reply::Down { ambiguous: false, .. }), "{first:?}");
@@ -451,9 +479,15 @@ async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
 #[tokio::test(start_paused = true)]
 async fn an_account_that_google_refuses_is_refused_credentials() {
     let fake = Fake::start().await;
-    fake.token_endpoint_answers(400, json!({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}));
+    fake.token_endpoint_answers(
+        400,
+        json!({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}),
+    );
     let reply = fcm_send(&fcm(&fake.fcm()).await).await;
-    assert!(matches!(&reply, Reply::CredentialsRefused { why } if why.contains("Invalid JWT Signature")), "{reply:?}");
+    assert!(
+        matches!(&reply, Reply::CredentialsRefused { why } if why.contains("Invalid JWT Signature")),
+        "{reply:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -472,7 +506,10 @@ async fn fcm_silence_is_ambiguous() {
     let fcm = fcm(&fcm::Settings { request_timeout: Duration::from_secs(2), ..fake.fcm() }).await;
     fake.never_answers();
     let reply = fcm_send(&fcm).await;
-    assert!(matches!(&reply, Reply::Down { ambiguous: true, why, .. } if why == "no answer within 2s"), "{reply:?}");
+    assert!(
+        matches!(&reply, Reply::Down { ambiguous: true, why, .. } if why == "no answer within 2s"),
+        "{reply:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -487,7 +524,11 @@ async fn fcm_out_of_reach_took_nothing() {
 async fn expo_may_have_taken_a_request_that_it_hangs_up_on() {
     let fake = Fake::start().await;
     let (_server, origin) = hangs_up().await;
-    let expo = Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
+    let expo = Expo::new(
+        &expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() },
+        Arc::new(Metrics::new()),
+    )
+    .unwrap();
     let reply = expo_send(&expo, 1).await;
     assert!(matches!(reply, Reply::Down { ambiguous: true, .. }), "{reply:?}");
 }
@@ -503,7 +544,15 @@ async fn fcm_without_credentials_is_not_in_use() {
 async fn a_url_that_is_none_is_refused_at_the_start() {
     let fake = Fake::start().await;
     for url in ["", "exp.host", "ftp://exp.host/push/send"] {
-        assert!(Expo::new(&expo::Settings { url: url.into(), ..fake.expo() }, Arc::new(Metrics::new())).is_err(), "{url}");
-        assert!(Fcm::new(&fcm::Settings { url: url.into(), ..fake.fcm() }, Arc::new(Metrics::new())).await.is_err(), "{url}");
+        assert!(
+            Expo::new(&expo::Settings { url: url.into(), ..fake.expo() }, Arc::new(Metrics::new())).is_err(),
+            "{url}"
+        );
+        assert!(
+            Fcm::new(&fcm::Settings { url: url.into(), ..fake.fcm() }, Arc::new(Metrics::new()))
+                .await
+                .is_err(),
+            "{url}"
+        );
     }
 }

@@ -1,14 +1,17 @@
-//! A real Apache Kafka: pushcast as people run it, with the providers' fakes, and the consumer runtime as stages use it.
+//! A real Apache Kafka: pushcast as people run it, with the providers' fakes, and the consumer runtime as
+//! stages use it.
 //!
-//! The servers are those that `make services` starts. Without them these tests fail: a suite that skips proves nothing.
+//! The servers are those that `make services` starts. Without them these tests fail: a suite that skips
+//! proves nothing.
 //!
-//! pushcast's topics have fixed names, so its story takes them for itself and begins by deleting them. There is one story,
-//! because what it takes is time: a member's death is noticed after seconds, and a reminder's minute comes when it comes.
+//! pushcast's topics have fixed names, so its story takes them for itself and begins by deleting them. There
+//! is one story, because what it takes is time: a member's death is noticed after seconds, and a reminder's
+//! minute comes when it comes.
 //!
-//! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic. Each scene has
-//! topics and a group of its own and is played beside the others, but one test's after the other's: a machine whose processors
-//! are short makes sessions end, which is another test. `REAL_SEED` repeats the moments of a run; what is ignored here is for
-//! `make soak`.
+//! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic.
+//! Each scene has topics and a group of its own and is played beside the others, but one test's after the
+//! other's: a machine whose processors are short makes sessions end, which is another test. `REAL_SEED`
+//! repeats the moments of a run; what is ignored here is for `make soak`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -53,7 +56,12 @@ static STAGE: Mutex<()> = Mutex::new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pushcast_on_a_real_kafka() {
-    let quick = [("EXPO__RECEIPT_DELAY", "1s"), ("FCM__RATE_PER_SECOND", "0"), ("FCM__RAMP_UP", "0s"), ("MEDICATION__TICK_EVERY", "2s")];
+    let quick = [
+        ("EXPO__RECEIPT_DELAY", "1s"),
+        ("FCM__RATE_PER_SECOND", "0"),
+        ("FCM__RAMP_UP", "0s"),
+        ("MEDICATION__TICK_EVERY", "2s"),
+    ];
     let world = World::empty(&[&quick[..], &crash::SETTINGS].concat()).await;
 
     let phones = story::begins(&world);
@@ -90,7 +98,8 @@ fn relays_on_a_real_kafka() {
 #[test]
 #[ignore = "takes as long as one likes: make soak ROUNDS=30"]
 fn relays_are_killed_for_a_long_time() {
-    let (broker, rounds) = (Broker::of_services(), env::var("ROUNDS").map_or(30, |rounds| rounds.parse().unwrap()));
+    let (broker, rounds) =
+        (Broker::of_services(), env::var("ROUNDS").map_or(30, |rounds| rounds.parse().unwrap()));
     side_by_side([
         ("relays are killed, classic", &|| churn::with_crashes(&broker, Classic, rounds)),
         ("relays are killed, KIP-848", &|| churn::with_crashes(&broker, Consumer, rounds)),
@@ -118,20 +127,32 @@ fn odd_things_happen_to_relays_on_a_real_kafka() {
 #[test]
 fn kafka_is_stopped_and_comes_back() {
     let _stage = stage();
-    outage::of_the_only_broker(|cluster| cluster.stop(0), Duration::from_secs(10), |cluster| cluster.start_again(0));
+    outage::of_the_only_broker(
+        |cluster| cluster.stop(0),
+        Duration::from_secs(10),
+        |cluster| cluster.start_again(0),
+    );
 }
 
 /// It comes back later than one that was stopped: it reads its log, and waits until it has been missed.
 #[test]
 #[ignore = "like a stop, mostly: make soak"]
 fn kafka_is_killed_and_comes_back() {
-    outage::of_the_only_broker(|cluster| cluster.kill(0), Duration::from_secs(3), |cluster| cluster.start_again(0));
+    outage::of_the_only_broker(
+        |cluster| cluster.kill(0),
+        Duration::from_secs(3),
+        |cluster| cluster.start_again(0),
+    );
 }
 
 #[test]
 #[ignore = "like a stop, mostly: make soak"]
 fn kafka_freezes_and_goes_on() {
-    outage::of_the_only_broker(|cluster| cluster.freeze(0), Duration::from_secs(12), |cluster| cluster.thaw(0));
+    outage::of_the_only_broker(
+        |cluster| cluster.freeze(0),
+        Duration::from_secs(12),
+        |cluster| cluster.thaw(0),
+    );
 }
 
 #[test]
@@ -154,7 +175,9 @@ fn stage() -> MutexGuard<'static, ()> {
 /// Plays scenes at the same time: most of what they do is waiting.
 fn side_by_side<const N: usize>(scenes: [(&'static str, &(dyn Fn() + Sync)); N]) {
     let failed: Vec<_> = thread::scope(|scope| {
-        let play = |(name, scene): (&'static str, _)| (name, thread::Builder::new().name(name.into()).spawn_scoped(scope, scene).unwrap());
+        let play = |(name, scene): (&'static str, _)| {
+            (name, thread::Builder::new().name(name.into()).spawn_scoped(scope, scene).unwrap())
+        };
         let playing = scenes.map(play);
         playing.into_iter().filter_map(|(name, scene)| scene.join().is_err().then_some(name)).collect()
     });

@@ -106,5 +106,10 @@ fn text_to(token: &str) -> Value {
 }
 
 fn ids(tickets: &Value) -> Vec<String> {
-    tickets["data"].as_array().unwrap().iter().map(|ticket| ticket["id"].as_str().unwrap().to_owned()).collect()
+    tickets["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ticket| ticket["id"].as_str().unwrap().to_owned())
+        .collect()
 }

@@ -1,7 +1,8 @@
-//! The rules of the tree that no compiler holds: who may import whom, what the domain may not know, and sizes.
+//! The rules of the tree that no compiler holds: who may import whom, what the domain may not know, and
+//! sizes.
 //!
-//! To read the code it is cut into words and signs, without comments and texts. That is enough to follow `crate::` and
-//! `super::` paths, groups in braces included, and needs no parser.
+//! To read the code it is cut into words and signs, without comments and texts. That is enough to follow
+//! `crate::` and `super::` paths, groups in braces included, and needs no parser.
 
 #![allow(clippy::unwrap_used, reason = "all of this file is tests")]
 
@@ -88,7 +89,8 @@ fn modules_import_only_what_the_table_allows() {
             wrong.push(format!("{path}: {top} is not in the table of tests/tidy.rs"));
             continue;
         };
-        // Names of other things than modules (a macro, a type of the crate's root) are not in the table and no arrows.
+        // Names of other things than modules (a macro, a type of the crate's root) are not in the table and
+        // no arrows.
         let modules: BTreeSet<_> = MAY_IMPORT.iter().map(|(name, _)| *name).collect();
         for name in imports(&words, &module) {
             if name != top && modules.contains(name.as_str()) && !allowed.contains(&name.as_str()) {
@@ -109,7 +111,9 @@ fn the_table_lets_no_adapter_see_another() {
 #[test]
 fn the_domain_knows_no_clock_no_waiting_and_no_serialiser() {
     let mut wrong = Vec::new();
-    for Source { path, words, .. } in sources("src").into_iter().filter(|source| source.module.first().is_some_and(|top| top == "domain")) {
+    for Source { path, words, .. } in
+        sources("src").into_iter().filter(|source| source.module.first().is_some_and(|top| top == "domain"))
+    {
         for (what, pattern) in [
             ("is async", &["async"][..]),
             ("waits", &["await"]),
@@ -204,10 +208,14 @@ fn words(text: &str) -> Vec<String> {
             '/' if at(i + 1) == '*' => i = past_comment(&chars, i),
             '"' => i = past_text(&chars, i),
             // A character ends after one sign, or begins with a backslash; anything else is a lifetime.
-            '\'' if at(i + 1) == '\\' => i = (i + 3..chars.len()).find(|&j| at(j) == '\'').map_or(chars.len(), |j| j + 1),
+            '\'' if at(i + 1) == '\\' => {
+                i = (i + 3..chars.len()).find(|&j| at(j) == '\'').map_or(chars.len(), |j| j + 1)
+            }
             '\'' if at(i + 2) == '\'' => i += 3,
             c if c.is_alphanumeric() || c == '_' => {
-                let end = (i..=chars.len()).find(|&j| !(at(j).is_alphanumeric() || at(j) == '_')).unwrap_or(chars.len());
+                let end = (i..=chars.len())
+                    .find(|&j| !(at(j).is_alphanumeric() || at(j) == '_'))
+                    .unwrap_or(chars.len());
                 let word: String = chars[i..end].iter().collect();
                 let hashes = (end..chars.len()).take_while(|&j| at(j) == '#').count();
                 i = end;
@@ -252,11 +260,14 @@ fn past_text(chars: &[char], quote: usize) -> usize {
 }
 
 fn past_raw_text(chars: &[char], quote: usize, hashes: usize) -> usize {
-    let ends = |i: &usize| chars[*i] == '"' && chars[i + 1..].iter().take(hashes).filter(|c| **c == '#').count() == hashes;
+    let ends = |i: &usize| {
+        chars[*i] == '"' && chars[i + 1..].iter().take(hashes).filter(|c| **c == '#').count() == hashes
+    };
     (quote + 1..chars.len()).find(ends).map_or(chars.len(), |end| end + 1 + hashes)
 }
 
-/// The crate's modules that this file of `module` names, by `crate::`, `pushcast::`, or `super::` up to the root.
+/// The crate's modules that this file of `module` names, by `crate::`, `pushcast::`, or `super::` up to the
+/// root.
 fn imports(words: &[String], module: &[String]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     // The inline modules around a word, each with the depth of its brace.
@@ -276,7 +287,9 @@ fn imports(words: &[String], module: &[String]) -> BTreeSet<String> {
             }
             "crate" | "pushcast" if is_path(words, i + 1) => names.extend(named(&words[i + 3..])),
             "super" => {
-                let chain = (0..).take_while(|n| words.get(i + 3 * n).is_some_and(|word| word == "super") && is_path(words, i + 3 * n + 1));
+                let chain = (0..).take_while(|n| {
+                    words.get(i + 3 * n).is_some_and(|word| word == "super") && is_path(words, i + 3 * n + 1)
+                });
                 let supers = chain.count();
                 if supers > 0 && supers >= module.len() + inline.len() {
                     names.extend(named(&words[i + 3 * supers..]));
@@ -325,13 +338,22 @@ fn paths_are_found_in_groups_in_code_and_through_super() {
         let module: Vec<_> = module.iter().map(|name| (*name).to_owned()).collect();
         imports(&words(code), &module).into_iter().collect::<Vec<_>>()
     };
-    assert_eq!(found("use crate::{domain::{Token, UserId}, kafka::Settings as K, store};", &["expo"]), ["domain", "kafka", "store"]);
+    assert_eq!(
+        found("use crate::{domain::{Token, UserId}, kafka::Settings as K, store};", &["expo"]),
+        ["domain", "kafka", "store"]
+    );
     assert_eq!(found("fn f() -> crate::store::Page { pushcast::app::run() }", &["cli"]), ["app", "store"]);
     assert_eq!(found("pub(crate) fn f() {}", &["expo"]), [""; 0]);
     assert_eq!(found("use super::wire; use super::super::kafka;", &["expo", "client"]), ["kafka"]);
-    assert_eq!(found("mod tests { use super::*; use super::super::fcm; } use super::store;", &["expo"]), ["fcm", "store"]);
     assert_eq!(
-        found("impl A { fn f() { super::g() } } mod a { mod b { use super::super::super::{x, y::z}; } }", &["expo"]),
+        found("mod tests { use super::*; use super::super::fcm; } use super::store;", &["expo"]),
+        ["fcm", "store"]
+    );
+    assert_eq!(
+        found(
+            "impl A { fn f() { super::g() } } mod a { mod b { use super::super::super::{x, y::z}; } }",
+            &["expo"]
+        ),
         ["g", "x", "y"]
     );
 }

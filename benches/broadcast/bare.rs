@@ -1,4 +1,5 @@
-//! Loops around reqwest that post bodies and do nothing else: no Kafka, no store, no rate, no retries. Tokens lie ready.
+//! Loops around reqwest that post bodies and do nothing else: no Kafka, no store, no rate, no retries. Tokens
+//! lie ready.
 
 use std::{io::Write as _, path::Path, sync::Arc};
 
@@ -60,7 +61,8 @@ pub async fn run(world: &World, Bare { provider, bodies, gzip }: Bare, messages:
     let url = &world.environment["PUSHCAST__EXPO__URL"];
     let credentials = &world.environment["PUSHCAST__FCM__CREDENTIALS_FILE"];
     let url = if provider == "expo" { url } else { &world.environment["PUSHCAST__FCM__URL"] };
-    let mut child = Child::own(SENDER, &[WORD, provider, bodies, gzip, url, credentials, &messages.to_string()]);
+    let mut child =
+        Child::own(SENDER, &[WORD, provider, bodies, gzip, url, credentials, &messages.to_string()]);
     let numbers: Vec<f64> = child.says(1)[0].split(' ').map(|number| number.parse().unwrap()).collect();
     let rate = world.rate(provider, messages).await;
     Figures { rate, seconds: numbers[0], cpu: numbers[1] * 1e5 / messages as f64, peak: child.peak() }
@@ -106,11 +108,18 @@ async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64)
             body
         };
         let post = http.post(url).header(CONTENT_TYPE, "application/json");
-        let post = if gzip { post.header(CONTENT_ENCODING, "gzip").body(packed(body.as_bytes())) } else { post.body(body) };
+        let post = if gzip {
+            post.header(CONTENT_ENCODING, "gzip").body(packed(body.as_bytes()))
+        } else {
+            post.body(body)
+        };
         async move {
             let answer = post.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
             let tickets: Tickets<'_> = serde_json::from_slice(&answer).unwrap();
-            assert!(tickets.data.len() == BATCH && tickets.data.iter().all(|ticket| ticket.status == "ok" && !ticket.id.is_empty()));
+            assert!(
+                tickets.data.len() == BATCH
+                    && tickets.data.iter().all(|ticket| ticket.status == "ok" && !ticket.id.is_empty())
+            );
         }
     });
     stream::iter(requests).buffer_unordered(EXPO_AT_ONCE).for_each(async |()| {}).await;
@@ -121,7 +130,8 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
     let key = read_service_account_key(credentials).await.unwrap();
     let url = format!("{url}/v1/projects/{}/messages:send", key.project_id.clone().unwrap());
     let authenticator = ServiceAccountAuthenticator::builder(key).build().await.unwrap();
-    let bearer: Arc<str> = format!("Bearer {}", authenticator.token(&[SCOPE]).await.unwrap().token().unwrap()).into();
+    let bearer: Arc<str> =
+        format!("Bearer {}", authenticator.token(&[SCOPE]).await.unwrap().token().unwrap()).into();
     let http = Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     let rest = concat!(
         r#"","android":{"ttl":"86399s","priority":"HIGH","notification":{"channel_id":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA","sound":"default"}},"#,
@@ -133,7 +143,11 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
     let (begun, cpu) = (Instant::now(), cpu_seconds("self"));
     let requests = tokens.iter().map(|token| {
         let body = format!(r#"{{"message":{{"token":"{token}{rest}"#);
-        let post = http.post(&url).header(CONTENT_TYPE, "application/json").header(AUTHORIZATION, &*bearer).body(body);
+        let post = http
+            .post(&url)
+            .header(CONTENT_TYPE, "application/json")
+            .header(AUTHORIZATION, &*bearer)
+            .body(body);
         async move {
             let answer = post.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
             assert!(!serde_json::from_slice::<Sent<'_>>(&answer).unwrap().name.is_empty());

@@ -56,7 +56,13 @@ impl Child {
 
     fn start(core: &str, program: &Path, arguments: &[&str], environment: &Environment) -> Self {
         let mut command = Command::new("taskset");
-        command.args(["--cpu-list", core]).arg(program).args(arguments).envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
+        command
+            .args(["--cpu-list", core])
+            .arg(program)
+            .args(arguments)
+            .envs(environment)
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null());
         let mut process = command.spawn().unwrap();
         let says = BufReader::new(process.stdout.take().unwrap()).lines();
         Self { process, says }

@@ -39,13 +39,25 @@ pub fn token(provider: &str, n: u64) -> String {
 }
 
 impl Sender {
-    /// Starts it, without rate limits, on a store with so many tokens of one provider, which is the only one that it knows.
-    pub async fn start(world: &World, provider: &'static str, tokens: u64, settings: &[(&str, &str)]) -> Self {
+    /// Starts it, without rate limits, on a store with so many tokens of one provider, which is the only one
+    /// that it knows.
+    pub async fn start(
+        world: &World,
+        provider: &'static str,
+        tokens: u64,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let store = world.path(&format!("{provider}-{tokens}.db"));
         let is_new = !store.exists();
         let store = format!("embedded:{}", store.display());
-        let others: &[(&str, &str)] = if provider == "expo" { &[("fcm.credentials_file", "")] } else { &[("expo.enabled", "false")] };
-        let unlimited = [("expo.rate_per_second", "0"), ("fcm.rate_per_second", "0"), ("fcm.ramp_up", "0s"), ("store.url", &store)];
+        let others: &[(&str, &str)] =
+            if provider == "expo" { &[("fcm.credentials_file", "")] } else { &[("expo.enabled", "false")] };
+        let unlimited = [
+            ("expo.rate_per_second", "0"),
+            ("fcm.rate_per_second", "0"),
+            ("fcm.ramp_up", "0s"),
+            ("store.url", &store),
+        ];
         let mut sender = Self::run(world, &[&unlimited, others, settings].concat()).await;
         (sender.provider, sender.tokens) = (provider, tokens);
         if is_new {
@@ -60,15 +72,24 @@ impl Sender {
     /// Starts it with these settings, and waits until it is ready.
     pub async fn run(world: &World, settings: &[(&str, &str)]) -> Self {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let common = [("http.admin_listen", &*admin), ("log.filter", "warn"), ("kafka.properties", r#"{"session.timeout.ms":"6000"}"#)];
+        let common = [
+            ("http.admin_listen", &*admin),
+            ("log.filter", "warn"),
+            ("kafka.properties", r#"{"session.timeout.ms":"6000"}"#),
+        ];
         let mut environment: Environment = world.environment.clone();
         for (key, value) in common.iter().chain(settings) {
-            environment.insert(format!("PUSHCAST__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned());
+            environment
+                .insert(format!("PUSHCAST__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned());
         }
         let process = Child::pushcast(SENDER, &["run"], &environment);
         let sender = Self { process, admin_url: format!("http://{admin}"), provider: "expo", tokens: 0 };
         let ready = || world.http.get(format!("{}/ready", sender.admin_url)).send();
-        world.until("pushcast is ready", async || ready().await.is_ok_and(|answer| answer.status().is_success())).await;
+        world
+            .until("pushcast is ready", async || {
+                ready().await.is_ok_and(|answer| answer.status().is_success())
+            })
+            .await;
         sender
     }
 
@@ -80,7 +101,8 @@ impl Sender {
                 let event = json!({ "token": token, "userId": format!("user{n}"), "platform": if n % 2 == 0 { "android" } else { "ios" } });
                 Message::new(topics::DEVICE_TOKENS, token, event.to_string().into_bytes())
             });
-            let published = stream::iter(messages).map(|message| world.producer.publish(message)).buffer_unordered(5_000);
+            let published =
+                stream::iter(messages).map(|message| world.producer.publish(message)).buffer_unordered(5_000);
             published.try_collect::<()>().await.unwrap();
         }
         let all = providers.len() as u64 * tokens;
@@ -89,7 +111,8 @@ impl Sender {
 
     async fn registered(&self, world: &World) -> f64 {
         const NAME: &str = "pushcast_token_changes_total{change=\"registered\"}";
-        let text = world.http.get(format!("{}/metrics", self.admin_url)).send().await.unwrap().text().await.unwrap();
+        let text =
+            world.http.get(format!("{}/metrics", self.admin_url)).send().await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(NAME)?.trim().parse().ok()).unwrap_or(0.0)
     }
 
@@ -100,7 +123,13 @@ impl Sender {
         sleep(Duration::from_secs(1)).await;
         let post = format!("bench-{}", POSTS.fetch_add(1, Relaxed));
         let (cpu, begun) = (self.process.cpu(), Instant::now());
-        world.publish(topics::POSTS_CREATED, None, &json!({ "postId": post, "authorId": "nobody", "title": "A benchmark" })).await;
+        world
+            .publish(
+                topics::POSTS_CREATED,
+                None,
+                &json!({ "postId": post, "authorId": "nobody", "title": "A benchmark" }),
+            )
+            .await;
         let outcome = world.outcome(&format!("post:{post}")).await;
         let (cpu, seconds) = (self.process.cpu() - cpu, begun.elapsed().as_secs_f64());
         assert_eq!(outcome["sent"], self.tokens, "{outcome:#}");

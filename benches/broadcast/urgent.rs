@@ -23,7 +23,13 @@ pub async fn measure(world: &World) {
     sender.register(world, &["expo", "fcm"], TOKENS).await;
     world.forget().await;
 
-    world.publish(topics::POSTS_CREATED, None, &json!({ "postId": "large", "authorId": "nobody", "title": "A benchmark" })).await;
+    world
+        .publish(
+            topics::POSTS_CREATED,
+            None,
+            &json!({ "postId": "large", "authorId": "nobody", "title": "A benchmark" }),
+        )
+        .await;
     world.until("the broadcast runs", async || world.seen("fcm").await["taken"].as_u64() > Some(5_000)).await;
     let begun = Instant::now();
     let mut published = Vec::new();
@@ -39,17 +45,23 @@ pub async fn measure(world: &World) {
         published.push((format!("dose:pr1:{user}s-regimen:{at}"), now));
         world.publish(topics::MEDICATION_TICKS, Some(&user), &json!({ "dose": dose })).await;
     }
-    let used = ["expo", "fcm"].map(async |provider| (provider, world.seen(provider).await["peakPerSecond"].clone()));
+    let used =
+        ["expo", "fcm"].map(async |provider| (provider, world.seen(provider).await["peakPerSecond"].clone()));
     let used = futures::future::join_all(used).await;
     sleep(Duration::from_secs(2)).await;
 
-    println!("\n{:<30} {:>12} {:>9} {:>9} {:>9} {:>16}", "doses in broadcasts", "doses", "p50 ms", "p99 ms", "max ms", "most in a second");
+    println!(
+        "\n{:<30} {:>12} {:>9} {:>9} {:>9} {:>16}",
+        "doses in broadcasts", "doses", "p50 ms", "p99 ms", "max ms", "most in a second"
+    );
     let outcomes = world.outcomes_so_far().await;
     for (provider, most) in used {
         let mut late: Vec<f64> = published
             .iter()
             .map(|(id, published)| {
-                let outcome = outcomes.iter().find(|outcome| outcome["notificationId"] == **id && outcome["provider"] == provider);
+                let outcome = outcomes
+                    .iter()
+                    .find(|outcome| outcome["notificationId"] == **id && outcome["provider"] == provider);
                 let outcome = outcome.unwrap_or_else(|| panic!("{provider}: no outcome of {id}"));
                 assert_eq!(outcome["outcome"], "sent");
                 let at: jiff::Timestamp = outcome["pushSentAt"].as_str().unwrap().parse().unwrap();
@@ -58,7 +70,14 @@ pub async fn measure(world: &World) {
             .collect();
         late.sort_by(f64::total_cmp);
         let of = |share: usize| late[(late.len() * share / 100).min(late.len() - 1)];
-        println!("{provider:<30} {:>12} {:>9.1} {:>9.1} {:>9.1} {:>16}", late.len(), of(50), of(99), of(100), most);
+        println!(
+            "{provider:<30} {:>12} {:>9.1} {:>9.1} {:>9.1} {:>16}",
+            late.len(),
+            of(50),
+            of(99),
+            of(100),
+            most
+        );
     }
     sender.end().await;
 }

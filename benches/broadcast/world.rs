@@ -37,12 +37,21 @@ impl World {
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let credentials = folder.path().join("credentials.json");
-        let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--remember", "0", "--credentials", credentials.to_str().unwrap()];
+        let arguments = [
+            "sandbox",
+            "--listen",
+            "127.0.0.1:0",
+            "--remember",
+            "0",
+            "--credentials",
+            credentials.to_str().unwrap(),
+        ];
         let mut sandbox = Child::pushcast(RECEIVERS, &arguments, &Environment::new());
         let mut kafka = Child::own(RECEIVERS, &[KAFKA]);
         let said = sandbox.says(3).into_iter().chain(kafka.says(1));
-        let environment: Environment =
-            said.map(|line| line.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).unwrap()).collect();
+        let environment: Environment = said
+            .map(|line| line.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).unwrap())
+            .collect();
         let config = Config::load(None, &environment).unwrap();
         Self {
             producer: Producer::new(&config.kafka).unwrap(),
@@ -61,7 +70,10 @@ impl World {
     }
 
     pub async fn publish(&self, topic: &'static str, key: Option<&str>, value: &Value) {
-        self.producer.publish(Message::new(topic, key.map(str::to_owned), value.to_string().into_bytes())).await.unwrap();
+        self.producer
+            .publish(Message::new(topic, key.map(str::to_owned), value.to_string().into_bytes()))
+            .await
+            .unwrap();
     }
 
     /// The outcome of a notification.
@@ -91,21 +103,39 @@ impl World {
     pub async fn latency(&self, latency: &str) {
         let fault = json!({ "latency": latency, "tokens": [] });
         let faults = json!({ "expo": fault, "fcm": fault }).to_string();
-        let put = self.http.put(format!("{}/sandbox/faults", self.sandbox_url)).header("content-type", "application/json");
+        let put = self
+            .http
+            .put(format!("{}/sandbox/faults", self.sandbox_url))
+            .header("content-type", "application/json");
         put.body(faults).send().await.unwrap().error_for_status().unwrap();
     }
 
     pub async fn forget(&self) {
-        self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap().error_for_status().unwrap();
+        self.http
+            .post(format!("{}/sandbox/reset", self.sandbox_url))
+            .send()
+            .await
+            .unwrap()
+            .error_for_status()
+            .unwrap();
     }
 
     /// What a provider has seen since it was told to forget.
     pub async fn seen(&self, provider: &str) -> Value {
-        let text = self.http.get(format!("{}/sandbox/statistics", self.sandbox_url)).send().await.unwrap().text().await.unwrap();
+        let text = self
+            .http
+            .get(format!("{}/sandbox/statistics", self.sandbox_url))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
         serde_json::from_str::<BTreeMap<String, Value>>(&text).unwrap().remove(provider).unwrap()
     }
 
-    /// Messages per second between the provider's first and its last, of which there were so many and no doubles.
+    /// Messages per second between the provider's first and its last, of which there were so many and no
+    /// doubles.
     pub async fn rate(&self, provider: &str, messages: u64) -> f64 {
         let seen = self.seen(provider).await;
         assert_eq!((&seen["taken"], &seen["doubles"]), (&json!(messages), &json!(0)), "{seen:#}");

@@ -1,4 +1,5 @@
-//! What the system knows of a process, named by its id or `self`; and the middle of several figures. All benches use it.
+//! What the system knows of a process, named by its id or `self`; and the middle of several figures. All
+//! benches use it.
 
 use std::fs;
 

@@ -53,13 +53,22 @@ impl Broker {
 
     fn produce(&self) {
         eprintln!("writing {RECORDS} records of {VALUE_BYTES} bytes");
-        let producer: BaseProducer = self.client().set("acks", "1").set("linger.ms", "50").set("batch.size", "262144").create().unwrap();
+        let producer: BaseProducer = self
+            .client()
+            .set("acks", "1")
+            .set("linger.ms", "50")
+            .set("batch.size", "262144")
+            .create()
+            .unwrap();
         let value: Vec<u8> = (0..VALUE_BYTES).map(|_| rand::random()).collect();
         for n in 0..RECORDS {
             let (key, partition) = (format!("key-{n:08}"), i32::try_from(n % PARTITIONS as u64).unwrap());
             let mut record = BaseRecord::to(&self.topic).partition(partition).key(&key).payload(&value);
             while let Err((error, refused)) = producer.send(record) {
-                assert!(matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)), "{error}");
+                assert!(
+                    matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)),
+                    "{error}"
+                );
                 producer.poll(Duration::from_millis(10));
                 record = refused;
             }
@@ -74,7 +83,8 @@ impl Broker {
         if there.topics().iter().all(|topic| topic.name() != self.topic) {
             return 0;
         }
-        let ends = (0..PARTITIONS).map(|partition| consumer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT).unwrap());
+        let ends = (0..PARTITIONS)
+            .map(|partition| consumer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT).unwrap());
         ends.map(|(low, high)| u64::try_from(high - low).unwrap()).sum()
     }
 
@@ -105,6 +115,11 @@ fn state() -> PathBuf {
 
 fn services(word: &str) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let ended = Command::new(script).args([word, "kafka"]).env("SERVICES_STATE", state()).stdout(Stdio::null()).status().unwrap();
+    let ended = Command::new(script)
+        .args([word, "kafka"])
+        .env("SERVICES_STATE", state())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(ended.success(), "scripts/services {word}");
 }

@@ -1,7 +1,7 @@
 //! A contestant at work, seen from outside.
 //!
-//! It says `idle` before it joins its group, and `warm` and `done` with the records it has handled and the seconds since
-//! the first of them. It ends when its standard input does.
+//! It says `idle` before it joins its group, and `warm` and `done` with the records it has handled and the
+//! seconds since the first of them. It ends when its standard input does.
 
 use std::{
     fmt,
@@ -112,7 +112,8 @@ impl fmt::Display for Figures {
 fn java() -> Command {
     static COMPILED: OnceLock<()> = OnceLock::new();
     COMPILED.get_or_init(|| {
-        let maven = ["-B", "-q", "-f", JAVA, "compile", "dependency:copy-dependencies", "-DincludeScope=runtime"];
+        let maven =
+            ["-B", "-q", "-f", JAVA, "compile", "dependency:copy-dependencies", "-DincludeScope=runtime"];
         let compiled = Command::new("mvn").args(maven).stdout(Stdio::null()).status();
         assert!(
             compiled.is_ok_and(|compiled| compiled.success()),

@@ -1,8 +1,9 @@
-//! A second member joins and leaves under load: how long the first one is silent meanwhile, and what is handled twice.
+//! A second member joins and leaves under load: how long the first one is silent meanwhile, and what is
+//! handled twice.
 //!
-//! Silent: from the revocation, which a handler sees as [`Stop`], to the record on a kept partition with which the flow
-//! goes on. What is begun right after the revocation had been read before it and is no sign of life, so it is the longest
-//! pause that begins within [`STRAGGLING`] that is looked for.
+//! Silent: from the revocation, which a handler sees as [`Stop`], to the record on a kept partition with
+//! which the flow goes on. What is begun right after the revocation had been read before it and is no sign of
+//! life, so it is the longest pause that begins within [`STRAGGLING`] that is looked for.
 
 use std::{
     collections::BTreeMap,
@@ -47,8 +48,10 @@ struct Round {
 pub fn measure(broker: &Broker, protocol: &str, rounds: usize) {
     let rounds: Vec<Round> = (0..rounds).map(|_| round(broker, protocol)).collect();
     let name = format!("rebalance, {protocol}");
-    let [silent, drained] = [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| median(rounds.iter().map(of)));
-    let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing].map(|of| rounds.iter().map(of).sum::<u64>());
+    let [silent, drained] =
+        [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| median(rounds.iter().map(of)));
+    let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing]
+        .map(|of| rounds.iter().map(of).sum::<u64>());
     bar(&name, "seconds silent", silent, Bar::AtMost(0.5));
     bar(&name, "of them until all was drained and committed", drained, Bar::None);
     bar(&name, "doubles", doubles as f64, Bar::AtMost(0.0));
@@ -67,8 +70,11 @@ fn round(broker: &Broker, protocol: &str) -> Round {
     sleep(UNDISTURBED);
     let first = first.stop();
 
-    let silences: Vec<_> = first.iter().filter_map(|line| line.strip_prefix("silent ")).map(seconds).collect();
-    let [(silent, drained)] = silences[..] else { panic!("the first member was to see one revocation, and saw {silences:?}") };
+    let silences: Vec<_> =
+        first.iter().filter_map(|line| line.strip_prefix("silent ")).map(seconds).collect();
+    let [(silent, drained)] = silences[..] else {
+        panic!("the first member was to see one revocation, and saw {silences:?}")
+    };
     let mut handled: BTreeMap<i32, Vec<u64>> = BTreeMap::new();
     for line in first.iter().chain(&second).filter_map(|line| line.strip_prefix("handled ")) {
         let line: Vec<i64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -153,11 +159,16 @@ impl Diary {
         for revoked in stopped.chunk_by(|(one, _), (other, _)| *other - *one < STRAGGLING) {
             let at = revoked[0].0;
             let kept = |of: i32| revoked.iter().all(|(_, revoked)| *revoked != of);
-            let signs: Vec<_> =
-                self.begun.iter().filter(|(begun, of)| (at..until).contains(begun) && kept(*of)).map(|(begun, _)| *begun).collect();
+            let signs: Vec<_> = self
+                .begun
+                .iter()
+                .filter(|(begun, of)| (at..until).contains(begun) && kept(*of))
+                .map(|(begun, _)| *begun)
+                .collect();
             let mut last = at;
             let pauses = signs.iter().map(|sign| (std::mem::replace(&mut last, *sign), *sign));
-            let longest = pauses.filter(|(from, _)| *from - at < STRAGGLING).max_by_key(|(from, to)| *to - *from);
+            let longest =
+                pauses.filter(|(from, _)| *from - at < STRAGGLING).max_by_key(|(from, to)| *to - *from);
             let given_back = self.given_back.iter().find(|given_back| **given_back >= at);
             silences.push([longest.map_or(until, |(_, to)| to) - at, *given_back.unwrap_or(&until) - at]);
         }
@@ -181,7 +192,13 @@ impl Diary {
 
 /// Handles until its input ends, and then says what happened.
 pub async fn member(task: &Task, protocol: &str) {
-    let diary = Diary { born_at: Instant::now(), begun: Vec::new(), handled: BTreeMap::new(), stopped: Vec::new(), given_back: Vec::new() };
+    let diary = Diary {
+        born_at: Instant::now(),
+        begun: Vec::new(),
+        handled: BTreeMap::new(),
+        stopped: Vec::new(),
+        given_back: Vec::new(),
+    };
     let diary = Arc::new(Mutex::new(diary));
     let stage = worker::stage(task, protocol, Witness { diary: Arc::clone(&diary), pause: task.pause });
     let (stop, mut running, mut watching) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());

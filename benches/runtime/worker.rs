@@ -49,7 +49,9 @@ pub struct Task {
 }
 
 pub fn main(arguments: &[String]) {
-    let [contestant, broker, topic, group, pause_ms, in_flight, records] = arguments else { panic!("{arguments:?}") };
+    let [contestant, broker, topic, group, pause_ms, in_flight, records] = arguments else {
+        panic!("{arguments:?}")
+    };
     let task = Task {
         broker: broker.clone(),
         topic: topic.clone(),
@@ -111,13 +113,16 @@ async fn pushcast(task: &Task) {
 /// A stage with the settings that people get.
 pub fn stage<H: Handler>(task: &Task, protocol: &str, handler: H) -> Stage<H, Producer> {
     // Whoever tries a setting names it as for pushcast itself.
-    let mut environment: Environment = std::env::vars().filter(|(name, _)| name.starts_with("PUSHCAST__")).collect();
-    let ours = [("BOOTSTRAP_SERVERS", &*task.broker), ("GROUP_PREFIX", &*task.group), ("GROUP_PROTOCOL", protocol)];
+    let mut environment: Environment =
+        std::env::vars().filter(|(name, _)| name.starts_with("PUSHCAST__")).collect();
+    let ours =
+        [("BOOTSTRAP_SERVERS", &*task.broker), ("GROUP_PREFIX", &*task.group), ("GROUP_PROTOCOL", protocol)];
     environment.extend(ours.map(|(name, value)| (format!("PUSHCAST__KAFKA__{name}"), value.to_owned())));
     environment.entry("PUSHCAST__LOG__FILTER".to_owned()).or_insert_with(|| "warn".to_owned());
     let Config { kafka: settings, log, .. } = Config::load(None, &environment).unwrap();
     telemetry::init(&log).unwrap();
-    let spec = StageSpec { name: "bench".to_owned(), topics: vec![task.topic.clone()], in_flight: task.in_flight };
+    let spec =
+        StageSpec { name: "bench".to_owned(), topics: vec![task.topic.clone()], in_flight: task.in_flight };
     let producer = Producer::new(&settings).unwrap();
     Stage::new(&settings, spec, Arc::new(handler), producer, Arc::new(Metrics::new())).unwrap()
 }
@@ -127,7 +132,10 @@ pub fn stage<H: Handler>(task: &Task, protocol: &str, handler: H) -> Stage<H, Pr
 /// rdkafka as it comes: its defaults, which commit by themselves, and one record after the other.
 async fn plain(task: &Task) {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", &task.broker).set("group.id", &task.group).set("auto.offset.reset", "earliest");
+    config
+        .set("bootstrap.servers", &task.broker)
+        .set("group.id", &task.group)
+        .set("auto.offset.reset", "earliest");
     let consumer: StreamConsumer = config.create().unwrap();
     println!("idle");
     consumer.subscribe(&[&task.topic]).unwrap();

@@ -63,7 +63,11 @@ impl Task {
     /// Runs it in a process of its own.
     pub fn run(&self) -> Figures {
         let task = serde_json::to_string(self).unwrap();
-        let child = Command::new(std::env::current_exe().unwrap()).args([WORD, &task]).stderr(Stdio::inherit()).output().unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args([WORD, &task])
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
         assert!(child.status.success(), "{self:?}");
         serde_json::from_slice(&child.stdout).unwrap()
     }
@@ -99,13 +103,22 @@ pub fn main(task: &str) {
 impl Meter {
     /// Begins now. `number` is what will be done, where that is known.
     pub fn begin(number: u64) -> Self {
-        Self { begun: Instant::now(), cpu: cpu_seconds("self"), number, done: 0, memory: vec![memory("self", "VmRSS")] }
+        Self {
+            begun: Instant::now(),
+            cpu: cpu_seconds("self"),
+            number,
+            done: 0,
+            memory: vec![memory("self", "VmRSS")],
+        }
     }
 
     /// So many more are done.
     pub fn count(&mut self, tokens: u64) {
         self.done += tokens;
-        while self.number > 0 && self.memory.len() < 5 && self.done * 4 >= self.number * self.memory.len() as u64 {
+        while self.number > 0
+            && self.memory.len() < 5
+            && self.done * 4 >= self.number * self.memory.len() as u64
+        {
             self.memory.push(memory("self", "VmRSS"));
         }
     }

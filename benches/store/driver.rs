@@ -18,7 +18,12 @@ use crate::{
 
 /// LOCAL_QUORUM is the driver's default.
 async fn open(task: &Task) -> Session {
-    SessionBuilder::new().known_node(task.server().0).use_keyspace(task.server().1, false).build().await.unwrap()
+    SessionBuilder::new()
+        .known_node(task.server().0)
+        .use_keyspace(task.server().1, false)
+        .build()
+        .await
+        .unwrap()
 }
 
 /// The statements of a registration, in their order.
@@ -66,7 +71,8 @@ pub async fn register(task: &Task) -> Figures {
         let before = read(&s.token, &token).await;
         session.execute_unpaged(&s.put_token, (&token, names.state(n, version), ver)).await.unwrap();
         let after = read(&s.token, &token).await;
-        let (page, _) = session.execute_single_page(&s.device, (&device,), PagingState::start()).await.unwrap();
+        let (page, _) =
+            session.execute_single_page(&s.device, (&device,), PagingState::start()).await.unwrap();
         let hints = page.into_rows_result().unwrap().rows_num();
         let rival = read(&s.token, &token).await;
         let deleted = read(&s.deleted, &user).await;
@@ -85,7 +91,8 @@ pub async fn scan(task: &Task) -> Figures {
     let meter = Mutex::new(Meter::begin(task.number));
     stream::iter(0..SLICES)
         .for_each_concurrent(task.at_once, async |index| {
-            let pager = session.execute_iter(between.clone(), Slice { index, of: SLICES }.bounds()).await.unwrap();
+            let pager =
+                session.execute_iter(between.clone(), Slice { index, of: SLICES }.bounds()).await.unwrap();
             let mut rows = pager.rows_stream::<(i64, String, State)>().unwrap();
             while let Some((_, _, state)) = rows.try_next().await.unwrap() {
                 meter.lock().unwrap().count(u64::from(state.active));

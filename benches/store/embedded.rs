@@ -27,8 +27,8 @@ const COUNTED: u64 = 1_024;
 /// How many ask at once while the file is filled.
 const FILLED_AT_ONCE: usize = 1_024;
 
-/// A file with tokens, which is gone with the bench. On the disk that cargo builds on: folders for temporary files may be
-/// in memory, where a flush costs nothing.
+/// A file with tokens, which is gone with the bench. On the disk that cargo builds on: folders for temporary
+/// files may be in memory, where a flush costs nothing.
 pub struct Filled {
     folder: TempDir,
 }
@@ -58,7 +58,10 @@ async fn fill(path: &Path, tokens: u64) {
         let begun = Instant::now();
         let until = (from + step).min(tokens);
         register_all(&store, names, from..until, FILLED_AT_ONCE).await;
-        eprintln!("{until} of {tokens} tokens are in the file, {:.0}/s", (until - from) as f64 / begun.elapsed().as_secs_f64());
+        eprintln!(
+            "{until} of {tokens} tokens are in the file, {:.0}/s",
+            (until - from) as f64 / begun.elapsed().as_secs_f64()
+        );
     }
 }
 
@@ -93,12 +96,19 @@ async fn counted(store: &EmbeddedStore, path: &Path, at_once: usize) -> f64 {
     COUNTED as f64 / commits as f64
 }
 
-/// The salt of SQLite's log, and how many commits are in it: each ends with a page whose header says how large the file
-/// then is. Pages with another salt are left over from before the log was begun again.
+/// The salt of SQLite's log, and how many commits are in it: each ends with a page whose header says how
+/// large the file then is. Pages with another salt are left over from before the log was begun again.
 fn commits(path: &Path) -> (Vec<u8>, usize) {
     let log = fs::read(path.with_extension("db-wal")).unwrap();
     let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
     let (frame, salt) = (24 + number(8) as usize, &log[16..24]);
     let is_commit = |&at: &usize| &log[at + 8..at + 16] == salt && number(at + 4) > 0;
-    (salt.to_vec(), (32..log.len()).step_by(frame).take_while(|at| &log[at + 8..at + 16] == salt).filter(is_commit).count())
+    (
+        salt.to_vec(),
+        (32..log.len())
+            .step_by(frame)
+            .take_while(|at| &log[at + 8..at + 16] == salt)
+            .filter(is_commit)
+            .count(),
+    )
 }

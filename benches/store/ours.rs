@@ -29,7 +29,8 @@ async fn open(task: &Task) -> CqlStore {
 pub async fn register(task: &Task) -> Figures {
     let (store, names) = (open(task).await, Names::new());
     let mut meter = Meter::begin(task.number);
-    let done = stream::iter(0..task.number).map(async |n| store.apply(&names.registered(n), version(n)).await.unwrap());
+    let done = stream::iter(0..task.number)
+        .map(async |n| store.apply(&names.registered(n), version(n)).await.unwrap());
     done.buffer_unordered(task.at_once).for_each(async |()| {}).await;
     meter.count(task.number);
     meter.end()
@@ -42,7 +43,16 @@ pub async fn scan(task: &Task) -> Figures {
         .for_each_concurrent(task.at_once, async |index| {
             let mut after = None;
             loop {
-                let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: SLICES }, &Listeners::ALL, after, PAGE).await.unwrap();
+                let page = store
+                    .page_of_slice(
+                        ProviderId::Expo,
+                        Slice { index, of: SLICES },
+                        &Listeners::ALL,
+                        after,
+                        PAGE,
+                    )
+                    .await
+                    .unwrap();
                 meter.lock().unwrap().count(page.recipients.len() as u64);
                 if page.last {
                     return;

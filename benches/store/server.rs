@@ -49,7 +49,9 @@ impl Server {
             for name in [name.to_owned(), format!("{name}_lwt")] {
                 self.session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {name}"), ()).await.unwrap();
             }
-            CqlStore::init(&ours::cluster(&self.address, name), &Settings::default(), Timestamp::now()).await.unwrap();
+            CqlStore::init(&ours::cluster(&self.address, name), &Settings::default(), Timestamp::now())
+                .await
+                .unwrap();
         });
         format!("{}/{name}", self.address)
     }
@@ -66,13 +68,15 @@ impl Server {
     }
 
     async fn is_filled(&self, keyspace: &str) -> bool {
-        let query = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'filled'";
+        let query =
+            "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'filled'";
         let found = self.session.query_unpaged(query, (keyspace,)).await.unwrap();
         found.into_rows_result().unwrap().rows_num() > 0
     }
 
     async fn fill(&self, keyspace: &str, tokens: u64) {
-        let insert = format!("INSERT INTO {keyspace}.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?");
+        let insert =
+            format!("INSERT INTO {keyspace}.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?");
         let (insert, names) = (self.session.prepare(insert).await.unwrap(), Names::new());
         let done = AtomicU64::new(0);
         stream::iter(0..tokens)
@@ -89,7 +93,10 @@ impl Server {
                 }
             })
             .await;
-        self.session.query_unpaged(format!("CREATE TABLE {keyspace}.filled (nothing int PRIMARY KEY)"), ()).await.unwrap();
+        self.session
+            .query_unpaged(format!("CREATE TABLE {keyspace}.filled (nothing int PRIMARY KEY)"), ())
+            .await
+            .unwrap();
     }
 }
 
@@ -108,6 +115,11 @@ fn state() -> PathBuf {
 
 fn services(word: &str) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let ended = Command::new(script).args([word, "cassandra"]).env("SERVICES_STATE", state()).stdout(Stdio::null()).status().unwrap();
+    let ended = Command::new(script)
+        .args([word, "cassandra"])
+        .env("SERVICES_STATE", state())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(ended.success(), "scripts/services {word}");
 }

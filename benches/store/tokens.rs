@@ -3,7 +3,8 @@
 use pushcast::domain::{DeviceId, Platform, Timestamp, Token, TokenChange, UserId, Version};
 use scylla::{DeserializeValue, SerializeValue};
 
-const DEVICE_INFO: &str = r#"{"manufacturer":"Apple","model":"iPhone15,2","osVersion":"18.1","deviceType":"phone"}"#;
+const DEVICE_INFO: &str =
+    r#"{"manufacturer":"Apple","model":"iPhone15,2","osVersion":"18.1","deviceType":"phone"}"#;
 
 /// The cell of a token, as `schemas/cql` has it.
 #[derive(SerializeValue, DeserializeValue)]

@@ -15,7 +15,8 @@ pub const STAGES: [&str; 9] = [
     "cleanup",
 ];
 
-/// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all below them.
+/// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all
+/// below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stages(BTreeSet<&'static str>);
 
@@ -42,7 +43,9 @@ impl FromStr for Stages {
     fn from_str(list: &str) -> Result<Self, UnknownStage> {
         let mut picked = BTreeSet::new();
         for name in list.split(',').map(str::trim) {
-            let is_named = |stage: &&str| stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let is_named = |stage: &&str| {
+                stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
             let named: Vec<_> = STAGES.into_iter().filter(is_named).collect();
             if named.is_empty() {
                 return Err(UnknownStage(name.to_owned()));

@@ -1,7 +1,8 @@
 //! Turns the partitions that a process owns into its share of a provider's rate.
 //!
-//! Partitions count only while the group confirms that we are its member. A process that is cut off from Kafka learns
-//! nothing of the partitions that it has lost; half a session later, before anybody else can own them, it stops sending.
+//! Partitions count only while the group confirms that we are its member. A process that is cut off from
+//! Kafka learns nothing of the partitions that it has lost; half a session later, before anybody else can own
+//! them, it stops sending.
 
 use std::time::Duration;
 
@@ -37,8 +38,14 @@ pub(super) async fn follow(lanes: Lanes, share: watch::Sender<Share>) {
     let Lanes { mut urgent, mut bulk, trusted_for } = lanes;
     loop {
         let now = Instant::now();
-        let [(urgent_owned, urgent_until), (bulk_owned, bulk_until)] = [urgent.owned(trusted_for, now), bulk.owned(trusted_for, now)];
-        let new = Share { bulk: bulk_owned, bulk_of: bulk.partitions(), urgent: urgent_owned, urgent_of: urgent.partitions() };
+        let [(urgent_owned, urgent_until), (bulk_owned, bulk_until)] =
+            [urgent.owned(trusted_for, now), bulk.owned(trusted_for, now)];
+        let new = Share {
+            bulk: bulk_owned,
+            bulk_of: bulk.partitions(),
+            urgent: urgent_owned,
+            urgent_of: urgent.partitions(),
+        };
         share.send_if_modified(|before| std::mem::replace(before, new) != new);
         let doubt_at = [urgent_until, bulk_until].into_iter().flatten().min();
         let ended = tokio::select! {
@@ -66,7 +73,10 @@ impl Lane {
 
     /// How many partitions its topic has.
     fn partitions(&self) -> u32 {
-        let known = self.assignment.as_ref().and_then(|assignment| assignment.borrow().topics.get(self.topic).copied());
+        let known = self
+            .assignment
+            .as_ref()
+            .and_then(|assignment| assignment.borrow().topics.get(self.topic).copied());
         self.of.max(known.and_then(|known| u32::try_from(known).ok()).unwrap_or(0))
     }
 
@@ -89,7 +99,8 @@ mod tests {
     const TRUSTED_FOR: Duration = Duration::from_secs(5);
 
     fn assignment(partitions: i32) -> Assignment {
-        let partitions = (0..partitions).map(|partition| TopicPartition { topic: "bulk".into(), partition }).collect();
+        let partitions =
+            (0..partitions).map(|partition| TopicPartition { topic: "bulk".into(), partition }).collect();
         Assignment { arrived: true, partitions, confirmed_at: Some(Instant::now()), ..Assignment::default() }
     }
 
@@ -98,10 +109,20 @@ mod tests {
         bulk: Option<&watch::Sender<Assignment>>,
     ) -> (watch::Receiver<Share>, JoinSet<()>) {
         let (share, shown) = watch::channel(Share::NONE);
-        let lane =
-            |assignment: Option<&watch::Sender<_>>, topic, of| Lane { assignment: assignment.map(watch::Sender::subscribe), topic, of };
+        let lane = |assignment: Option<&watch::Sender<_>>, topic, of| Lane {
+            assignment: assignment.map(watch::Sender::subscribe),
+            topic,
+            of,
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(Lanes { urgent: lane(urgent, "urgent", 4), bulk: lane(bulk, "bulk", 16), trusted_for: TRUSTED_FOR }, share));
+        tasks.spawn(follow(
+            Lanes {
+                urgent: lane(urgent, "urgent", 4),
+                bulk: lane(bulk, "bulk", 16),
+                trusted_for: TRUSTED_FOR,
+            },
+            share,
+        ));
         (shown, tasks)
     }
 
@@ -109,9 +130,15 @@ mod tests {
     async fn a_share_follows_the_partitions_of_both_lanes() {
         let (urgent, bulk) = (watch::Sender::new(assignment(0)), watch::Sender::new(assignment(8)));
         let (mut shown, mut tasks) = started(Some(&urgent), Some(&bulk));
-        shown.wait_for(|share| *share == Share { bulk: 8, bulk_of: 16, urgent: 0, urgent_of: 4 }).await.unwrap();
+        shown
+            .wait_for(|share| *share == Share { bulk: 8, bulk_of: 16, urgent: 0, urgent_of: 4 })
+            .await
+            .unwrap();
         urgent.send_replace(assignment(3));
-        shown.wait_for(|share| *share == Share { bulk: 8, bulk_of: 16, urgent: 3, urgent_of: 4 }).await.unwrap();
+        shown
+            .wait_for(|share| *share == Share { bulk: 8, bulk_of: 16, urgent: 3, urgent_of: 4 })
+            .await
+            .unwrap();
         drop(bulk);
         tasks.join_next().await.unwrap().unwrap();
     }
@@ -143,6 +170,9 @@ mod tests {
     async fn a_lane_that_is_not_run_owns_nothing() {
         let urgent = watch::Sender::new(assignment(4));
         let (mut shown, _tasks) = started(Some(&urgent), None);
-        shown.wait_for(|share| *share == Share { bulk: 0, bulk_of: 16, urgent: 4, urgent_of: 4 }).await.unwrap();
+        shown
+            .wait_for(|share| *share == Share { bulk: 0, bulk_of: 16, urgent: 4, urgent_of: 4 })
+            .await
+            .unwrap();
     }
 }

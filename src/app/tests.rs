@@ -41,8 +41,13 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
             ended = process.join_next() => panic!("{stage} alone: {:#}", ended.unwrap().unwrap().unwrap_err()),
             () = sleep(Duration::from_secs(30)) => panic!("{stage} alone is not ready: {:?}", health.report()),
         }
-        let [expo, fcm] = ProviderId::ALL.map(|id| health.report().details.get(&http::trouble_of(id)).cloned());
-        assert!(expo.is_none() && fcm.is_some_and(|told| told.contains("not set up")), "{stage} alone: {:?}", health.report());
+        let [expo, fcm] =
+            ProviderId::ALL.map(|id| health.report().details.get(&http::trouble_of(id)).cloned());
+        assert!(
+            expo.is_none() && fcm.is_some_and(|told| told.contains("not set up")),
+            "{stage} alone: {:?}",
+            health.report()
+        );
         stop.cancel();
         let ended = timeout(LEAVING, process.join_next()).await;
         ended.unwrap_or_else(|_| panic!("{stage} alone does not end")).unwrap().unwrap().unwrap();
@@ -70,7 +75,10 @@ async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
 async fn a_task_that_ends_unasked_is_named() {
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
-    assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended, although nobody asked it to");
+    assert_eq!(
+        first_to_end(&mut tasks, &stop).await.unwrap().to_string(),
+        "sweep ended, although nobody asked it to"
+    );
     tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
     assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
 }

@@ -7,13 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId, Regimen, RegimenId,
-        Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress,
+        ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash,
+        Unavailable, UserId, Version,
     },
     metrics::Metrics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark, Marked, Marks, Page,
-        Registry, Route, Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark,
+        Marked, Marks, Page, Registry, Route, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -46,8 +47,8 @@ macro_rules! timed {
     ($($port:ident { $($operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)+ })+) => {$(
         impl<S: $port> $port for Timed<S> {
             $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, Unavailable> {
-                // On the heap: without optimisation each caller's frame would hold all that a driver awaits, many times over, and a
-                // worker's 2 MiB of stack were too few for delivery on a CQL store.
+                // On the heap: without optimisation each caller's frame would hold all that a driver awaits,
+                // many times over, and a worker's 2 MiB of stack were too few for delivery on a CQL store.
                 self.time(stringify!($operation), Box::pin(self.store.$operation($($name),*))).await
             })+
         }

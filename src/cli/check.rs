@@ -15,31 +15,48 @@ use pushcast::{
 
 use super::run::{Opened, open};
 
-/// Tells what is set, and tries Kafka, the store and FCM's credentials; Expo has nothing to try that rings nobody. A
-/// configuration with a mistake never comes this far: all its mistakes are printed, with exit code 2.
+/// Tells what is set, and tries Kafka, the store and FCM's credentials; Expo has nothing to try that rings
+/// nobody. A configuration with a mistake never comes this far: all its mistakes are printed, with exit code
+/// 2.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
     let metrics = Arc::new(Metrics::new());
-    let kafka = admin::check_topics(&config.kafka, topics::ALL).await.map(|topics| format!("fine: {} topics", topics.len()));
+    let kafka = admin::check_topics(&config.kafka, topics::ALL)
+        .await
+        .map(|topics| format!("fine: {} topics", topics.len()));
     let store = match open(&config).await {
-        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => Ok(format!("fine: {:#}", err.root_cause())),
+        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => {
+            Ok(format!("fine: {:#}", err.root_cause()))
+        }
         Err(err) => Err(err),
-        Ok(Opened::Embedded(store)) => store.ping().await.map(|()| "fine".to_owned()).map_err(anyhow::Error::from),
-        Ok(Opened::Cql(store)) => store.ping().await.map(|()| "fine: it has this release's tables".to_owned()).map_err(anyhow::Error::from),
+        Ok(Opened::Embedded(store)) => {
+            store.ping().await.map(|()| "fine".to_owned()).map_err(anyhow::Error::from)
+        }
+        Ok(Opened::Cql(store)) => store
+            .ping()
+            .await
+            .map(|()| "fine: it has this release's tables".to_owned())
+            .map_err(anyhow::Error::from),
     };
     let expo = match config.expo.enabled {
-        true => Expo::new(&config.expo, Arc::clone(&metrics)).map(|_| format!("set: {}", config.expo.url)).map_err(anyhow::Error::from),
+        true => Expo::new(&config.expo, Arc::clone(&metrics))
+            .map(|_| format!("set: {}", config.expo.url))
+            .map_err(anyhow::Error::from),
         false => Ok("off".to_owned()),
     };
     let fcm = match Fcm::new(&config.fcm, metrics).await {
-        Ok(Some(fcm)) => {
-            fcm.authorised().await.map(|()| "fine: its credentials got an OAuth token".to_owned()).map_err(anyhow::Error::from)
-        }
+        Ok(Some(fcm)) => fcm
+            .authorised()
+            .await
+            .map(|()| "fine: its credentials got an OAuth token".to_owned())
+            .map_err(anyhow::Error::from),
         Ok(None) => Ok("off: no credentials".to_owned()),
         Err(err) => Err(err.into()),
     };
     let mut wrong = 0;
-    for (what, found) in [("kafka", kafka.map_err(anyhow::Error::from)), ("store", store), ("expo", expo), ("fcm", fcm)] {
+    for (what, found) in
+        [("kafka", kafka.map_err(anyhow::Error::from)), ("store", store), ("expo", expo), ("fcm", fcm)]
+    {
         match found {
             Ok(fine) => println!("{what:13}  {fine}"),
             Err(err) => {

@@ -1,9 +1,9 @@
 //! `pushcast demo`: all of it in one process, and the promises attacked while you watch.
 //!
-//! Kafka is librdkafka's mock cluster, the store is SQLite in memory, Expo and FCM are the sandbox; between them runs what
-//! `pushcast run` runs, with settings that come the way that everybody's come. `cast` says what is published, `acts` when
-//! and under which attacks, `expected` what must come of it, and `verify` whether it did. What is expected follows from
-//! what was published alone.
+//! Kafka is librdkafka's mock cluster, the store is SQLite in memory, Expo and FCM are the sandbox; between
+//! them runs what `pushcast run` runs, with settings that come the way that everybody's come. `cast` says
+//! what is published, `acts` when and under which attacks, `expected` what must come of it, and `verify`
+//! whether it did. What is expected follows from what was published alone.
 
 mod acts;
 mod cast;
@@ -43,8 +43,8 @@ pub struct Args {
     pub keep: bool,
 }
 
-/// Runs until it has shown everything, or until `stop`. It fails if what was found is not what must come of what was
-/// published.
+/// Runs until it has shown everything, or until `stop`. It fails if what was found is not what must come of
+/// what was published.
 pub async fn run(args: Args, _: Config, stop: Stop) -> anyhow::Result<()> {
     let screen = Screen::new();
     let (world, mut running) = World::start(args.keep).await?;
@@ -81,9 +81,22 @@ async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<any
     let mut disagreements = verify(&expected, &found);
     if let Some(doing) = late {
         let found = format!("it still waited for {doing}");
-        disagreements.insert(0, Disagreement { about: "the end".to_owned(), expected: format!("within {DEADLINE:?}"), found });
+        disagreements.insert(
+            0,
+            Disagreement { about: "the end".to_owned(), expected: format!("within {DEADLINE:?}"), found },
+        );
     }
-    println!("{}", Told { world, expected: &expected, found: &found, measured: &measured, samples: &watch.seen().samples }.table());
+    println!(
+        "{}",
+        Told {
+            world,
+            expected: &expected,
+            found: &found,
+            measured: &measured,
+            samples: &watch.seen().samples
+        }
+        .table()
+    );
     if args.keep {
         let program = std::env::current_exe().context("finding this program")?;
         println!("\n{}", keep::lines(world, &program, Timestamp::now()));
@@ -93,7 +106,9 @@ async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<any
 
 fn judge(disagreements: &[Disagreement]) -> anyhow::Result<()> {
     if disagreements.is_empty() {
-        println!("What the sandbox counted, what the store holds and what pushcast published agree with what was published.");
+        println!(
+            "What the sandbox counted, what the store holds and what pushcast published agree with what was published."
+        );
         return Ok(());
     }
     for disagreement in disagreements {

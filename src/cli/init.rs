@@ -14,12 +14,17 @@ use super::run::{Opened, open};
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let report = admin::init(&config.kafka).await?;
     for (topic, created) in report.topics {
-        println!("topic  {topic:24} {}", if created == Created::Created { "created" } else { "is there, left as it is" });
+        println!(
+            "topic  {topic:24} {}",
+            if created == Created::Created { "created" } else { "is there, left as it is" }
+        );
     }
     for (subscription, began) in report.groups {
         let group = config.kafka.group_of(subscription.stage);
         let began = match began {
-            Began::Began { partitions } => format!("begins at the {} of {partitions} partitions", subscription.from.label()),
+            Began::Began { partitions } => {
+                format!("begins at the {} of {partitions} partitions", subscription.from.label())
+            }
             Began::Exists => "has its offsets".to_owned(),
             Began::Running => "is being read".to_owned(),
         };
@@ -41,7 +46,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             println!("store  ready");
         }
         // Whoever has it open has prepared it.
-        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => println!("store  {:#}", err.root_cause()),
+        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => {
+            println!("store  {:#}", err.root_cause())
+        }
         Err(err) => return Err(err),
     }
     Ok(())

@@ -34,7 +34,12 @@ impl Instance {
     }
 }
 
-async fn ask(address: SocketAddr, method: Method, path: &[&str], body: Option<&Value>) -> anyhow::Result<Value> {
+async fn ask(
+    address: SocketAddr,
+    method: Method,
+    path: &[&str],
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
     let mut url = Url::parse(&format!("http://{address}"))?;
     url.path_segments_mut().ok().context("an address has a path")?.extend(path);
     let client = Client::builder().no_proxy().timeout(ANSWER_WITHIN).build()?;
@@ -44,7 +49,9 @@ async fn ask(address: SocketAddr, method: Method, path: &[&str], body: Option<&V
         request = request.header("content-type", "application/json").body(body.to_string());
     }
     let answer = request.send().await.map_err(reqwest::Error::without_url);
-    let answer = answer.with_context(|| format!("no instance answers on {address}; is it running, with http.admin_listen there?"))?;
+    let answer = answer.with_context(|| {
+        format!("no instance answers on {address}; is it running, with http.admin_listen there?")
+    })?;
     let status = answer.status();
     let text = answer.text().await.map_err(reqwest::Error::without_url)?;
     match serde_json::from_str::<Value>(&text) {
@@ -61,7 +68,11 @@ fn address_of(admin_listen: &str) -> anyhow::Result<SocketAddr> {
     }
     let mut address: SocketAddr = admin_listen.parse().context("http.admin_listen")?;
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
     }
     Ok(address)
 }

@@ -21,14 +21,16 @@ pub struct Args {
     /// The topic
     pub topic: String,
 
-    /// What separates a key from its value in a line; without it lines have no key. A key with nothing behind it is a tombstone
+    /// What separates a key from its value in a line; without it lines have no key. A key with nothing behind
+    /// it is a tombstone
     #[arg(long, value_name = "TEXT")]
     pub key_separator: Option<String>,
 }
 
-/// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one. Empty lines are
-/// left out. A bad line is the end: what stands before it is written, and nothing behind it is. When Kafka refuses a line,
-/// some behind it are on their way already: these are waited for and counted too.
+/// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one.
+/// Empty lines are left out. A bad line is the end: what stands before it is written, and nothing behind it
+/// is. When Kafka refuses a line, some behind it are on their way already: these are waited for and counted
+/// too.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let producer = Producer::new(&config.kafka)?;
     let lines = BufReader::new(stdin()).lines();
@@ -39,7 +41,13 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let written = lines
         .try_filter(|(_, line)| ready(!line.is_empty()))
-        .and_then(|(number, line)| ready(message(&args, &line).map(|message| (number, message)).with_context(|| format!("line {number}"))))
+        .and_then(|(number, line)| {
+            ready(
+                message(&args, &line)
+                    .map(|message| (number, message))
+                    .with_context(|| format!("line {number}")),
+            )
+        })
         .take_until(stop.cancelled())
         .inspect_err(|_| stop.cancel())
         .map(|line| {
@@ -61,7 +69,9 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
         }
     }
     match failed {
-        Some(error) => Err(error.context(format!("{count} records were written to {}, but not all", args.topic))),
+        Some(error) => {
+            Err(error.context(format!("{count} records were written to {}, but not all", args.topic)))
+        }
         None => {
             eprintln!("{count} records written to {}", args.topic);
             Ok(())
@@ -73,7 +83,8 @@ fn message(args: &Args, line: &str) -> anyhow::Result<Message> {
     let Some(separator) = &args.key_separator else {
         return Ok(Message::new(args.topic.as_str(), None, line.into()));
     };
-    let (key, value) = line.split_once(separator.as_str()).with_context(|| format!("no {separator:?} in it"))?;
+    let (key, value) =
+        line.split_once(separator.as_str()).with_context(|| format!("no {separator:?} in it"))?;
     let value = Some(value.as_bytes().to_vec()).filter(|value| !value.is_empty());
     Ok(Message { value, ..Message::new(args.topic.as_str(), Some(key.to_owned()), Vec::new()) })
 }
@@ -89,8 +100,15 @@ mod tests {
     #[test]
     fn a_line_is_a_value_and_with_a_separator_a_key_too() {
         assert_eq!(message(&args(None), "a:b").unwrap(), Message::new("t", None, b"a:b".to_vec()));
-        assert_eq!(message(&args(Some(":")), "a:b").unwrap(), Message::new("t", Some("a".to_owned()), b"b".to_vec()));
+        assert_eq!(
+            message(&args(Some(":")), "a:b").unwrap(),
+            Message::new("t", Some("a".to_owned()), b"b".to_vec())
+        );
         assert_eq!(message(&args(Some(":")), "a:").unwrap().value, None, "a tombstone");
-        assert_eq!(message(&args(Some("|")), "a:b").unwrap_err().to_string(), r#"no "|" in it"#, "it may hold a token");
+        assert_eq!(
+            message(&args(Some("|")), "a:b").unwrap_err().to_string(),
+            r#"no "|" in it"#,
+            "it may hold a token"
+        );
     }
 }

@@ -12,7 +12,8 @@ use pushcast::{
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these stages, separated by commas; "delivery" and "delivery.expo" mean all below them [default: all]
+    /// Only these stages, separated by commas; "delivery" and "delivery.expo" mean all below them [default:
+    /// all]
     #[arg(long, value_name = "STAGES")]
     pub stages: Option<Stages>,
 }
@@ -44,6 +45,8 @@ pub async fn open(config: &Config) -> anyhow::Result<Opened> {
     Ok(match config.store.location()? {
         StoreUrl::Memory => Opened::Embedded(EmbeddedStore::memory().context("store.url")?),
         StoreUrl::File(path) => Opened::Embedded(EmbeddedStore::open(&path).context("store.url")?),
-        StoreUrl::Cql(cluster) => Opened::Cql(CqlStore::open(&cluster, &config.store).await.context("store.url")?),
+        StoreUrl::Cql(cluster) => {
+            Opened::Cql(CqlStore::open(&cluster, &config.store).await.context("store.url")?)
+        }
     })
 }

@@ -16,7 +16,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8085")]
     pub listen: SocketAddr,
 
-    /// The origin by which others reach it, where that is not the address that it listens on: http://sandbox:8085
+    /// The origin by which others reach it, where that is not the address that it listens on:
+    /// http://sandbox:8085
     #[arg(long, value_name = "URL", value_parser = origin)]
     pub url: Option<String>,
 
@@ -35,19 +36,27 @@ pub struct Args {
 
 /// Serves until `stop`.
 pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
-    let options = Options { listen: args.listen, url: args.url, remember: args.remember, ..Options::default() };
-    let sandbox = Sandbox::start(options).await.with_context(|| format!("--listen: can't listen on {}", args.listen))?;
+    let options =
+        Options { listen: args.listen, url: args.url, remember: args.remember, ..Options::default() };
+    let sandbox = Sandbox::start(options)
+        .await
+        .with_context(|| format!("--listen: can't listen on {}", args.listen))?;
     let broker = if args.kafka { Some(Broker::start()?) } else { None };
     println!("PUSHCAST__EXPO__URL={}", sandbox.expo_url());
     println!("PUSHCAST__FCM__URL={}", sandbox.fcm_url());
     if let Some(path) = &args.credentials {
-        std::fs::write(path, sandbox.service_account()).with_context(|| format!("--credentials: can't write {}", path.display()))?;
+        std::fs::write(path, sandbox.service_account())
+            .with_context(|| format!("--credentials: can't write {}", path.display()))?;
         println!("PUSHCAST__FCM__CREDENTIALS_FILE={}", path.display());
     }
     if let Some(broker) = &broker {
         println!("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
     }
-    eprintln!("serving; statistics at {}/sandbox/statistics, faults at {}/sandbox/faults", sandbox.url(), sandbox.url());
+    eprintln!(
+        "serving; statistics at {}/sandbox/statistics, faults at {}/sandbox/faults",
+        sandbox.url(),
+        sandbox.url()
+    );
     stop.wait().await;
     sandbox.stop().await;
     Ok(())

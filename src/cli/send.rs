@@ -33,7 +33,8 @@ pub struct Args {
 
 /// Sends one message past Kafka and the store, and tells what the provider said.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
-    let token = Token::parse(&args.token).context("a token looks like ExponentPushToken[…], or is one of FCM's")?;
+    let token =
+        Token::parse(&args.token).context("a token looks like ExponentPushToken[…], or is one of FCM's")?;
     let metrics = Arc::new(Metrics::new());
     let now = Timestamp::now();
     let notification = Notification {
@@ -48,7 +49,9 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let reply = match token.kind().provider() {
         ProviderId::Expo => send(&Expo::new(&config.expo, metrics)?, &notification, &token).await?,
         ProviderId::Fcm => {
-            let fcm = Fcm::new(&config.fcm, metrics).await?.context("FCM is not configured: set fcm.credentials_file")?;
+            let fcm = Fcm::new(&config.fcm, metrics)
+                .await?
+                .context("FCM is not configured: set fcm.credentials_file")?;
             send(&fcm, &notification, &token).await?
         }
     };
@@ -61,12 +64,18 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     }
 }
 
-async fn send<P: Provider>(provider: &P, notification: &Notification, token: &Token) -> anyhow::Result<Reply> {
+async fn send<P: Provider>(
+    provider: &P,
+    notification: &Notification,
+    token: &Token,
+) -> anyhow::Result<Reply> {
     let body = provider.body(notification)?;
     let mut reauthorised = false;
     loop {
         match provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await {
-            Reply::Reauthorised { refused: Some(why) } if reauthorised => return Ok(Reply::CredentialsRefused { why }),
+            Reply::Reauthorised { refused: Some(why) } if reauthorised => {
+                return Ok(Reply::CredentialsRefused { why });
+            }
             Reply::Reauthorised { refused } => reauthorised = refused.is_some(),
             reply => return Ok(reply),
         }

@@ -1,8 +1,8 @@
 //! One layer over the other, each value with the place it comes from.
 //!
-//! `config/default.toml` is the schema: a key that is not in it does not exist, and a value must have the type that its
-//! default has. What a type cannot say (a range, a word out of three) is asked of the section's own `Settings`, one
-//! value at a time, so that every mistake is found and each is laid to its own line.
+//! `config/default.toml` is the schema: a key that is not in it does not exist, and a value must have the
+//! type that its default has. What a type cannot say (a range, a word out of three) is asked of the section's
+//! own `Settings`, one value at a time, so that every mistake is found and each is laid to its own line.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -62,7 +62,8 @@ impl Effective {
         let mut settings = BTreeMap::new();
         for (section, values) in defaults {
             for (key, value) in values.as_table().into_iter().flatten() {
-                let setting = Setting { kind: Kind::of(value), value: value.clone(), origin: Origin::Default };
+                let setting =
+                    Setting { kind: Kind::of(value), value: value.clone(), origin: Origin::Default };
                 settings.insert(format!("{section}.{key}"), setting);
             }
         }
@@ -72,11 +73,18 @@ impl Effective {
     /// Puts a file on top.
     pub fn read_file(&mut self, path: &Path, text: &str, mistakes: &mut Vec<Mistake>) {
         let path: Arc<str> = path.display().to_string().into();
-        let at = |offset: usize| Origin::File { path: path.clone(), line: 1 + text[..offset].matches('\n').count() };
+        let at = |offset: usize| Origin::File {
+            path: path.clone(),
+            line: 1 + text[..offset].matches('\n').count(),
+        };
         let (document, errors) = DeTable::parse_recoverable(text);
         for err in &errors {
             let origin = at(err.span().map_or(0, |span| span.start));
-            mistakes.push(Mistake { origin: origin.to_string(), setting: None, expected: format!("is not TOML: {}", err.message()) });
+            mistakes.push(Mistake {
+                origin: origin.to_string(),
+                setting: None,
+                expected: format!("is not TOML: {}", err.message()),
+            });
         }
         for (section, values) in document.get_ref() {
             let name = section.get_ref();
@@ -97,8 +105,8 @@ impl Effective {
         }
     }
 
-    /// Puts the variables of the replaced systems on top. An empty one counts as not there: deployments pass them on
-    /// unset.
+    /// Puts the variables of the replaced systems on top. An empty one counts as not there: deployments pass
+    /// them on unset.
     pub fn read_names_of_old(&mut self, environment: &Environment, mistakes: &mut Vec<Mistake>) {
         for (name, key) in NAMES_OF_OLD {
             if let Some(text) = environment.get(name).filter(|text| !text.is_empty()) {
@@ -135,7 +143,10 @@ impl Effective {
 
     /// The settings as the parts of the process want them.
     pub fn sections(&self) -> Sections {
-        #[expect(clippy::expect_used, reason = "put() has refused every value that the sections refuse; a test reads the defaults")]
+        #[expect(
+            clippy::expect_used,
+            reason = "put() has refused every value that the sections refuse; a test reads the defaults"
+        )]
         Sections::deserialize(self.document()).expect("every value was tried before it was taken")
     }
 
@@ -152,11 +163,13 @@ impl Effective {
         }
     }
 
-    /// Puts one value on top, if it is of the right type and its section takes it. Otherwise the one below stays, so
-    /// that the rules between settings can still be checked.
+    /// Puts one value on top, if it is of the right type and its section takes it. Otherwise the one below
+    /// stays, so that the rules between settings can still be checked.
     fn put(&mut self, key: &str, value: Value, origin: Origin, mistakes: &mut Vec<Mistake>) {
         let before = &self.0[key];
-        let refusal = |value: &Value, expected: String| Mistake::of_value(&origin, key, &redact::shown(key, value), expected);
+        let refusal = |value: &Value, expected: String| {
+            Mistake::of_value(&origin, key, &redact::shown(key, value), expected)
+        };
         let value = match before.kind.accept(value, &before.value) {
             Ok(value) => value,
             Err(value) => return mistakes.push(refusal(&value, format!("expected {}", before.kind.words()))),
@@ -169,10 +182,16 @@ impl Effective {
         match Sections::deserialize(trial) {
             Ok(_) => drop(self.0.insert(key.to_owned(), Setting { kind, value, origin })),
             Err(_) if kind == Kind::Number => {
-                let range = if value.as_integer().is_some_and(i64::is_negative) { "0 or more" } else { "a smaller number" };
+                let range = if value.as_integer().is_some_and(i64::is_negative) {
+                    "0 or more"
+                } else {
+                    "a smaller number"
+                };
                 mistakes.push(refusal(&value, format!("expected {range}")));
             }
-            Err(_) if kind == Kind::Duration => mistakes.push(refusal(&value, format!("expected {}", kind.words()))),
+            Err(_) if kind == Kind::Duration => {
+                mistakes.push(refusal(&value, format!("expected {}", kind.words())))
+            }
             Err(err) => mistakes.push(refusal(&value, in_one_line(err.message()))),
         }
     }
@@ -193,12 +212,13 @@ impl Effective {
         self.0.keys().any(|key| key.split('.').next() == Some(name))
     }
 
-    /// The known name that a misspelt one was probably meant to be: the closest by edits, at most a third of them; or
-    /// the same key in the section where it really lies.
+    /// The known name that a misspelt one was probably meant to be: the closest by edits, at most a third of
+    /// them; or the same key in the section where it really lies.
     fn alike(&self, misspelt: &str) -> Option<String> {
         let sections = self.0.keys().filter_map(|key| Some(key.split_once('.')?.0.to_owned()));
         let known = self.0.keys().cloned().chain(sections);
-        let (distance, closest) = known.map(|name| (strsim::damerau_levenshtein(&name, misspelt), name)).min()?;
+        let (distance, closest) =
+            known.map(|name| (strsim::damerau_levenshtein(&name, misspelt), name)).min()?;
         if distance <= misspelt.len() / 3 {
             return Some(closest);
         }
@@ -237,8 +257,11 @@ impl Kind {
     fn read(self, key: &str, text: &str) -> Result<Value, String> {
         let expected = || format!("expected {}", self.words());
         match self {
-            // A PEM key fits into one line only with its line breaks written as \n; some env files keep the quotes too.
-            Self::Text if key == "fcm.private_key" => Ok(Value::from(text.trim().trim_matches('"').replace("\\n", "\n"))),
+            // A PEM key fits into one line only with its line breaks written as \n; some env files keep the
+            // quotes too.
+            Self::Text if key == "fcm.private_key" => {
+                Ok(Value::from(text.trim().trim_matches('"').replace("\\n", "\n")))
+            }
             Self::Text | Self::Duration => Ok(Value::from(text)),
             Self::Number => text.trim().replace('_', "").parse().map(Value::Integer).map_err(|_| expected()),
             Self::Switch => match text.trim().to_ascii_lowercase().as_str() {
@@ -246,20 +269,25 @@ impl Kind {
                 "false" | "0" | "no" | "off" => Ok(Value::Boolean(false)),
                 _ => Err("expected true or false (1, 0, yes, no, on, off do too)".to_owned()),
             },
-            Self::List => Ok(Value::Array(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect())),
+            Self::List => Ok(Value::Array(
+                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect(),
+            )),
             Self::Properties if text.trim().is_empty() => Ok(Value::Table(Table::new())),
-            Self::Properties => serde_json::from_str(text)
-                .map(Value::Table)
-                .map_err(|err| format!("expected one JSON object, as in {{\"security.protocol\":\"ssl\"}} (column {})", err.column())),
+            Self::Properties => serde_json::from_str(text).map(Value::Table).map_err(|err| {
+                format!(
+                    "expected one JSON object, as in {{\"security.protocol\":\"ssl\"}} (column {})",
+                    err.column()
+                )
+            }),
         }
     }
 
     /// The value as the settings hold it, or the value back if it is of another type.
     fn accept(self, value: Value, below: &Value) -> Result<Value, Value> {
         match (self, &value) {
-            (Self::Text | Self::Duration, Value::String(_)) | (Self::Number, Value::Integer(_)) | (Self::Switch, Value::Boolean(_)) => {
-                Ok(value)
-            }
+            (Self::Text | Self::Duration, Value::String(_))
+            | (Self::Number, Value::Integer(_))
+            | (Self::Switch, Value::Boolean(_)) => Ok(value),
             (Self::List, Value::Array(items)) if items.iter().all(Value::is_str) => Ok(value),
             (Self::Properties, Value::Table(properties)) => {
                 // Properties of a stronger layer join those of the weaker ones.
@@ -271,8 +299,8 @@ impl Kind {
     }
 }
 
-/// librdkafka's names have dots in them, which TOML takes for tables, and its values are all text. False = one of the
-/// values is neither text, number nor switch.
+/// librdkafka's names have dots in them, which TOML takes for tables, and its values are all text. False =
+/// one of the values is neither text, number nor switch.
 fn flatten(prefix: &str, properties: &Table, into: &mut Table) -> bool {
     properties.iter().all(|(name, value)| {
         let name = format!("{prefix}{name}");
@@ -295,13 +323,15 @@ fn plain(value: &DeValue<'_>) -> Value {
             Ok(number) => Value::Integer(number),
             Err(_) => Value::from(number.as_str()),
         },
-        DeValue::Float(number) => number.as_str().parse().map_or_else(|_| Value::from(number.as_str()), Value::Float),
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or_else(|_| Value::from(number.as_str()), Value::Float)
+        }
         DeValue::Boolean(switch) => Value::Boolean(*switch),
         DeValue::Datetime(time) => Value::Datetime(*time),
         DeValue::Array(items) => Value::Array(items.iter().map(|item| plain(item.get_ref())).collect()),
-        DeValue::Table(table) => {
-            Value::Table(table.iter().map(|(key, value)| (key.get_ref().to_string(), plain(value.get_ref()))).collect())
-        }
+        DeValue::Table(table) => Value::Table(
+            table.iter().map(|(key, value)| (key.get_ref().to_string(), plain(value.get_ref()))).collect(),
+        ),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What is wrong with the settings, each mistake on one line: where, which key, which value, what is expected.
+//! What is wrong with the settings, each mistake on one line: where, which key, which value, what is
+//! expected.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -64,7 +65,11 @@ impl Mistake {
 
     /// A value that does not do. `shown` holds no secret.
     pub(super) fn of_value(origin: &Origin, key: &str, shown: &str, expected: impl Into<String>) -> Self {
-        Self { origin: origin.to_string(), setting: Some(format!("{key} = {shown}")), expected: expected.into() }
+        Self {
+            origin: origin.to_string(),
+            setting: Some(format!("{key} = {shown}")),
+            expected: expected.into(),
+        }
     }
 }
 

@@ -21,9 +21,15 @@ pub(super) fn shown(key: &str, value: &Value) -> String {
 
 /// librdkafka has dozens of names for credentials, and plugins bring their own: what looks like one is one.
 fn property(name: &str, value: &Value) -> String {
-    let telling = ["password", "secret", "token", "pem", "key", "jaas", "sasl.username", "sasl.oauthbearer.config"];
-    let harmless = name.ends_with(".location") || name.ends_with(".mechanisms") || name.ends_with(".mechanism");
-    if !harmless && telling.iter().any(|word| name.contains(word)) { HIDDEN.to_owned() } else { value.to_string() }
+    let telling =
+        ["password", "secret", "token", "pem", "key", "jaas", "sasl.username", "sasl.oauthbearer.config"];
+    let harmless =
+        name.ends_with(".location") || name.ends_with(".mechanisms") || name.ends_with(".mechanism");
+    if !harmless && telling.iter().any(|word| name.contains(word)) {
+        HIDDEN.to_owned()
+    } else {
+        value.to_string()
+    }
 }
 
 /// `scheme://user:password@host` without the user and the password.
@@ -42,7 +48,10 @@ mod tests {
 
     #[test]
     fn a_url_is_shown_without_its_password() {
-        assert_eq!(shown("store.url", &Value::from("scylla://ann:p@ss/word@db:9042/push")), "\"scylla://[redacted]@db:9042/push\"");
+        assert_eq!(
+            shown("store.url", &Value::from("scylla://ann:p@ss/word@db:9042/push")),
+            "\"scylla://[redacted]@db:9042/push\""
+        );
         assert_eq!(shown("fcm.url", &Value::from("https://a.example")), "\"https://a.example\"");
     }
 

@@ -52,13 +52,21 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
     );
     let prefix = &kafka.group_prefix;
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    rules.hold("kafka.group_prefix", !prefix.is_empty() && prefix.bytes().all(legal), || "expected letters, digits, '.', '_' or '-'");
+    rules.hold(
+        "kafka.group_prefix",
+        !prefix.is_empty() && prefix.bytes().all(legal),
+        || "expected letters, digits, '.', '_' or '-'",
+    );
     rules.hold(
         "kafka.session_timeout",
         (SECOND * 6..=SECOND * 1800).contains(&kafka.session_timeout),
         || "expected 6s to 30m, what brokers allow (group.min.session.timeout.ms, group.max.session.timeout.ms)",
     );
-    rules.hold("kafka.commit_every", (SECOND / 10..=SECOND * 60).contains(&kafka.commit_every), || "expected 100ms to 60s");
+    rules.hold(
+        "kafka.commit_every",
+        (SECOND / 10..=SECOND * 60).contains(&kafka.commit_every),
+        || "expected 100ms to 60s",
+    );
     rules.at_least_one("kafka.in_flight", kafka.in_flight);
     rules.at_least_one("kafka.in_flight_bytes", kafka.in_flight_bytes);
     rules.at_least_one("kafka.span", kafka.span);
@@ -67,8 +75,9 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
         kafka.replication_factor >= 0,
         || "expected 0 (as many as there are brokers, at most 3) or more",
     );
-    // Auto-commit would commit what was read rather than what is settled; one group id would join all stages into one group.
-    // `latest` would skip what was written while nobody was reading, `error` would end the reading.
+    // Auto-commit would commit what was read rather than what is settled; one group id would join all stages
+    // into one group. `latest` would skip what was written while nobody was reading, `error` would end the
+    // reading.
     for name in ["enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "group.id"] {
         rules.hold("kafka.properties", !kafka.properties.contains_key(name), || {
             format!("{name} is not yours to set: records would be lost with it")
@@ -80,19 +89,35 @@ fn store(rules: &mut Rules, store: &store::Settings) {
     if let Err(invalid) = store.location() {
         rules.breaks("store.url", invalid);
     }
-    rules.hold("store.replication_factor", store.replication_factor >= 0, || "expected 0 (as many as there are nodes, at most 3) or more");
+    rules.hold(
+        "store.replication_factor",
+        store.replication_factor >= 0,
+        || "expected 0 (as many as there are nodes, at most 3) or more",
+    );
     let (certificate, key) = (!store.certificate_file.is_empty(), !store.key_file.is_empty());
     rules.hold("store.certificate_file", certificate || !key, || "needed beside store.key_file");
     rules.hold("store.key_file", key || !certificate, || "needed beside store.certificate_file");
-    rules.hold("store.ca_file", !store.ca_file.is_empty() || !(certificate || key), || "needed beside store.certificate_file");
+    rules.hold(
+        "store.ca_file",
+        !store.ca_file.is_empty() || !(certificate || key),
+        || "needed beside store.certificate_file",
+    );
 }
 
 fn push(rules: &mut Rules, push: &delivery::Settings) {
     rules.at_least_one("push.open_pages", push.open_pages);
     rules.hold("push.page_size", (1..=500).contains(&push.page_size), || "expected 1 to 500");
     let provider_max = DAY * 28;
-    rules.hold("push.bulk_life", (SECOND..=provider_max).contains(&push.bulk_life), || "expected 1s to 28 days (672h)");
-    rules.hold("push.urgent_life", (SECOND..=provider_max).contains(&push.urgent_life), || "expected 1s to 28 days (672h)");
+    rules.hold(
+        "push.bulk_life",
+        (SECOND..=provider_max).contains(&push.bulk_life),
+        || "expected 1s to 28 days (672h)",
+    );
+    rules.hold(
+        "push.urgent_life",
+        (SECOND..=provider_max).contains(&push.urgent_life),
+        || "expected 1s to 28 days (672h)",
+    );
     rules.hold("push.brake_dead", push.brake_dead >= 1, || "expected 1 or more");
     rules.hold("push.brake_percent", push.brake_percent <= 100, || "expected 0 to 100 (100 = no brake)");
     rules.hold("push.brake_window", (SECOND..=HOUR).contains(&push.brake_window), || "expected 1s to 1h");
@@ -103,8 +128,16 @@ fn expo(rules: &mut Rules, expo: &expo::Settings) {
     rules.url("expo.url", &expo.url);
     rules.rate("expo.rate_per_second", expo.rate_per_second);
     rules.request_slots("expo.requests_in_flight", expo.requests_in_flight);
-    rules.hold("expo.receipt_delay", expo.receipt_delay < DAY, || "expected less than 24h: Expo forgets receipts then");
-    rules.hold("expo.dead_token_errors", expo.dead_token_errors.iter().all(|word| !word.trim().is_empty()), || "expected no empty text");
+    rules.hold(
+        "expo.receipt_delay",
+        expo.receipt_delay < DAY,
+        || "expected less than 24h: Expo forgets receipts then",
+    );
+    rules.hold(
+        "expo.dead_token_errors",
+        expo.dead_token_errors.iter().all(|word| !word.trim().is_empty()),
+        || "expected no empty text",
+    );
 }
 
 fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
@@ -118,7 +151,11 @@ fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
     rules.request_slots("fcm.requests_in_flight", fcm.requests_in_flight);
     rules.at_least_one("fcm.connections", fcm.connections);
     let key = fcm.private_key.expose_secret();
-    rules.hold("fcm.private_key", key.is_empty() || key.contains("-----BEGIN "), || "expected a PEM key: -----BEGIN PRIVATE KEY-----…");
+    rules.hold(
+        "fcm.private_key",
+        key.is_empty() || key.contains("-----BEGIN "),
+        || "expected a PEM key: -----BEGIN PRIVATE KEY-----…",
+    );
     if !fcm.credentials_file.is_empty() {
         return;
     }
@@ -130,15 +167,25 @@ fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
             !fcm.project_id.is_empty(),
             || "needed beside fcm.client_email and fcm.private_key, which do not name the project",
         ),
-        (false, true) => rules.breaks("fcm.private_key", "needed beside fcm.client_email (or fcm.credentials_file instead of both)"),
-        (true, false) => rules.breaks("fcm.client_email", "needed beside fcm.private_key (or fcm.credentials_file instead of both)"),
+        (false, true) => rules.breaks(
+            "fcm.private_key",
+            "needed beside fcm.client_email (or fcm.credentials_file instead of both)",
+        ),
+        (true, false) => rules.breaks(
+            "fcm.client_email",
+            "needed beside fcm.private_key (or fcm.credentials_file instead of both)",
+        ),
     }
 }
 
-/// A stop waits for requests that are on the wire; one that may outlast it would be cut, and its messages sent twice.
+/// A stop waits for requests that are on the wire; one that may outlast it would be cut, and its messages
+/// sent twice.
 fn drain(rules: &mut Rules, config: &Config) {
     let drain = config.kafka.drain_timeout;
-    let timeouts = [("expo.request_timeout", config.expo.request_timeout), ("fcm.request_timeout", config.fcm.request_timeout)];
+    let timeouts = [
+        ("expo.request_timeout", config.expo.request_timeout),
+        ("fcm.request_timeout", config.fcm.request_timeout),
+    ];
     for (key, timeout) in timeouts {
         rules.hold(key, !timeout.is_zero() && timeout < drain, || {
             format!("expected more than 0s and less than kafka.drain_timeout ({drain:?}), or a stop cuts requests short")
@@ -158,7 +205,10 @@ fn posts(rules: &mut Rules, posts: &posts::Settings) {
 fn medication(rules: &mut Rules, medication: &medication::Settings) {
     rules.hold("medication.max_lateness", medication.max_lateness >= SECOND, || "expected 1s or more");
     rules.hold("medication.tick_every", medication.tick_every < medication.max_lateness, || {
-        format!("expected less than medication.max_lateness ({:?}), or doses are missed between two ticks", medication.max_lateness)
+        format!(
+            "expected less than medication.max_lateness ({:?}), or doses are missed between two ticks",
+            medication.max_lateness
+        )
     });
     let fields = ["medicine_name", "dosage", "local_time"];
     rules.template("medication.title", &medication.title, &fields);
@@ -177,7 +227,10 @@ fn http(rules: &mut Rules, http: &http::Settings) {
 
 fn log(rules: &mut Rules, log: &telemetry::Settings) {
     if let Err(err) = telemetry::filter(log) {
-        rules.breaks("log.filter", format!("expected a filter as in \"info\" or \"pushcast=debug,info\": {err}"));
+        rules.breaks(
+            "log.filter",
+            format!("expected a filter as in \"info\" or \"pushcast=debug,info\": {err}"),
+        );
     }
 }
 
@@ -248,7 +301,17 @@ mod tests {
         for good in ["kafka:9092", "127.0.0.1:9092", "[::1]:9092", "b-1.msk.example.com:9096"] {
             assert!(is_host_and_port(good), "{good}");
         }
-        for bad in ["", "kafka", "kafka:", "kafka:0", "kafka:99999", ":9092", "::1:9092", "http://kafka:9092", "a b:9092"] {
+        for bad in [
+            "",
+            "kafka",
+            "kafka:",
+            "kafka:0",
+            "kafka:99999",
+            ":9092",
+            "::1:9092",
+            "http://kafka:9092",
+            "a b:9092",
+        ] {
             assert!(!is_host_and_port(bad), "{bad}");
         }
     }

@@ -1,4 +1,5 @@
-//! What the answers of all providers have in common: how long they ask us to wait, and words that may be logged.
+//! What the answers of all providers have in common: how long they ask us to wait, and words that may be
+//! logged.
 
 use std::{error::Error, time::Duration};
 
@@ -10,8 +11,8 @@ use crate::domain::{Timestamp, Token};
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 const WORDS_MAX: usize = 300;
 
-/// How long a `Retry-After` header asks us to wait, in its two forms: seconds, or an HTTP date. `None` where there is
-/// none or it is neither. A second at least; `retry` decides how much of a long one is believed.
+/// How long a `Retry-After` header asks us to wait, in its two forms: seconds, or an HTTP date. `None` where
+/// there is none or it is neither. A second at least; `retry` decides how much of a long one is believed.
 pub fn retry_after(value: Option<&str>, now: Timestamp) -> Option<Duration> {
     let value = value?.trim();
     let wait = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
@@ -24,10 +25,11 @@ pub fn retry_after(value: Option<&str>, now: Timestamp) -> Option<Duration> {
     Some(wait.max(RETRY_AFTER_MIN))
 }
 
-/// A provider's words as they may be logged and stored: one line, at most 300 characters, every token replaced.
+/// A provider's words as they may be logged and stored: one line, at most 300 characters, every token
+/// replaced.
 ///
-/// Tokens of the request stand as their hash. What looks like an Expo token is blanked even if it is none of the
-/// request's, for Expo may write a token in another form than we do.
+/// Tokens of the request stand as their hash. What looks like an Expo token is blanked even if it is none of
+/// the request's, for Expo may write a token in another form than we do.
 pub fn words<'a>(text: &str, tokens: impl IntoIterator<Item = &'a Token>) -> String {
     let mut text = text.to_owned();
     for token in tokens {
@@ -106,7 +108,10 @@ mod tests {
     fn words_hold_no_token_and_stay_on_one_line() {
         let ours = Token::parse(&"Fcm_0".repeat(20)).unwrap();
         let text = format!("\"ExponentPushToken[secret]\" and\n\t{} and ExpoPushToken[other", ours.as_str());
-        assert_eq!(words(&text, [&ours]), format!("\"ExponentPushToken[…]\" and <{}> and ExpoPushToken[…", ours.hash()));
+        assert_eq!(
+            words(&text, [&ours]),
+            format!("\"ExponentPushToken[…]\" and <{}> and ExpoPushToken[…", ours.hash())
+        );
         assert_eq!(words(&"ü".repeat(1000), []).chars().count(), WORDS_MAX + 1);
     }
 }

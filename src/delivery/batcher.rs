@@ -1,14 +1,16 @@
 //! One provider's sender: it alone decides which messages go next, and what an answer means for them.
 //!
-//! Handlers hand pages in at the [`Desk`] and get them back with an outcome for each message. In between the batcher fills
-//! requests from the most urgent pages, keeps the rate, keeps some request slots for urgent messages, and sends again what
-//! the provider did not take, until it is taken, refused or its life is over. A page is held nowhere but here and at its
-//! handler, so what is open is bounded by the handlers' seats.
+//! Handlers hand pages in at the [`Desk`] and get them back with an outcome for each message. In between the
+//! batcher fills requests from the most urgent pages, keeps the rate, keeps some request slots for urgent
+//! messages, and sends again what the provider did not take, until it is taken, refused or its life is over.
+//! A page is held nowhere but here and at its handler, so what is open is bounded by the handlers' seats.
 //!
-//! A provider that fails as a whole is asked by one message at a time (`breaker`), and what it failed goes on when it answers.
+//! A provider that fails as a whole is asked by one message at a time (`breaker`), and what it failed goes on
+//! when it answers.
 //!
-//! A page goes home in time, whatever the route does: when its life or its lease ends, what is not on the wire ends with
-//! it. The page of a handler that was broken off is dropped at once, because somebody else may be sending it by now.
+//! A page goes home in time, whatever the route does: when its life or its lease ends, what is not on the
+//! wire ends with it. The page of a handler that was broken off is dropped at once, because somebody else may
+//! be sending it by now.
 //!
 //! It ends when every desk is gone and nothing is on the wire; nobody tells it to stop.
 
@@ -43,12 +45,14 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Commands that wait for the batcher. Small: it takes them at once, and the pages it holds are bounded by the handlers.
+/// Commands that wait for the batcher. Small: it takes them at once, and the pages it holds are bounded by
+/// the handlers.
 const INBOX: usize = 64;
 /// How often a repeated failure is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// So many messages of a page may be refused alone, and none taken, before the notification is held to be at fault.
+/// So many messages of a page may be refused alone, and none taken, before the notification is held to be at
+/// fault.
 const REFUSED_ALONE_MAX: usize = 20;
 
 /// Where pages are handed in.
@@ -150,13 +154,17 @@ impl<B> Clone for Desk<B> {
 }
 
 impl<B: Send + Sync + 'static> Desk<B> {
-    /// Hands a page in and waits until it comes back. When `withdraw` ends first, what is not on the wire is taken back,
-    /// and what is on the wire is waited for. A call that is dropped takes its page back too, and nobody hears what became
-    /// of it.
+    /// Hands a page in and waits until it comes back. When `withdraw` ends first, what is not on the wire is
+    /// taken back, and what is on the wire is waited for. A call that is dropped takes its page back too, and
+    /// nobody hears what became of it.
     ///
     /// # Errors
     /// The batcher has ended.
-    pub async fn send(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Result<Returned, Unavailable> {
+    pub async fn send(
+        &self,
+        page: Page<B>,
+        withdraw: impl Future<Output = ()>,
+    ) -> Result<Returned, Unavailable> {
         if page.recipients.is_empty() {
             return Ok(Returned { recipients: page.recipients, finals: Vec::new() });
         }
@@ -198,7 +206,8 @@ impl Drop for Waiting<'_> {
 // === impl Batcher ===
 
 impl<P: Provider> Batcher<P> {
-    /// A sender through `provider` with at most `requests_in_flight` requests on the wire, and the desk before it.
+    /// A sender through `provider` with at most `requests_in_flight` requests on the wire, and the desk
+    /// before it.
     pub fn new(
         provider: Arc<P>,
         requests_in_flight: usize,
@@ -262,8 +271,8 @@ impl<P: Provider> Batcher<P> {
             }
             tokio::select! {
                 biased;
-                // Before the answers: a dose must not wait behind a flood of these. It can't hold them up for long, because
-                // who has handed in a page hands in no other before he has it back.
+                // Before the answers: a dose must not wait behind a flood of these. It can't hold them up for
+                // long, because who has handed in a page hands in no other before he has it back.
                 command = self.inbox.recv(), if self.inbox_open => match command {
                     Some(Command::Submit(page, submitted)) => self.submit(page, submitted),
                     Some(Command::Withdraw(page)) => self.withdraw(page),
@@ -272,7 +281,8 @@ impl<P: Provider> Batcher<P> {
                 () = left.notified() => self.withdraw_abandoned(),
                 Some(ended) = self.requests.join_next() => match ended {
                     Ok(answered) => self.apply(answered),
-                    // The task catches panics; only a runtime that shuts down cancels it, and then nobody waits.
+                    // The task catches panics; only a runtime that shuts down cancels it, and then nobody
+                    // waits.
                     Err(err) => { error!(provider = %self.id, error = %err, "A request's task was cancelled"); return }
                 },
                 changed = self.share.changed(), if share_open => {
@@ -293,7 +303,18 @@ impl<P: Provider> Batcher<P> {
         let len = page.recipients.len();
         self.queue.push(page.class, id, len);
         self.deadlines.insert((page.deadline(), id));
-        self.pages.insert(id, Open { page, finals: vec![None; len], undecided: len, on_wire: 0, refused: 0, withdrawn: false, back });
+        self.pages.insert(
+            id,
+            Open {
+                page,
+                finals: vec![None; len],
+                undecided: len,
+                on_wire: 0,
+                refused: 0,
+                withdrawn: false,
+                back,
+            },
+        );
         if submitted.send((id, returned)).is_err() {
             self.withdraw(id); // Its handler was aborted in between.
         }
@@ -308,10 +329,11 @@ impl<P: Provider> Batcher<P> {
         self.give_back_if_over(id);
     }
 
-    /// Takes back the pages that nobody waits for any more: their handlers were broken off, and the next owner of their
-    /// records may send them already.
+    /// Takes back the pages that nobody waits for any more: their handlers were broken off, and the next
+    /// owner of their records may send them already.
     fn withdraw_abandoned(&mut self) {
-        let abandoned: Vec<PageId> = self.pages.iter().filter(|(_, open)| open.back.is_closed()).map(|(&id, _)| id).collect();
+        let abandoned: Vec<PageId> =
+            self.pages.iter().filter(|(_, open)| open.back.is_closed()).map(|(&id, _)| id).collect();
         for id in abandoned {
             self.withdraw(id);
         }
@@ -327,9 +349,14 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// Gives a page back when all its messages are decided, or when it is withdrawn and nothing of it is on the wire.
+    /// Gives a page back when all its messages are decided, or when it is withdrawn and nothing of it is on
+    /// the wire.
     fn give_back_if_over(&mut self, id: PageId) {
-        if self.pages.get(&id).is_some_and(|open| open.undecided == 0 || (open.withdrawn && open.on_wire == 0)) {
+        if self
+            .pages
+            .get(&id)
+            .is_some_and(|open| open.undecided == 0 || (open.withdrawn && open.on_wire == 0))
+        {
             self.give_back(id);
         }
     }
@@ -375,7 +402,8 @@ impl<P: Provider> Batcher<P> {
                 return due;
             }
             let probe = self.breaker.probe(|| self.queue.has(Class::Urgent), now);
-            let max = self.pace.batch_max(self.provider.batch_max(), self.slots.busy(self.requests.len()), now);
+            let max =
+                self.pace.batch_max(self.provider.batch_max(), self.slots.busy(self.requests.len()), now);
             let next = match probe {
                 Some(Probe::OnWire) => return None,
                 Some(Probe::At(at)) => return Some(at),
@@ -399,8 +427,10 @@ impl<P: Provider> Batcher<P> {
     fn next_batch(&mut self, max: usize, classes: &[Class], now: Instant) -> Option<Batch> {
         loop {
             let mut batch = self.queue.take(max, classes)?;
-            let is_wanted = |page| self.pages.get(&page).is_some_and(|open| open.is_begun() || now < open.page.stale_at);
-            let unwanted: Vec<PageId> = batch.by_page().map(|(page, _)| page).filter(|&page| !is_wanted(page)).collect();
+            let is_wanted =
+                |page| self.pages.get(&page).is_some_and(|open| open.is_begun() || now < open.page.stale_at);
+            let unwanted: Vec<PageId> =
+                batch.by_page().map(|(page, _)| page).filter(|&page| !is_wanted(page)).collect();
             for page in unwanted {
                 batch.messages.retain(|message| message.page != page);
                 self.withdraw(page);
@@ -420,13 +450,21 @@ impl<P: Provider> Batcher<P> {
             let Some(open) = self.pages.get_mut(&page) else { continue };
             open.on_wire += run.len();
             let ttl = open.page.expires.saturating_duration_since(now);
-            pages.push((page, OnWire { body: Arc::clone(&open.page.body), recipients: Arc::clone(&open.page.recipients), ttl }));
+            pages.push((
+                page,
+                OnWire {
+                    body: Arc::clone(&open.page.body),
+                    recipients: Arc::clone(&open.page.recipients),
+                    ttl,
+                },
+            ));
         }
         let provider = Arc::clone(&self.provider);
         self.requests.spawn(async move {
             let messages: Vec<_> = messages(&batch, &pages).collect();
             let asked = AssertUnwindSafe(provider.send(&messages)).catch_unwind().await;
-            let panicked = |_| Reply::Down { ambiguous: true, retry_after: None, why: "the client panicked".to_owned() };
+            let panicked =
+                |_| Reply::Down { ambiguous: true, retry_after: None, why: "the client panicked".to_owned() };
             Answered { batch, started: now, is_probe, reply: asked.unwrap_or_else(panicked) }
         });
     }
@@ -447,7 +485,9 @@ impl<P: Provider> Batcher<P> {
         let shown = (state, self.breaker.failed_probes());
         if self.shown != Some(shown) {
             self.route.tell(match shown {
-                ("breaker", Some(probes)) => Some(format!("open breaker: it is down ({}), {probes} probes have failed", self.failure)),
+                ("breaker", Some(probes)) => {
+                    Some(format!("open breaker: it is down ({}), {probes} probes have failed", self.failure))
+                }
                 ("waiting", _) => Some("it asked us to wait".to_owned()),
                 _ => None,
             });
@@ -461,8 +501,12 @@ impl<P: Provider> Batcher<P> {
 }
 
 /// The messages of a batch, in its order.
-fn messages<'a, B>(batch: &'a Batch, pages: &'a [(PageId, OnWire<B>)]) -> impl Iterator<Item = Message<'a, B>> {
-    let runs = batch.by_page().filter_map(|(page, run)| Some((&pages.iter().find(|(id, _)| *id == page)?.1, run)));
+fn messages<'a, B>(
+    batch: &'a Batch,
+    pages: &'a [(PageId, OnWire<B>)],
+) -> impl Iterator<Item = Message<'a, B>> {
+    let runs =
+        batch.by_page().filter_map(|(page, run)| Some((&pages.iter().find(|(id, _)| *id == page)?.1, run)));
     runs.flat_map(|(page, run)| {
         run.iter().map(|message| {
             let to = &page.recipients[message.index as usize];
@@ -487,10 +531,12 @@ impl<B> Open<B> {
     /// One more was refused alone. Says whether that is the notification's fault, whoever it is for.
     fn refused_once_more(&mut self) -> bool {
         self.refused += 1;
-        self.refused >= REFUSED_ALONE_MAX && !self.finals.iter().any(|fate| matches!(fate, Some(Final::Sent { .. } | Final::Dead { .. })))
+        self.refused >= REFUSED_ALONE_MAX
+            && !self.finals.iter().any(|fate| matches!(fate, Some(Final::Sent { .. } | Final::Dead { .. })))
     }
 
-    /// Whether somebody may have been reached by now. A page of which all requests have failed is none: it may go stale.
+    /// Whether somebody may have been reached by now. A page of which all requests have failed is none: it
+    /// may go stale.
     fn is_begun(&self) -> bool {
         self.on_wire > 0 || self.undecided < self.finals.len()
     }

@@ -1,13 +1,15 @@
-//! Notices that a provider fails as a whole, and then asks it by one message at a time. Pure: no clock, no channel; the
-//! batcher tells and asks.
+//! Notices that a provider fails as a whole, and then asks it by one message at a time. Pure: no clock, no
+//! channel; the batcher tells and asks.
 //!
-//! While a provider is down every request fails, and each may have been taken all the same. If every message came back
-//! for itself, an outage would ring some phones again and again, and a reminder would sit out the long pause that it has
-//! earned when the provider is back. So a row of failures *opens* the breaker: nothing goes any more but a probe of one
-//! message, after pauses that grow. One answer, whatever it says, closes it; then everything goes on at once, urgent first.
+//! While a provider is down every request fails, and each may have been taken all the same. If every message
+//! came back for itself, an outage would ring some phones again and again, and a reminder would sit out the
+//! long pause that it has earned when the provider is back. So a row of failures *opens* the breaker: nothing
+//! goes any more but a probe of one message, after pauses that grow. One answer, whatever it says, closes it;
+//! then everything goes on at once, urgent first.
 //!
-//! A message that makes the provider fail by itself looks the same to whoever asks with that one only. Therefore the
-//! probes take turns: most urgent first, then least urgent first, and what has failed goes to the end of its line.
+//! A message that makes the provider fail by itself looks the same to whoever asks with that one only.
+//! Therefore the probes take turns: most urgent first, then least urgent first, and what has failed goes to
+//! the end of its line.
 
 use std::time::Duration;
 
@@ -63,14 +65,22 @@ impl Breaker {
         self.open.as_ref().map(|open| open.probes)
     }
 
-    /// Whether a probe may go; `None` = it is closed, and everything may. While something urgent waits the pauses are short.
+    /// Whether a probe may go; `None` = it is closed, and everything may. While something urgent waits the
+    /// pauses are short.
     pub(super) fn probe(&self, urgent_waits: impl FnOnce() -> bool, now: Instant) -> Option<Probe> {
         let open = self.open.as_ref()?;
         if open.probing {
             return Some(Probe::OnWire);
         }
         let class = if urgent_waits() { Class::Urgent } else { Class::Slice };
-        let at = open.from + retry::probe_pause(self.provider, class, open.probes.saturating_add(1), open.asked, open.jitter);
+        let at = open.from
+            + retry::probe_pause(
+                self.provider,
+                class,
+                open.probes.saturating_add(1),
+                open.asked,
+                open.jitter,
+            );
         if now < at {
             return Some(Probe::At(at));
         }
@@ -89,10 +99,19 @@ impl Breaker {
     }
 
     /// A request has failed as a whole. Says whether this opens the breaker.
-    pub(super) fn failed(&mut self, was_probe: bool, asked: Option<Duration>, now: Instant, jitter: f64) -> bool {
+    pub(super) fn failed(
+        &mut self,
+        was_probe: bool,
+        asked: Option<Duration>,
+        now: Instant,
+        jitter: f64,
+    ) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
         match &mut self.open {
-            Some(open) if was_probe => *open = Open { probes: open.probes.saturating_add(1), probing: false, from: now, asked, jitter },
+            Some(open) if was_probe => {
+                *open =
+                    Open { probes: open.probes.saturating_add(1), probing: false, from: now, asked, jitter }
+            }
             // It left before the breaker opened, and says nothing new.
             Some(open) => open.asked = open.asked.max(asked),
             None if self.in_a_row >= FAILURES_IN_A_ROW => {
@@ -117,7 +136,8 @@ mod tests {
 
     fn opened(provider: ProviderId, now: Instant) -> Breaker {
         let mut breaker = Breaker::new(provider);
-        let opened: Vec<bool> = (0..FAILURES_IN_A_ROW).map(|_| breaker.failed(false, None, now, 0.0)).collect();
+        let opened: Vec<bool> =
+            (0..FAILURES_IN_A_ROW).map(|_| breaker.failed(false, None, now, 0.0)).collect();
         assert!(opened[..opened.len() - 1].iter().all(|opened| !opened) && opened[opened.len() - 1]);
         breaker
     }
@@ -172,7 +192,9 @@ mod tests {
         let mut breaker = opened(ProviderId::Expo, now);
         let mut firsts = Vec::new();
         for _ in 0..4 {
-            let Some(Probe::Take([first, ..])) = breaker.probe(|| true, now + Duration::from_secs(60)) else { panic!("{breaker:?}") };
+            let Some(Probe::Take([first, ..])) = breaker.probe(|| true, now + Duration::from_secs(60)) else {
+                panic!("{breaker:?}")
+            };
             firsts.push(first);
             breaker.probing();
             breaker.failed(true, None, now, 0.0);

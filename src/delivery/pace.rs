@@ -1,11 +1,13 @@
-//! How fast this instance may send, so that all instances together stay below the provider's limit in every second.
+//! How fast this instance may send, so that all instances together stay below the provider's limit in every
+//! second.
 //!
-//! The limit is the deployment's. An instance's share follows from the partitions of the provider's bulk topic that it
-//! owns, so that the shares add up to the limit without anybody counting. A share shrinks at once, before the partitions
-//! are given away, and grows a second after they came: the seconds in between are sent by nobody rather than by two.
+//! The limit is the deployment's. An instance's share follows from the partitions of the provider's bulk
+//! topic that it owns, so that the shares add up to the limit without anybody counting. A share shrinks at
+//! once, before the partitions are given away, and grows a second after they came: the seconds in between are
+//! sent by nobody rather than by two.
 //!
-//! After a silence connections have to be opened, and what waits for them arrives with what goes next. So the first second
-//! carries half.
+//! After a silence connections have to be opened, and what waits for them arrives with what goes next. So the
+//! first second carries half.
 //!
 //! A provider that finds this too fast all the same cuts the rate in half; it climbs back step by step.
 
@@ -25,15 +27,18 @@ const GROWS_AFTER: Duration = Duration::from_secs(1);
 const STEPS: u32 = 20;
 /// How long each step takes at least that a cut has taken away: a minute from half the rate to all of it.
 const RECOVERS_EVERY: Duration = Duration::from_secs(6);
-/// After so long without a message connections may be closed: a server of Node.js closes them then, others later.
+/// After so long without a message connections may be closed: a server of Node.js closes them then, others
+/// later.
 const SILENCE: Duration = Duration::from_secs(5);
-/// For so long half of the rate goes after a silence. It is enough for connections that take half of that to open.
+/// For so long half of the rate goes after a silence. It is enough for connections that take half of that to
+/// open.
 const WARMS_UP: Duration = Duration::from_secs(1);
 /// Below so many messages a second there is nothing to warm up: one has arrived before the next one goes.
 const WARMS_FROM: f64 = 2.0;
 /// Of its share an instance uses so much.
 const USED: f64 = 0.98;
-/// What is left of the limit, for all who own urgent partitions only. As they use 0.98 of it, no more than 0.9996 goes.
+/// What is left of the limit, for all who own urgent partitions only. As they use 0.98 of it, no more than
+/// 0.9996 goes.
 const MARGIN: f64 = 0.02;
 
 /// Which part of a provider's partitions an instance owns.
@@ -102,8 +107,8 @@ impl Share {
     /// Owns everything: a single instance.
     pub const WHOLE: Self = Self { bulk: 1, bulk_of: 1, urgent: 1, urgent_of: 1 };
 
-    /// The part of the deployment's limit that falls to this instance. Instances that own urgent partitions only divide the
-    /// margin that [`Share::allowance`] leaves.
+    /// The part of the deployment's limit that falls to this instance. Instances that own urgent partitions
+    /// only divide the margin that [`Share::allowance`] leaves.
     pub fn fraction(self) -> f64 {
         if self.bulk > 0 {
             f64::from(self.bulk) / f64::from(self.bulk_of.max(1))
@@ -112,9 +117,9 @@ impl Share {
         }
     }
 
-    /// What a share of `limit` messages per second allows. A burst of b at any moment and 0.98·s − b a second keep every
-    /// window of one second at or below s, or at one message where s is less than that; a shared fiftieth of a second
-    /// bounds what urgent messages wait for.
+    /// What a share of `limit` messages per second allows. A burst of b at any moment and 0.98·s − b a second
+    /// keep every window of one second at or below s, or at one message where s is less than that; a shared
+    /// fiftieth of a second bounds what urgent messages wait for.
     pub fn allowance(self, limit: u32) -> Option<Allowance> {
         let s = f64::from(limit) * self.fraction();
         if s <= 0.0 {
@@ -122,7 +127,8 @@ impl Share {
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=100")]
         let burst = (s / 50.0).clamp(1.0, 100.0) as u32;
-        // About two a second a burst of one is most of the share. At half of it messages are a second apart, or nearly.
+        // About two a second a burst of one is most of the share. At half of it messages are a second apart,
+        // or nearly.
         let rate = (USED * s - f64::from(burst)).max(s / 2.0);
         Some(Allowance { rate, burst })
     }
@@ -133,9 +139,20 @@ impl Share {
 impl Pace {
     /// Owns nothing yet. `limit` in messages per second, 0 = none; the rate climbs to it over `ramp_up`.
     pub fn new(limit: u32, ramp_up: Duration, now: Instant) -> Self {
-        let (step, climbs_every) = if ramp_up.is_zero() { (STEPS, RECOVERS_EVERY) } else { (1, ramp_up / STEPS) };
+        let (step, climbs_every) =
+            if ramp_up.is_zero() { (STEPS, RECOVERS_EVERY) } else { (1, ramp_up / STEPS) };
         let (climbs_at, limiter) = (now + climbs_every, Limiter::Nothing);
-        Self { limit, share: Share::NONE, grows: None, step, climbs_at, climbs_every, last: None, warm_at: None, limiter }
+        Self {
+            limit,
+            share: Share::NONE,
+            grows: None,
+            step,
+            climbs_at,
+            climbs_every,
+            last: None,
+            warm_at: None,
+            limiter,
+        }
     }
 
     /// The share has changed: less counts now, more in a second.
@@ -164,7 +181,8 @@ impl Pace {
                         let at = now + not_until.wait_time_from(clock.now()).max(Duration::from_micros(100));
                         return Err([Some(at), self.warm_at, later].into_iter().flatten().min());
                     }
-                    // More than the burst: not from our callers, who ask `batch_max` first. Never sent, asked again.
+                    // More than the burst: not from our callers, who ask `batch_max` first. Never sent, asked
+                    // again.
                     Err(_too_many) => return Err(Some(now + GROWS_AFTER)),
                 }
             }
@@ -176,10 +194,11 @@ impl Pace {
         Ok(())
     }
 
-    /// How many messages a request may carry now: the provider's most, or a part of what may leave at one moment. Half, while
-    /// request slots are plenty, because timers fire up to a millisecond late: with the other half in hand the next request
-    /// makes up for it. The more of the slots are `busy` (0 to 1) the more, because a slow provider holds them, and what a
-    /// request carries then decides whether they suffice for the rate. Never all of it: what comes in that millisecond stays.
+    /// How many messages a request may carry now: the provider's most, or a part of what may leave at one
+    /// moment. Half, while request slots are plenty, because timers fire up to a millisecond late: with the
+    /// other half in hand the next request makes up for it. The more of the slots are `busy` (0 to 1) the
+    /// more, because a slow provider holds them, and what a request carries then decides whether they suffice
+    /// for the rate. Never all of it: what comes in that millisecond stays.
     pub fn batch_max(&mut self, provider_max: usize, busy: f64, now: Instant) -> usize {
         self.advance(now);
         match &self.limiter {
@@ -187,7 +206,11 @@ impl Pace {
                 let burst = f64::from(allowance.burst);
                 let half = (burst / 2.0).ceil();
                 let most = half.max(burst - (allowance.rate / 1_000.0).ceil());
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from half the burst to all of it")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "from half the burst to all of it"
+                )]
                 let carried = (burst * busy).ceil().clamp(half, most) as usize;
                 provider_max.min(carried)
             }
@@ -195,7 +218,8 @@ impl Pace {
         }
     }
 
-    /// Messages per second that this instance may send, but for the first second after a silence; infinite without a limit.
+    /// Messages per second that this instance may send, but for the first second after a silence; infinite
+    /// without a limit.
     pub fn rate(&self) -> f64 {
         match &self.limiter {
             Limiter::Unlimited => f64::INFINITY,
@@ -253,14 +277,16 @@ impl Pace {
             self.limiter = Limiter::Unlimited;
             return;
         }
-        let climbed = Share { bulk: self.share.bulk * self.step, bulk_of: self.share.bulk_of * STEPS, ..self.share };
+        let climbed =
+            Share { bulk: self.share.bulk * self.step, bulk_of: self.share.bulk_of * STEPS, ..self.share };
         let Some(allowance) = climbed.allowance(self.limit) else {
             self.limiter = Limiter::Nothing;
             return;
         };
         let part = if self.warm_at.is_some() && allowance.rate >= WARMS_FROM { 0.5 } else { 1.0 };
         // One that changes nothing goes on: emptied again and again it would let nothing go.
-        if !matches!(&self.limiter, Limiter::Limited { allowance: a, part: p, .. } if (*a, *p) == (allowance, part)) {
+        if !matches!(&self.limiter, Limiter::Limited { allowance: a, part: p, .. } if (*a, *p) == (allowance, part))
+        {
             self.limiter = Limiter::limited(allowance, part, now);
         }
     }
@@ -307,7 +333,12 @@ mod tests {
         send_while_busy(pace, provider_max, 0.0, until).await
     }
 
-    async fn send_while_busy(pace: &mut Pace, provider_max: usize, busy: f64, until: Instant) -> Vec<Instant> {
+    async fn send_while_busy(
+        pace: &mut Pace,
+        provider_max: usize,
+        busy: f64,
+        until: Instant,
+    ) -> Vec<Instant> {
         let mut sent = Vec::new();
         while Instant::now() < until {
             let n = pace.batch_max(provider_max, busy, Instant::now());
@@ -325,7 +356,8 @@ mod tests {
         sent.iter()
             .map(|&at| {
                 window.push_back(at);
-                while window.front().is_some_and(|&first| at.duration_since(first) >= Duration::from_secs(1)) {
+                while window.front().is_some_and(|&first| at.duration_since(first) >= Duration::from_secs(1))
+                {
                     window.pop_front();
                 }
                 window.len()
@@ -335,7 +367,12 @@ mod tests {
     }
 
     fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(work)
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(work)
     }
 
     proptest! {
@@ -400,7 +437,10 @@ mod tests {
             let sent = in_virtual_time(async { futures::future::join_all(instances.map(send)).await });
             let by_urgent: usize = sent[1..].iter().map(Vec::len).sum();
             // Half of the margin at least; small shares need a while for their first messages.
-            assert!(by_urgent as f64 >= 26.0 * f64::from(LIMIT) * MARGIN / 2.0, "{urgent:?} send {by_urgent}");
+            assert!(
+                by_urgent as f64 >= 26.0 * f64::from(LIMIT) * MARGIN / 2.0,
+                "{urgent:?} send {by_urgent}"
+            );
             let mut sent = sent.concat();
             sent.sort();
             assert!(greatest_second(&sent) <= LIMIT as usize, "{urgent:?}: {}", greatest_second(&sent));
@@ -409,7 +449,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
-        /// Sixteen partitions wander between three instances, each time a quarter of them; a while belongs to nobody.
+        /// Sixteen partitions wander between three instances, each time a quarter of them; a while belongs to
+        /// nobody.
         #[test]
         fn three_instances_that_come_and_go_stay_below_the_limit_and_use_it(
             moves in prop::collection::vec((3_000_u64..15_000, 0_usize..4, 0_usize..3, 0_u64..2_000), 1..6),

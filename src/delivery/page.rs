@@ -28,7 +28,8 @@ pub struct Page<B> {
     pub recipients: Arc<[Recipient]>,
     /// When the notification is no longer worth sending.
     pub expires: Instant,
-    /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such end.
+    /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such
+    /// end.
     pub start_before: Option<Instant>,
     /// A page whose first request would start later than this is given back unsent, to be read again.
     pub stale_at: Instant,
@@ -63,8 +64,8 @@ pub enum Final {
 pub struct Returned {
     /// The page's recipients.
     pub recipients: Arc<[Recipient]>,
-    /// What became of each message, in the page's order; `None` = nothing yet: the page was withdrawn, went stale or ran out
-    /// of its lease.
+    /// What became of each message, in the page's order; `None` = nothing yet: the page was withdrawn, went
+    /// stale or ran out of its lease.
     pub finals: Vec<Option<Final>>,
 }
 

@@ -7,15 +7,16 @@ use super::PayloadRefused;
 /// The most bytes that title, body and data may have together.
 pub const PAYLOAD_MAX: usize = 4096;
 
-/// Room for what the provider wraps around our text on its way to APNs. Nobody publishes how they count, so a text that
-/// has to be cut anyway is cut this much shorter.
+/// Room for what the provider wraps around our text on its way to APNs. Nobody publishes how they count, so a
+/// text that has to be cut anyway is cut this much shorter.
 const WRAPPING: usize = 256;
 
 const ELLIPSIS: &str = "…";
 
 /// The body's text, cut so that it fits beside `others` bytes of title and data.
 ///
-/// Text may be cut: a person reads the rest in the app. Data may not: the app would read something else than was meant.
+/// Text may be cut: a person reads the rest in the app. Data may not: the app would read something else than
+/// was meant.
 ///
 /// # Errors
 /// Title and data alone are too much.
@@ -24,7 +25,9 @@ pub fn fit(text: &str, others: usize) -> Result<Cow<'_, str>, PayloadRefused> {
         return Ok(Cow::Borrowed(text));
     }
     if others > PAYLOAD_MAX - ELLIPSIS.len() {
-        return Err(PayloadRefused { reason: format!("title and data have {others} bytes, {PAYLOAD_MAX} are allowed with the body") });
+        return Err(PayloadRefused {
+            reason: format!("title and data have {others} bytes, {PAYLOAD_MAX} are allowed with the body"),
+        });
     }
     let room = (PAYLOAD_MAX - WRAPPING).saturating_sub(others).max(ELLIPSIS.len());
     if text.len() <= room {

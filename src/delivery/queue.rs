@@ -1,7 +1,8 @@
 //! Which messages go next. Pure: no clock, no channel; the batcher asks.
 //!
-//! Urgent pages first, then lists, then slices; within a class what failed before goes first, then pages in the order
-//! they came. A batch never mixes classes, but it may take from several pages, so that requests are full.
+//! Urgent pages first, then lists, then slices; within a class what failed before goes first, then pages in
+//! the order they came. A batch never mixes classes, but it may take from several pages, so that requests are
+//! full.
 
 use std::{
     cmp::Ordering,
@@ -85,8 +86,8 @@ impl Queue {
         self.fresh[class as usize].push_back(Fresh { page, next: 0, len });
     }
 
-    /// These were taken and may not go yet. What was never sent is fresh again, so that the next request is a full one whatever
-    /// it may carry by then.
+    /// These were taken and may not go yet. What was never sent is fresh again, so that the next request is a
+    /// full one whatever it may carry by then.
     pub(super) fn put_back(&mut self, batch: Batch) {
         if batch.tries > 0 {
             return self.push_again(batch);
@@ -127,7 +128,9 @@ impl Queue {
     /// Whether any message of this class is here, whenever it may go.
     pub(super) fn has(&self, class: Class) -> bool {
         let own = |later: &Later| later.batch.class == class;
-        !self.fresh[class as usize].is_empty() || !self.again[class as usize].is_empty() || self.later.iter().any(own)
+        !self.fresh[class as usize].is_empty()
+            || !self.again[class as usize].is_empty()
+            || self.later.iter().any(own)
     }
 
     /// When the next of those who wait comes due.
@@ -200,7 +203,8 @@ impl Queue {
             waiting.retain_mut(keep);
         }
         let later = std::mem::take(&mut self.later).into_vec();
-        self.later = later.into_iter().filter_map(|mut later| keep(&mut later.batch).then_some(later)).collect();
+        self.later =
+            later.into_iter().filter_map(|mut later| keep(&mut later.batch).then_some(later)).collect();
     }
 }
 
@@ -277,7 +281,11 @@ mod tests {
     fn what_is_put_back_is_taken_again_in_its_order_and_in_full_requests() {
         let mut queue = Queue::default();
         (1..=3).for_each(|page| queue.push(Class::Slice, PageId(page), 2));
-        for (max, taken) in [(3, vec![(1, 0), (1, 1), (2, 0)]), (2, vec![(1, 0), (1, 1)]), (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)])] {
+        for (max, taken) in [
+            (3, vec![(1, 0), (1, 1), (2, 0)]),
+            (2, vec![(1, 0), (1, 1)]),
+            (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)]),
+        ] {
             let batch = queue.take(max, &Class::ALL).unwrap();
             assert_eq!(places(&batch), taken);
             queue.put_back(batch);
@@ -298,7 +306,11 @@ mod tests {
         queue.push(Class::Slice, PageId(2), 2);
         let mixed = queue.take(3, &Class::ALL).unwrap();
         queue.push_later(now, mixed.clone(), Why::Own);
-        queue.push_later(now + Duration::from_secs(1), Batch { messages: mixed.messages[..2].to_vec(), ..mixed }, Why::Request);
+        queue.push_later(
+            now + Duration::from_secs(1),
+            Batch { messages: mixed.messages[..2].to_vec(), ..mixed },
+            Why::Request,
+        );
         queue.withdraw(PageId(1));
         queue.wake(now + Duration::from_secs(2));
         assert_eq!(take(&mut queue, 9), [(2, 0)]);

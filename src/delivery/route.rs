@@ -1,7 +1,8 @@
 //! Whether a provider's route is open for this instance.
 //!
-//! The state that counts lies in the store, where every instance and every operator sees it. This is this instance's
-//! copy of it, and the way a refusal of our credentials gets there: the gate closes at once, the row follows.
+//! The state that counts lies in the store, where every instance and every operator sees it. This is this
+//! instance's copy of it, and the way a refusal of our credentials gets there: the gate closes at once, the
+//! row follows.
 
 use tokio::sync::{mpsc, watch};
 
@@ -10,7 +11,8 @@ use tokio::sync::{mpsc, watch};
 pub enum Gate {
     /// They may.
     Open,
-    /// They may not: `paused` by an operator or by `push.enabled`, `halted`, `braked`, or `unknown` until the row is read.
+    /// They may not: `paused` by an operator or by `push.enabled`, `halted`, `braked`, or `unknown` until the
+    /// row is read.
     Closed {
         /// The state's word.
         state: &'static str,
@@ -44,14 +46,16 @@ pub fn route() -> (Route, Keeper) {
 // === impl Route ===
 
 impl Route {
-    /// Closes the gate now and asks the keeper to write it down. Called once for many refusals at the same time.
+    /// Closes the gate now and asks the keeper to write it down. Called once for many refusals at the same
+    /// time.
     pub fn halt(&self, why: &str) {
         self.gate.send_replace(Gate::Closed { state: "halted" });
         // A full channel holds an earlier refusal that says the same.
         let _noted_before = self.halts.try_send(why.to_owned());
     }
 
-    /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` = nothing does.
+    /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` =
+    /// nothing does.
     pub fn tell(&self, trouble: Option<String>) {
         self.trouble.send_if_modified(|told| {
             let changed = *told != trouble;

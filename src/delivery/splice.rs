@@ -2,8 +2,8 @@
 
 use memchr::memchr2;
 
-/// Appends a token as it stands inside a JSON string. Tokens have no control characters, but Expo's may hold quotes and
-/// backslashes.
+/// Appends a token as it stands inside a JSON string. Tokens have no control characters, but Expo's may hold
+/// quotes and backslashes.
 pub fn splice(bytes: &mut Vec<u8>, token: &str) {
     let mut rest = token.as_bytes();
     while let Some(at) = memchr2(b'"', b'\\', rest) {

@@ -56,7 +56,8 @@ pub struct Progress {
     pub epoch: i32,
     /// Everything up to here has its outcome, but for what is open; `None` = nothing yet.
     pub cursor: Option<Cursor>,
-    /// Before the cursor, and without an outcome yet: these go first. Hardly ever any, and of one page at most.
+    /// Before the cursor, and without an outcome yet: these go first. Hardly ever any, and of one page at
+    /// most.
     pub open: Vec<Token>,
     /// Whether the part is finished.
     pub done: bool,
@@ -65,8 +66,8 @@ pub struct Progress {
 }
 
 impl Slice {
-    /// First and last position of the slice, both included. A slice that does not exist (`index` is not below `of`) holds
-    /// nothing: its last position lies before its first.
+    /// First and last position of the slice, both included. A slice that does not exist (`index` is not below
+    /// `of`) holds nothing: its last position lies before its first.
     pub fn bounds(self) -> (i64, i64) {
         const RING: i128 = 1 << 64;
         if self.index >= self.of {

@@ -28,7 +28,11 @@ pub struct DueRow {
 
 impl DoseKey {
     /// The notification of a dose, the same through every provider.
-    pub fn notification(profile: &ProfileId, regimen: &RegimenId, schedule_time: Timestamp) -> NotificationId {
+    pub fn notification(
+        profile: &ProfileId,
+        regimen: &RegimenId,
+        schedule_time: Timestamp,
+    ) -> NotificationId {
         NotificationId::new(format!("dose:{profile}:{regimen}:{schedule_time:.0}"))
     }
 }

@@ -1,8 +1,12 @@
-//! What records say, once they have been read: the values that `events` turns bytes into, and stages work with.
+//! What records say, once they have been read: the values that `events` turns bytes into, and stages work
+//! with.
 
 use std::sync::Arc;
 
-use super::{Counts, NotificationId, PostId, ProfileId, ProviderId, Regimen, RegimenId, Timestamp, Token, UserId, Version};
+use super::{
+    Counts, NotificationId, PostId, ProfileId, ProviderId, Regimen, RegimenId, Timestamp, Token, UserId,
+    Version,
+};
 
 /// A record of `posts-created`.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,7 +156,8 @@ pub enum DoseOutcome {
 
 impl DoseOutcome {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Sent, Self::NoTokens, Self::Missed, Self::Failed, Self::Expired, Self::Refused];
+    pub const ALL: [Self; 6] =
+        [Self::Sent, Self::NoTokens, Self::Missed, Self::Failed, Self::Expired, Self::Refused];
 
     /// The word in `push-outcomes` and in the store.
     pub fn label(self) -> &'static str {

@@ -41,7 +41,8 @@ text_id! {
     RegimenId,
     /// A broadcast: one notification for many, `post:<post id>`.
     BroadcastId,
-    /// One logical notification: `post:<post id>` or `dose:<profile>:<regimen>:<time>`. The key of `push-outcomes`.
+    /// One logical notification: `post:<post id>` or `dose:<profile>:<regimen>:<time>`. The key of
+    /// `push-outcomes`.
     NotificationId,
 }
 

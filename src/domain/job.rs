@@ -74,7 +74,9 @@ impl Listeners {
 
     /// Whether a token of this user (`None` = nobody's) is rung.
     pub fn include(&self, user: Option<&str>) -> bool {
-        user.map_or(self.include_anonymous, |user| self.exclude.as_ref().is_none_or(|exclude| exclude.as_str() != user))
+        user.map_or(self.include_anonymous, |user| {
+            self.exclude.as_ref().is_none_or(|exclude| exclude.as_str() != user)
+        })
     }
 }
 

@@ -36,7 +36,8 @@ pub struct Notification {
     pub title: String,
     /// Text.
     pub body: String,
-    /// What the app receives beside the text. FCM carries strings only; its client turns other values into JSON text.
+    /// What the app receives beside the text. FCM carries strings only; its client turns other values into
+    /// JSON text.
     pub data: serde_json::Map<String, serde_json::Value>,
     /// Sound to play, `default` or one that the app ships; none = silent.
     pub sound: Option<String>,
@@ -47,8 +48,8 @@ pub struct Notification {
 }
 
 impl Notification {
-    /// A short text that is the same for every copy of this notification: Android `tag`, iOS collapse id. A repeat then
-    /// replaces the first on the screen.
+    /// A short text that is the same for every copy of this notification: Android `tag`, iOS collapse id. A
+    /// repeat then replaces the first on the screen.
     ///
     /// The first 22 characters of base64url(SHA-256(id)): 132 bits, and within APNs' 64 bytes.
     pub fn tag(&self) -> String {

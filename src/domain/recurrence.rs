@@ -1,11 +1,12 @@
 //! When a regimen's doses are due.
 //!
-//! A local time rings **at the first moment at which the wall clock shows it or has jumped over it**. So a time in a
-//! skipped hour rings when the clock jumps, two times in the same skipped hour ring once, and a repeated hour rings the
-//! first time only. Seen so, later local times never ring earlier, and the search may stop at the first hit.
+//! A local time rings **at the first moment at which the wall clock shows it or has jumped over it**. So a
+//! time in a skipped hour rings when the clock jumps, two times in the same skipped hour ring once, and a
+//! repeated hour rings the first time only. Seen so, later local times never ring earlier, and the search may
+//! stop at the first hit.
 //!
-//! Every call is bounded: by the first days from `after` on for times of day, by the limits of [`parse_rrule`] and of the
-//! `rrule` crate for recurrence rules.
+//! Every call is bounded: by the first days from `after` on for times of day, by the limits of
+//! [`parse_rrule`] and of the `rrule` crate for recurrence rules.
 
 mod rrule;
 #[cfg(test)]
@@ -28,12 +29,14 @@ use super::{EveryDay, Regimen, Rule, Timestamp};
 pub struct InvalidRule(pub String);
 
 impl Regimen {
-    /// The first dose after that moment; none when the regimen is over, disabled, or its rule never comes true.
+    /// The first dose after that moment; none when the regimen is over, disabled, or its rule never comes
+    /// true.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         if !self.enabled {
             return None;
         }
-        // Until a time rings, the clock has shown earlier ones only: none of yesterday's can still be to come.
+        // Until a time rings, the clock has shown earlier ones only: none of yesterday's can still be to
+        // come.
         let today = self.timezone.to_datetime(after).date();
         let from = today.max(self.start_date);
         self.local_times(from)
@@ -56,10 +59,13 @@ impl Regimen {
     /// The rule's local times from that day on, in order.
     fn local_times(&self, from: Date) -> Box<dyn Iterator<Item = DateTime> + '_> {
         match &self.rule {
-            Rule::Times { times, days } => {
-                Box::new(days_from(days, self.start_date, from).flat_map(|day| times.iter().map(move |time| day.to_datetime(*time))))
+            Rule::Times { times, days } => Box::new(
+                days_from(days, self.start_date, from)
+                    .flat_map(|day| times.iter().map(move |time| day.to_datetime(*time))),
+            ),
+            Rule::Rrule { text, times } => {
+                rrule::local_times(text, times, self.start_date, &self.timezone, from)
             }
-            Rule::Rrule { text, times } => rrule::local_times(text, times, self.start_date, &self.timezone, from),
         }
     }
 }
@@ -73,9 +79,10 @@ fn days_from(days: &EveryDay, start: Date, from: Date) -> Box<dyn Iterator<Item 
             Box::new(iter::successors(days_later(from, ahead), move |day| days_later(*day, n)))
         }
         EveryDay::Weekdays(weekdays) if weekdays.is_empty() => Box::new(iter::empty()),
-        EveryDay::Weekdays(weekdays) => {
-            Box::new(iter::successors(Some(from), |day| day.tomorrow().ok()).filter(|day| weekdays.contains(&day.weekday())))
-        }
+        EveryDay::Weekdays(weekdays) => Box::new(
+            iter::successors(Some(from), |day| day.tomorrow().ok())
+                .filter(|day| weekdays.contains(&day.weekday())),
+        ),
     }
 }
 

@@ -1,4 +1,5 @@
-//! A medication regimen: which doses, at which local times. When they are due is [`super::recurrence`]'s to say.
+//! A medication regimen: which doses, at which local times. When they are due is [`super::recurrence`]'s to
+//! say.
 
 use std::{fmt, str::FromStr};
 
@@ -88,12 +89,13 @@ impl FromStr for Rule {
             };
             return Ok(Self::Rrule { text: text.to_owned(), times });
         }
-        let (times, days) = text.strip_prefix("times=").and_then(|rest| rest.split_once(';')).ok_or_else(unknown)?;
+        let (times, days) =
+            text.strip_prefix("times=").and_then(|rest| rest.split_once(';')).ok_or_else(unknown)?;
         let days = match days.split_once('=') {
             Some(("every", n)) => EveryDay::Nth(n.parse().ok().filter(|n| *n > 0).ok_or_else(unknown)?),
-            Some(("weekdays", names)) => {
-                EveryDay::Weekdays(names.split(',').map(parse_weekday).collect::<Option<_>>().ok_or_else(unknown)?)
-            }
+            Some(("weekdays", names)) => EveryDay::Weekdays(
+                names.split(',').map(parse_weekday).collect::<Option<_>>().ok_or_else(unknown)?,
+            ),
             _ => return Err(unknown()),
         };
         Ok(Self::Times { times: parse_times(times)?, days })
@@ -118,7 +120,11 @@ fn times_text(times: &[LocalTime]) -> String {
 }
 
 fn parse_times(text: &str) -> Result<Vec<LocalTime>, InvalidRule> {
-    text.split(',').map(|time| LocalTime::strptime("%H:%M", time).map_err(|_| InvalidRule(format!("{time:?} is no time of day")))).collect()
+    text.split(',')
+        .map(|time| {
+            LocalTime::strptime("%H:%M", time).map_err(|_| InvalidRule(format!("{time:?} is no time of day")))
+        })
+        .collect()
 }
 
 fn weekday_name(weekday: Weekday) -> &'static str {
@@ -147,11 +153,19 @@ mod tests {
     fn rules() -> impl Strategy<Value = Rule> {
         let times = || vec((0..24_i8, 0..60_i8).prop_map(|(hour, minute)| time(hour, minute, 0, 0)), 1..5);
         let weekday = (1..=7_i8).prop_map(|day| Weekday::from_monday_one_offset(day).unwrap());
-        let days = prop_oneof![(1..u32::MAX).prop_map(EveryDay::Nth), vec(weekday, 1..8).prop_map(EveryDay::Weekdays)];
-        let texts = select(vec!["FREQ=DAILY", "FREQ=WEEKLY;BYDAY=MO,FR;UNTIL=20271231T235959Z", "FREQ=MONTHLY;BYMONTHDAY=-1;BYHOUR=9"]);
+        let days = prop_oneof![
+            (1..u32::MAX).prop_map(EveryDay::Nth),
+            vec(weekday, 1..8).prop_map(EveryDay::Weekdays)
+        ];
+        let texts = select(vec![
+            "FREQ=DAILY",
+            "FREQ=WEEKLY;BYDAY=MO,FR;UNTIL=20271231T235959Z",
+            "FREQ=MONTHLY;BYMONTHDAY=-1;BYHOUR=9",
+        ]);
         prop_oneof![
             (times(), days).prop_map(|(times, days)| Rule::Times { times, days }),
-            (texts, prop_oneof![Just(Vec::new()), times()]).prop_map(|(text, times)| Rule::Rrule { text: text.to_owned(), times }),
+            (texts, prop_oneof![Just(Vec::new()), times()])
+                .prop_map(|(text, times)| Rule::Rrule { text: text.to_owned(), times }),
         ]
     }
 
@@ -166,7 +180,10 @@ mod tests {
     fn the_text_of_a_rule_is_what_the_store_already_holds() {
         let times = vec![time(8, 0, 0, 0), time(20, 0, 0, 0)];
         let daily = Rule::Times { times: times.clone(), days: EveryDay::Nth(1) };
-        let twice_a_week = Rule::Times { times: times.clone(), days: EveryDay::Weekdays(vec![Weekday::Monday, Weekday::Friday]) };
+        let twice_a_week = Rule::Times {
+            times: times.clone(),
+            days: EveryDay::Weekdays(vec![Weekday::Monday, Weekday::Friday]),
+        };
         let rrule = Rule::Rrule { text: "FREQ=DAILY;INTERVAL=2".to_owned(), times };
         assert_eq!(daily.to_string(), "times=08:00,20:00;every=1");
         assert_eq!(twice_a_week.to_string(), "times=08:00,20:00;weekdays=mon,fri");

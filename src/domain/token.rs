@@ -62,8 +62,8 @@ pub struct Registration {
     pub device_info: Option<String>,
 }
 
-/// Of a registration what is needed to send to it, and to say later whom a verdict was about. Small: there is one for each
-/// message of a broadcast.
+/// Of a registration what is needed to send to it, and to say later whom a verdict was about. Small: there is
+/// one for each message of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient {
     /// Where to send.
@@ -133,13 +133,13 @@ impl TokenKind {
         [Self::Expo, Self::Fcm, Self::Fid].into_iter().find(|kind| kind.label() == label)
     }
 
-    /// The form that `text` has. The forms do not overlap: Expo's have brackets or are UUIDs (36 characters), an
-    /// installation id has 22, a registration token 64 and more.
+    /// The form that `text` has. The forms do not overlap: Expo's have brackets or are UUIDs (36 characters),
+    /// an installation id has 22, a registration token 64 and more.
     fn of(text: &str) -> Option<Self> {
         let bracketed = |prefix: &str| {
-            text.strip_prefix(prefix)
-                .and_then(|rest| rest.strip_suffix(']'))
-                .is_some_and(|id| !id.is_empty() && id.len() <= 256 && id.bytes().all(|b| b.is_ascii_graphic()))
+            text.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(']')).is_some_and(|id| {
+                !id.is_empty() && id.len() <= 256 && id.bytes().all(|b| b.is_ascii_graphic())
+            })
         };
         let url_safe = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         if bracketed("ExponentPushToken[") || bracketed("ExpoPushToken[") || is_uuid(text) {

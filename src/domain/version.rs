@@ -1,18 +1,20 @@
 //! Which of two events about the same thing is the later one.
 //!
-//! A version is a pure function of the Kafka record that carried the event, so a replay gives the same number and
-//! changes nothing. Event versions are even; the odd slot above each belongs to a revocation *of that version*, so that
-//! a registration made after a failing send always beats the verdict on the send.
+//! A version is a pure function of the Kafka record that carried the event, so a replay gives the same number
+//! and changes nothing. Event versions are even; the odd slot above each belongs to a revocation *of that
+//! version*, so that a registration made after a failing send always beats the verdict on the send.
 
 use super::Timestamp;
 
-/// How far ahead of our clock a record's timestamp may be, in milliseconds, before it is refused as impossible.
+/// How far ahead of our clock a record's timestamp may be, in milliseconds, before it is refused as
+/// impossible.
 pub const AHEAD_MAX_MS: i64 = 5 * 60 * 1000;
 
 const STEP_MS: i64 = 10;
 const SLOTS: i64 = 5_000;
 
-/// A point in the order of events, in microseconds since 1970 with the record's offset folded into the last digits.
+/// A point in the order of events, in microseconds since 1970 with the record's offset folded into the last
+/// digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(i64);
 
@@ -28,7 +30,8 @@ pub enum Judged {
 impl Version {
     /// The version of the event in the record with this timestamp and offset.
     ///
-    /// Steps of 10 ms: `LogAppendTime` gives a whole batch one millisecond, and the offset then keeps the batch's order.
+    /// Steps of 10 ms: `LogAppendTime` gives a whole batch one millisecond, and the offset then keeps the
+    /// batch's order.
     pub fn of_record(timestamp: Timestamp, offset: i64) -> Self {
         let step = timestamp.as_millisecond().div_euclid(STEP_MS);
         Self(step * STEP_MS * 1_000 + offset.rem_euclid(SLOTS) * 2)

@@ -1,5 +1,5 @@
-//! What a broadcast's plan says: the text in [`crate::domain::Plan::spec`], kept in the store. Its parts are made from it,
-//! whenever they have to be made again.
+//! What a broadcast's plan says: the text in [`crate::domain::Plan::spec`], kept in the store. Its parts are
+//! made from it, whenever they have to be made again.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +48,17 @@ pub fn read(spec: &str) -> Result<Spec, Unreadable> {
     let record: Record = json::object(Some(spec.as_bytes()))?;
     let audience = match record.audience {
         AudienceRecord::Everybody { slices, .. } if !slices.is_power_of_two() => {
-            return Err(json::invalid("audience.everybody.slices", format_args!("{slices} is not a power of two")));
+            return Err(json::invalid(
+                "audience.everybody.slices",
+                format_args!("{slices} is not a power of two"),
+            ));
         }
         AudienceRecord::Everybody { slices, exclude, include_anonymous } => {
             Audience::Everybody { slices, exclude: exclude.map(|id| UserId::new(id.0)), include_anonymous }
         }
-        AudienceRecord::Users(users) => Audience::Users(users.into_iter().map(|id| UserId::new(id.0)).collect()),
+        AudienceRecord::Users(users) => {
+            Audience::Users(users.into_iter().map(|id| UserId::new(id.0)).collect())
+        }
     };
     Ok(Spec {
         notification: record.notification.into(),
@@ -67,9 +72,11 @@ pub fn read(spec: &str) -> Result<Spec, Unreadable> {
 pub fn write(spec: &Spec) -> String {
     let id = |user: &UserId| Id(user.as_str().to_owned());
     let audience = match &spec.audience {
-        Audience::Everybody { slices, exclude, include_anonymous } => {
-            AudienceRecord::Everybody { slices: *slices, exclude: exclude.as_ref().map(id), include_anonymous: *include_anonymous }
-        }
+        Audience::Everybody { slices, exclude, include_anonymous } => AudienceRecord::Everybody {
+            slices: *slices,
+            exclude: exclude.as_ref().map(id),
+            include_anonymous: *include_anonymous,
+        },
         Audience::Users(users) => AudienceRecord::Users(users.iter().map(id).collect()),
     };
     let record = Record {

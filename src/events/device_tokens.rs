@@ -35,8 +35,8 @@ pub(super) fn schema() -> Schema {
     schema_for!(Event)
 }
 
-/// An event in the life of a device token. The record's key is the token; a null value with a key erases it. Every name
-/// may be written in snake_case too.
+/// An event in the life of a device token. The record's key is the token; a null value with a key erases it.
+/// Every name may be written in snake_case too.
 #[derive(JsonSchema)]
 #[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
 #[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
@@ -135,9 +135,10 @@ impl Named {
 /// The token, if it has the form that was said.
 pub(super) fn of_kind(DeviceToken(token): DeviceToken, kind: Option<Kind>) -> Result<Token, Unreadable> {
     match kind {
-        Some(Kind(kind)) if kind != token.kind() => {
-            Err(json::invalid("token", format_args!("invalid token format: it is not of kind {}", kind.label())))
-        }
+        Some(Kind(kind)) if kind != token.kind() => Err(json::invalid(
+            "token",
+            format_args!("invalid token format: it is not of kind {}", kind.label()),
+        )),
         _ => Ok(token),
     }
 }

@@ -71,7 +71,9 @@ impl<'de, F: Field> Visitor<'de> for FieldVisitor<F> {
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-        F::of_number(number.into()).map(Ok).ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))
+        F::of_number(number.into())
+            .map(Ok)
+            .ok_or_else(|| E::invalid_type(Unexpected::Unsigned(number), &self))
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
@@ -224,7 +226,9 @@ impl Field for Kind {
     const EXPECTED: &'static str = "one of expo, fcm, fid";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        TokenKind::from_label(&text.to_ascii_lowercase()).map(Self).ok_or_else(|| refused(text, "one of expo, fcm, fid"))
+        TokenKind::from_label(&text.to_ascii_lowercase())
+            .map(Self)
+            .ok_or_else(|| refused(text, "one of expo, fcm, fid"))
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -240,7 +244,9 @@ impl Field for DevicePlatform {
     const EXPECTED: &'static str = "one of ios, android, web";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        Platform::from_label(&text.to_ascii_lowercase()).map(Self).ok_or_else(|| refused(text, "one of ios, android, web"))
+        Platform::from_label(&text.to_ascii_lowercase())
+            .map(Self)
+            .ok_or_else(|| refused(text, "one of ios, android, web"))
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -256,7 +262,9 @@ impl Field for Provider {
     const EXPECTED: &'static str = "one of expo, fcm";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        ProviderId::from_label(&text.to_ascii_lowercase()).map(Self).ok_or_else(|| refused(text, "one of expo, fcm"))
+        ProviderId::from_label(&text.to_ascii_lowercase())
+            .map(Self)
+            .ok_or_else(|| refused(text, "one of expo, fcm"))
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -274,7 +282,9 @@ impl Field for Moment {
     fn of_text(text: &str) -> Result<Self, String> {
         let moment: Timestamp = text.parse().map_err(|_| refused(text, Self::EXPECTED))?;
         // The stores keep microseconds. A time that they would cut has to be cut before anybody compares it.
-        Timestamp::from_microsecond(moment.as_microsecond()).map(Self).map_err(|_| refused(text, Self::EXPECTED))
+        Timestamp::from_microsecond(moment.as_microsecond())
+            .map(Self)
+            .map_err(|_| refused(text, Self::EXPECTED))
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -387,10 +397,15 @@ pub(super) fn data<'de, D: Deserializer<'de>>(json: D) -> Result<Map<String, Val
 
 /// A text of upstream's as an error may show it. Whatever may be a token, or hold one, is not shown.
 pub(super) fn shown(text: &str) -> String {
-    if text.len() <= 64 && !may_hold_a_token(text) { format!("{text:?}") } else { format!("a text of {} bytes", text.len()) }
+    if text.len() <= 64 && !may_hold_a_token(text) {
+        format!("{text:?}")
+    } else {
+        format!("a text of {} bytes", text.len())
+    }
 }
 
-/// Whether a token may be in there, cut off or in the middle of something else. The shortest form has 22 characters.
+/// Whether a token may be in there, cut off or in the middle of something else. The shortest form has 22
+/// characters.
 pub(super) fn may_hold_a_token(text: &str) -> bool {
     let url_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | '-');
     text.to_ascii_lowercase().contains("pushtoken") || text.split(|c| !url_safe(c)).any(|run| run.len() >= 22)
@@ -401,13 +416,23 @@ fn refused(text: &str, expected: &str) -> String {
 }
 
 fn bounded(text: &str, max: usize) -> Result<String, String> {
-    if text.len() > max { Err(format!("{} bytes, at most {max} are allowed", text.len())) } else { Ok(text.to_owned()) }
+    if text.len() > max {
+        Err(format!("{} bytes, at most {max} are allowed", text.len()))
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 /// `HH:MM`, or `HH:MM:00` as databases write it.
 fn time_of_day(text: &str) -> Option<Time> {
     let text = text.strip_suffix(":00").filter(|rest| rest.len() == 5).unwrap_or(text);
-    let two_digits = |part: &str| if part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit()) { part.parse::<i8>().ok() } else { None };
+    let two_digits = |part: &str| {
+        if part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit()) {
+            part.parse::<i8>().ok()
+        } else {
+            None
+        }
+    };
     let (hour, minute) = text.split_once(':')?;
     Time::new(two_digits(hour)?, two_digits(minute)?, 0, 0).ok()
 }

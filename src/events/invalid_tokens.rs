@@ -44,8 +44,8 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// A token that is dead. The record's key is the token. Outsiders write `token` and `reason`; they are judged against the
-/// registration that was current at the earlier of `detectedAt` and the record's time.
+/// A token that is dead. The record's key is the token. Outsiders write `token` and `reason`; they are judged
+/// against the registration that was current at the earlier of `detectedAt` and the record's time.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "DeadToken")]
@@ -66,6 +66,11 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registration: Option<i64>,
     /// When it came to light.
-    #[serde(default, alias = "detected_at", deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        alias = "detected_at",
+        deserialize_with = "fields::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     detected_at: Option<Moment>,
 }

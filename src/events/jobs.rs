@@ -10,7 +10,10 @@ use super::{
     notification::NotificationRecord,
     topics,
 };
-use crate::domain::{BroadcastId, DoseJob, Job, Lane, ListJob, Listeners, ProfileId, ProviderId, RegimenId, Slice, SliceJob, UserId, Work};
+use crate::domain::{
+    BroadcastId, DoseJob, Job, Lane, ListJob, Listeners, ProfileId, ProviderId, RegimenId, Slice, SliceJob,
+    UserId, Work,
+};
 
 /// How many users a list may hold.
 pub const LIST_MAX: usize = 500;
@@ -27,7 +30,8 @@ pub fn topic(provider: ProviderId, lane: Lane) -> &'static str {
     }
 }
 
-/// The record's key: the same job has the same key. A dose is its notification, a broadcast's part has its number.
+/// The record's key: the same job has the same key. A dose is its notification, a broadcast's part has its
+/// number.
 pub fn key(job: &Job) -> String {
     match &job.work {
         Work::Dose(_) => job.notification.id.as_str().to_owned(),
@@ -51,7 +55,10 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Job, Unreadable
         }),
         WorkRecord::List(list) => {
             if list.users.len() > LIST_MAX {
-                return Err(json::invalid("work.list.users", format_args!("{} users, at most {LIST_MAX} are allowed", list.users.len())));
+                return Err(json::invalid(
+                    "work.list.users",
+                    format_args!("{} users, at most {LIST_MAX} are allowed", list.users.len()),
+                ));
             }
             Work::List(ListJob {
                 broadcast: BroadcastId::new(list.broadcast_id.0),
@@ -61,12 +68,18 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Job, Unreadable
         }
         WorkRecord::Slice(slice) => {
             if !slice.of.is_power_of_two() || slice.of > SLICES_MAX || slice.index >= slice.of {
-                return Err(json::invalid("work.slice", format_args!("there is no slice {} of {}", slice.index, slice.of)));
+                return Err(json::invalid(
+                    "work.slice",
+                    format_args!("there is no slice {} of {}", slice.index, slice.of),
+                ));
             }
             Work::Slice(SliceJob {
                 broadcast: BroadcastId::new(slice.broadcast_id.0),
                 slice: Slice { index: slice.index, of: slice.of },
-                to: Listeners { exclude: slice.exclude.map(|id| UserId::new(id.0)), include_anonymous: slice.include_anonymous },
+                to: Listeners {
+                    exclude: slice.exclude.map(|id| UserId::new(id.0)),
+                    include_anonymous: slice.include_anonymous,
+                },
             })
         }
     };

@@ -13,7 +13,8 @@ pub(super) fn object<T: DeserializeOwned>(value: Option<&[u8]>) -> Result<T, Unr
         return Err(Unreadable::malformed("not a JSON object"));
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    let object = serde_path_to_error::deserialize(&mut json).map_err(|err| described(&err.path().to_string(), err.inner()))?;
+    let object = serde_path_to_error::deserialize(&mut json)
+        .map_err(|err| described(&err.path().to_string(), err.inner()))?;
     json.end().map_err(|err| described(".", &err))?;
     Ok(object)
 }
@@ -45,7 +46,10 @@ pub(super) fn invalid(field: &str, why: impl std::fmt::Display) -> Unreadable {
 
 /// Writes a record's value.
 pub(super) fn bytes(record: &impl Serialize) -> Vec<u8> {
-    #[expect(clippy::expect_used, reason = "our records have text keys and no failing fields; writing to memory does not fail")]
+    #[expect(
+        clippy::expect_used,
+        reason = "our records have text keys and no failing fields; writing to memory does not fail"
+    )]
     serde_json::to_vec(record).expect("a record can be written as JSON")
 }
 
@@ -54,9 +58,12 @@ fn described(path: &str, err: &serde_json::Error) -> Unreadable {
         return Unreadable::malformed(format!("not JSON: {err}"));
     }
     let text = err.to_string();
-    let text = text.strip_suffix(&format!(" at line {} column {}", err.line(), err.column())).unwrap_or(&text);
+    let text =
+        text.strip_suffix(&format!(" at line {} column {}", err.line(), err.column())).unwrap_or(&text);
     let at = |why: &str| if path == "." { why.to_owned() } else { format!("`{path}`: {why}") };
-    if let Some(unexpected) = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: ")) {
+    if let Some(unexpected) =
+        text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "))
+    {
         Unreadable::malformed(at(&expectation(unexpected)))
     } else if let Some(unknown) = text.strip_prefix("unknown variant ") {
         Unreadable::malformed(at(&expectation(unknown)))
@@ -70,7 +77,9 @@ fn described(path: &str, err: &serde_json::Error) -> Unreadable {
 
 /// serde's `string "…", expected a boolean` quotes the text, and any text may be a token in the wrong place.
 fn expectation(text: &str) -> String {
-    let Some((found, expected)) = text.rsplit_once(", expected ") else { return "a value of another type".to_owned() };
+    let Some((found, expected)) = text.rsplit_once(", expected ") else {
+        return "a value of another type".to_owned();
+    };
     let found = match found {
         "null" => "null",
         "map" => "an object",
@@ -85,7 +94,9 @@ fn expectation(text: &str) -> String {
 /// In a schema of events: the first of them is meant where no `event` is given.
 pub(super) fn first_event_by_default(schema: &mut schemars::Schema) {
     let first = schema.get_mut("oneOf").and_then(|events| events.get_mut(0));
-    if let Some(required) = first.and_then(|first| first.get_mut("required")).and_then(serde_json::Value::as_array_mut) {
+    if let Some(required) =
+        first.and_then(|first| first.get_mut("required")).and_then(serde_json::Value::as_array_mut)
+    {
         required.retain(|name| name != "event");
     }
 }

@@ -9,7 +9,9 @@ use super::{
     fields::{self, Day, DayOfWeek, Id, Text, TimeOfDay, Zone},
     json,
 };
-use crate::domain::{EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId, recurrence::parse_rrule};
+use crate::domain::{
+    EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId, recurrence::parse_rrule,
+};
 
 /// How many times a day a regimen may ring.
 pub const TIMES_MAX: usize = 96;
@@ -43,8 +45,8 @@ pub(super) fn schema() -> Schema {
     schema_for!(Event)
 }
 
-/// A medication regimen. The record's key is its id; a null value with a key removes it. Every name may be written in
-/// snake_case too.
+/// A medication regimen. The record's key is its id; a null value with a key removes it. Every name may be
+/// written in snake_case too.
 #[derive(JsonSchema)]
 #[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
 #[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
@@ -85,7 +87,8 @@ struct Set {
     #[serde(default, alias = "every_days")]
     #[schemars(range(min = 1, max = EVERY_DAYS_MAX))]
     every_days: Option<u32>,
-    /// An iCalendar rule (RFC 5545) instead of `days` and `everyDays`, counted in local time from the first day.
+    /// An iCalendar rule (RFC 5545) instead of `days` and `everyDays`, counted in local time from the first
+    /// day.
     #[serde(default, deserialize_with = "fields::optional")]
     rrule: Option<Text>,
     /// First day; absent = since ever.
@@ -135,10 +138,17 @@ impl Set {
     fn rule(&self) -> Result<Rule, Unreadable> {
         let times = self.times()?;
         let Some(Text(text)) = &self.rrule else {
-            return if times.is_empty() { Err(json::missing("times")) } else { Ok(Rule::Times { times, days: self.every_day()? }) };
+            return if times.is_empty() {
+                Err(json::missing("times"))
+            } else {
+                Ok(Rule::Times { times, days: self.every_day()? })
+            };
         };
         if self.days.is_some() || self.every_days.is_some() {
-            return Err(json::invalid("rrule", "says on which days; `days` and `everyDays` can't be given with it"));
+            return Err(json::invalid(
+                "rrule",
+                "says on which days; `days` and `everyDays` can't be given with it",
+            ));
         }
         let text = parse_rrule(text).map_err(|why| not_a_rule(&why.to_string()))?;
         if self.start_date.is_none() && text.contains("COUNT=") {
@@ -150,7 +160,10 @@ impl Set {
     fn times(&self) -> Result<Vec<LocalTime>, Unreadable> {
         let mut times: Vec<LocalTime> = self.times.iter().flatten().map(|time| time.0).collect();
         if times.len() > TIMES_MAX {
-            return Err(json::invalid("times", format_args!("{} times, at most {TIMES_MAX} are allowed", times.len())));
+            return Err(json::invalid(
+                "times",
+                format_args!("{} times, at most {TIMES_MAX} are allowed", times.len()),
+            ));
         }
         times.sort_unstable();
         times.dedup();
@@ -161,8 +174,12 @@ impl Set {
         match (&self.days, self.every_days) {
             (None, None) => Ok(EveryDay::Nth(1)),
             (None, Some(n @ 1..=EVERY_DAYS_MAX)) => Ok(EveryDay::Nth(n)),
-            (None, Some(n)) => Err(json::invalid("everyDays", format_args!("{n} is not from 1 to {EVERY_DAYS_MAX}"))),
-            (Some(days), None) if days.is_empty() => Err(json::invalid("days", "empty; leave it out for every day")),
+            (None, Some(n)) => {
+                Err(json::invalid("everyDays", format_args!("{n} is not from 1 to {EVERY_DAYS_MAX}")))
+            }
+            (Some(days), None) if days.is_empty() => {
+                Err(json::invalid("days", "empty; leave it out for every day"))
+            }
             (Some(days), None) => {
                 let mut days: Vec<Weekday> = days.iter().map(|day| day.0).collect();
                 days.sort_unstable_by_key(|day| day.to_monday_one_offset());

@@ -44,8 +44,8 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// `{}` and `{"at":…}` are ticks of the clock, `{"shard":…,"at":…}` is one shard's, `{"dose":…}` is a dose that upstream
-/// found due itself. Every name may be written in snake_case too.
+/// `{}` and `{"at":…}` are ticks of the clock, `{"shard":…,"at":…}` is one shard's, `{"dose":…}` is a dose
+/// that upstream found due itself. Every name may be written in snake_case too.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Tick")]
 struct Record {

@@ -87,7 +87,10 @@ impl Posted {
     fn post(self) -> Result<Post, Unreadable> {
         let audience = self.audience.map(|audience| audience.users);
         if let Some(users) = audience.as_ref().filter(|users| users.len() > USERS_MAX) {
-            return Err(json::invalid("audience.users", format_args!("{} users, at most {USERS_MAX} are allowed", users.len())));
+            return Err(json::invalid(
+                "audience.users",
+                format_args!("{} users, at most {USERS_MAX} are allowed", users.len()),
+            ));
         }
         Ok(Post {
             id: PostId::new(self.post_id.0),

@@ -23,12 +23,15 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Report, Unreada
     let Which { type_: Text(word) } = json::object(value)?;
     match word.as_str() {
         "broadcast" => {
-            let Broadcast { notification_id, sent, dead, refused, failed, expired, at } = json::object(value)?;
+            let Broadcast { notification_id, sent, dead, refused, failed, expired, at } =
+                json::object(value)?;
             let counts = Counts { sent, dead, refused, failed, expired };
             Ok(Report::Broadcast { notification: NotificationId::new(notification_id.0), counts, at: at.0 })
         }
         "dose" => json::object::<Dose>(value)?.report(),
-        word => Err(json::invalid("type", format_args!("{} is not one of broadcast, dose", fields::shown(word)))),
+        word => {
+            Err(json::invalid("type", format_args!("{} is not one of broadcast, dose", fields::shown(word))))
+        }
     }
 }
 
@@ -69,8 +72,8 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// What became of a notification. At least once, with the same content each time: take `notificationId` and `provider` as
-/// the key.
+/// What became of a notification. At least once, with the same content each time: take `notificationId` and
+/// `provider` as the key.
 #[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "camelCase")]
 #[schemars(rename = "Outcome")]
@@ -120,7 +123,12 @@ struct Dose {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expired: Option<u64>,
     /// When the provider took it, if the outcome is `sent`.
-    #[serde(default, alias = "push_sent_at", deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        alias = "push_sent_at",
+        deserialize_with = "fields::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     push_sent_at: Option<Moment>,
     /// When, for every other outcome.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
@@ -130,9 +138,16 @@ struct Dose {
 impl Dose {
     fn report(self) -> Result<Report, Unreadable> {
         let word = self.outcome.0.as_str();
-        let outcome = DoseOutcome::ALL.into_iter().find(|outcome| outcome.label() == word).ok_or_else(|| {
-            json::invalid("outcome", format_args!("{} is not one of sent, noTokens, missed, failed, expired, refused", fields::shown(word)))
-        })?;
+        let outcome =
+            DoseOutcome::ALL.into_iter().find(|outcome| outcome.label() == word).ok_or_else(|| {
+                json::invalid(
+                    "outcome",
+                    format_args!(
+                        "{} is not one of sent, noTokens, missed, failed, expired, refused",
+                        fields::shown(word)
+                    ),
+                )
+            })?;
         let at = self.push_sent_at.or(self.at).ok_or_else(|| json::missing("at"))?;
         Ok(Report::Dose {
             notification: NotificationId::new(self.notification_id.0),

@@ -20,7 +20,10 @@ pub const TICKETS_MAX: usize = 1000;
 pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Unreadable> {
     let record: Record = json::object(value)?;
     if record.tickets.len() > TICKETS_MAX {
-        return Err(json::invalid("tickets", format_args!("{} tickets, at most {TICKETS_MAX} are allowed", record.tickets.len())));
+        return Err(json::invalid(
+            "tickets",
+            format_args!("{} tickets, at most {TICKETS_MAX} are allowed", record.tickets.len()),
+        ));
     }
     let ticket = |ticket: TicketRecord| Ticket {
         id: ticket.id.0.into(),
@@ -33,7 +36,8 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Un
     })
 }
 
-/// Writes at most [`TICKETS_MAX`] tickets. Borrowed all the way: there is one for each message that Expo takes.
+/// Writes at most [`TICKETS_MAX`] tickets. Borrowed all the way: there is one for each message that Expo
+/// takes.
 pub fn write(tickets: &[Ticket], first_sent_at: Option<Timestamp>) -> Vec<u8> {
     let tickets = tickets.iter().map(Written::of).collect();
     json::bytes(&WrittenRecord { tickets, first_sent_at: first_sent_at.map(Moment) })

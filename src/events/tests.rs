@@ -15,7 +15,9 @@ fn examples() -> Vec<(String, String)> {
     let mut examples: Vec<_> = fs::read_dir(folder("examples"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap()))
+        .map(|path| {
+            (path.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap())
+        })
         .collect();
     examples.sort();
     examples
@@ -73,8 +75,10 @@ fn in_snake_case(value: Value) -> Value {
 
 #[test]
 fn every_example_can_be_read_and_says_what_it_said() {
-    let read: Vec<String> =
-        examples().iter().map(|(name, text)| format!("{name}: {}", read_of(topic_of(name), text.as_bytes()).unwrap())).collect();
+    let read: Vec<String> = examples()
+        .iter()
+        .map(|(name, text)| format!("{name}: {}", read_of(topic_of(name), text.as_bytes()).unwrap()))
+        .collect();
     insta::assert_snapshot!(read.join("\n\n"));
 }
 
@@ -82,7 +86,10 @@ fn every_example_can_be_read_and_says_what_it_said() {
 fn every_topic_with_events_has_an_example() {
     let shown: BTreeSet<_> = examples().iter().map(|(name, _)| topic_of(name)).collect();
     // A dead letter is the original's bytes; fcm.urgent looks like expo.urgent.
-    let expected = topics::ALL.into_iter().filter(|topic| ![topics::DEAD_LETTERS, topics::PUSH_FCM_URGENT].contains(topic)).collect();
+    let expected = topics::ALL
+        .into_iter()
+        .filter(|topic| ![topics::DEAD_LETTERS, topics::PUSH_FCM_URGENT].contains(topic))
+        .collect();
     assert_eq!(shown, expected);
 }
 
@@ -103,8 +110,14 @@ fn names_in_snake_case_say_the_same() {
 fn unknown_fields_are_ignored() {
     for (name, text) in examples() {
         let mut value: Value = serde_json::from_str(&text).unwrap();
-        value.as_object_mut().unwrap().insert("somethingNew".to_owned(), serde_json::json!({ "a": [1, null] }));
-        assert_eq!(read_of(topic_of(&name), value.to_string().as_bytes()), read_of(topic_of(&name), text.as_bytes()));
+        value
+            .as_object_mut()
+            .unwrap()
+            .insert("somethingNew".to_owned(), serde_json::json!({ "a": [1, null] }));
+        assert_eq!(
+            read_of(topic_of(&name), value.to_string().as_bytes()),
+            read_of(topic_of(&name), text.as_bytes())
+        );
     }
 }
 
@@ -128,7 +141,10 @@ fn a_schema_names_what_its_examples_hold() {
     let schemas = schemas();
     for (name, text) in examples() {
         let topic = topic_of(&name);
-        let (_, schema) = schemas.iter().find(|(name, _)| topic == *name || topic.starts_with(&format!("{name}."))).unwrap();
+        let (_, schema) = schemas
+            .iter()
+            .find(|(name, _)| topic == *name || topic.starts_with(&format!("{name}.")))
+            .unwrap();
         let schema = schema.as_value().to_string();
         let value: Value = serde_json::from_str(&text).unwrap();
         for field in value.as_object().unwrap().keys() {

@@ -41,8 +41,9 @@ pub const ALL: [&str; 12] = [
     DEAD_LETTERS,
 ];
 
-/// Header of a replayed record: when the original was written, in milliseconds since 1970. With [`ORIGIN_OFFSET`] it
-/// gives the record its original's version, so that a replayed login does not take a token back.
+/// Header of a replayed record: when the original was written, in milliseconds since 1970. With
+/// [`ORIGIN_OFFSET`] it gives the record its original's version, so that a replayed login does not take a
+/// token back.
 pub const ORIGIN_TIMESTAMP: &str = "pushcast.origin.timestamp";
 /// Header of a replayed record: the original's offset.
 pub const ORIGIN_OFFSET: &str = "pushcast.origin.offset";

@@ -76,7 +76,8 @@ impl Expo {
     /// The URL or the access token can't be used.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Misconfigured> {
         let send_url = http_url(&settings.url).ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
-        let receipts_url = send_url.join("getReceipts").map_err(|_| Misconfigured::Url(settings.url.clone()))?;
+        let receipts_url =
+            send_url.join("getReceipts").map_err(|_| Misconfigured::Url(settings.url.clone()))?;
 
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -128,11 +129,17 @@ impl Expo {
         }
         let mut response = post.send().await.map_err(NoAnswer::of)?;
         let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()), Timestamp::now());
+        let retry_after = retry_after(
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()),
+            Timestamp::now(),
+        );
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(NoAnswer::of)? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(NoAnswer { ambiguous: true, why: format!("HTTP {status} with more than {ANSWER_BYTES_MAX} bytes") });
+                return Err(NoAnswer {
+                    ambiguous: true,
+                    why: format!("HTTP {status} with more than {ANSWER_BYTES_MAX} bytes"),
+                });
             }
             body.extend_from_slice(&chunk);
         }
@@ -142,11 +149,16 @@ impl Expo {
     fn count_unrecognised(&self, reply: &Reply) {
         let count = match reply {
             Reply::Unrecognised { .. } => 1,
-            Reply::Each(verdicts) => verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Unrecognised { .. })).count(),
+            Reply::Each(verdicts) => {
+                verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Unrecognised { .. })).count()
+            }
             _ => 0,
         };
         if count > 0 {
-            self.metrics.unrecognised_answers_total.with_label_values(&[ProviderId::Expo.label()]).inc_by(count as u64);
+            self.metrics
+                .unrecognised_answers_total
+                .with_label_values(&[ProviderId::Expo.label()])
+                .inc_by(count as u64);
         }
     }
 }
@@ -195,7 +207,8 @@ impl Receipts for Expo {
             context: format!("asking Expo for {} receipts", tickets.len()),
             source: Some(why.into()),
         };
-        let request = Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;
+        let request =
+            Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;
         let answer = self.ask(&self.receipts_url, request).await.map_err(|no| unavailable(no.why))?;
         verdict::receipts(&answer, &self.reading.dead).map_err(unavailable)
     }
@@ -219,9 +232,9 @@ fn put_back(reply: Reply, order: &[usize]) -> Reply {
             order.iter().enumerate().for_each(|(index, &place)| sent_as[place] = index);
             Reply::Each(sent_as.into_iter().filter_map(|index| verdicts.get_mut(index)?.take()).collect())
         }
-        Reply::Split(groups) => {
-            Reply::Split(groups.into_iter().map(|group| group.into_iter().map(|index| order[index]).collect()).collect())
-        }
+        Reply::Split(groups) => Reply::Split(
+            groups.into_iter().map(|group| group.into_iter().map(|index| order[index]).collect()).collect(),
+        ),
         reply => reply,
     }
 }

@@ -48,11 +48,18 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], readi
         return request_error(status, error, retry_after, tokens);
     }
     match (status, tickets) {
-        (200..=299, Some(tickets)) if tickets.0.len() == tokens.len() => {
-            Reply::Each(tickets.0.into_iter().zip(tokens).map(|(ticket, token)| verdict(ticket, token, reading)).collect())
-        }
+        (200..=299, Some(tickets)) if tickets.0.len() == tokens.len() => Reply::Each(
+            tickets
+                .0
+                .into_iter()
+                .zip(tokens)
+                .map(|(ticket, token)| verdict(ticket, token, reading))
+                .collect(),
+        ),
         // Which ticket is whose can't be told, and some were taken.
-        (200..=299, Some(tickets)) => down(format!("{} tickets for {} messages", tickets.0.len(), tokens.len())),
+        (200..=299, Some(tickets)) => {
+            down(format!("{} tickets for {} messages", tickets.0.len(), tokens.len()))
+        }
         (200..=299, None) => down(said(status, body, tokens)),
         (401 | 403, _) => Reply::CredentialsRefused { why: said(status, body, tokens) },
         // A proxy's page: Expo itself answers in JSON.
@@ -66,7 +73,10 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], readi
 ///
 /// # Errors
 /// It holds none: why.
-pub(super) fn receipts<B: AsRef<[u8]>>(answer: &Answer<B>, dead: &[String]) -> Result<Vec<(String, Receipt)>, String> {
+pub(super) fn receipts<B: AsRef<[u8]>>(
+    answer: &Answer<B>,
+    dead: &[String],
+) -> Result<Vec<(String, Receipt)>, String> {
     let body = answer.body.as_ref();
     let received = match answer.status {
         200..=299 => serde_json::from_slice::<Received<'_>>(body).ok().and_then(|received| received.data),
@@ -76,7 +86,12 @@ pub(super) fn receipts<B: AsRef<[u8]>>(answer: &Answer<B>, dead: &[String]) -> R
     Ok(receipts.into_iter().map(|(id, ticket)| (id, receipt(&ticket, dead))).collect())
 }
 
-fn request_error(status: u16, error: &RequestError<'_>, retry_after: Option<Duration>, tokens: &[&Token]) -> Reply {
+fn request_error(
+    status: u16,
+    error: &RequestError<'_>,
+    retry_after: Option<Duration>,
+    tokens: &[&Token],
+) -> Reply {
     let text = error.message.as_ref().map_or("", |text| &text.0);
     let why = format!("HTTP {status} {}: {}", error.code(), words(text, tokens.iter().copied()));
     match (status, error.code()) {
@@ -94,12 +109,15 @@ fn request_error(status: u16, error: &RequestError<'_>, retry_after: Option<Dura
     }
 }
 
-/// The request's messages by project; those that Expo does not list are one more group. Where Expo lists nothing that
-/// we sent, two halves: that finds the stranger too, only slower.
+/// The request's messages by project; those that Expo does not list are one more group. Where Expo lists
+/// nothing that we sent, two halves: that finds the stranger too, only slower.
 fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
     let projects = error.tokens_by_project();
-    let listed: HashMap<&str, usize> =
-        projects.values().enumerate().flat_map(|(group, tokens)| tokens.iter().map(move |token| (token.as_str(), group))).collect();
+    let listed: HashMap<&str, usize> = projects
+        .values()
+        .enumerate()
+        .flat_map(|(group, tokens)| tokens.iter().map(move |token| (token.as_str(), group)))
+        .collect();
     let mut groups = vec![Vec::new(); projects.len() + 1];
     for (index, token) in tokens.iter().enumerate() {
         groups[listed.get(token.as_str()).copied().unwrap_or(projects.len())].push(index);
@@ -121,7 +139,9 @@ fn verdict(ticket: Ticket<'_>, token: &Token, Reading { dead, receipts }: &Readi
     let text = ticket.message.as_ref().map_or("", |message| message.0.as_ref());
     let why = format!("{error}: {}", words(text, [token]));
     if ticket.status.0 != "error" {
-        return Verdict::Unrecognised { why: format!("a ticket with status {:?}: {why}", words(&ticket.status.0, [token])) };
+        return Verdict::Unrecognised {
+            why: format!("a ticket with status {:?}: {why}", words(&ticket.status.0, [token])),
+        };
     }
     if is_dead(error, dead) {
         return match details.expo_push_token {
@@ -132,13 +152,15 @@ fn verdict(ticket: Ticket<'_>, token: &Token, Reading { dead, receipts }: &Readi
         };
     }
     match error {
-        "InvalidCredentials" | "MismatchSenderId" | "InvalidProviderToken" => Verdict::CredentialsRefused { why },
+        "InvalidCredentials" | "MismatchSenderId" | "InvalidProviderToken" => {
+            Verdict::CredentialsRefused { why }
+        }
         "MessageTooBig" => Verdict::PayloadRefused { why },
         "MessageRateExceeded" => Verdict::DeviceBusy { retry_after: None },
         // Expo, or the service behind it, failed and says so: this message was not taken.
         "ExpoError" | "ProviderError" => Verdict::Down { ambiguous: false, why },
-        // DeveloperError among them: Expo's SDK names it, nobody says whether token or payload is at fault. Stopping a
-        // whole broadcast for one bad token would be the worse mistake.
+        // DeveloperError among them: Expo's SDK names it, nobody says whether token or payload is at fault.
+        // Stopping a whole broadcast for one bad token would be the worse mistake.
         _ => Verdict::Unrecognised { why },
     }
 }
@@ -152,8 +174,12 @@ fn receipt(ticket: &Ticket<'_>, dead: &[String]) -> Receipt {
     let text = ticket.message.as_ref().map_or("", |message| message.0.as_ref());
     let why = format!("{error}: {}", words(text, []));
     match error {
-        error if ticket.status.0 == "error" && is_dead(error, dead) => Receipt::Dead { reason: error.to_owned() },
-        "InvalidCredentials" | "MismatchSenderId" | "InvalidProviderToken" => Receipt::CredentialsRefused { why },
+        error if ticket.status.0 == "error" && is_dead(error, dead) => {
+            Receipt::Dead { reason: error.to_owned() }
+        }
+        "InvalidCredentials" | "MismatchSenderId" | "InvalidProviderToken" => {
+            Receipt::CredentialsRefused { why }
+        }
         _ => Receipt::Failed { why },
     }
 }

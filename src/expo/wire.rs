@@ -1,7 +1,7 @@
 //! How requests to Expo and its answers look.
 //!
-//! A notification is serialised once ([`Body`]); a message is its token and its time to live put in front of that. Of an
-//! answer only what a verdict needs is parsed, and borrowed where it can be.
+//! A notification is serialised once ([`Body`]); a message is its token and its time to live put in front of
+//! that. Of an answer only what a verdict needs is parsed, and borrowed where it can be.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _, sync::Arc};
 
@@ -28,8 +28,8 @@ const GZIP_ABOVE: usize = 1024;
 pub struct Body {
     /// For iOS, where the collapse id makes a repeat replace the first.
     ios: Box<[u8]>,
-    /// For all others, where the tag does. Never a collapse id here: FCM keeps only four collapse keys for a device that
-    /// is offline, so that one for each notification would lose some.
+    /// For all others, where the tag does. Never a collapse id here: FCM keeps only four collapse keys for a
+    /// device that is offline, so that one for each notification would lose some.
     other: Box<[u8]>,
 }
 
@@ -207,8 +207,9 @@ pub(super) fn grouped<'a>(messages: &[Message<'a, Body>]) -> Vec<Group<'a>> {
 // === impl Request ===
 
 impl Request {
-    /// All messages as an array of objects, compressed or not. Those that differ in their token alone share an object: a
-    /// hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient, in this order.
+    /// All messages as an array of objects, compressed or not. Those that differ in their token alone share
+    /// an object: a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient,
+    /// in this order.
     pub(super) fn send(messages: &[Message<'_, Body>], groups: &[Group<'_>], gzip: bool) -> Self {
         let size = groups.iter().map(|group| group.said.rest.len() + 48).sum::<usize>()
             + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
@@ -235,7 +236,8 @@ impl Request {
 
     /// A question for these tickets' receipts.
     pub(super) fn receipts(ids: &[Arc<str>], gzip: bool) -> serde_json::Result<Self> {
-        serde_json::to_vec(&ReceiptsRequest { ids: ids.iter().map(|id| &**id).collect() }).map(|bytes| Self::of(bytes, gzip))
+        serde_json::to_vec(&ReceiptsRequest { ids: ids.iter().map(|id| &**id).collect() })
+            .map(|bytes| Self::of(bytes, gzip))
     }
 
     fn of(plain: Vec<u8>, gzip: bool) -> Self {
@@ -284,7 +286,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Tickets<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                Ticket::deserialize(de::value::MapAccessDeserializer::new(map)).map(|ticket| Tickets(vec![ticket]))
+                Ticket::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(|ticket| Tickets(vec![ticket]))
             }
         }
 

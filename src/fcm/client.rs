@@ -1,7 +1,8 @@
 //! Requests to FCM.
 //!
-//! **Invariant:** a message is sent once. Whether to try again is not decided here, and a message that had to wait for an
-//! OAuth token goes back before it is sent: what has waited must not leave all at once, past the rate.
+//! **Invariant:** a message is sent once. Whether to try again is not decided here, and a message that had to
+//! wait for an OAuth token goes back before it is sent: what has waited must not leave all at once, past the
+//! rate.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -35,7 +36,8 @@ pub struct Fcm {
     tokens: TokenSource,
     request_timeout: Duration,
     validate_only: bool,
-    /// Of `metrics`, so that a message does not have to look for its own: how long requests take, and how many are taken.
+    /// Of `metrics`, so that a message does not have to look for its own: how long requests take, and how
+    /// many are taken.
     durations: Histogram,
     taken: IntCounter,
     metrics: Arc<Metrics>,
@@ -58,14 +60,15 @@ pub enum Misconfigured {
 // === impl Fcm ===
 
 impl Fcm {
-    /// A client for these settings; `None` where they name no credentials, for then FCM is not in use. Begins to fetch
-    /// an OAuth token; connects when the first message is sent.
+    /// A client for these settings; `None` where they name no credentials, for then FCM is not in use. Begins
+    /// to fetch an OAuth token; connects when the first message is sent.
     ///
     /// # Errors
     /// There are credentials, and they or the URL can't be used.
     pub async fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Option<Self>, Misconfigured> {
         let Some(account) = Account::load(settings).await? else { return Ok(None) };
-        let send_url = send_url(&settings.url, &account.project_id).ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
+        let send_url = send_url(&settings.url, &account.project_id)
+            .ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
         let tls = tls_of_the_platform().map_err(Misconfigured::Tls)?;
         let provider = ProviderId::Fcm.label();
         Ok(Some(Self {
@@ -79,7 +82,8 @@ impl Fcm {
         }))
     }
 
-    /// Whether the credentials are good for an OAuth token. Waits for the token endpoint's answer, some seconds at most.
+    /// Whether the credentials are good for an OAuth token. Waits for the token endpoint's answer, some
+    /// seconds at most.
     ///
     /// # Errors
     /// Google refuses them, or does not answer.
@@ -88,7 +92,9 @@ impl Fcm {
     }
 
     async fn deliver(&self, token: &Token, body: Bytes, deadline: Instant) -> Reply {
-        let Some(credential) = self.tokens.latest() else { return self.reauthorised(self.tokens.current(), None, deadline).await };
+        let Some(credential) = self.tokens.latest() else {
+            return self.reauthorised(self.tokens.current(), None, deadline).await;
+        };
         match self.attempt(token, body, &credential, deadline).await {
             (Some(StatusCode::UNAUTHORIZED), Reply::CredentialsRefused { why }) => {
                 self.reauthorised(self.tokens.after(&credential), Some(why), deadline).await
@@ -107,14 +113,27 @@ impl Fcm {
         let none = match timeout_at(deadline, token).await {
             Ok(Ok(_)) => return Reply::Reauthorised { refused },
             Ok(Err(none)) => none,
-            Err(_) => NoCredential { refused: false, why: format!("no OAuth token within {:?}", self.request_timeout) },
+            Err(_) => NoCredential {
+                refused: false,
+                why: format!("no OAuth token within {:?}", self.request_timeout),
+            },
         };
         let why = format!("OAuth: {}", none.why);
-        if none.refused { Reply::CredentialsRefused { why } } else { Reply::Down { ambiguous: false, retry_after: None, why } }
+        if none.refused {
+            Reply::CredentialsRefused { why }
+        } else {
+            Reply::Down { ambiguous: false, retry_after: None, why }
+        }
     }
 
     /// One request, counted and timed: its HTTP status, if there was an answer, and what that means.
-    async fn attempt(&self, token: &Token, body: Bytes, credential: &Credential, deadline: Instant) -> (Option<StatusCode>, Reply) {
+    async fn attempt(
+        &self,
+        token: &Token,
+        body: Bytes,
+        credential: &Credential,
+        deadline: Instant,
+    ) -> (Option<StatusCode>, Reply) {
         let started = Instant::now();
         let answer = self.connections.post(&credential.headers, body, deadline).await;
         self.durations.observe(started.elapsed().as_secs_f64());

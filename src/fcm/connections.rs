@@ -1,17 +1,19 @@
-//! The HTTP/2 connections that carry requests to FCM: a few, warm, each with as many streams as both sides allow.
+//! The HTTP/2 connections that carry requests to FCM: a few, warm, each with as many streams as both sides
+//! allow.
 //!
-//! This is not reqwest, because there a message costs several times more CPU (ARCHITECTURE.md has the figures): `h2` is
-//! spoken directly, over a stream that gathers small writes (`dial`), and what all requests have in common is made once.
+//! This is not reqwest, because there a message costs several times more CPU (ARCHITECTURE.md has the
+//! figures): `h2` is spoken directly, over a stream that gathers small writes (`dial`), and what all requests
+//! have in common is made once.
 //!
-//! One task a connection opens it, carries it and takes it off its place in the [`Pool`] when it ends. A request takes a
-//! seat on a connection that is open, and waits only while there is none. So a place whose connections fail draws no
-//! requests, one attempt a place is under way at a time, and if all fail, whoever waited is told; when to try again is then
-//! the engine's affair.
+//! One task a connection opens it, carries it and takes it off its place in the [`Pool`] when it ends. A
+//! request takes a seat on a connection that is open, and waits only while there is none. So a place whose
+//! connections fail draws no requests, one attempt a place is under way at a time, and if all fail, whoever
+//! waited is told; when to try again is then the engine's affair.
 //!
-//! A connection ends when the peer closes it or when a PING stays without answer. It is asked now and then, and as soon as
-//! a request had no answer in time. What it carried may have been taken; what waited for a seat was not, nor what the peer
-//! says it did not touch (GOAWAY, `REFUSED_STREAM`). After a GOAWAY a connection finishes what it carries beside its
-//! successor.
+//! A connection ends when the peer closes it or when a PING stays without answer. It is asked now and then,
+//! and as soon as a request had no answer in time. What it carried may have been taken; what waited for a
+//! seat was not, nor what the peer says it did not touch (GOAWAY, `REFUSED_STREAM`). After a GOAWAY a
+//! connection finishes what it carries beside its successor.
 //!
 //! Whoever waits for a seat may be overtaken. His deadline bounds it.
 
@@ -60,7 +62,8 @@ const PONG_WITHIN: Duration = Duration::from_secs(5);
 /// While others carry requests, a place rests so long after an attempt that failed.
 const REST: Duration = Duration::from_secs(1);
 
-/// `h2` gathers frames below 1 KiB and hands each bigger one to the socket alone. So bodies go in pieces of that size.
+/// `h2` gathers frames below 1 KiB and hands each bigger one to the socket alone. So bodies go in pieces of
+/// that size.
 const PIECE: usize = 1_000;
 
 /// The connections to one peer.
@@ -133,7 +136,8 @@ struct Seat<'a> {
     connection: Arc<Connection>,
 }
 
-/// A place of the pool in the hands of the task that serves it. Closed when it is dropped, if no other has taken it over.
+/// A place of the pool in the hands of the task that serves it. Closed when it is dropped, if no other has
+/// taken it over.
 struct Tenure {
     pool: Arc<Pool>,
     place: usize,
@@ -165,7 +169,12 @@ impl Connections {
     ///
     /// # Errors
     /// There was no answer by the deadline.
-    pub(super) async fn post(&self, headers: &HeaderMap, body: Bytes, deadline: Instant) -> Result<Response, NoAnswer> {
+    pub(super) async fn post(
+        &self,
+        headers: &HeaderMap,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Response, NoAnswer> {
         let (seat, response) = self.begin(headers, &body, deadline).await?;
         let answered = timeout_at(deadline, read(response)).await;
         answered.unwrap_or_else(|_late| {
@@ -174,7 +183,12 @@ impl Connections {
         })
     }
 
-    async fn begin(&self, headers: &HeaderMap, body: &Bytes, deadline: Instant) -> Result<(Seat<'_>, ResponseFuture), NoAnswer> {
+    async fn begin(
+        &self,
+        headers: &HeaderMap,
+        body: &Bytes,
+        deadline: Instant,
+    ) -> Result<(Seat<'_>, ResponseFuture), NoAnswer> {
         let mut why = String::new();
         // A connection that is going away takes nothing. Who meets two of these had better come back later.
         for _ in 0..2 {
@@ -183,7 +197,12 @@ impl Connections {
                 None => match timeout_at(deadline, self.wait()).await {
                     Ok(Ok(seat)) => seat,
                     Ok(Err(why)) => return Err(NoAnswer::untouched(why)),
-                    Err(_late) => return Err(NoAnswer::untouched(format!("no free connection within {:?}", self.request_timeout))),
+                    Err(_late) => {
+                        return Err(NoAnswer::untouched(format!(
+                            "no free connection within {:?}",
+                            self.request_timeout
+                        )));
+                    }
                 },
             };
             match start(&seat.connection, self.request(headers, body.len()), body.clone()) {
@@ -233,7 +252,9 @@ impl Connections {
             self.open(&mut state);
         }
         let place = state.roomiest()?;
-        let Place { attempt, line: Line::Open { connection, carried } } = &mut state.places[place] else { return None };
+        let Place { attempt, line: Line::Open { connection, carried } } = &mut state.places[place] else {
+            return None;
+        };
         *carried += 1;
         Some(Seat { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
     }
@@ -258,7 +279,11 @@ async fn carry(mut tenure: Tenure, dialer: Arc<Dialer>, connect_within: Duration
         Err(_late) => return tenure.failure = Some(format!("no connection within {connect_within:?}")),
     };
     let doubted = Arc::new(Notify::new());
-    tenure.begin(Connection { requests, streams_max: streams_max.clamp(1, STREAMS_MAX), doubted: Arc::clone(&doubted) });
+    tenure.begin(Connection {
+        requests,
+        streams_max: streams_max.clamp(1, STREAMS_MAX),
+        doubted: Arc::clone(&doubted),
+    });
     tokio::select! {
         biased;
         ended = connection => debug!(error = ?ended.err(), "A connection to FCM has ended"),
@@ -283,7 +308,11 @@ async fn silence(mut pings: PingPong, doubted: &Notify) {
 }
 
 /// Hands a request to its connection. Where that fails nothing that could be acted on has left.
-fn start(connection: &Connection, request: Request<()>, mut body: Bytes) -> Result<ResponseFuture, h2::Error> {
+fn start(
+    connection: &Connection,
+    request: Request<()>,
+    mut body: Bytes,
+) -> Result<ResponseFuture, h2::Error> {
     let (response, mut stream) = connection.requests.clone().send_request(request, false)?;
     while body.len() > PIECE {
         stream.send_data(body.split_to(PIECE), false)?;
@@ -323,8 +352,10 @@ impl NoAnswer {
     }
 
     fn of(error: h2::Error) -> Self {
-        // Of streams beyond the last one that it names in a GOAWAY, and of those that it refuses, a peer took nothing.
-        let untouched = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+        // Of streams beyond the last one that it names in a GOAWAY, and of those that it refuses, a peer took
+        // nothing.
+        let untouched =
+            error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
         Self { ambiguous: !untouched, why: causes(&error) }
     }
 }
@@ -336,7 +367,8 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that takes nothing any more makes room for another one, and finishes what it carries beside it.
+    /// A connection that takes nothing any more makes room for another one, and finishes what it carries
+    /// beside it.
     fn retire(&self, seat: &Seat<'_>) {
         let place = &mut self.lock().places[seat.place];
         if place.attempt == seat.attempt {
@@ -358,7 +390,8 @@ impl State {
         (room > 0).then_some(place)
     }
 
-    /// The places that are to connect now, each with the number of its attempt. After a failure a place rests while there are others.
+    /// The places that are to connect now, each with the number of its attempt. After a failure a place rests
+    /// while there are others.
     fn due(&mut self, now: Instant) -> Vec<(usize, u64)> {
         let alone = self.is_hopeless();
         let mut opening = Vec::new();

@@ -1,12 +1,12 @@
 //! The OAuth token that FCM wants with every message.
 //!
-//! One task fetches it, renews it well before its end and publishes it; senders read the latest one and never fetch.
-//! yup-oauth2 signs and asks; what it leaves open is done here: it has no single flight, so that only the one task asks;
-//! it keeps an answer without a token for ever, so that every fetch is a forced one and no token is an error; it has no
-//! time-out.
+//! One task fetches it, renews it well before its end and publishes it; senders read the latest one and never
+//! fetch. yup-oauth2 signs and asks; what it leaves open is done here: it has no single flight, so that only
+//! the one task asks; it keeps an answer without a token for ever, so that every fetch is a forced one and no
+//! token is an error; it has no time-out.
 //!
-//! When FCM refuses a token, the sender names the token that was refused. However many do, the task fetches once: a
-//! token is renewed only if it is the one that was refused.
+//! When FCM refuses a token, the sender names the token that was refused. However many do, the task fetches
+//! once: a token is renewed only if it is the one that was refused.
 
 use std::{fmt, future::Future, path::Path, sync::Arc, time::Duration};
 
@@ -19,7 +19,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
-use yup_oauth2::{ServiceAccountAuthenticator, ServiceAccountKey, authenticator::DefaultAuthenticator, error::AuthErrorCode};
+use yup_oauth2::{
+    ServiceAccountAuthenticator, ServiceAccountKey, authenticator::DefaultAuthenticator, error::AuthErrorCode,
+};
 
 use super::{
     Settings,
@@ -135,14 +137,17 @@ impl Account {
 
     fn of(parts: ServiceAccountFile, place: &str) -> Result<Self, BadCredentials> {
         let required = |field, value: Option<String>| {
-            value.filter(|value| !value.is_empty()).ok_or_else(|| BadCredentials::Lacks { field, place: place.to_owned() })
+            value
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| BadCredentials::Lacks { field, place: place.to_owned() })
         };
         let project_id = required("project_id", parts.project_id)?;
         let key = ServiceAccountKey {
             key_type: None,
             project_id: Some(project_id.clone()),
             private_key_id: None,
-            // Environment files can't hold line breaks, so there they are written as two characters, often in quotes.
+            // Environment files can't hold line breaks, so there they are written as two characters, often in
+            // quotes.
             private_key: required("private_key", parts.private_key)?.trim_matches('"').replace("\\n", "\n"),
             client_email: required("client_email", parts.client_email)?,
             client_id: None,
@@ -157,9 +162,15 @@ impl Account {
 
 async fn read(path: &Path) -> Result<ServiceAccountFile, BadCredentials> {
     let shown = path.display().to_string();
-    let bytes = tokio::fs::read(path).await.map_err(|source| BadCredentials::Unreadable { path: shown.clone(), source })?;
+    let bytes = tokio::fs::read(path)
+        .await
+        .map_err(|source| BadCredentials::Unreadable { path: shown.clone(), source })?;
     // serde's own message may quote the file, and the file holds the key.
-    serde_json::from_slice(&bytes).map_err(|error| BadCredentials::NotJson { path: shown, line: error.line(), column: error.column() })
+    serde_json::from_slice(&bytes).map_err(|error| BadCredentials::NotJson {
+        path: shown,
+        line: error.line(),
+        column: error.column(),
+    })
 }
 
 // === impl TokenSource ===
@@ -170,7 +181,10 @@ impl TokenSource {
     /// # Errors
     /// The private key is none, or the machine has no certificates to trust.
     pub(super) async fn start(account: Account) -> Result<Self, BadCredentials> {
-        let google = ServiceAccountAuthenticator::builder(account.key).build().await.map_err(BadCredentials::Unusable)?;
+        let google = ServiceAccountAuthenticator::builder(account.key)
+            .build()
+            .await
+            .map_err(BadCredentials::Unusable)?;
         Ok(Self::keep(move || {
             let google = google.clone();
             async move { fetch(&google).await }
@@ -197,10 +211,16 @@ impl TokenSource {
     /// The latest token. Waits for the first one, but not for long.
     pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
         let mut state = self.state.clone();
-        let first = timeout(FIRST_WAIT, state.wait_for(|state| state.credential.is_some() || state.failure.is_some())).await;
+        let first = timeout(
+            FIRST_WAIT,
+            state.wait_for(|state| state.credential.is_some() || state.failure.is_some()),
+        )
+        .await;
         match first {
             Ok(Ok(state)) => state.usable(),
-            Ok(Err(_)) | Err(_) => Err(NoCredential { refused: false, why: format!("no OAuth token within {FIRST_WAIT:?}") }),
+            Ok(Err(_)) | Err(_) => {
+                Err(NoCredential { refused: false, why: format!("no OAuth token within {FIRST_WAIT:?}") })
+            }
         }
     }
 
@@ -213,7 +233,9 @@ impl TokenSource {
             *rejected = refused.generation.max(*rejected);
             newer
         });
-        let renewed = |state: &State| state.credential.as_ref().is_some_and(|credential| credential.generation > refused.generation);
+        let renewed = |state: &State| {
+            state.credential.as_ref().is_some_and(|credential| credential.generation > refused.generation)
+        };
         match state.wait_for(|state| renewed(state) || state.fetches > fetches).await {
             Ok(state) if renewed(&state) => state.usable(),
             Ok(state) => Err(state.failure.clone().unwrap_or_else(NoCredential::ended)),
@@ -251,10 +273,12 @@ where
                 let headers = Arc::new(wire::headers(bearer));
                 let credential = Credential { headers, generation, expires_at: now + lifetime };
                 publish.send_modify(|state| {
-                    *state = State { credential: Some(credential), failure: None, fetches: state.fetches + 1 };
+                    *state =
+                        State { credential: Some(credential), failure: None, fetches: state.fetches + 1 };
                 });
                 let refused = async {
-                    let _ends_with_the_source = rejected.wait_for(|rejected| *rejected >= generation).await.is_err();
+                    let _ends_with_the_source =
+                        rejected.wait_for(|rejected| *rejected >= generation).await.is_err();
                     sleep_until(now + FETCHES_APART).await;
                 };
                 tokio::select! {
@@ -270,7 +294,9 @@ where
                     state.fetches += 1;
                     state.failure = Some(failure);
                     // A token that is still good is still shown.
-                    state.credential.take_if(|credential| credential.expires_at <= now || credential.generation <= *rejected.borrow());
+                    state.credential.take_if(|credential| {
+                        credential.expires_at <= now || credential.generation <= *rejected.borrow()
+                    });
                 });
                 sleep(wait).await;
             }
@@ -315,8 +341,9 @@ fn is_refusal(error: &yup_oauth2::Error) -> bool {
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, NoCredential> {
-    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
-        .map_err(|_| NoCredential { refused: false, why: "the OAuth token can't stand in a header".to_owned() })?;
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).map_err(|_| {
+        NoCredential { refused: false, why: "the OAuth token can't stand in a header".to_owned() }
+    })?;
     bearer.set_sensitive(true);
     Ok(bearer)
 }

@@ -1,7 +1,8 @@
 //! What an answer of FCM means: a table, told everything it needs. No side effects; tests are rows.
 //!
-//! FCM's own error code decides before the HTTP status does: a 404 may be a dead token or a wrong project, a 403 a token
-//! of another project or a missing permission. A token is dead only where FCM's own code says so of *it*.
+//! FCM's own error code decides before the HTTP status does: a 404 may be a dead token or a wrong project, a
+//! 403 a token of another project or a missing permission. A token is dead only where FCM's own code says so
+//! of *it*.
 
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, token: &Token) -> Reply 
         |failure| format!("HTTP {status} {} {code}: {}", failure.status, words(&failure.message, [token])),
     );
     match (status, code) {
-        // A token of another project looks just as dead as one of ours; when many do, the brake is what tells.
+        // A token of another project looks just as dead as one of ours; when many do, the brake is what
+        // tells.
         (_, "UNREGISTERED" | "SENDER_ID_MISMATCH") => one(Verdict::Dead { reason: code.to_owned() }),
         // The key that Firebase holds for APNs is wrong: other platforms go on.
         (_, "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR") => one(Verdict::CredentialsRefused { why }),
@@ -52,7 +54,9 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, token: &Token) -> Reply 
                 Reply::Throttled { retry_after }
             }
         }
-        (408 | 500..=599, _) | (_, "UNAVAILABLE" | "INTERNAL") => Reply::Down { ambiguous: true, retry_after, why },
+        (408 | 500..=599, _) | (_, "UNAVAILABLE" | "INTERNAL") => {
+            Reply::Down { ambiguous: true, retry_after, why }
+        }
         (400, _) => match &failure {
             Some(failure) => bad_request(failure, code, why),
             // A proxy's page: FCM itself answers in JSON.
@@ -76,11 +80,13 @@ fn bad_request(failure: &Failure<'_>, code: &str, why: String) -> Reply {
     Reply::Refused { why }
 }
 
-/// Whether the quota that is used up is one device's. FCM has device, topic and project quotas and says which in
-/// `QuotaFailure`; a project's rate limit may come without.
+/// Whether the quota that is used up is one device's. FCM has device, topic and project quotas and says which
+/// in `QuotaFailure`; a project's rate limit may come without.
 fn is_devices_quota(failure: &Failure<'_>) -> bool {
     let mut quotas = failure.violated_quotas().peekable();
-    quotas.peek().is_some() && quotas.all(|quota| quota.contains("device") || !(quota.contains("project") || quota.contains("topic")))
+    quotas.peek().is_some()
+        && quotas
+            .all(|quota| quota.contains("device") || !(quota.contains("project") || quota.contains("topic")))
 }
 
 fn one(verdict: Verdict) -> Reply {

@@ -1,6 +1,7 @@
 //! How requests to FCM and its answers look, and a service account's file.
 //!
-//! A notification is serialised once ([`Body`]); a message is its token, its time to live and its end spliced into that.
+//! A notification is serialised once ([`Body`]); a message is its token, its time to live and its end spliced
+//! into that.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -37,7 +38,8 @@ struct Android<'a> {
 struct AndroidNotification<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     channel_id: &'a str,
-    /// A repeat replaces the first on the screen. Not a collapse key: FCM keeps only four of those for a device.
+    /// A repeat replaces the first on the screen. Not a collapse key: FCM keeps only four of those for a
+    /// device.
     tag: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     sound: Option<&'a str>,
@@ -137,7 +139,8 @@ struct FieldViolation<'a> {
     field: Cow<'a, str>,
 }
 
-/// A service account's file, as Google Cloud gives it out. All optional, so that what is missing can be named.
+/// A service account's file, as Google Cloud gives it out. All optional, so that what is missing can be
+/// named.
 #[derive(Deserialize)]
 pub(super) struct ServiceAccountFile {
     pub project_id: Option<String>,
@@ -150,7 +153,8 @@ pub(super) struct ServiceAccountFile {
 
 impl Body {
     pub(super) fn of(notification: &Notification, validate_only: bool) -> Result<Self, PayloadRefused> {
-        let data: BTreeMap<&str, Cow<'_, str>> = notification.data.iter().map(|(key, value)| (key.as_str(), text_of(value))).collect();
+        let data: BTreeMap<&str, Cow<'_, str>> =
+            notification.data.iter().map(|(key, value)| (key.as_str(), text_of(value))).collect();
         let weight: usize = data.iter().map(|(key, value)| key.len() + value.len()).sum();
         let text = payload::fit(&notification.body, notification.title.len() + weight)?;
         let (tag, sound) = (notification.tag(), notification.sound.as_deref());
@@ -163,7 +167,10 @@ impl Body {
         tail.extend_from_slice(b"},");
         tail.extend(members(&Apns { payload: ApnsPayload { aps: Aps { sound } } })?);
         tail.extend_from_slice(b"},");
-        tail.extend(members(&Shown { notification: Texts { title: &notification.title, body: &text }, data })?);
+        tail.extend(members(&Shown {
+            notification: Texts { title: &notification.title, body: &text },
+            data,
+        })?);
         tail.extend_from_slice(b"},");
         tail.extend(members(&Options { validate_only })?);
         tail.push(b'}');
@@ -217,7 +224,8 @@ fn text_of(value: &Value) -> Cow<'_, str> {
 
 /// A JSON object without its braces.
 fn members(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
-    let mut object = serde_json::to_vec(value).map_err(|error| PayloadRefused { reason: format!("it is no JSON: {error}") })?;
+    let mut object = serde_json::to_vec(value)
+        .map_err(|error| PayloadRefused { reason: format!("it is no JSON: {error}") })?;
     object.pop();
     object.remove(0);
     Ok(object)
@@ -235,7 +243,11 @@ impl<'a> Failure<'a> {
 
     /// FCM's own code, which says more than the HTTP status; not every error has one.
     pub(super) fn fcm_code(&self) -> Option<&str> {
-        self.details.iter().filter(|detail| detail.is("FcmError")).map(|detail| detail.error_code.as_ref()).find(|code| !code.is_empty())
+        self.details
+            .iter()
+            .filter(|detail| detail.is("FcmError"))
+            .map(|detail| detail.error_code.as_ref())
+            .find(|code| !code.is_empty())
     }
 
     /// The fields of the request that are wrong.
@@ -249,7 +261,8 @@ impl<'a> Failure<'a> {
         let details = self.details.iter().filter(|detail| detail.is("QuotaFailure"));
         details.flat_map(|detail| {
             detail.violations.iter().map(|violation| {
-                let texts: Vec<String> = violation.values().map(|value| text_of(value).to_ascii_lowercase()).collect();
+                let texts: Vec<String> =
+                    violation.values().map(|value| text_of(value).to_ascii_lowercase()).collect();
                 texts.join(" ")
             })
         })

@@ -1,7 +1,7 @@
 //! The admin listener: metrics, health, and what the commands ask a running process.
 //!
-//! It has no authentication and listens on this machine alone unless told otherwise. **Invariant:** an answer shows a
-//! token's hash, never the token.
+//! It has no authentication and listens on this machine alone unless told otherwise. **Invariant:** an answer
+//! shows a token's hash, never the token.
 
 mod broadcast;
 mod control;
@@ -42,7 +42,11 @@ pub struct Admin<S> {
 ///
 /// # Errors
 /// The listener broke.
-pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(listener: TcpListener, admin: Admin<S>, stop: Stop) -> io::Result<()> {
+pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(
+    listener: TcpListener,
+    admin: Admin<S>,
+    stop: Stop,
+) -> io::Result<()> {
     let stopped = async move { stop.wait().await };
     axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
 }
@@ -115,7 +119,10 @@ impl From<Unavailable> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, error) = match self {
-            Self::NeitherTokenNorHash => (StatusCode::BAD_REQUEST, "neither a token nor a token's hash (12 hexadecimal digits)".to_owned()),
+            Self::NeitherTokenNorHash => (
+                StatusCode::BAD_REQUEST,
+                "neither a token nor a token's hash (12 hexadecimal digits)".to_owned(),
+            ),
             Self::Unknown => (StatusCode::NOT_FOUND, "no such token was ever registered".to_owned()),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Self::BadRequest(why) => (StatusCode::BAD_REQUEST, why),

@@ -1,7 +1,7 @@
 //! Whether this process does its work, as others can see it: fed by whoever knows, read by `/ready`.
 //!
-//! Ready = every stage has its assignment, perhaps an empty one, and the store and Kafka answer. A route that is halted or braked
-//! is told as detail and makes nobody unready: a restart would not mend it.
+//! Ready = every stage has its assignment, perhaps an empty one, and the store and Kafka answer. A route that
+//! is halted or braked is told as detail and makes nobody unready: a restart would not mend it.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Prepares Kafka for a first start, and checks it before any other: `pushcast init`, `pushcast check`, and the start of
-//! `pushcast run`.
+//! Prepares Kafka for a first start, and checks it before any other: `pushcast init`, `pushcast check`, and
+//! the start of `pushcast run`.
 //!
 //! What exists is never changed: no partitions are added, no retention is set, no offset of a group is moved.
 
@@ -145,11 +145,14 @@ pub async fn init(settings: &Settings) -> Result<Report, AdminError> {
     let cluster = look(settings).await?;
     let topics = create_missing(settings, &cluster).await?;
     let settings = settings.clone();
-    let groups = tokio::task::spawn_blocking(move || begin_groups(&settings, &look_until_complete(&settings)?)).await??;
+    let groups =
+        tokio::task::spawn_blocking(move || begin_groups(&settings, &look_until_complete(&settings)?))
+            .await??;
     Ok(Report { topics, groups })
 }
 
-/// Gives each group that has none its first offsets; the part of [`init`] for a cluster whose topics are made elsewhere.
+/// Gives each group that has none its first offsets; the part of [`init`] for a cluster whose topics are made
+/// elsewhere.
 ///
 /// # Errors
 /// Kafka is away or refuses, or topics are missing.
@@ -159,11 +162,14 @@ pub async fn begin(settings: &Settings) -> Result<Vec<(Subscription, Began)>, Ad
 }
 
 fn look_now(settings: &Settings) -> Result<Cluster, AdminError> {
-    let client: BaseConsumer<Context> =
-        client::admin(settings).create_with_context(Context).map_err(|source| ClientError { kind: "admin client", source })?;
-    let unreachable = |source| AdminError::Unreachable { servers: settings.bootstrap_servers.clone(), source };
+    let client: BaseConsumer<Context> = client::admin(settings)
+        .create_with_context(Context)
+        .map_err(|source| ClientError { kind: "admin client", source })?;
+    let unreachable =
+        |source| AdminError::Unreachable { servers: settings.bootstrap_servers.clone(), source };
     let metadata = client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(unreachable)?;
-    let topics = metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
+    let topics =
+        metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
     Ok(Cluster { brokers: metadata.brokers().len(), topics })
 }
 
@@ -193,27 +199,46 @@ fn patiently<T>(ask: impl Fn() -> KafkaResult<T>, passes: impl Fn(&KafkaError) -
 
 /// Whether a broker says what it says of a topic whose leader has not taken office yet.
 fn is_too_new(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition};
-    matches!(code_of(error), Some(LeaderNotAvailable | NotLeaderForPartition | UnknownPartition | UnknownTopicOrPartition))
+    use RDKafkaErrorCode::{
+        LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition,
+    };
+    matches!(
+        code_of(error),
+        Some(LeaderNotAvailable | NotLeaderForPartition | UnknownPartition | UnknownTopicOrPartition)
+    )
 }
 
-/// The same, or that it says nothing. For questions only: a commit that was late may be done, and not to be done again.
+/// The same, or that it says nothing. For questions only: a commit that was late may be done, and not to be
+/// done again.
 fn is_too_new_or_late(error: &KafkaError) -> bool {
     is_too_new(error) || code_of(error) == Some(RDKafkaErrorCode::OperationTimedOut)
 }
 
-async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&'static str, Created)>, AdminError> {
+async fn create_missing(
+    settings: &Settings,
+    cluster: &Cluster,
+) -> Result<Vec<(&'static str, Created)>, AdminError> {
     let missing: Vec<_> = TOPICS.iter().filter(|topic| !cluster.topics.contains_key(topic.name)).collect();
     let mut created = BTreeSet::new();
     if !missing.is_empty() {
-        let admin: AdminClient<DefaultClientContext> =
-            client::admin(settings).create().map_err(|source| ClientError { kind: "admin client", source })?;
+        let admin: AdminClient<DefaultClientContext> = client::admin(settings)
+            .create()
+            .map_err(|source| ClientError { kind: "admin client", source })?;
         let copies = copies(settings.replication_factor, cluster.brokers);
-        let retentions: Vec<_> = missing.iter().map(|topic| topic.retention.as_millis().to_string()).collect();
-        let asked: Vec<_> = missing.iter().zip(&retentions).map(|(topic, retention)| new_topic(topic, retention, copies)).collect();
-        let options = AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)).request_timeout(Some(2 * ANSWER_TIMEOUT));
+        let retentions: Vec<_> =
+            missing.iter().map(|topic| topic.retention.as_millis().to_string()).collect();
+        let asked: Vec<_> = missing
+            .iter()
+            .zip(&retentions)
+            .map(|(topic, retention)| new_topic(topic, retention, copies))
+            .collect();
+        let options = AdminOptions::new()
+            .operation_timeout(Some(ANSWER_TIMEOUT))
+            .request_timeout(Some(2 * ANSWER_TIMEOUT));
         let answers = admin.create_topics(&asked, &options).await;
-        for answer in answers.map_err(|source| AdminError::Refused { asked: "creating topics".to_owned(), source })? {
+        for answer in
+            answers.map_err(|source| AdminError::Refused { asked: "creating topics".to_owned(), source })?
+        {
             match answer {
                 Ok(name) => drop(created.insert(name)),
                 // Somebody else was a moment faster.
@@ -223,7 +248,8 @@ async fn create_missing(settings: &Settings, cluster: &Cluster) -> Result<Vec<(&
         }
         info!("Created {} topics with {copies} copies each", created.len());
     }
-    let became = |topic: &Topic| if created.contains(topic.name) { Created::Created } else { Created::Exists };
+    let became =
+        |topic: &Topic| if created.contains(topic.name) { Created::Created } else { Created::Exists };
     Ok(TOPICS.iter().map(|topic| (topic.name, became(topic))).collect())
 }
 
@@ -253,13 +279,16 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
         let asked = format!("{asked} {group} for {}", reads.topic);
         move |source| AdminError::Refused { asked, source }
     };
-    let partitions = *cluster.topics.get(reads.topic).ok_or_else(|| AdminError::Missing(vec![reads.topic.to_owned()]))?;
-    let outsider: BaseConsumer<Context> =
-        client::outsider(settings, &group).create_with_context(Context).map_err(|source| ClientError { kind: "consumer", source })?;
+    let partitions =
+        *cluster.topics.get(reads.topic).ok_or_else(|| AdminError::Missing(vec![reads.topic.to_owned()]))?;
+    let outsider: BaseConsumer<Context> = client::outsider(settings, &group)
+        .create_with_context(Context)
+        .map_err(|source| ClientError { kind: "consumer", source })?;
 
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(reads.topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
-    let known = outsider.committed_offsets(asked, ANSWER_TIMEOUT).map_err(refused("asking the offsets of"))?;
+    let known =
+        outsider.committed_offsets(asked, ANSWER_TIMEOUT).map_err(refused("asking the offsets of"))?;
     let mut first = TopicPartitionList::new();
     for partition in known.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
         let ends = || outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT);
@@ -288,7 +317,8 @@ fn begin_group(settings: &Settings, cluster: &Cluster, reads: &Subscription) -> 
 impl Cluster {
     /// An error that names those of `topics` that the cluster doesn't have.
     fn has_all<'a>(&self, topics: impl Iterator<Item = &'a str>) -> Result<(), AdminError> {
-        let missing: Vec<_> = topics.filter(|topic| !self.topics.contains_key(*topic)).map(str::to_owned).collect();
+        let missing: Vec<_> =
+            topics.filter(|topic| !self.topics.contains_key(*topic)).map(str::to_owned).collect();
         if missing.is_empty() { Ok(()) } else { Err(AdminError::Missing(missing)) }
     }
 }

@@ -1,8 +1,8 @@
 //! What we tell librdkafka: the properties of each kind of client, and what becomes of its log lines.
 //!
-//! The numbers are chosen for a service that holds many partitions open and reads them slowly at times: small fetch
-//! queues (they are *per partition* once queues are split), and a short back-off so that small queues don't cost
-//! throughput. `kafka.properties` goes over all of it.
+//! The numbers are chosen for a service that holds many partitions open and reads them slowly at times: small
+//! fetch queues (they are *per partition* once queues are split), and a short back-off so that small queues
+//! don't cost throughput. `kafka.properties` goes over all of it.
 
 use std::time::Duration;
 
@@ -31,14 +31,15 @@ pub struct ClientError {
 /// A stage with fewer records in hand than this does not live of their number.
 const FEW: usize = 256;
 
-/// The consumer of a stage that has so many records in hand at once. One that has few, because each waits for its time,
-/// fetches little ahead: the queue of each partition would fill up all the same, and stay full.
+/// The consumer of a stage that has so many records in hand at once. One that has few, because each waits for
+/// its time, fetches little ahead: the queue of each partition would fill up all the same, and stay full.
 pub(super) fn consumer(settings: &Settings, group: &str, in_flight: usize) -> ClientConfig {
     let queued_kib = if in_flight < FEW { "128" } else { "512" };
     let mut config = shared(settings);
     config
         .set("group.id", group)
-        // What is settled is ours to say: nothing is committed, and nothing stored for a commit, behind our back.
+        // What is settled is ours to say: nothing is committed, and nothing stored for a commit, behind our
+        // back.
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // Never `latest`: an offset that has expired would silently skip everything there is.
@@ -98,8 +99,8 @@ pub(super) fn outsider(settings: &Settings, group: &str) -> ClientConfig {
     overlay(config, settings)
 }
 
-/// The longest time between two polls before librdkafka gives the partitions up. It is also how long a rebalance may
-/// take, so it has to outlast the drain; and it may not be shorter than a session.
+/// The longest time between two polls before librdkafka gives the partitions up. It is also how long a
+/// rebalance may take, so it has to outlast the drain; and it may not be shorter than a session.
 fn max_poll_interval(settings: &Settings) -> Duration {
     (settings.drain_timeout + REBALANCE_MARGIN).max(settings.session_timeout)
 }
@@ -137,9 +138,12 @@ pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
 /// Passes librdkafka's log lines on.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
-        // `kafka.properties` goes to all kinds of clients; that one kind has no use for a property is no news.
+        // `kafka.properties` goes to all kinds of clients; that one kind has no use for a property is no
+        // news.
         _ if facility == "CONFWARN" => debug!(facility, "librdkafka: {message}"),
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => error!(facility, "librdkafka: {message}"),
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            error!(facility, "librdkafka: {message}")
+        }
         RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => warn!(facility, "librdkafka: {message}"),
         RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(facility, "librdkafka: {message}"),
         RDKafkaLogLevel::Debug => debug!(facility, "librdkafka: {message}"),

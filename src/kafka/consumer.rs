@@ -1,9 +1,10 @@
 //! The consumer runtime: one for every stage.
 //!
-//! **Promises.** An offset is committed only when every record below it has a durable fate. Records of one lane run in
-//! their order, one at a time; all others run at once, as many as the budget allows, whatever the number of partitions. A
-//! dependency that is away stops the reading and loses nothing. A record that can't be handled harms only itself. After a
-//! crash at most what was delivered and not yet committed is handled again.
+//! **Promises.** An offset is committed only when every record below it has a durable fate. Records of one
+//! lane run in their order, one at a time; all others run at once, as many as the budget allows, whatever the
+//! number of partitions. A dependency that is away stops the reading and loses nothing. A record that can't
+//! be handled harms only itself. After a crash at most what was delivered and not yet committed is handled
+//! again.
 //!
 //! **How.** Three kinds of tasks, each with one thing to know:
 //!
@@ -17,30 +18,33 @@
 //!             └─ split queues ─> partitions   each owns its window, its lanes and its running handlers
 //! ```
 //!
-//! Backpressure is not reading: a partition that has no room leaves its queue alone, and librdkafka stops fetching when
-//! the queue is full. (`pause` would throw the queue away and fetch it again, a second later.)
+//! Backpressure is not reading: a partition that has no room leaves its queue alone, and librdkafka stops
+//! fetching when the queue is full. (`pause` would throw the queue away and fetch it again, a second later.)
 //!
-//! **A rebalance is answered late, on purpose.** The callback hands the event over and returns, so polling and heartbeats
-//! go on while running handlers come to an end and their offsets are committed. Until the answer the whole member gets
-//! nothing to read, hence `kafka.drain_timeout`. A partition task ends after its last handler, and the partition is given
-//! back after the task has ended: that order, and not an epoch number, is what keeps late results out.
+//! **A rebalance is answered late, on purpose.** The callback hands the event over and returns, so polling
+//! and heartbeats go on while running handlers come to an end and their offsets are committed. Until the
+//! answer the whole member gets nothing to read, hence `kafka.drain_timeout`. A partition task ends after its
+//! last handler, and the partition is given back after the task has ended: that order, and not an epoch
+//! number, is what keeps late results out.
 //!
-//! **A loss is answered at once**, because the member can't join again before. The handlers that run come to their end as
-//! `stragglers`, beside the member's next life: what a provider has answered gets its checkpoint. They settle nothing.
+//! **A loss is answered at once**, because the member can't join again before. The handlers that run come to
+//! their end as `stragglers`, beside the member's next life: what a provider has answered gets its
+//! checkpoint. They settle nothing.
 //!
 //! **Races we accept.**
-//! - A straggler runs beside the next owner of its partition, if that is another process, for up to the drain time-out; and
-//!   so does every handler of a member that the group has thrown out, until the next refused commit tells. What a handler
-//!   does is safe from that: a slice has its epoch, a dose its claim, a token its version. The page that both have open is
-//!   sent twice.
-//! - A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the partition was given
-//!   back, and move its next owner's start back: repeats, never a gap.
-//! - librdkafka (2.12.1) may go on fetching a partition that was taken away right after it was dealt. What lies in the queue
-//!   when the partition comes back is thrown away ([`intake`]); what arrives in the moment after that is handled, as a
-//!   repeat. Should it lie ahead of the committed offset, a commit is ahead too, until the record that belongs there comes
-//!   an instant later: a crash in between would skip. Not seen in 192 runs of the churn, 1 of which had such late records.
-//! - Records that had overtaken others are repeated if these did not start in the first part of a drain, or did not end in
-//!   it.
+//! - A straggler runs beside the next owner of its partition, if that is another process, for up to the drain
+//!   time-out; and so does every handler of a member that the group has thrown out, until the next refused
+//!   commit tells. What a handler does is safe from that: a slice has its epoch, a dose its claim, a token
+//!   its version. The page that both have open is sent twice.
+//! - A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the partition
+//!   was given back, and move its next owner's start back: repeats, never a gap.
+//! - librdkafka (2.12.1) may go on fetching a partition that was taken away right after it was dealt. What
+//!   lies in the queue when the partition comes back is thrown away ([`intake`]); what arrives in the moment
+//!   after that is handled, as a repeat. Should it lie ahead of the committed offset, a commit is ahead too,
+//!   until the record that belongs there comes an instant later: a crash in between would skip. Not seen in
+//!   192 runs of the churn, 1 of which had such late records.
+//! - Records that had overtaken others are repeated if these did not start in the first part of a drain, or
+//!   did not end in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -124,13 +128,15 @@ pub struct TopicPartition {
 pub struct Assignment {
     /// The group has dealt at least once: the stage is ready, perhaps with nothing to read.
     pub arrived: bool,
-    /// What this process reads. A partition leaves when it is drained, *before* it is given back; at once if it is lost.
+    /// What this process reads. A partition leaves when it is drained, *before* it is given back; at once if
+    /// it is lost.
     pub partitions: BTreeSet<TopicPartition>,
-    /// How many partitions each topic has of which it reads some; a topic may get more while we run. Some seconds old.
+    /// How many partitions each topic has of which it reads some; a topic may get more while we run. Some
+    /// seconds old.
     pub topics: BTreeMap<String, usize>,
-    /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it refuses us.
-    /// From the first record on a commit is made at least every quarter of `kafka.session_timeout`; until then this is
-    /// the present.
+    /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it
+    /// refuses us. From the first record on a commit is made at least every quarter of
+    /// `kafka.session_timeout`; until then this is the present.
     pub confirmed_at: Option<Instant>,
 }
 
@@ -151,14 +157,16 @@ pub enum StageError {
     /// librdkafka gave up.
     #[error("the consumer can't go on: {0}")]
     Fatal(String),
-    /// The group still counts on an earlier process with our `kafka.instance_id`. Never leaves [`Stage::run`], which tries
-    /// again: the name is free when that process has ended in good order, or its session is over.
+    /// The group still counts on an earlier process with our `kafka.instance_id`. Never leaves
+    /// [`Stage::run`], which tries again: the name is free when that process has ended in good order, or its
+    /// session is over.
     #[error("a member with this kafka.instance_id is still in the group")]
     NameTaken,
     /// A process that started after us has our `kafka.instance_id`, and our partitions.
     #[error("another process has started with the same kafka.instance_id: give each process one of its own")]
     NameTakenOver,
-    /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new member begins.
+    /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new
+    /// member begins.
     #[error("the group has gone on without us: {0}")]
     Expelled(KafkaError),
     /// The group dealt anew while it waited for our answer.
@@ -204,20 +212,35 @@ struct Membership {
 }
 
 impl<H: Handler, P: Publish> Stage<H, P> {
-    /// Makes the stage's consumer, which does not join its group before [`Stage::run`]. `publish` writes dead letters.
-    /// Needs a Tokio runtime.
+    /// Makes the stage's consumer, which does not join its group before [`Stage::run`]. `publish` writes dead
+    /// letters. Needs a Tokio runtime.
     ///
     /// # Errors
     /// A property in the settings is wrong.
-    pub fn new(settings: &Settings, spec: StageSpec, handler: Arc<H>, publish: P, metrics: Arc<Metrics>) -> Result<Self, StageError> {
+    pub fn new(
+        settings: &Settings,
+        spec: StageSpec,
+        handler: Arc<H>,
+        publish: P,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StageError> {
         let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
         let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
-        let bench = Arc::new(Bench { stage, group, handler, publish, metrics, budget, complaints: Rarely::default() });
+        let bench = Arc::new(Bench {
+            stage,
+            group,
+            handler,
+            publish,
+            metrics,
+            budget,
+            complaints: Rarely::default(),
+        });
         let membership = Membership::new(settings, spec.in_flight, &bench)?;
         Ok(Self { spec, settings: settings.clone(), bench, membership, assignment: watch::Sender::default() })
     }
 
-    /// The stage's place in its group, as it changes: for readiness, and for whoever shares out by partitions.
+    /// The stage's place in its group, as it changes: for readiness, and for whoever shares out by
+    /// partitions.
     pub fn assignment(&self) -> watch::Receiver<Assignment> {
         self.assignment.subscribe()
     }
@@ -285,16 +308,31 @@ impl Membership {
         let Self { member, rebalances, vitals } = self;
         let (name, topics) = (&spec.name, spec.topics.iter().map(String::as_str).collect::<Vec<_>>());
         member.subscribe(&topics).map_err(|source| StageError::Refused { call: "subscribe", source })?;
-        info!(stage = name, group = bench.group, "Stage {name} joins {} for {}", bench.group, topics.join(", "));
+        info!(
+            stage = name,
+            group = bench.group,
+            "Stage {name} joins {} for {}",
+            bench.group,
+            topics.join(", ")
+        );
 
         let mut poller = JoinSet::new();
         poller.spawn(poller::poll(Arc::clone(&member)));
         let limits = Limits { span: settings.span, drain_timeout: settings.drain_timeout };
         let (assignment, pace) = (assignment.clone(), Pace::of(settings));
-        let coordinator = Coordinator::new(Arc::clone(&member), Arc::clone(bench), limits, pace, assignment, vitals, stragglers);
+        let coordinator = Coordinator::new(
+            Arc::clone(&member),
+            Arc::clone(bench),
+            limits,
+            pace,
+            assignment,
+            vitals,
+            stragglers,
+        );
         let ended = coordinator.run(rebalances, &mut poller, stop).await;
 
-        // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it closes.
+        // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it
+        // closes.
         member.context().close();
         poller.shutdown().await;
         close(name, member).await;
@@ -311,9 +349,12 @@ async fn close(stage: &str, member: Arc<Member>) {
     }
 }
 
-/// Runs a call of librdkafka's that may block for longer than we want to wait. Neither the runtime nor its end waits for
-/// such a thread, which `spawn_blocking` would make them do.
-fn on_a_thread<T: Send + 'static>(name: String, call: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+/// Runs a call of librdkafka's that may block for longer than we want to wait. Neither the runtime nor its
+/// end waits for such a thread, which `spawn_blocking` would make them do.
+fn on_a_thread<T: Send + 'static>(
+    name: String,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> oneshot::Receiver<T> {
     let (done, result) = oneshot::channel();
     let started = std::thread::Builder::new().name(name).spawn(move || drop(done.send(call())));
     if let Err(error) = started {
@@ -328,7 +369,8 @@ fn listed(partitions: &[TopicPartition]) -> String {
     for of in partitions {
         by_topic.entry(&of.topic).or_default().push(of.partition.to_string());
     }
-    let topics: Vec<_> = by_topic.iter().map(|(topic, numbers)| format!("{topic} {}", numbers.join(" "))).collect();
+    let topics: Vec<_> =
+        by_topic.iter().map(|(topic, numbers)| format!("{topic} {}", numbers.join(" "))).collect();
     if topics.is_empty() { "nothing".to_owned() } else { topics.join(", ") }
 }
 
@@ -353,7 +395,11 @@ impl Assignment {
 
 impl StageError {
     fn stray(message: &BorrowedMessage<'_>) -> Self {
-        Self::Stray { topic: message.topic().to_owned(), partition: message.partition(), offset: message.offset() }
+        Self::Stray {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+        }
     }
 }
 

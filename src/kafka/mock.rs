@@ -1,18 +1,19 @@
-//! A Kafka broker inside the process, for `demo`, `sandbox --kafka` and tests: librdkafka's mock cluster. It speaks the
-//! real protocol on a port of 127.0.0.1, so `kcat` and other clients made of librdkafka can talk to it. Java's (4.1.1)
-//! can't: they give up on its metadata and start over, for ever.
+//! A Kafka broker inside the process, for `demo`, `sandbox --kafka` and tests: librdkafka's mock cluster. It
+//! speaks the real protocol on a port of 127.0.0.1, so `kcat` and other clients made of librdkafka can talk
+//! to it. Java's (4.1.1) can't: they give up on its metadata and start over, for ever.
 //!
-//! It is not Kafka. It keeps 5 MiB a partition and silently drops what is older, forgets everything when it is dropped,
-//! creates topics only through [`Broker`] (or, with four partitions, for a producer that writes to an unknown one), and a
-//! classic group takes most of a session time-out to let a second member in. One member per group forms at once.
+//! It is not Kafka. It keeps 5 MiB a partition and silently drops what is older, forgets everything when it
+//! is dropped, creates topics only through [`Broker`] (or, with four partitions, for a producer that writes
+//! to an unknown one), and a classic group takes most of a session time-out to let a second member in. One
+//! member per group forms at once.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rdkafka::{
     ClientConfig, ClientContext,
     bindings::{
-        rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms, rd_kafka_mock_push_request_errors_array,
-        rd_kafka_mock_set_group_consumer_heartbeat_interval_ms,
+        rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms,
+        rd_kafka_mock_push_request_errors_array, rd_kafka_mock_set_group_consumer_heartbeat_interval_ms,
     },
     client::Client,
     config::RDKafkaLogLevel,
@@ -54,8 +55,8 @@ impl Broker {
     /// # Errors
     /// No port, no memory, or a topic twice.
     pub fn start_with<'a>(topics: impl IntoIterator<Item = (&'a str, i32)>) -> Result<Self, MockError> {
-        // The cluster belongs to a client that does nothing else. rdkafka's own `MockCluster::new` keeps its pointer to
-        // itself, is not `Send`, and so could not have its patience shortened.
+        // The cluster belongs to a client that does nothing else. rdkafka's own `MockCluster::new` keeps its
+        // pointer to itself, is not `Send`, and so could not have its patience shortened.
         let mut config = ClientConfig::new();
         config.set("test.mock.num.brokers", "1").set("client.id", "embedded-broker");
         let client = config
@@ -77,7 +78,10 @@ impl Broker {
 
     /// `kafka.properties` that suit it: it does not wake a waiting fetch when something is written.
     pub fn properties() -> BTreeMap<String, String> {
-        BTreeMap::from([("fetch.wait.max.ms", "5"), ("linger.ms", "0")].map(|(name, value)| (name.to_owned(), value.to_owned())))
+        BTreeMap::from(
+            [("fetch.wait.max.ms", "5"), ("linger.ms", "0")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        )
     }
 
     /// Creates a topic.
@@ -111,13 +115,22 @@ impl Broker {
         }
     }
 
-    /// Answers the next signs of life of KIP-848 members with these errors, one each; the first sign is the joining.
+    /// Answers the next signs of life of KIP-848 members with these errors, one each; the first sign is the
+    /// joining.
     pub fn refuse_heartbeats(&self, errors: &[RDKafkaRespErr]) {
-        #[expect(unsafe_code, reason = "rdkafka has no safe name for this kind of request; the cluster lives as long as its client")]
+        #[expect(
+            unsafe_code,
+            reason = "rdkafka has no safe name for this kind of request; the cluster lives as long as its client"
+        )]
         // SAFETY: as in `heartbeat_every`; the errors are copied.
         unsafe {
             let cluster = rd_kafka_handle_mock_cluster(self.0.native_ptr());
-            rd_kafka_mock_push_request_errors_array(cluster, CONSUMER_GROUP_HEARTBEAT, errors.len(), errors.as_ptr());
+            rd_kafka_mock_push_request_errors_array(
+                cluster,
+                CONSUMER_GROUP_HEARTBEAT,
+                errors.len(),
+                errors.as_ptr(),
+            );
         }
     }
 
@@ -128,26 +141,43 @@ impl Broker {
         }
     }
 
-    /// How often members of a KIP-848 group show that they are alive, and so how fast such a group deals. For groups that
-    /// form after this call.
+    /// How often members of a KIP-848 group show that they are alive, and so how fast such a group deals. For
+    /// groups that form after this call.
     pub fn heartbeat_every(&self, interval: Duration) {
         let interval_ms = i32::try_from(interval.as_millis()).unwrap_or(i32::MAX);
-        #[expect(unsafe_code, reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours")]
-        // SAFETY: the client was made with `test.mock.num.brokers`, so it has a cluster, which it frees when it is dropped.
+        #[expect(
+            unsafe_code,
+            reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours"
+        )]
+        // SAFETY: the client was made with `test.mock.num.brokers`, so it has a cluster, which it frees when
+        // it is dropped.
         unsafe {
-            rd_kafka_mock_set_group_consumer_heartbeat_interval_ms(rd_kafka_handle_mock_cluster(self.0.native_ptr()), interval_ms);
+            rd_kafka_mock_set_group_consumer_heartbeat_interval_ms(
+                rd_kafka_handle_mock_cluster(self.0.native_ptr()),
+                interval_ms,
+            );
         }
     }
 
     fn shorten_first_deal(&self) {
-        #[expect(unsafe_code, reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours")]
+        #[expect(
+            unsafe_code,
+            reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours"
+        )]
         // SAFETY: as in `heartbeat_every`.
         unsafe {
-            rd_kafka_mock_group_initial_rebalance_delay_ms(rd_kafka_handle_mock_cluster(self.0.native_ptr()), FIRST_DEAL_DELAY_MS);
+            rd_kafka_mock_group_initial_rebalance_delay_ms(
+                rd_kafka_handle_mock_cluster(self.0.native_ptr()),
+                FIRST_DEAL_DELAY_MS,
+            );
         }
     }
 
-    fn ask(&self, what: &'static str, ask: impl FnOnce(&MockCluster<'_, Quiet>) -> Result<(), KafkaError>) -> Result<(), MockError> {
+    fn ask(
+        &self,
+        what: &'static str,
+        ask: impl FnOnce(&MockCluster<'_, Quiet>) -> Result<(), KafkaError>,
+    ) -> Result<(), MockError> {
         let cluster = self.cluster().ok_or(MockError { what: "is gone", source: KafkaError::Canceled })?;
         ask(&cluster).map_err(|source| MockError { what, source })
     }

@@ -21,7 +21,8 @@ use crate::{
     stream::{Message, Publish, Rarely},
 };
 
-/// How long a message waits for a place in a full queue. A queue that stays full that long is Kafka's way of being away.
+/// How long a message waits for a place in a full queue. A queue that stays full that long is Kafka's way of
+/// being away.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// librdkafka doesn't say when a place is free.
 const PLACE_POLL: Duration = Duration::from_millis(20);
@@ -45,8 +46,8 @@ impl Producer {
         producer.map(Self).map_err(|source| ClientError { kind: "producer", source })
     }
 
-    /// Waits until everything published so far is acknowledged or refused, but not longer than `within`. Call it before
-    /// the last clone goes: what is still queued then is thrown away.
+    /// Waits until everything published so far is acknowledged or refused, but not longer than `within`. Call
+    /// it before the last clone goes: what is still queued then is thrown away.
     ///
     /// # Errors
     /// Something was still on its way.
@@ -66,7 +67,8 @@ impl Producer {
     /// No broker has answered `within` that time.
     pub async fn ping(&self, within: Duration) -> Result<(), Unavailable> {
         let producer = self.0.clone();
-        // One topic's metadata: those of all would be a lot to ask every few seconds. It is one that `run` has seen.
+        // One topic's metadata: those of all would be a lot to ask every few seconds. It is one that `run`
+        // has seen.
         let asking = move || producer.client().fetch_metadata(Some("push-outcomes"), within).map(drop);
         let asked = tokio::task::spawn_blocking(asking).await;
         match asked {
@@ -75,8 +77,8 @@ impl Producer {
         }
     }
 
-    /// Why this producer will never publish again, if so. An idempotent producer gives up rather than break its promise;
-    /// only a new one helps, so the process should end.
+    /// Why this producer will never publish again, if so. An idempotent producer gives up rather than break
+    /// its promise; only a new one helps, so the process should end.
     pub fn fatal_error(&self) -> Option<String> {
         self.0.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
@@ -89,7 +91,8 @@ impl Publish for Producer {
     }
 
     async fn publish_all(&self, messages: Vec<Message>) -> Result<(), Unavailable> {
-        // One after the other into the queue: with a full queue, messages that wait side by side would overtake each other.
+        // One after the other into the queue: with a full queue, messages that wait side by side would
+        // overtake each other.
         let mut deliveries = Vec::with_capacity(messages.len());
         for message in &messages {
             deliveries.push(self.enqueue(message).await?);
@@ -108,10 +111,14 @@ impl Producer {
         loop {
             match self.0.send_result(record_of(message)) {
                 Ok(delivery) => return Ok(delivery),
-                Err((error, _)) if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && Instant::now() < deadline => {
+                Err((error, _))
+                    if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && Instant::now() < deadline =>
+                {
                     sleep(PLACE_POLL).await;
                 }
-                Err((error, _)) => return Err(Unavailable::kafka(format!("publishing to {}", message.topic), error)),
+                Err((error, _)) => {
+                    return Err(Unavailable::kafka(format!("publishing to {}", message.topic), error));
+                }
             }
         }
     }
@@ -137,7 +144,9 @@ fn record_of(message: &Message) -> FutureRecord<'_, [u8], [u8]> {
         timestamp: None,
         headers: (!headers.is_empty()).then(|| {
             let empty = OwnedHeaders::new_with_capacity(headers.len());
-            headers.iter().fold(empty, |all, header| all.insert(Header { key: &header.name, value: header.value.as_deref() }))
+            headers.iter().fold(empty, |all, header| {
+                all.insert(Header { key: &header.name, value: header.value.as_deref() })
+            })
         }),
     }
 }

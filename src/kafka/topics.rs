@@ -20,7 +20,8 @@ pub struct Topic {
 pub enum Stamp {
     /// The producer's.
     CreateTime,
-    /// The broker's. A token's versions are made of timestamps, and phones' and upstreams' clocks are not to be trusted.
+    /// The broker's. A token's versions are made of timestamps, and phones' and upstreams' clocks are not to
+    /// be trusted.
     LogAppendTime,
 }
 
@@ -124,7 +125,8 @@ mod tests {
 
     #[test]
     fn a_first_start_rings_nothing_of_yesterday() {
-        let from_the_end: Vec<_> = SUBSCRIPTIONS.iter().filter(|reads| reads.from == From::End).map(|reads| reads.topic).collect();
+        let from_the_end: Vec<_> =
+            SUBSCRIPTIONS.iter().filter(|reads| reads.from == From::End).map(|reads| reads.topic).collect();
         assert_eq!(from_the_end, ["posts-created", "medication-ticks"]);
     }
 }

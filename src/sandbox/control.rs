@@ -48,7 +48,10 @@ async fn statistics(State(shared): State<Arc<Shared>>) -> Json<Statistics> {
     Json(shared.statistics())
 }
 
-async fn messages(State(shared): State<Arc<Shared>>, Query(query): Query<Vec<(String, String)>>) -> Json<Vec<TakenMessage>> {
+async fn messages(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Json<Vec<TakenMessage>> {
     let token = query.into_iter().find_map(|(name, value)| (name == "token").then_some(value));
     let wanted = |message: &&TakenMessage| token.as_ref().is_none_or(|token| message.token == *token);
     Json(held(&shared.remembered).iter().filter(wanted).cloned().collect())

@@ -1,7 +1,8 @@
 //! What a fake provider has seen: exact, and small enough for many millions of messages.
 //!
-//! Of a token, and of a notification to a token, only a 64-bit hash is kept (9 to 18 bytes each). Two different ones with
-//! the same hash would hide a token or invent a double; among ten million that is a chance of 1 in 400,000.
+//! Of a token, and of a notification to a token, only a 64-bit hash is kept (9 to 18 bytes each). Two
+//! different ones with the same hash would hide a token or invent a double; among ten million that is a
+//! chance of 1 in 400,000.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -101,7 +102,10 @@ impl Counts {
 
     pub fn statistics(&self) -> ProviderStatistics {
         let answers = Answer::ALL.into_iter().zip(&self.answers);
-        let answers = answers.map(|(answer, count)| (answer, count.load(Relaxed))).filter(|(_, count)| *count > 0).collect();
+        let answers = answers
+            .map(|(answer, count)| (answer, count.load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
         let requests = held(&self.requests);
         ProviderStatistics {
             taken: self.taken.load(Relaxed),
@@ -111,7 +115,11 @@ impl Counts {
             requests: requests.count,
             statuses: requests.statuses.clone(),
             outages: requests.outages.clone(),
-            http_versions: requests.versions.iter().map(|(version, count)| ((*version).to_owned(), *count)).collect(),
+            http_versions: requests
+                .versions
+                .iter()
+                .map(|(version, count)| ((*version).to_owned(), *count))
+                .collect(),
             peak_per_second: requests.arrived.peak,
             first_at: requests.first_at,
             last_at: requests.last_at,

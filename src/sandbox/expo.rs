@@ -29,7 +29,11 @@ const RECEIPTS_MAX: usize = 1000;
 const PAYLOAD_MAX: usize = 4096;
 
 /// `POST /--/api/v2/push/send`
-pub(super) async fn send(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, request: Request) -> Response {
+pub(super) async fn send(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
     let (faults, arrival) = (shared.faults(), Arrival::new(parts));
@@ -42,7 +46,11 @@ pub(super) async fn send(State(shared): State<Arc<Shared>>, Extension(reset): Ex
 }
 
 /// `POST /--/api/v2/push/getReceipts`
-pub(super) async fn receipts(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, request: Request) -> Response {
+pub(super) async fn receipts(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
     let (faults, arrival) = (shared.faults(), Arrival::new(parts));
@@ -60,8 +68,8 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// The checks in the order in which a request meets them: who asks, is anybody there, is it well formed, is it too
-    /// much, is it for one project. Then each message on its own.
+    /// The checks in the order in which a request meets them: who asks, is anybody there, is it well formed,
+    /// is it too much, is it for one project. Then each message on its own.
     fn answer(&self, body: &[u8]) -> Reply {
         let counts = &self.shared.expo.counts;
         let batch = Batch::parse(body);
@@ -87,13 +95,20 @@ impl Sending<'_> {
             Err(why) => return error(400, "VALIDATION_ERROR", why, None),
         };
         if messages > MESSAGES_MAX {
-            let why = format!("Cannot send more than {MESSAGES_MAX} push notifications in a single request; got {messages}.");
+            let why = format!(
+                "Cannot send more than {MESSAGES_MAX} push notifications in a single request; got {messages}."
+            );
             return answered(Answer::Invalid, error(400, "PUSH_TOO_MANY_NOTIFICATIONS", &why, None));
         }
         let found = self.found(batch);
-        let malformed = |(token, fault): &(&str, &Option<TokenFault>)| !wire::is_token(token) || **fault == Some(TokenFault::Malformed);
+        let malformed = |(token, fault): &(&str, &Option<TokenFault>)| {
+            !wire::is_token(token) || **fault == Some(TokenFault::Malformed)
+        };
         if let Some((token, _)) = batch.tokens().zip(&found).find(malformed) {
-            return answered(Answer::Invalid, error(400, "VALIDATION_ERROR", &format!("\"{token}\" is not a valid Expo push token"), None));
+            return answered(
+                Answer::Invalid,
+                error(400, "VALIDATION_ERROR", &format!("\"{token}\" is not a valid Expo push token"), None),
+            );
         }
         if !self.shared.expo.admitted.admit(messages as u64, self.faults.rate_limit) {
             return answered(Answer::Throttled, too_many(self.faults));
@@ -120,8 +135,11 @@ impl Sending<'_> {
         answer.extend_from_slice(open.as_bytes());
         let at_ms = self.arrival.at.as_millisecond().unsigned_abs();
         let first = self.shared.numbers(batch.len() as u64);
-        let messages = batch.messages().enumerate().map(|(index, message)| (index, message, message.identity()));
-        let each = messages.flat_map(|(index, message, identity)| message.to.iter().map(move |token| (index, message, identity, token)));
+        let messages =
+            batch.messages().enumerate().map(|(index, message)| (index, message, message.identity()));
+        let each = messages.flat_map(|(index, message, identity)| {
+            message.to.iter().map(move |token| (index, message, identity, token))
+        });
         for (((index, message, identity, token), fault), sequence) in each.zip(found).zip(first..) {
             if sequence > first {
                 answer.push(b',');
@@ -175,7 +193,8 @@ struct Tickets {
     dead: u64,
 }
 
-/// The refusal of a request whose tokens are of two projects. Only foreign ones are fine: they are sent to theirs.
+/// The refusal of a request whose tokens are of two projects. Only foreign ones are fine: they are sent to
+/// theirs.
 fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<Reply> {
     let is_foreign = |fault: &Option<TokenFault>| *fault == Some(TokenFault::Foreign);
     let foreign = found.iter().filter(|fault| is_foreign(fault)).count();
@@ -205,12 +224,17 @@ fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &Arrival, body: &[
         Err(why) => return error(400, "VALIDATION_ERROR", &why.to_string(), None),
     };
     if ids.len() > RECEIPTS_MAX {
-        let why = format!("Cannot get more than {RECEIPTS_MAX} push receipts in a single request; got {}.", ids.len());
+        let why = format!(
+            "Cannot get more than {RECEIPTS_MAX} push receipts in a single request; got {}.",
+            ids.len()
+        );
         return error(400, "PUSH_TOO_MANY_RECEIPTS", &why, None);
     }
     let now = Timestamp::now();
-    let found: BTreeMap<_, _> =
-        ids.iter().filter_map(|id| Some((id, Ticket::parse(id)?.receipt(now, faults.expo.receipt_delay)?))).collect();
+    let found: BTreeMap<_, _> = ids
+        .iter()
+        .filter_map(|id| Some((id, Ticket::parse(id)?.receipt(now, faults.expo.receipt_delay)?)))
+        .collect();
     let mut statistics = held(&shared.receipts);
     statistics.asked += ids.len() as u64;
     statistics.given += found.len() as u64;
@@ -226,7 +250,12 @@ fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &Arrival) -> 
 }
 
 fn refused_credentials() -> Reply {
-    error(403, "UNAUTHORIZED", "Insufficient permissions to send push notifications to @pushcast/sandbox", None)
+    error(
+        403,
+        "UNAUTHORIZED",
+        "Insufficient permissions to send push notifications to @pushcast/sandbox",
+        None,
+    )
 }
 
 fn too_many(faults: &ProviderFaults) -> Reply {
@@ -249,14 +278,19 @@ fn down(outage: &Outage, taken: Option<Vec<u8>>) -> Reply {
 /// The tickets of an answer but for the last one.
 fn without_the_last(answer: &[u8]) -> String {
     let answer: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
-    let tickets = answer["data"].as_array().and_then(|tickets| tickets.split_last()).map(|(_last, others)| others);
+    let tickets =
+        answer["data"].as_array().and_then(|tickets| tickets.split_last()).map(|(_last, others)| others);
     json!({ "data": tickets.unwrap_or_default() }).to_string()
 }
 
 fn error_of(status: u16) -> Reply {
     match status {
-        429 => error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None),
-        status @ (401 | 403) => error(status, "UNAUTHORIZED", "Insufficient permissions to send push notifications.", None),
+        429 => {
+            error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None)
+        }
+        status @ (401 | 403) => {
+            error(status, "UNAUTHORIZED", "Insufficient permissions to send push notifications.", None)
+        }
         500 => error(500, "INTERNAL_SERVER_ERROR", "An unknown error occurred.", None),
         status => Reply::html(status),
     }

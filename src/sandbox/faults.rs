@@ -62,7 +62,9 @@ impl Down {
     pub fn meets(&self, now: Instant) -> Option<Outage> {
         let mut running = held(&self.0);
         let met = current(running.as_ref(), now);
-        if let Some(Running { outage: Outage { requests: Some(left), .. }, .. }) = running.as_mut().filter(|_| met.is_some()) {
+        if let Some(Running { outage: Outage { requests: Some(left), .. }, .. }) =
+            running.as_mut().filter(|_| met.is_some())
+        {
             *left -= 1;
         }
         met
@@ -92,7 +94,8 @@ fn current(running: Option<&Running>, now: Instant) -> Option<Outage> {
 pub(super) struct Admitted(Mutex<Window>);
 
 impl Admitted {
-    /// Whether so many more messages stay within the limit; they are then counted. What is refused does not count.
+    /// Whether so many more messages stay within the limit; they are then counted. What is refused does not
+    /// count.
     pub fn admit(&self, messages: u64, limit: Option<u32>) -> bool {
         let Some(limit) = limit else { return true };
         let mut window = held(&self.0);
@@ -139,14 +142,19 @@ mod tests {
         tokio::time::advance(Duration::from_millis(499)).await;
         assert!(!admitted.admit(1, Some(3)));
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(admitted.admit(2, Some(3)) && !admitted.admit(1, Some(3)), "the first two are a second old, the third is not");
+        assert!(
+            admitted.admit(2, Some(3)) && !admitted.admit(1, Some(3)),
+            "the first two are a second old, the third is not"
+        );
         assert!(admitted.admit(1_000, None));
     }
 
     #[test]
     fn a_fraction_of_tokens_is_about_that_many_and_always_the_same() {
-        let faults =
-            ProviderFaults { tokens: vec![TokenRule { which: Which::Fraction(0.1), fault: TokenFault::Dead }], ..Default::default() };
+        let faults = ProviderFaults {
+            tokens: vec![TokenRule { which: Which::Fraction(0.1), fault: TokenFault::Dead }],
+            ..Default::default()
+        };
         let dead = || (0..10_000).filter(|n| faults.of(&format!("token-{n}")).is_some()).collect::<Vec<_>>();
         assert!((850..1_150).contains(&dead().len()), "{}", dead().len());
         assert_eq!(dead(), dead());

@@ -43,8 +43,8 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// The checks in the order in which a request meets them: who asks, is anybody there, is there such a project, is it
-    /// well formed, is it too much. Then the token.
+    /// The checks in the order in which a request meets them: who asks, is anybody there, is there such a
+    /// project, is it well formed, is it too much. Then the token.
     fn answer(&self, project: &str, body: &[u8]) -> Reply {
         let counts = &self.shared.fcm.counts;
         let message = Envelope::parse(body);
@@ -66,7 +66,10 @@ impl Sending<'_> {
         }
         if project != self.shared.options.project_id {
             // No FcmError: it says nothing about the token.
-            return answered(Answer::CredentialsRefused, error(404, "NOT_FOUND", "Requested entity was not found.", &[]));
+            return answered(
+                Answer::CredentialsRefused,
+                error(404, "NOT_FOUND", "Requested entity was not found.", &[]),
+            );
         }
         let envelope = match &message {
             Ok(envelope) => envelope,
@@ -80,12 +83,14 @@ impl Sending<'_> {
 
     fn judge(&self, project: &str, envelope: &Envelope, body: &[u8]) -> Reply {
         let (answer, reply) = match self.fault(&envelope.target) {
-            Some(TokenFault::Dead) => {
-                (Answer::Dead, error(404, "NOT_FOUND", "Requested entity was not found.", &[fcm_error("UNREGISTERED")]))
-            }
-            Some(TokenFault::Foreign) => {
-                (Answer::Foreign, error(403, "PERMISSION_DENIED", "SenderId mismatch", &[fcm_error("SENDER_ID_MISMATCH")]))
-            }
+            Some(TokenFault::Dead) => (
+                Answer::Dead,
+                error(404, "NOT_FOUND", "Requested entity was not found.", &[fcm_error("UNREGISTERED")]),
+            ),
+            Some(TokenFault::Foreign) => (
+                Answer::Foreign,
+                error(403, "PERMISSION_DENIED", "SenderId mismatch", &[fcm_error("SENDER_ID_MISMATCH")]),
+            ),
             Some(TokenFault::Busy) => (Answer::Busy, device_quota(&envelope.target)),
             Some(TokenFault::Malformed) => {
                 let why = "The registration token is not a valid FCM registration token";
@@ -93,9 +98,14 @@ impl Sending<'_> {
             }
             Some(TokenFault::Uncredentialed) => {
                 let why = "Auth error from APNS or Web Push Service";
-                (Answer::CredentialsRefused, error(401, "UNAUTHENTICATED", why, &[fcm_error("THIRD_PARTY_AUTH_ERROR")]))
+                (
+                    Answer::CredentialsRefused,
+                    error(401, "UNAUTHENTICATED", why, &[fcm_error("THIRD_PARTY_AUTH_ERROR")]),
+                )
             }
-            Some(TokenFault::Ghost) | None => (Answer::Ok, Reply::json(200, self.take(project, envelope, body))),
+            Some(TokenFault::Ghost) | None => {
+                (Answer::Ok, Reply::json(200, self.take(project, envelope, body)))
+            }
         };
         self.shared.fcm.counts.answered(answer, 1);
         reply
@@ -126,7 +136,8 @@ impl Sending<'_> {
         let request: Value = serde_json::from_slice(body).unwrap_or_default();
         let raw = &request["message"];
         // Both spellings are JSON forms of these fields.
-        let text = |paths: &[&str]| paths.iter().find_map(|path| raw.pointer(path)?.as_str()).map(str::to_owned);
+        let text =
+            |paths: &[&str]| paths.iter().find_map(|path| raw.pointer(path)?.as_str()).map(str::to_owned);
         self.shared.remember(TakenMessage {
             provider: Provider::Fcm,
             token: envelope.target.text().to_owned(),
@@ -162,10 +173,20 @@ impl Sending<'_> {
     fn error_of(&self, status: u16) -> Reply {
         match status {
             401 => unauthenticated(),
-            403 => error(403, "PERMISSION_DENIED", "Permission 'cloudmessaging.messages.create' denied on resource.", &[]),
+            403 => error(
+                403,
+                "PERMISSION_DENIED",
+                "Permission 'cloudmessaging.messages.create' denied on resource.",
+                &[],
+            ),
             429 => self.project_quota(),
             500 => error(500, "INTERNAL", "Internal error encountered.", &[fcm_error("INTERNAL")]),
-            503 => error(503, "UNAVAILABLE", "The service is currently unavailable.", &[fcm_error("UNAVAILABLE")]),
+            503 => error(
+                503,
+                "UNAVAILABLE",
+                "The service is currently unavailable.",
+                &[fcm_error("UNAVAILABLE")],
+            ),
             504 => error(504, "DEADLINE_EXCEEDED", "Deadline exceeded.", &[]),
             status => Reply::html(status),
         }
@@ -211,7 +232,12 @@ fn device_quota(target: &Target) -> Reply {
             "description": "The rate of messages to this device is too high.",
         }],
     });
-    error(429, "RESOURCE_EXHAUSTED", "Device message rate exceeded.", &[fcm_error("QUOTA_EXCEEDED"), violation])
+    error(
+        429,
+        "RESOURCE_EXHAUSTED",
+        "Device message rate exceeded.",
+        &[fcm_error("QUOTA_EXCEEDED"), violation],
+    )
 }
 
 fn unauthenticated() -> Reply {

@@ -61,7 +61,11 @@ struct Account {
 }
 
 /// `POST /token`
-pub(super) async fn token(State(shared): State<Arc<Shared>>, Extension(reset): Extension<Reset>, body: Bytes) -> Response {
+pub(super) async fn token(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    body: Bytes,
+) -> Response {
     let faults = shared.faults();
     let reply = match shared.oauth_down.meets(Instant::now()) {
         Some(outage) => down(&outage),
@@ -143,13 +147,17 @@ impl Oauth {
         }
         let key = self.account.get().ok_or("Invalid JWT Signature.")?.key.public_key();
         let signature = BASE64URL.decode(signature).map_err(|_| "Invalid JWT Signature.")?;
-        let verified = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key).verify(signed.as_bytes(), &signature);
+        let verified =
+            UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key).verify(signed.as_bytes(), &signature);
         verified.map_err(|_| "Invalid JWT Signature.")
     }
 }
 
 impl Account {
-    #[expect(clippy::expect_used, reason = "a sandbox without a key is no use, and making one fails only without memory")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a sandbox without a key is no use, and making one fails only without memory"
+    )]
     fn generate() -> Self {
         let key = KeyPair::generate(KeySize::Rsa2048).expect("a fresh RSA key");
         let der: Pkcs8V1Der = key.as_der().expect("PKCS#8 of a fresh key");

@@ -45,7 +45,9 @@ impl Arrival {
     /// The headers to be remembered: all but the credential.
     pub fn remembered_headers(&self) -> BTreeMap<String, String> {
         let shown = self.headers.iter().filter(|(name, _)| **name != header::AUTHORIZATION);
-        shown.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect()
+        shown
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect()
     }
 
     pub fn http_version(&self) -> &'static str {
@@ -85,7 +87,8 @@ impl Reply {
 
     /// What a proxy in front of a provider says.
     pub fn html(status: u16) -> Self {
-        let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
+        let reason =
+            StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
         let body = format!(
             "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n<center><h1>{status} {reason}</h1></center>\r\n\
              <hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
@@ -138,14 +141,17 @@ impl Reply {
 impl IntoResponse for Reply {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.body));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let content_type = if self.html { "text/html; charset=UTF-8" } else { "application/json; charset=utf-8" };
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let content_type =
+            if self.html { "text/html; charset=UTF-8" } else { "application/json; charset=utf-8" };
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(after) = self.retry_after {
             // Whole seconds are all that the header can say; never less than what is meant.
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, after.as_millis().div_ceil(1000).to_string().parse().unwrap_or(HeaderValue::from_static("1")));
+            response.headers_mut().insert(
+                header::RETRY_AFTER,
+                after.as_millis().div_ceil(1000).to_string().parse().unwrap_or(HeaderValue::from_static("1")),
+            );
         }
         response
     }

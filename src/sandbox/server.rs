@@ -1,7 +1,7 @@
 //! One listener that speaks HTTP/1.1 and HTTP/2 with prior knowledge.
 //!
-//! Not `axum::serve`: its connections outlive it, and it can't be told how many streams a connection may carry. A stop
-//! cuts every connection at once, as a provider that vanishes would.
+//! Not `axum::serve`: its connections outlive it, and it can't be told how many streams a connection may
+//! carry. A stop cuts every connection at once, as a provider that vanishes would.
 
 use std::{
     io,
@@ -59,8 +59,9 @@ async fn converse(stream: TcpStream, router: Router) {
     let _broken = reset.0.run_until_cancelled(server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
-/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is made, one system
-/// call an answer; to this one it writes what it has once a turn, which makes small answers several times cheaper.
+/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
+/// made, one system call an answer; to this one it writes what it has once a turn, which makes small answers
+/// several times cheaper.
 struct Gathered {
     stream: TcpStream,
     reset: Reset,
@@ -69,14 +70,19 @@ struct Gathered {
 impl Drop for Gathered {
     fn drop(&mut self) {
         if self.reset.0.is_cancelled() {
-            // What is closed without lingering is reset. If that fails the client sees an early end, which is as bad.
+            // What is closed without lingering is reset. If that fails the client sees an early end, which is
+            // as bad.
             let _closed = self.stream.set_zero_linger();
         }
     }
 }
 
 impl AsyncRead for Gathered {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

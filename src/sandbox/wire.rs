@@ -13,10 +13,11 @@ use serde_json::Value;
 
 use super::counts;
 
-/// Everything that the sandbox does wrong on purpose. The default: nothing, but for the tokens that carry a telling word
-/// ([`TokenRule::words`]).
+/// Everything that the sandbox does wrong on purpose. The default: nothing, but for the tokens that carry a
+/// telling word ([`TokenRule::words`]).
 ///
-/// In JSON each key may be absent and then has its default; an unknown one is refused. Durations read `"50ms"`, `"15m"`.
+/// In JSON each key may be absent and then has its default; an unknown one is refused. Durations read
+/// `"50ms"`, `"15m"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Faults {
@@ -32,10 +33,12 @@ pub struct Faults {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProviderFaults {
-    /// Time between a request and its answer. Messages are counted when they arrive, not when they are answered.
+    /// Time between a request and its answer. Messages are counted when they arrive, not when they are
+    /// answered.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub latency: Duration,
-    /// Messages allowed in any second; a request that goes beyond is answered with 429 as a whole. None = no limit.
+    /// Messages allowed in any second; a request that goes beyond is answered with 429 as a whole. None = no
+    /// limit.
     pub rate_limit: Option<u32>,
     /// `Retry-After` of a 429. FCM says 1 s when absent, Expo says nothing.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
@@ -68,8 +71,8 @@ impl Default for ProviderFaults {
     }
 }
 
-/// Requests answered with an error, whatever they ask. It lasts for `requests` or for `lasting`, whichever ends first;
-/// with neither, until the faults are set anew.
+/// Requests answered with an error, whatever they ask. It lasts for `requests` or for `lasting`, whichever
+/// ends first; with neither, until the faults are set anew.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Outage {
@@ -82,18 +85,31 @@ pub struct Outage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
     /// How long it lasts from now.
-    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub lasting: Option<Duration>,
     /// The messages are taken all the same: the answer is a lie, as an ambiguous 503 or 504 can be.
     pub take_anyway: bool,
     /// `Retry-After` of the answers.
-    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub retry_after: Option<Duration>,
 }
 
 impl Default for Outage {
     fn default() -> Self {
-        Self { manner: Manner::Error, status: 503, requests: None, lasting: None, take_anyway: false, retry_after: None }
+        Self {
+            manner: Manner::Error,
+            status: 503,
+            requests: None,
+            lasting: None,
+            take_anyway: false,
+            retry_after: None,
+        }
     }
 }
 
@@ -112,7 +128,8 @@ pub enum Manner {
     Reset,
     /// The answer comes a byte a second: a success if the messages are taken, else the error.
     Drip,
-    /// A success that says too little: Expo leaves out the last ticket, FCM the message's name, OAuth the access token.
+    /// A success that says too little: Expo leaves out the last ticket, FCM the message's name, OAuth the
+    /// access token.
     Short,
 }
 
@@ -134,8 +151,9 @@ pub struct TokenRule {
 }
 
 impl TokenRule {
-    /// The default rules: a token whose text contains `dead`, `ghost`, `foreign`, `busy`, `malformed` or `uncredentialed` has
-    /// that fault. Set [`ProviderFaults::tokens`] to an empty list when tokens are random text.
+    /// The default rules: a token whose text contains `dead`, `ghost`, `foreign`, `busy`, `malformed` or
+    /// `uncredentialed` has that fault. Set [`ProviderFaults::tokens`] to an empty list when tokens are
+    /// random text.
     pub fn words() -> Vec<Self> {
         use TokenFault::*;
         [
@@ -174,15 +192,18 @@ pub enum Which {
 pub enum TokenFault {
     /// Gone: Expo's ticket says DeviceNotRegistered, FCM 404 UNREGISTERED.
     Dead,
-    /// Gone, and Expo learns of it late: the ticket is ok, the receipt says DeviceNotRegistered. FCM just takes it.
+    /// Gone, and Expo learns of it late: the ticket is ok, the receipt says DeviceNotRegistered. FCM just
+    /// takes it.
     Ghost,
-    /// Of another project: in a mixed request Expo says PUSH_TOO_MANY_EXPERIENCE_IDS, FCM 403 SENDER_ID_MISMATCH.
+    /// Of another project: in a mixed request Expo says PUSH_TOO_MANY_EXPERIENCE_IDS, FCM 403
+    /// SENDER_ID_MISMATCH.
     Foreign,
     /// Gets too many messages: FCM 429 with a QuotaFailure, Expo's receipt says MessageRateExceeded.
     Busy,
     /// Not a token: Expo refuses the request with 400, FCM says that it is not a valid registration token.
     Malformed,
-    /// Its device's service refuses our key: Expo's receipt says InvalidCredentials, FCM 401 THIRD_PARTY_AUTH_ERROR.
+    /// Its device's service refuses our key: Expo's receipt says InvalidCredentials, FCM 401
+    /// THIRD_PARTY_AUTH_ERROR.
     Uncredentialed,
 }
 
@@ -230,8 +251,9 @@ pub struct ProviderStatistics {
     pub taken: u64,
     /// How many tokens took at least one.
     pub distinct_tokens: u64,
-    /// Messages taken whose token had taken the same notification before. Notifications are told apart by Expo's `tag` or
-    /// `collapseId`, FCM's `android.notification.tag` or `apns-collapse-id`, else by their text.
+    /// Messages taken whose token had taken the same notification before. Notifications are told apart by
+    /// Expo's `tag` or `collapseId`, FCM's `android.notification.tag` or `apns-collapse-id`, else by their
+    /// text.
     pub doubles: u64,
     /// What the messages were answered. A message of a request that could not be read is not in here.
     pub answers: BTreeMap<Answer, u64>,
@@ -243,7 +265,8 @@ pub struct ProviderStatistics {
     pub outages: BTreeMap<Manner, u64>,
     /// Those requests, by the version of HTTP.
     pub http_versions: BTreeMap<String, u64>,
-    /// The most messages that arrived in any second, whatever they were answered. Exact to a ten-thousandth of a second.
+    /// The most messages that arrived in any second, whatever they were answered. Exact to a ten-thousandth
+    /// of a second.
     pub peak_per_second: u64,
     /// When the first message arrived.
     pub first_at: Option<Timestamp>,
@@ -281,8 +304,16 @@ pub enum Answer {
 }
 
 impl Answer {
-    pub(super) const ALL: [Self; 8] =
-        [Self::Ok, Self::Dead, Self::Foreign, Self::Busy, Self::Throttled, Self::Invalid, Self::CredentialsRefused, Self::Down];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Ok,
+        Self::Dead,
+        Self::Foreign,
+        Self::Busy,
+        Self::Throttled,
+        Self::Invalid,
+        Self::CredentialsRefused,
+        Self::Down,
+    ];
 }
 
 /// What Expo was asked about tickets.

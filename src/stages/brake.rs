@@ -1,9 +1,10 @@
 //! Notices a flood of dead tokens.
 //!
-//! Each instance counts the answers that it sees itself; what it finds, it writes into the route's row, and that brakes all
-//! of them. A release by hand (`RouteState::Released`) lets pass what is held, and everything else that was written before
-//! it: the rest of the same broadcast would brake the route again at once, and whoever released it has looked at just that.
-//! Work that was written later counts from zero. A pause and a resume are no release.
+//! Each instance counts the answers that it sees itself; what it finds, it writes into the route's row, and
+//! that brakes all of them. A release by hand (`RouteState::Released`) lets pass what is held, and everything
+//! else that was written before it: the rest of the same broadcast would brake the route again at once, and
+//! whoever released it has looked at just that. Work that was written later counts from zero. A pause and a
+//! resume are no release.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -43,7 +44,10 @@ impl Brake {
 
     /// The flood in words.
     pub(super) fn tell(&self, flood: Answers, answers: &str) -> String {
-        format!("{} of {} {answers} in {:?} call the token dead", flood.dead, flood.answers, self.thresholds.window)
+        format!(
+            "{} of {} {answers} in {:?} call the token dead",
+            flood.dead, flood.answers, self.thresholds.window
+        )
     }
 
     /// Where the window begins.
@@ -73,12 +77,12 @@ impl Brake {
     /// The answers of the window, if they are a flood of dead tokens.
     pub(super) fn flood(&self, now: Timestamp) -> Option<Answers> {
         let from = self.from(now);
-        let sum = self
-            .seconds
-            .iter()
-            .filter(|(at, _)| *at >= from)
-            .fold(Answers::default(), |sum, (_, one)| Answers { answers: sum.answers + one.answers, dead: sum.dead + one.dead });
-        (sum.dead >= self.thresholds.dead_min && sum.dead * 100 > sum.answers * self.thresholds.dead_percent).then_some(sum)
+        let sum =
+            self.seconds.iter().filter(|(at, _)| *at >= from).fold(Answers::default(), |sum, (_, one)| {
+                Answers { answers: sum.answers + one.answers, dead: sum.dead + one.dead }
+            });
+        (sum.dead >= self.thresholds.dead_min && sum.dead * 100 > sum.answers * self.thresholds.dead_percent)
+            .then_some(sum)
     }
 }
 
@@ -86,7 +90,8 @@ impl Brake {
 mod tests {
     use super::*;
 
-    const THRESHOLDS: Thresholds = Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
+    const THRESHOLDS: Thresholds =
+        Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -108,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_deployment_may_draw_the_line_elsewhere() {
-        let mut brake = Brake::new(Thresholds { dead_min: 5, dead_percent: 60, window: Duration::from_secs(10) });
+        let mut brake =
+            Brake::new(Thresholds { dead_min: 5, dead_percent: 60, window: Duration::from_secs(10) });
         brake.add(at(0), 10, 6);
         assert_eq!(brake.flood(at(0)), None);
         brake.add(at(1), 10, 7);

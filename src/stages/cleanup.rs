@@ -51,7 +51,8 @@ impl<S: Registry> Handler for Cleanup<S> {
     }
 }
 
-/// What the verdict was passed on. Outsiders know no registrations: they mean the one that was current when they saw it.
+/// What the verdict was passed on. Outsiders know no registrations: they mean the one that was current when
+/// they saw it.
 fn judged(dead: &DeadToken, written_at: Timestamp) -> Judged {
     match dead.registration {
         Some(version) => Judged::Registration(version),

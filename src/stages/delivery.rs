@@ -1,8 +1,8 @@
 //! Carries jobs out: a lane of one provider's work, record by record, each to its last outcome.
 //!
-//! A *part* of a broadcast is walked page by page (`part`); a *dose* is claimed, rung and marked (`dose`). Both hand
-//! their messages in at the provider's desk and then see to what follows from the answers (`ledger`), in an order in
-//! which a death at any line costs at most a repeat.
+//! A *part* of a broadcast is walked page by page (`part`); a *dose* is claimed, rung and marked (`dose`).
+//! Both hand their messages in at the provider's desk and then see to what follows from the answers
+//! (`ledger`), in an order in which a death at any line costs at most a repeat.
 
 mod dose;
 mod held;
@@ -65,8 +65,24 @@ pub struct Limits {
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Carries jobs out through `provider`, whose batcher is behind `desk`.
-    pub fn new(provider: Arc<P>, desk: Desk<P::Body>, store: S, publish: Q, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { provider, desk, store, publish, limits, metrics, brake: Mutex::new(Brake::new(limits.brake)), complaints: Rarely::default() }
+    pub fn new(
+        provider: Arc<P>,
+        desk: Desk<P::Body>,
+        store: S,
+        publish: Q,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            provider,
+            desk,
+            store,
+            publish,
+            limits,
+            metrics,
+            brake: Mutex::new(Brake::new(limits.brake)),
+            complaints: Rarely::default(),
+        }
     }
 
     fn id(&self) -> ProviderId {
@@ -87,28 +103,36 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
     async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
         let job: Job = match events::jobs::read(record.key.as_deref(), record.value.as_deref()) {
             Ok(job) => job,
-            Err(unreadable) => return Ok(Fate::DeadLetter(Cause { label: unreadable.label, detail: unreadable.detail })),
+            Err(unreadable) => {
+                return Ok(Fate::DeadLetter(Cause { label: unreadable.label, detail: unreadable.detail }));
+            }
         };
         if job.provider != self.id() {
-            return Ok(Fate::DeadLetter(Cause::invalid(format!("a job for {} in a topic of {}", job.provider, self.id()))));
+            return Ok(Fate::DeadLetter(Cause::invalid(format!(
+                "a job for {} in a topic of {}",
+                job.provider,
+                self.id()
+            ))));
         }
         let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
             // On the heap, as what they ask of the store is: the runtime's frames would hold them otherwise.
             Work::Dose(dose) => Box::pin(self.dose(record, &job, dose, &stop)).await,
-            Work::List(_) | Work::Slice(_) => match AssertUnwindSafe(Box::pin(self.part(record, &job, &stop))).catch_unwind().await {
-                Ok(ended) => ended,
-                Err(panic) => {
-                    self.give_up(&job).await;
-                    resume_unwind(panic) // The runtime buries the record.
+            Work::List(_) | Work::Slice(_) => {
+                match AssertUnwindSafe(Box::pin(self.part(record, &job, &stop))).catch_unwind().await {
+                    Ok(ended) => ended,
+                    Err(panic) => {
+                        self.give_up(&job).await;
+                        resume_unwind(panic) // The runtime buries the record.
+                    }
                 }
-            },
+            }
         }
     }
 }
 
-/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while: of a dose the next owner
-/// knows nothing but the mark, and would ring it from its beginning.
+/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while: of a dose
+/// the next owner knows nothing but the mark, and would ring it from its beginning.
 struct Stopping<'a> {
     stop: &'a Stop,
     finish_within: Duration,
@@ -138,9 +162,13 @@ impl Stopping<'_> {
     }
 }
 
-/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is never sent again
-/// because Kafka or the store was away. The end of a drain aborts the handler, and only that ends this.
-async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(complaints: &Rarely, mut follow: impl FnMut() -> F) -> T {
+/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is
+/// never sent again because Kafka or the store was away. The end of a drain aborts the handler, and only that
+/// ends this.
+async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(
+    complaints: &Rarely,
+    mut follow: impl FnMut() -> F,
+) -> T {
     let mut pause = Duration::from_millis(100);
     loop {
         match follow().await {

@@ -22,8 +22,10 @@ pub(super) fn record(value: &str) -> Record {
 
 /// The same with the headers of a replayed dead letter.
 pub(super) fn replayed(record: Record, timestamp: &str, offset: &str) -> Record {
-    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.as_bytes().to_vec()) };
-    let headers = vec![header("pushcast.origin.timestamp", timestamp), header("pushcast.origin.offset", offset)];
+    let header =
+        |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.as_bytes().to_vec()) };
+    let headers =
+        vec![header("pushcast.origin.timestamp", timestamp), header("pushcast.origin.offset", offset)];
     Record { headers, ..record }
 }
 

@@ -1,12 +1,12 @@
 //! Keeps regimens and their due rows; hands each dose on at its time.
 //!
-//! A clock tick, whoever sends it, becomes one record per shard. A shard's tick reads which regimens are due, asks each
-//! regimen whether that is so, hands the dose on to delivery, and inserts the regimen's next due row. These due rows
-//! form a chain per regimen that never breaks, whatever dies between two steps: `chain` says why. What is handed on,
-//! and what a person reads, is `dose`'s.
+//! A clock tick, whoever sends it, becomes one record per shard. A shard's tick reads which regimens are due,
+//! asks each regimen whether that is so, hands the dose on to delivery, and inserts the regimen's next due
+//! row. These due rows form a chain per regimen that never breaks, whatever dies between two steps: `chain`
+//! says why. What is handed on, and what a person reads, is `dose`'s.
 //!
-//! Everything here may happen twice: ticks overlap, records are delivered again. A dose handed on twice has the same
-//! name both times, and delivery rings it once.
+//! Everything here may happen twice: ticks overlap, records are delivered again. A dose handed on twice has
+//! the same name both times, and delivery rings it once.
 
 mod chain;
 mod dose;
@@ -65,14 +65,19 @@ enum Event {
 
 /// The tick of a clock that shows `now`, for `medication-ticks`: publish one every [`Settings::tick_every`].
 pub fn clock_tick(now: Timestamp) -> Message {
-    Message::new(topics::MEDICATION_TICKS, None, events::medication_ticks::write(&Tick::Clock { at: Some(now) }))
+    Message::new(
+        topics::MEDICATION_TICKS,
+        None,
+        events::medication_ticks::write(&Tick::Clock { at: Some(now) }),
+    )
 }
 
 // === impl Medication ===
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
-    /// A stage for these providers. `urgent_life` is how long delivery may try a dose, from its schedule time; it is
-    /// taken to be at least [`Settings::max_lateness`], so that no dose is handed on only to expire.
+    /// A stage for these providers. `urgent_life` is how long delivery may try a dose, from its schedule
+    /// time; it is taken to be at least [`Settings::max_lateness`], so that no dose is handed on only to
+    /// expire.
     pub fn new(
         store: S,
         publish: P,
@@ -109,9 +114,10 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
                 self.split(at.unwrap_or(record.timestamp).min(self.now())).await?;
                 Ok(Fate::Done)
             }
-            Tick::Shard { shard, .. } if shard >= SHARDS => {
-                Ok(dead_letter(Cause::invalid(format_args!("there is no shard {shard}, only 0 to {}", SHARDS - 1))))
-            }
+            Tick::Shard { shard, .. } if shard >= SHARDS => Ok(dead_letter(Cause::invalid(format_args!(
+                "there is no shard {shard}, only 0 to {}",
+                SHARDS - 1
+            )))),
             Tick::Shard { shard, at } => self.shard_tick(Shard(shard), at, stop).await,
             Tick::Dose(dose) => {
                 self.upstream_dose(dose).await?;

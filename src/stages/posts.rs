@@ -1,10 +1,12 @@
 //! Plans a broadcast for each post, and hands its parts to delivery.
 //!
-//! The first plan stands: text, audience and providers are decided once and kept in the broadcast's row. The parts are
-//! always produced from the plan that stands, however often the record comes, because a crash may have come between the
-//! row and the last of its parts. A part that arrives twice finds its progress row and is not sent twice.
+//! The first plan stands: text, audience and providers are decided once and kept in the broadcast's row. The
+//! parts are always produced from the plan that stands, however often the record comes, because a crash may
+//! have come between the row and the last of its parts. A part that arrives twice finds its progress row and
+//! is not sent twice.
 //!
-//! A post whose parts are produced again after the broadcast was done costs a look at each part's row; that is accepted.
+//! A post whose parts are produced again after the broadcast was done costs a look at each part's row; that
+//! is accepted.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -14,8 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     domain::{
-        BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId, Report, Slice, SliceJob, Timestamp,
-        Unavailable, UserId, Work,
+        BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
+        Report, Slice, SliceJob, Timestamp, Unavailable, UserId, Work,
     },
     events::{
         broadcast_specs::{self, Audience, Spec},
@@ -75,13 +77,25 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
         Self { store, publish, rules: Arc::new(rules) }
     }
 
-    async fn broadcast(&self, post: &Post, posted_at: Timestamp, now: Timestamp) -> Result<Fate, Unavailable> {
+    async fn broadcast(
+        &self,
+        post: &Post,
+        posted_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Fate, Unavailable> {
         let id = BroadcastId::of_post(&post.id);
         let spec = plan(post, &id, posted_at.min(now), &self.rules);
-        let standing = self.store.plan(&id, &Plan { spec: broadcast_specs::write(&spec), parts: parts(&spec) }, now).await?;
+        let standing = self
+            .store
+            .plan(&id, &Plan { spec: broadcast_specs::write(&spec), parts: parts(&spec) }, now)
+            .await?;
         let spec = match broadcast_specs::read(&standing.spec) {
             Ok(spec) => spec,
-            Err(err) => return Ok(dead_letter(Cause::invalid(format_args!("the plan of {id} can't be read: {err}")))),
+            Err(err) => {
+                return Ok(dead_letter(Cause::invalid(format_args!(
+                    "the plan of {id} can't be read: {err}"
+                ))));
+            }
         };
         if standing.parts == 0 {
             // Nobody will ever finish the last part, so it ends here.
@@ -130,9 +144,11 @@ fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &Rules) -> S
     let Rules { settings, providers, bulk_life, .. } = rules;
     let audience = match &post.audience {
         Some(users) => Audience::Users(each_once(users, post.author.as_ref())),
-        None => {
-            Audience::Everybody { slices: settings.slices, exclude: post.author.clone(), include_anonymous: settings.include_anonymous }
-        }
+        None => Audience::Everybody {
+            slices: settings.slices,
+            exclude: post.author.clone(),
+            include_anonymous: settings.include_anonymous,
+        },
     };
     let notification = Notification {
         id: id.notification(),
@@ -177,19 +193,23 @@ fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item =
             let to = Listeners { exclude: exclude.clone(), include_anonymous: *include_anonymous };
             Work::Slice(SliceJob { broadcast: id.clone(), slice: Slice { index, of: *slices }, to })
         })),
-        Audience::Users(users) => Box::new(
-            (0..)
-                .zip(users.chunks(jobs::LIST_MAX))
-                .map(|(part, users)| Work::List(ListJob { broadcast: id.clone(), part, users: users.to_vec() })),
-        ),
+        Audience::Users(users) => {
+            Box::new((0..).zip(users.chunks(jobs::LIST_MAX)).map(|(part, users)| {
+                Work::List(ListJob { broadcast: id.clone(), part, users: users.to_vec() })
+            }))
+        }
     };
     Box::new(works.flat_map(move |work| {
-        spec.providers.iter().map(move |provider| Job { provider: *provider, notification: spec.notification.clone(), work: work.clone() })
+        spec.providers.iter().map(move |provider| Job {
+            provider: *provider,
+            notification: spec.notification.clone(),
+            work: work.clone(),
+        })
     }))
 }
 
-/// A part on its way. Slices are dealt out to the partitions, so that work, partitions and rate share agree; lists go
-/// where their key says.
+/// A part on its way. Slices are dealt out to the partitions, so that work, partitions and rate share agree;
+/// lists go where their key says.
 fn message(job: &Job, partitions: u32) -> Message {
     let partition = match &job.work {
         Work::Slice(slice) => i32::try_from(slice.slice.index % partitions.max(1)).ok(),
@@ -201,14 +221,15 @@ fn message(job: &Job, partitions: u32) -> Message {
 
 /// The outcome of a broadcast without parts; the same content whenever it is published again.
 fn report_of_nobody(id: &BroadcastId, spec: &Spec) -> Message {
-    let report = Report::Broadcast { notification: id.notification(), counts: Counts::default(), at: spec.posted_at };
+    let report =
+        Report::Broadcast { notification: id.notification(), counts: Counts::default(), at: spec.posted_at };
     Message::new(topics::PUSH_OUTCOMES, id.as_str().to_owned(), push_outcomes::write(&report))
 }
 
 // === Its text ===
 
-/// A template with the post's fields in it. A placeholder that the post has nothing for goes, and so does the word before
-/// it: without an author's name "New Reflection from {author_name}" reads "New Reflection".
+/// A template with the post's fields in it. A placeholder that the post has nothing for goes, and so does the
+/// word before it: without an author's name "New Reflection from {author_name}" reads "New Reflection".
 fn render(template: &str, post: &Post) -> String {
     let mut text = String::with_capacity(template.len());
     // Where the template's own words begin that have come since the last placeholder.

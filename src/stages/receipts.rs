@@ -1,13 +1,14 @@
 //! Asks Expo what became of messages that it took, and passes the dead tokens on.
 //!
-//! A batch is asked for once it is due. What is not ready then goes to the tail of the topic with the time at which it was
-//! first sent, and is given up a day after that, when Expo has forgotten it. Asking is reading: after a crash the whole
-//! batch is simply asked for again.
+//! A batch is asked for once it is due. What is not ready then goes to the tail of the topic with the time at
+//! which it was first sent, and is given up a day after that, when Expo has forgotten it. Asking is reading:
+//! after a crash the whole batch is simply asked for again.
 //!
-//! A flood of dead tokens brakes the route before any of them is published: it looks the same when *we* are the mistake
-//! (foreign credentials, another project). While the route is braked the verdicts are held here, unsettled in Kafka,
-//! until somebody has looked and released it. Only messages sent after the release count from then on (`brake`); in the same
-//! way late receipts don't halt a route whose credentials have been mended.
+//! A flood of dead tokens brakes the route before any of them is published: it looks the same when *we* are
+//! the mistake (foreign credentials, another project). While the route is braked the verdicts are held here,
+//! unsettled in Kafka, until somebody has looked and released it. Only messages sent after the release count
+//! from then on (`brake`); in the same way late receipts don't halt a route whose credentials have been
+//! mended.
 
 #[cfg(test)]
 mod tests;
@@ -55,12 +56,27 @@ pub struct Receipts<R, S, P> {
 
 impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
-    pub fn new(expo: R, routes: S, publish: P, delay: Duration, thresholds: Thresholds, metrics: Arc<Metrics>) -> Self {
-        Self { expo, routes, publish, delay, metrics, brake: Mutex::new(Brake::new(thresholds)), complaints: Rarely::default() }
+    pub fn new(
+        expo: R,
+        routes: S,
+        publish: P,
+        delay: Duration,
+        thresholds: Thresholds,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            expo,
+            routes,
+            publish,
+            delay,
+            metrics,
+            brake: Mutex::new(Brake::new(thresholds)),
+            complaints: Rarely::default(),
+        }
     }
 
-    /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is away: only
-    /// this is tried again, until it succeeds or the drain ends.
+    /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is
+    /// away: only this is tried again, until it succeeds or the drain ends.
     async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &Stop) -> Fate {
         let mut counted = false;
         loop {
@@ -69,7 +85,10 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                 Ok(Step::Held) => {}
                 Err(err) if self.complaints.now() => {
                     let error: &dyn Error = &err;
-                    tracing::warn!(error, "What follows from receipts waits, because {err}; it is tried again until it works");
+                    tracing::warn!(
+                        error,
+                        "What follows from receipts waits, because {err}; it is tried again until it works"
+                    );
                 }
                 Err(_) => {}
             }
@@ -80,14 +99,23 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
         }
     }
 
-    async fn step(&self, follows: &Follows, written_at: Timestamp, counted: &mut bool) -> Result<Step, Unavailable> {
+    async fn step(
+        &self,
+        follows: &Follows,
+        written_at: Timestamp,
+        counted: &mut bool,
+    ) -> Result<Step, Unavailable> {
         if follows.needs_the_route() {
             let route = self.routes.route(ProviderId::Expo).await?;
             let now = Timestamp::now();
             if !std::mem::replace(counted, true)
                 && let Some(closed) = self.closed_by(follows, written_at, &route, now)
             {
-                tracing::error!(state = closed.state.label(), "Receipts close the route to Expo: {}", closed.detail);
+                tracing::error!(
+                    state = closed.state.label(),
+                    "Receipts close the route to Expo: {}",
+                    closed.detail
+                );
                 if let Err(err) = self.routes.set_route(ProviderId::Expo, &closed).await {
                     *counted = false;
                     return Err(err);
@@ -105,13 +133,22 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     }
 
     /// The route as it has to become, if these receipts close it.
-    fn closed_by(&self, follows: &Follows, written_at: Timestamp, route: &Route, now: Timestamp) -> Option<Route> {
+    fn closed_by(
+        &self,
+        follows: &Follows,
+        written_at: Timestamp,
+        route: &Route,
+        now: Timestamp,
+    ) -> Option<Route> {
         if !route.state.sends() {
             return None;
         }
         let closed = |state, detail| Some(Route { state, since: now, set_by: "receipts".to_owned(), detail });
         if let Some(why) = follows.credentials_refused.as_ref().filter(|_| route.since < written_at) {
-            return closed(RouteState::Halted, format!("Expo's receipts say that our credentials are refused: {why}"));
+            return closed(
+                RouteState::Halted,
+                format!("Expo's receipts say that our credentials are refused: {why}"),
+            );
         }
         let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
         if route.lets_pass(written_at) {
@@ -167,7 +204,12 @@ struct Follows {
     missing: u64,
 }
 
-fn follows(batch: TicketBatch, answers: Vec<(String, Receipt)>, first_sent_at: Timestamp, now: Timestamp) -> Follows {
+fn follows(
+    batch: TicketBatch,
+    answers: Vec<(String, Receipt)>,
+    first_sent_at: Timestamp,
+    now: Timestamp,
+) -> Follows {
     let answers: HashMap<String, Receipt> = answers.into_iter().collect();
     let mut follows = Follows::default();
     let mut waiting = Vec::new();
@@ -184,7 +226,8 @@ fn follows(batch: TicketBatch, answers: Vec<(String, Receipt)>, first_sent_at: T
         }
     }
     if now.duration_since(first_sent_at) < KEPT_FOR {
-        follows.waiting = (!waiting.is_empty()).then_some(TicketBatch { tickets: waiting, first_sent_at: Some(first_sent_at) });
+        follows.waiting = (!waiting.is_empty())
+            .then_some(TicketBatch { tickets: waiting, first_sent_at: Some(first_sent_at) });
     } else {
         follows.missing = waiting.len() as u64;
     }
@@ -215,12 +258,12 @@ impl Follows {
     }
 
     fn messages(&self) -> Vec<Message> {
-        let dead =
-            self.dead.iter().map(|dead| Message::new(topics::INVALID_TOKENS, dead.token.as_str().to_owned(), invalid_tokens::write(dead)));
-        let waiting = self
-            .waiting
-            .iter()
-            .map(|batch| Message::new(topics::EXPO_RECEIPTS, None, receipts::write(&batch.tickets, batch.first_sent_at)));
+        let dead = self.dead.iter().map(|dead| {
+            Message::new(topics::INVALID_TOKENS, dead.token.as_str().to_owned(), invalid_tokens::write(dead))
+        });
+        let waiting = self.waiting.iter().map(|batch| {
+            Message::new(topics::EXPO_RECEIPTS, None, receipts::write(&batch.tickets, batch.first_sent_at))
+        });
         dead.chain(waiting).collect()
     }
 

@@ -1,7 +1,7 @@
 //! Keeps the registry of tokens current: one record, one change, applied with the record's own version.
 //!
-//! The store's protocol ends in the same state whatever the order of the events, so a record that is handled twice, or
-//! replayed a week later with its origin's version, changes nothing that came after it.
+//! The store's protocol ends in the same state whatever the order of the events, so a record that is handled
+//! twice, or replayed a week later with its origin's version, changes nothing that came after it.
 
 use std::sync::Arc;
 
@@ -35,7 +35,9 @@ impl<S: Registry> Handler for Tokens<S> {
         let change = device_tokens::read(record.key.as_deref(), record.value.as_deref()).ok()?;
         Some(LaneKey::of(match &change {
             TokenChange::UserDeleted(user) => user.as_str(),
-            TokenChange::Registered { token, .. } | TokenChange::Seen(token) | TokenChange::Unregistered(token) => token.as_str(),
+            TokenChange::Registered { token, .. }
+            | TokenChange::Seen(token)
+            | TokenChange::Unregistered(token) => token.as_str(),
         }))
     }
 
@@ -50,7 +52,12 @@ impl<S: Registry> Handler for Tokens<S> {
         };
         self.store.apply(&change, origin.version()).await?;
         self.metrics.token_changes_total.with_label_values(&[label(&change)]).inc();
-        tracing::debug!(token = token(&change).map(tracing::field::display), change = label(&change), "Applied {}", label(&change));
+        tracing::debug!(
+            token = token(&change).map(tracing::field::display),
+            change = label(&change),
+            "Applied {}",
+            label(&change)
+        );
         Ok(Fate::Done)
     }
 }
@@ -66,7 +73,9 @@ fn label(change: &TokenChange) -> &'static str {
 
 fn token(change: &TokenChange) -> Option<&Token> {
     match change {
-        TokenChange::Registered { token, .. } | TokenChange::Seen(token) | TokenChange::Unregistered(token) => Some(token),
+        TokenChange::Registered { token, .. }
+        | TokenChange::Seen(token)
+        | TokenChange::Unregistered(token) => Some(token),
         TokenChange::UserDeleted(_) => None,
     }
 }

@@ -1,21 +1,24 @@
 //! ScyllaDB, or Apache Cassandra: the store of a deployment of any size. All instances share it.
 //!
-//! There are no transactions here; there are two ways to agree instead, and each table belongs to one of them.
+//! There are no transactions here; there are two ways to agree instead, and each table belongs to one of
+//! them.
 //!
-//! - **The last write wins** (keyspace `<keyspace>`). Every write carries a timestamp of ours, never the server's: the
-//!   version of the event, or a number that only rises. So a write may be repeated, may arrive late and may overtake
-//!   another one, and the row ends the same. What must be atomic is one cell. Reads and writes ask a majority, so "write,
-//!   then read" of two racing handlers makes at least one of them see the other: the protocols of `tokens` and of the due
-//!   rows rest on that.
-//! - **One winner** (keyspace `<keyspace>_lwt`). Conditional writes, for the claim of a dose and the progress of a
-//!   broadcast. Their answer may get lost; then it is read back, never guessed (`decide`).
+//! - **The last write wins** (keyspace `<keyspace>`). Every write carries a timestamp of ours, never the
+//!   server's: the version of the event, or a number that only rises. So a write may be repeated, may arrive
+//!   late and may overtake another one, and the row ends the same. What must be atomic is one cell. Reads and
+//!   writes ask a majority, so "write, then read" of two racing handlers makes at least one of them see the
+//!   other: the protocols of `tokens` and of the due rows rest on that.
+//! - **One winner** (keyspace `<keyspace>_lwt`). Conditional writes, for the claim of a dose and the progress
+//!   of a broadcast. Their answer may get lost; then it is read back, never guessed (`decide`).
 //!
 //! **Invariant:** no read-then-write decides anything, but for routes, which people set.
 //!
-//! **Invariant:** one datacenter. Majorities are local; two datacenters that both take records would miss each other.
+//! **Invariant:** one datacenter. Majorities are local; two datacenters that both take records would miss
+//! each other.
 //!
-//! What passes by itself (a node too busy, a connection broken) is tried three times here, because one step of a protocol
-//! costs less than all of them; anything longer is [`Unavailable`], and the caller's to try again.
+//! What passes by itself (a node too busy, a connection broken) is tried three times here, because one step
+//! of a protocol costs less than all of them; anything longer is [`Unavailable`], and the caller's to try
+//! again.
 
 mod broadcasts;
 mod decide;
@@ -72,10 +75,14 @@ pub enum OpenError {
         source: Box<NewSessionError>,
     },
     /// The cluster wants to know who we are.
-    #[error("the cluster lets nobody in without a login: write one into store.url, scylla://user:password@host:9042/keyspace")]
+    #[error(
+        "the cluster lets nobody in without a login: write one into store.url, scylla://user:password@host:9042/keyspace"
+    )]
     NoLogin,
     /// The cluster does not know us.
-    #[error("the cluster refuses the user or the password of store.url (a password's special characters are written %40): {said}")]
+    #[error(
+        "the cluster refuses the user or the password of store.url (a password's special characters are written %40): {said}"
+    )]
     WrongLogin {
         /// Its words. They may name the user, never the password.
         said: String,
@@ -111,7 +118,9 @@ pub enum OpenError {
         missing: i32,
     },
     /// Written by a later release.
-    #[error("the keyspace {keyspace} was prepared by a newer pushcast (its schema is {found}, this one knows {known}): start that release")]
+    #[error(
+        "the keyspace {keyspace} was prepared by a newer pushcast (its schema is {found}, this one knows {known}): start that release"
+    )]
     Newer {
         /// The keyspace.
         keyspace: String,
@@ -121,7 +130,9 @@ pub enum OpenError {
         known: i32,
     },
     /// A released schema file was edited, there or here.
-    #[error("schema {version} of the keyspace {keyspace} is not the one of this release: was it prepared by a build of your own?")]
+    #[error(
+        "schema {version} of the keyspace {keyspace} is not the one of this release: was it prepared by a build of your own?"
+    )]
     Different {
         /// The keyspace.
         keyspace: String,
@@ -154,11 +165,13 @@ impl CqlStore {
     pub async fn open(cluster: &Cluster, settings: &Settings) -> Result<Self, OpenError> {
         let lwt = keyspace_of_decisions(&cluster.keyspace);
         let (session, profiles) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
-        let server = dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
+        let server =
+            dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
         schema::check(&session, &cluster.keyspace).await?;
         let words = statements::words(server, &cluster.keyspace, &lwt);
-        let statements =
-            Statements::prepare(&session, &profiles, &words).await.map_err(|source| OpenError::Statement { source: Box::new(source) })?;
+        let statements = Statements::prepare(&session, &profiles, &words)
+            .await
+            .map_err(|source| OpenError::Statement { source: Box::new(source) })?;
         tracing::info!(keyspace = %cluster.keyspace, "The store is the keyspace {} of {}", cluster.keyspace, server.name());
         Ok(Self { inner: Arc::new(Inner { session, statements, crowd_told_at: Mutex::new(None) }) })
     }
@@ -167,10 +180,15 @@ impl CqlStore {
     ///
     /// # Errors
     /// The cluster is away, refuses something, or has a newer release's schema.
-    pub async fn init(cluster: &Cluster, settings: &Settings, now: Timestamp) -> Result<Vec<Applied>, OpenError> {
+    pub async fn init(
+        cluster: &Cluster,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Result<Vec<Applied>, OpenError> {
         let lwt = keyspace_of_decisions(&cluster.keyspace);
         let (session, _) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
-        let server = dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
+        let server =
+            dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
         schema::apply(&session, server, [&cluster.keyspace, &lwt], settings, now).await
     }
 }

@@ -1,14 +1,15 @@
 //! SQLite: the store of the demo, of tests and of small installations with one process.
 //!
-//! **One transaction is the whole protocol.** What takes a store of many nodes hints, flags and read-backs is here a
-//! closure run by the one writer thread. It takes whatever waits into one transaction, so that a disk's one flush pays
-//! for many operations, and answers everybody after the commit. Readers have connections of their own and see what is
-//! committed; in memory there is only one connection, so reads go through the writer as well.
+//! **One transaction is the whole protocol.** What takes a store of many nodes hints, flags and read-backs is
+//! here a closure run by the one writer thread. It takes whatever waits into one transaction, so that a
+//! disk's one flush pays for many operations, and answers everybody after the commit. Readers have
+//! connections of their own and see what is committed; in memory there is only one connection, so reads go
+//! through the writer as well.
 //!
 //! **Invariant:** rusqlite blocks, so it is never called on a worker of tokio.
 //!
-//! **Invariant:** one process a file. A lock on a file beside it says so; it ends with the process, however that ends.
-//! `sqlite3 file` may read along.
+//! **Invariant:** one process a file. A lock on a file beside it says so; it ends with the process, however
+//! that ends. `sqlite3 file` may read along.
 
 mod broadcasts;
 mod doses;
@@ -42,7 +43,8 @@ use self::{
 use super::Store;
 use crate::domain::{Timestamp, Unavailable};
 
-/// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes the file.
+/// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes
+/// the file.
 #[derive(Clone)]
 pub struct EmbeddedStore {
     inner: Arc<Inner>,
@@ -58,7 +60,9 @@ struct Inner {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The place is wrong or closed to us.
-    #[error("cannot write {path}: {source}; create the folder, give this user the right to write in it, or change store.url")]
+    #[error(
+        "cannot write {path}: {source}; create the folder, give this user the right to write in it, or change store.url"
+    )]
     NotWritable {
         /// What was to be written.
         path: PathBuf,
@@ -82,7 +86,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Written by a later release.
-    #[error("{path} was written by a newer pushcast (its schema is {found}, this one knows {known}): start that release")]
+    #[error(
+        "{path} was written by a newer pushcast (its schema is {found}, this one knows {known}): start that release"
+    )]
     Newer {
         /// The store's file.
         path: PathBuf,
@@ -126,13 +132,18 @@ impl EmbeddedStore {
         Self::start(Path::new("memory"), schema::open_memory()?, None, None)
     }
 
-    fn start(path: &Path, db: Connection, readers: Option<Readers>, lock: Option<Lock>) -> Result<Self, OpenError> {
+    fn start(
+        path: &Path,
+        db: Connection,
+        readers: Option<Readers>,
+        lock: Option<Lock>,
+    ) -> Result<Self, OpenError> {
         let writer = Writer::start(db, lock).map_err(|source| broken(path, source))?;
         Ok(Self { inner: Arc::new(Inner { readers, writer }) })
     }
 
-    /// Runs `work` in a transaction of the writer, which it may share with others; answers when it is durable. What it
-    /// wrote is undone if it fails, and only that. It is told the time.
+    /// Runs `work` in a transaction of the writer, which it may share with others; answers when it is
+    /// durable. What it wrote is undone if it fails, and only that. It is told the time.
     async fn write<T: Send + 'static>(
         &self,
         context: &'static str,

@@ -45,7 +45,9 @@ pub enum InvalidStoreUrl {
     #[error("expected scylla://[user:password@]host[:port][,host[:port]]/keyspace: {0}")]
     Cluster(&'static str),
     /// Anything else.
-    #[error("expected embedded:memory, embedded:/path/to/file or scylla://[user:password@]host:9042[,host:9042]/keyspace")]
+    #[error(
+        "expected embedded:memory, embedded:/path/to/file or scylla://[user:password@]host:9042[,host:9042]/keyspace"
+    )]
     Unknown,
 }
 
@@ -95,19 +97,27 @@ impl Cluster {
 impl Login {
     fn parse(text: &str) -> Result<Self, &'static str> {
         let (user, password) = text.split_once(':').ok_or("a user needs a password: user:password@")?;
-        let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|_| "the user or the password is not UTF-8");
-        Ok(Self { user: decoded(user)?.into_owned(), password: SecretString::from(decoded(password)?.into_owned()) })
+        let decoded = |text| {
+            percent_decode_str(text).decode_utf8().map_err(|_| "the user or the password is not UTF-8")
+        };
+        Ok(Self {
+            user: decoded(user)?.into_owned(),
+            password: SecretString::from(decoded(password)?.into_owned()),
+        })
     }
 }
 
 /// `host:port`, with the port that CQL has if there is none.
 fn node(text: &str) -> Result<String, &'static str> {
     let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| "a port is a number up to 65535")?),
+        Some((host, port)) if !port.ends_with(']') => {
+            (host, port.parse().map_err(|_| "a port is a number up to 65535")?)
+        }
         _ => (text, PORT),
     };
     let in_brackets = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || port == 0 || (host.contains(':') && !in_brackets) || host.contains(['/', '?', ' ']) {
+    if host.is_empty() || port == 0 || (host.contains(':') && !in_brackets) || host.contains(['/', '?', ' '])
+    {
         return Err("a node is host or host:port");
     }
     Ok(format!("{host}:{port}"))
@@ -131,7 +141,9 @@ mod tests {
     #[test]
     fn a_store_is_in_memory_in_a_file_or_in_a_cluster() {
         assert!(matches!(location("embedded:memory"), Ok(StoreUrl::Memory)));
-        assert!(matches!(location("embedded:/var/lib/push.db"), Ok(StoreUrl::File(path)) if path.ends_with("push.db")));
+        assert!(
+            matches!(location("embedded:/var/lib/push.db"), Ok(StoreUrl::File(path)) if path.ends_with("push.db"))
+        );
         for url in ["", "embedded:", "embedded", "memory", "postgres://db/push", "scylla:/db/push"] {
             assert_eq!(location(url).err(), Some(InvalidStoreUrl::Unknown), "{url:?}");
         }
@@ -150,7 +162,18 @@ mod tests {
 
     #[test]
     fn what_is_no_cluster_is_refused_without_being_shown() {
-        for place in ["db", "db/", "/push", "db:0/push", "db:x/push", "::1/push", "db/Push", "db/1push", "ann@db/push", "db/push?x=1"] {
+        for place in [
+            "db",
+            "db/",
+            "/push",
+            "db:0/push",
+            "db:x/push",
+            "::1/push",
+            "db/Push",
+            "db/1push",
+            "ann@db/push",
+            "db/push?x=1",
+        ] {
             let refusal = location(&format!("scylla://{place}")).expect_err(place);
             assert!(matches!(refusal, InvalidStoreUrl::Cluster(_)), "{place}: {refusal}");
         }

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 /// How far apart they are.
 const APART: Duration = Duration::from_secs(30);
 
-/// Says yes once, and then no until half a minute has passed: of the many who wait for the same thing, one tells it.
+/// Says yes once, and then no until half a minute has passed: of the many who wait for the same thing, one
+/// tells it.
 #[derive(Debug, Default)]
 pub(crate) struct Rarely(Mutex<Option<Instant>>);
 

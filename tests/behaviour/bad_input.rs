@@ -22,8 +22,14 @@ async fn a_garbage_record_lands_in_dead_letters_and_the_next_one_is_delivered() 
             assert_eq!(w.rung(&phone), ["p1"]);
             let letter = w.dead_letters(1).await.remove(0);
             assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(GARBAGE)));
-            assert_eq!((letter.header("pushcast.topic"), letter.header("pushcast.cause")), ("posts-created", "unreadable"));
-            assert_eq!((letter.header("pushcast.group"), letter.header("pushcast.offset")), ("pushcast.posts", "0"));
+            assert_eq!(
+                (letter.header("pushcast.topic"), letter.header("pushcast.cause")),
+                ("posts-created", "unreadable")
+            );
+            assert_eq!(
+                (letter.header("pushcast.group"), letter.header("pushcast.offset")),
+                ("pushcast.posts", "0")
+            );
         })
         .await;
 }

@@ -19,14 +19,16 @@ const PAGE: u64 = 100;
 
 async fn outcome_of(town: &Town, id: &str) -> Value {
     until(&format!("the outcome of {id}"), async || {
-        let mut outcomes = town.neighbour.received("push-outcomes").into_iter().map(|received| received.json());
+        let mut outcomes =
+            town.neighbour.received("push-outcomes").into_iter().map(|received| received.json());
         outcomes.find(|outcome| outcome["notificationId"] == id)
     })
     .await
 }
 
 async fn taken(town: &Town, count: u64) {
-    until(&format!("{count} messages"), async || (town.statistics().await.expo.taken >= count).then_some(())).await;
+    until(&format!("{count} messages"), async || (town.statistics().await.expo.taken >= count).then_some(()))
+        .await;
 }
 
 /// How many broadcasts are killed in their middle: `ROUNDS`, else three. `REAL_SEED` repeats a run's moments.
@@ -59,10 +61,15 @@ async fn a_process_killed_in_the_middle_of_each_broadcast_loses_nobody() {
         town.neighbour.writes_all("posts-created", [post]).await;
         // A second apart, so that they are two doses.
         let now = Timestamp::now().as_second();
-        let doses = [(&phones[1], now), (&phones[2], now - 1)].map(|(phone, at)| (phone, Timestamp::from_second(at).unwrap()));
-        town.neighbour.writes_all("medication-ticks", [dose_tick(&doses[0].0.0, doses[0].1).to_string()]).await;
+        let doses = [(&phones[1], now), (&phones[2], now - 1)]
+            .map(|(phone, at)| (phone, Timestamp::from_second(at).unwrap()));
+        town.neighbour
+            .writes_all("medication-ticks", [dose_tick(&doses[0].0.0, doses[0].1).to_string()])
+            .await;
         taken(&town, random.random_range(1..PEOPLE * 9 / 10)).await;
-        town.neighbour.writes_all("medication-ticks", [dose_tick(&doses[1].0.0, doses[1].1).to_string()]).await;
+        town.neighbour
+            .writes_all("medication-ticks", [dose_tick(&doses[1].0.0, doses[1].1).to_string()])
+            .await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..100))).await;
         pushcast.kill();
         let before = town.statistics().await.expo;
@@ -93,7 +100,9 @@ async fn a_dose_on_the_wire_when_the_process_is_killed_rings_at_most_once_more()
     let slow = ProviderFaults { latency: Duration::from_secs(10), ..ProviderFaults::default() };
     town.faults(&Faults { expo: slow, ..Faults::default() }).await;
     let pushcast = town.pushcast().await;
-    town.neighbour.writes_all("device-tokens", [json!({"token": phone.0, "userId": "pat"}).to_string()]).await;
+    town.neighbour
+        .writes_all("device-tokens", [json!({"token": phone.0, "userId": "pat"}).to_string()])
+        .await;
     town.settles().await;
     let at = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
     town.neighbour.writes_all("medication-ticks", [dose_tick("pat", at).to_string()]).await;

@@ -12,7 +12,9 @@ use crate::world::{Phone, World, dose_id, dose_tick, story, until};
 fn outcomes(w: &World, id: &str) -> BTreeMap<Option<&'static str>, (DoseOutcome, u64)> {
     let reports = w.outcomes_of(id).into_iter();
     let of_dose = reports.filter_map(|report| match report {
-        Report::Dose { provider, outcome, counts, .. } => Some((provider.map(ProviderId::label), (outcome, counts.sent))),
+        Report::Dose { provider, outcome, counts, .. } => {
+            Some((provider.map(ProviderId::label), (outcome, counts.sent)))
+        }
         Report::Broadcast { .. } => None,
     });
     of_dose.collect()
@@ -50,7 +52,9 @@ async fn a_dose_rings_once_on_all_phones_though_its_tick_came_twice() {
                 w.registers("pat", phone).await;
             }
             let at = now();
-            w.neighbour.writes_all("medication-ticks", (0..2).map(|_| dose_tick("pat", at).to_string())).await;
+            w.neighbour
+                .writes_all("medication-ticks", (0..2).map(|_| dose_tick("pat", at).to_string()))
+                .await;
             for phone in &phones {
                 w.rings(phone).await;
             }
@@ -60,7 +64,10 @@ async fn a_dose_rings_once_on_all_phones_though_its_tick_came_twice() {
             assert_eq!(phones.each_ref().map(|phone| w.rung(phone).len()), [1, 1, 1]);
             assert_eq!(w.heard(&phones[0])[0].title.as_deref(), Some("Time for Metformin"));
             let sent = |n| (DoseOutcome::Sent, n);
-            assert_eq!(outcomes(w, &dose_id("pat", at)), BTreeMap::from([(Some("expo"), sent(2)), (Some("fcm"), sent(1))]));
+            assert_eq!(
+                outcomes(w, &dose_id("pat", at)),
+                BTreeMap::from([(Some("expo"), sent(2)), (Some("fcm"), sent(1))])
+            );
         })
         .await;
 }
@@ -136,8 +143,14 @@ async fn a_late_dose_is_missed_and_a_user_without_tokens_has_none() {
 
             w.report_of(&dose_id("pat", late)).await;
             w.report_of(&dose_id("nobody", now)).await;
-            assert_eq!(outcomes(w, &dose_id("pat", late)), BTreeMap::from([(None, (DoseOutcome::Missed, 0))]));
-            assert_eq!(outcomes(w, &dose_id("nobody", now)), BTreeMap::from([(None, (DoseOutcome::NoTokens, 0))]));
+            assert_eq!(
+                outcomes(w, &dose_id("pat", late)),
+                BTreeMap::from([(None, (DoseOutcome::Missed, 0))])
+            );
+            assert_eq!(
+                outcomes(w, &dose_id("nobody", now)),
+                BTreeMap::from([(None, (DoseOutcome::NoTokens, 0))])
+            );
             assert_eq!(w.rung(&phone), [""; 0]);
         })
         .await;
@@ -153,7 +166,10 @@ async fn a_dose_while_the_provider_is_away_rings_once_it_is_back() {
             w.faults(|faults| faults.expo.down = Some(down));
             let at = now();
             w.dose_is_due("pat", at).await;
-            until("the dose to be refused", async || w.sandbox.statistics().expo.statuses.contains_key(&503).then_some(())).await;
+            until("the dose to be refused", async || {
+                w.sandbox.statistics().expo.statuses.contains_key(&503).then_some(())
+            })
+            .await;
             w.dose_is_due("pat", at).await;
             w.rings(&phone).await;
             w.settles().await;

@@ -1,4 +1,5 @@
-//! Push services that fail in every manner, and the mistake that looks like dead phones: nobody is lost, nobody is removed.
+//! Push services that fail in every manner, and the mistake that looks like dead phones: nobody is lost,
+//! nobody is removed.
 
 use std::time::Duration;
 
@@ -27,7 +28,9 @@ async fn whatever_the_manner_of_an_outage_everybody_rings_once() {
             let phones = Phone::many(80);
             w.all_register(&phones).await;
             for manner in [Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short] {
-                w.faults(|faults| faults.expo.down = Some(Outage { manner, requests: Some(3), ..Outage::default() }));
+                w.faults(|faults| {
+                    faults.expo.down = Some(Outage { manner, requests: Some(3), ..Outage::default() })
+                });
                 let post = format!("{manner:?}");
                 w.posts(&post).by("ann").await;
                 assert_eq!(w.outcome_of(&format!("post:{post}")).await, sent(80), "{post}");
@@ -40,12 +43,20 @@ async fn whatever_the_manner_of_an_outage_everybody_rings_once() {
 
 /// What an operator writes who has looked at the dead tokens.
 async fn release(w: &World, provider: ProviderId) {
-    let released = Route { state: RouteState::Released, since: Timestamp::now(), set_by: "ann".into(), detail: String::new() };
+    let released = Route {
+        state: RouteState::Released,
+        since: Timestamp::now(),
+        set_by: "ann".into(),
+        detail: String::new(),
+    };
     w.store.set_route(provider, &released).await.unwrap();
 }
 
 async fn braked(w: &World, provider: ProviderId) {
-    until("the route to be braked", async || (w.route(provider).await.state == RouteState::Braked).then_some(())).await;
+    until("the route to be braked", async || {
+        (w.route(provider).await.state == RouteState::Braked).then_some(())
+    })
+    .await;
     let braked = || w.metrics().route_state.with_label_values(&[provider.label(), "braked"]).get();
     until("the gate to be closed", async || (braked() == 1).then_some(())).await;
     assert_eq!(w.neighbour.records_in("invalid-tokens").await, 0, "nobody is reported");
@@ -120,7 +131,8 @@ async fn receipts_that_come_late_and_a_restart_in_between_lose_no_dead_token() {
             // Not before the second time that we ask, nor while Expo is away.
             w.faults(|faults| {
                 faults.expo.receipt_delay = Duration::from_secs(2);
-                faults.expo.receipts_down = Some(Outage { manner: Manner::Reset, requests: Some(3), ..Outage::default() });
+                faults.expo.receipts_down =
+                    Some(Outage { manner: Manner::Reset, requests: Some(3), ..Outage::default() });
             });
             w.posts("p1").by("ann").await;
             assert_eq!(w.outcome_of("post:p1").await, sent(3_000));

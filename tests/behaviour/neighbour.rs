@@ -1,5 +1,5 @@
-//! Another system on the same Kafka: writes what upstream writes, reads what pushcast publishes, and can tell whether
-//! anything is left unsettled. Knows nothing of pushcast but its topics and its consumer groups.
+//! Another system on the same Kafka: writes what upstream writes, reads what pushcast publishes, and can tell
+//! whether anything is left unsettled. Knows nothing of pushcast but its topics and its consumer groups.
 
 use std::{
     sync::{Arc, Mutex},
@@ -54,11 +54,18 @@ impl Neighbour {
             config
         };
         let producer: FutureProducer = client().set("partitioner", "murmur2_random").create().unwrap();
-        let group = |stage: &str| -> BaseConsumer { client().set("group.id", format!("pushcast.{stage}")).create().unwrap() };
-        let groups = SUBSCRIPTIONS.iter().map(|reads| (reads.stage, reads.topic, group(reads.stage))).collect();
-        let reader: StreamConsumer = client().set("group.id", "neighbour").set("enable.auto.commit", "false").create().unwrap();
+        let group = |stage: &str| -> BaseConsumer {
+            client().set("group.id", format!("pushcast.{stage}")).create().unwrap()
+        };
+        let groups =
+            SUBSCRIPTIONS.iter().map(|reads| (reads.stage, reads.topic, group(reads.stage))).collect();
+        let reader: StreamConsumer =
+            client().set("group.id", "neighbour").set("enable.auto.commit", "false").create().unwrap();
         let mut everything = TopicPartitionList::new();
-        for topic in TOPICS.iter().filter(|topic| ["push-outcomes", "dead-letters", "invalid-tokens"].contains(&topic.name)) {
+        for topic in TOPICS
+            .iter()
+            .filter(|topic| ["push-outcomes", "dead-letters", "invalid-tokens"].contains(&topic.name))
+        {
             for partition in 0..topic.partitions {
                 everything.add_partition_offset(topic.name, partition, Offset::Beginning).unwrap();
             }
@@ -70,15 +77,22 @@ impl Neighbour {
         Self { producer, groups: Arc::new(groups), mailbox, _reading: reading }
     }
 
-    /// Writes a record and waits until Kafka has it. `at` is its time in milliseconds since 1970, if it is not now.
+    /// Writes a record and waits until Kafka has it. `at` is its time in milliseconds since 1970, if it is
+    /// not now.
     pub async fn writes(&self, topic: &str, key: Option<&str>, value: Option<&[u8]>, at: Option<i64>) {
-        let record = FutureRecord { topic, partition: None, payload: value, key, timestamp: at, headers: None };
+        let record =
+            FutureRecord { topic, partition: None, payload: value, key, timestamp: at, headers: None };
         self.producer.send(record, ANSWER).await.unwrap();
     }
 
     /// Writes many records at once.
     pub async fn writes_all(&self, topic: &str, values: impl IntoIterator<Item = String>) {
-        futures::future::join_all(values.into_iter().map(async |value| self.writes(topic, None, Some(value.as_bytes()), None).await)).await;
+        futures::future::join_all(
+            values
+                .into_iter()
+                .map(async |value| self.writes(topic, None, Some(value.as_bytes()), None).await),
+        )
+        .await;
     }
 
     /// What has come so far in a topic that pushcast writes for others.
@@ -89,12 +103,13 @@ impl Neighbour {
     /// How many records lie in a topic.
     pub async fn records_in(&self, topic: &'static str) -> usize {
         let groups = Arc::clone(&self.groups);
-        let count = move || partitions_of(topic).map(|partition| end(&groups[0].2, topic, partition)).sum::<i64>();
+        let count =
+            move || partitions_of(topic).map(|partition| end(&groups[0].2, topic, partition)).sum::<i64>();
         tokio::task::spawn_blocking(count).await.unwrap() as usize
     }
 
-    /// What pushcast's groups have not settled yet. Empty = there was a moment, just now, at which nothing at all was in
-    /// the works: the commits are asked first and the ends of the topics after that.
+    /// What pushcast's groups have not settled yet. Empty = there was a moment, just now, at which nothing at
+    /// all was in the works: the commits are asked first and the ends of the topics after that.
     pub async fn unsettled(&self) -> Vec<String> {
         let groups = Arc::clone(&self.groups);
         tokio::task::spawn_blocking(move || unsettled(&groups)).await.unwrap()
@@ -128,12 +143,17 @@ fn unsettled(groups: &[(&'static str, &'static str, BaseConsumer)]) -> Vec<Strin
             }
             let known = group.committed_offsets(asked, ANSWER).unwrap();
             let position = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
-            known.elements().iter().map(|element| (*stage, *topic, element.partition(), position(element.offset()))).collect::<Vec<_>>()
+            known
+                .elements()
+                .iter()
+                .map(|element| (*stage, *topic, element.partition(), position(element.offset())))
+                .collect::<Vec<_>>()
         })
         .collect();
     let behind = committed.into_iter().filter_map(|(stage, topic, partition, position)| {
         let end = end(&groups[0].2, topic, partition);
-        (position < end).then(|| format!("{stage} has settled {position} of {end} records of {topic}/{partition}"))
+        (position < end)
+            .then(|| format!("{stage} has settled {position} of {end} records of {topic}/{partition}"))
     });
     behind.collect()
 }

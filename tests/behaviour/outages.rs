@@ -15,7 +15,8 @@ fn sent(count: u64) -> Counts {
 }
 
 async fn under_way(w: &World, taken: u64) {
-    until(&format!("{taken} messages"), async || (w.sandbox.statistics().expo.taken >= taken).then_some(())).await;
+    until(&format!("{taken} messages"), async || (w.sandbox.statistics().expo.taken >= taken).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +61,10 @@ async fn refused_credentials_halt_the_route_and_lose_and_prune_nothing() {
             w.faults(|faults| faults.expo.credentials_refused = true);
 
             w.posts("p1").by("ann").await;
-            until("the route to be halted", async || (w.route(ProviderId::Expo).await.state == RouteState::Halted).then_some(())).await;
+            until("the route to be halted", async || {
+                (w.route(ProviderId::Expo).await.state == RouteState::Halted).then_some(())
+            })
+            .await;
             // The other provider goes on, and an operator can see what is wrong.
             w.rings(&cids).await;
             let halted = || w.metrics().route_state.with_label_values(&["expo", "halted"]).get();
@@ -87,7 +91,8 @@ async fn switched_off_it_holds_jobs_in_kafka_and_delivers_them_when_it_is_switch
             let at = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
             w.dose_is_due("bob", at).await;
             until("both jobs", async || {
-                let jobs = w.neighbour.records_in("push.expo.bulk").await + w.neighbour.records_in("push.expo.urgent").await;
+                let jobs = w.neighbour.records_in("push.expo.bulk").await
+                    + w.neighbour.records_in("push.expo.urgent").await;
                 (jobs == 64 + 1).then_some(())
             })
             .await;
@@ -134,7 +139,10 @@ async fn kafka_away_in_the_middle_of_a_broadcast_is_waited_for_and_shown() {
             w.posts("p1").by("ann").await;
             under_way(w, 100).await;
             w.broker.go_away().unwrap();
-            until("pushcast to say that it is not ready", async || (!w.health().report().is_ready()).then_some(())).await;
+            until("pushcast to say that it is not ready", async || {
+                (!w.health().report().is_ready()).then_some(())
+            })
+            .await;
             w.broker.come_back().unwrap();
             w.is_ready().await;
             assert_eq!(w.outcome_of("post:p1").await, sent(900));
@@ -143,12 +151,15 @@ async fn kafka_away_in_the_middle_of_a_broadcast_is_waited_for_and_shown() {
         .await;
 }
 
-/// The group takes us for dead, and deals us in again when it is back. What the provider has answered meanwhile is not asked
-/// of it again.
+/// The group takes us for dead, and deals us in again when it is back. What the provider has answered
+/// meanwhile is not asked of it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_away_for_longer_than_a_session_loses_nobody_and_rings_nobody_twice() {
     story()
-        .set("kafka.properties", IMPATIENT.replace('{', r#"{"session.timeout.ms":"1500","heartbeat.interval.ms":"300","#))
+        .set(
+            "kafka.properties",
+            IMPATIENT.replace('{', r#"{"session.timeout.ms":"1500","heartbeat.interval.ms":"300","#),
+        )
         .set("expo.rate_per_second", 300)
         .set("push.page_size", 10)
         .set("push.open_pages", 4)
@@ -173,7 +184,10 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_removes_hardly_any_before_s
             let phones: Vec<_> = (0..300).map(|number| Phone::expo(&format!("dead-{number}"))).collect();
             w.all_register(&phones).await;
             w.posts("p1").by("ann").await;
-            until("the route to be braked", async || (w.route(ProviderId::Expo).await.state == RouteState::Braked).then_some(())).await;
+            until("the route to be braked", async || {
+                (w.route(ProviderId::Expo).await.state == RouteState::Braked).then_some(())
+            })
+            .await;
             let braked = || w.metrics().route_state.with_label_values(&["expo", "braked"]).get();
             until("the gate to be closed", async || (braked() == 1).then_some(())).await;
             let reported = w.neighbour.records_in("invalid-tokens").await;

@@ -10,7 +10,8 @@ async fn a_post_rings_everybody_but_its_author() {
     story()
         .with_fcm()
         .tell(async |w| {
-            let (anns, anns_tablet, bobs, cids) = (Phone::expo("anns"), Phone::fcm("anns-tablet"), Phone::expo("bobs"), Phone::fcm("cids"));
+            let (anns, anns_tablet, bobs, cids) =
+                (Phone::expo("anns"), Phone::fcm("anns-tablet"), Phone::expo("bobs"), Phone::fcm("cids"));
             for (user, phone) in [("ann", &anns), ("ann", &anns_tablet), ("bob", &bobs), ("cid", &cids)] {
                 w.registers(user, phone).await;
             }
@@ -82,7 +83,10 @@ async fn a_cancelled_post_stops_what_is_not_sent() {
         .tell(async |w| {
             w.all_register(&Phone::many(600)).await;
             w.posts("p1").by("ann").await;
-            until("the broadcast to be under way", async || (w.sandbox.statistics().expo.taken >= 20).then_some(())).await;
+            until("the broadcast to be under way", async || {
+                (w.sandbox.statistics().expo.taken >= 20).then_some(())
+            })
+            .await;
             w.says("posts-created", &json!({"event": "cancelled", "postId": "p1"})).await;
 
             let outcome = w.outcome_of("post:p1").await;
@@ -135,7 +139,10 @@ async fn the_rate_is_kept_and_a_dose_overtakes_the_broadcast_that_uses_it_up() {
             w.all_register(&phones).await;
             w.registers("pat", &patients).await;
             w.posts("p1").by("pat").await;
-            until("the broadcast to be under way", async || (w.sandbox.statistics().expo.taken >= 50).then_some(())).await;
+            until("the broadcast to be under way", async || {
+                (w.sandbox.statistics().expo.taken >= 50).then_some(())
+            })
+            .await;
             w.dose_is_due("pat", pushcast::domain::Timestamp::now()).await;
             w.outcome_of("post:p1").await;
 

@@ -1,5 +1,5 @@
-//! pushcast as an operator runs it: the binary, in a process that can be killed, beside the sandbox and its Kafka in
-//! another one.
+//! pushcast as an operator runs it: the binary, in a process that can be killed, beside the sandbox and its
+//! Kafka in another one.
 
 use std::{
     fs::File,
@@ -50,8 +50,14 @@ impl Town {
     pub async fn begins() -> Self {
         let folder = TempDir::new().unwrap();
         let credentials = folder.path().join("service-account.json");
-        let arguments = ["sandbox", "--listen", "127.0.0.1:0", "--kafka", "--credentials", credentials.to_str().unwrap()];
-        let mut sandbox = Process::start(&arguments, &Environment::new(), folder.path().join("sandbox.log"), Stdio::piped());
+        let arguments =
+            ["sandbox", "--listen", "127.0.0.1:0", "--kafka", "--credentials", credentials.to_str().unwrap()];
+        let mut sandbox = Process::start(
+            &arguments,
+            &Environment::new(),
+            folder.path().join("sandbox.log"),
+            Stdio::piped(),
+        );
         let mut environment = Environment::new();
         for line in BufReader::new(sandbox.child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
@@ -64,7 +70,8 @@ impl Town {
         let fcm_url = environment[&variable("fcm.url")].clone();
         let neighbour = Neighbour::at(&environment[&variable("kafka.bootstrap_servers")]);
         let store = format!("embedded:{}", folder.path().join("push.db").display());
-        // A killed member is missed only when its session ends; a real Kafka knows static members, this one does not.
+        // A killed member is missed only when its session ends; a real Kafka knows static members, this one
+        // does not.
         let properties = r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"300","fetch.wait.max.ms":"5","linger.ms":"0"}"#;
         for (key, value) in [
             ("kafka.properties", properties),
@@ -77,7 +84,14 @@ impl Town {
         ] {
             environment.insert(variable(key), value.to_owned());
         }
-        Self { neighbour, folder, environment, sandbox_url: fcm_url, http: reqwest::Client::new(), _sandbox: sandbox }
+        Self {
+            neighbour,
+            folder,
+            environment,
+            sandbox_url: fcm_url,
+            http: reqwest::Client::new(),
+            _sandbox: sandbox,
+        }
     }
 
     /// Sets a setting of the pushcasts to come.
@@ -117,7 +131,10 @@ impl Town {
 
     pub async fn faults(&self, faults: &Faults) {
         let body = serde_json::to_string(faults).unwrap();
-        let put = self.http.put(format!("{}/sandbox/faults", self.sandbox_url)).header("content-type", "application/json");
+        let put = self
+            .http
+            .put(format!("{}/sandbox/faults", self.sandbox_url))
+            .header("content-type", "application/json");
         let answer = put.body(body).send().await.unwrap();
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
@@ -129,7 +146,8 @@ impl Town {
 
     /// Waits until everything is settled.
     pub async fn settles(&self) {
-        until("everything to be settled", async || self.neighbour.unsettled().await.is_empty().then_some(())).await;
+        until("everything to be settled", async || self.neighbour.unsettled().await.is_empty().then_some(()))
+            .await;
     }
 }
 
@@ -144,7 +162,11 @@ pub async fn fails(settings: &[(&str, &str)]) -> String {
             assert_eq!(status.code(), Some(1), "{}", process.said());
             return process.said();
         }
-        assert!(Instant::now() < deadline, "it has not given up within {GIVES_UP_WITHIN:?}: {}", process.said());
+        assert!(
+            Instant::now() < deadline,
+            "it has not given up within {GIVES_UP_WITHIN:?}: {}",
+            process.said()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

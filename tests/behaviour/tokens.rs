@@ -105,9 +105,15 @@ async fn a_dead_token_that_registers_again_while_its_verdict_is_on_the_way_survi
 
             w.faults(|faults| faults.expo.latency = Duration::from_millis(1500));
             w.posts("p1").by("ann").await;
-            until("the request to be on the wire", async || (w.sandbox.statistics().expo.requests == 1).then_some(())).await;
+            until("the request to be on the wire", async || {
+                (w.sandbox.statistics().expo.requests == 1).then_some(())
+            })
+            .await;
             w.registers("bob", &phone).await;
-            until("the new registration", async || w.registration(&phone).await.filter(|now| now.version > sent_to)).await;
+            until("the new registration", async || {
+                w.registration(&phone).await.filter(|now| now.version > sent_to)
+            })
+            .await;
 
             assert_eq!(w.outcome_of("post:p1").await, Counts { dead: 1, ..Counts::default() });
             w.settles().await;
@@ -170,15 +176,33 @@ async fn the_names_of_the_replaced_systems_are_understood() {
     story()
         .tell(async |w| {
             let (ios, android) = (Phone::expo("snake"), Phone::expo("expos"));
-            w.says("device-tokens", &json!({"push_token": ios.0, "user_id": 7, "device_type": "ios", "device_id": "d1"})).await;
-            w.says("device-tokens", &json!({"expoToken": android.0, "userId": "8", "platform": "android", "extra": [1]})).await;
+            w.says(
+                "device-tokens",
+                &json!({"push_token": ios.0, "user_id": 7, "device_type": "ios", "device_id": "d1"}),
+            )
+            .await;
+            w.says(
+                "device-tokens",
+                &json!({"expoToken": android.0, "userId": "8", "platform": "android", "extra": [1]}),
+            )
+            .await;
             w.settles().await;
-            assert_eq!((w.owner(&ios).await.as_deref(), w.owner(&android).await.as_deref()), (Some("7"), Some("8")));
+            assert_eq!(
+                (w.owner(&ios).await.as_deref(), w.owner(&android).await.as_deref()),
+                (Some("7"), Some("8"))
+            );
 
-            w.says("posts-created", &json!({"post_id": 12, "author_id": 8, "author_name": "Ann", "title": "On walking"})).await;
+            w.says(
+                "posts-created",
+                &json!({"post_id": 12, "author_id": 8, "author_name": "Ann", "title": "On walking"}),
+            )
+            .await;
             w.outcome_of("post:12").await;
             let [heard] = &w.heard(&ios)[..] else { panic!("once") };
-            assert_eq!((heard.title.as_deref(), heard.body.as_deref()), (Some("New Reflection from Ann"), Some("On walking")));
+            assert_eq!(
+                (heard.title.as_deref(), heard.body.as_deref()),
+                (Some("New Reflection from Ann"), Some("On walking"))
+            );
             assert_eq!(heard.data, json!({"post_id": "12", "screen": "post_detail"}));
             assert_eq!(w.rung(&android), [""; 0], "8 is the author");
         })

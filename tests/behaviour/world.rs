@@ -1,9 +1,10 @@
-//! A world to tell a story in: Kafka, the push services and pushcast itself, all in one process, all of its own.
+//! A world to tell a story in: Kafka, the push services and pushcast itself, all in one process, all of its
+//! own.
 //!
-//! pushcast runs as in production, from [`Config::load`] to the drain; faked are only the wires that it talks over. The
-//! story races against it: when pushcast ends unasked, the story fails at once with pushcast's own words. When the story
-//! is told, everything must have been settled, nothing may have rung twice, and no record may lie in `dead-letters` that
-//! the story has not spoken of.
+//! pushcast runs as in production, from [`Config::load`] to the drain; faked are only the wires that it talks
+//! over. The story races against it: when pushcast ends unasked, the story fails at once with pushcast's own
+//! words. When the story is told, everything must have been settled, nothing may have rung twice, and no
+//! record may lie in `dead-letters` that the story has not spoken of.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -26,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::neighbour::{Neighbour, Received};
 
-/// No story waits longer than that for anything. Far beyond what anything takes, because the machine may be busy.
+/// No story waits longer than that for anything. Far beyond what anything takes, because the machine may be
+/// busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A story before it is told: the settings of its world.
@@ -85,7 +87,8 @@ pub fn story() -> Story {
     story
 }
 
-/// Looks again and again until there is something to be seen; fails with what was waited for when that takes too long.
+/// Looks again and again until there is something to be seen; fails with what was waited for when that takes
+/// too long.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -161,7 +164,17 @@ impl World {
         let failed = watch::Sender::new(None);
         let service = Service::start(&environment, &store, &failed);
         let neighbour = Neighbour::at(&broker.bootstrap_servers());
-        Self { sandbox, broker, store, neighbour, environment, service, failed, dead_letters_told: 0, _credentials: credentials }
+        Self {
+            sandbox,
+            broker,
+            store,
+            neighbour,
+            environment,
+            service,
+            failed,
+            dead_letters_told: 0,
+            _credentials: credentials,
+        }
     }
 
     // What there is.
@@ -189,12 +202,17 @@ impl World {
     /// The user logs in on the phone, and pushcast knows.
     pub async fn registers(&self, user: &str, phone: &Phone) {
         self.says("device-tokens", &json!({"token": phone.0, "userId": user})).await;
-        until(&format!("{phone:?} to be {user}'s"), async || (self.owner(phone).await.as_deref() == Some(user)).then_some(())).await;
+        until(&format!("{phone:?} to be {user}'s"), async || {
+            (self.owner(phone).await.as_deref() == Some(user)).then_some(())
+        })
+        .await;
     }
 
     /// Everybody logs in, at once.
     pub async fn all_register(&self, phones: &[Phone]) {
-        let logins = phones.iter().map(|phone| json!({"token": phone.0, "userId": format!("owner of {}", phone.0)}).to_string());
+        let logins = phones
+            .iter()
+            .map(|phone| json!({"token": phone.0, "userId": format!("owner of {}", phone.0)}).to_string());
         self.neighbour.writes_all("device-tokens", logins).await;
         self.settles().await;
     }
@@ -218,7 +236,10 @@ impl World {
 
     /// Waits until the phone's token is no longer live.
     pub async fn forgets(&self, phone: &Phone) {
-        until(&format!("{phone:?} to be forgotten"), async || self.registration(phone).await.is_none().then_some(())).await;
+        until(&format!("{phone:?} to be forgotten"), async || {
+            self.registration(phone).await.is_none().then_some(())
+        })
+        .await;
     }
 
     pub async fn registration(&self, phone: &Phone) -> Option<pushcast::domain::Registration> {
@@ -243,8 +264,13 @@ impl World {
     /// The outcomes of a notification that were published so far.
     pub fn outcomes_of(&self, id: &str) -> Vec<Report> {
         let reports = self.neighbour.received("push-outcomes").into_iter();
-        let reports = reports.map(|received| events::push_outcomes::read(None, received.value.as_deref()).unwrap());
-        reports.filter(|(Report::Broadcast { notification, .. } | Report::Dose { notification, .. })| notification.as_str() == id).collect()
+        let reports =
+            reports.map(|received| events::push_outcomes::read(None, received.value.as_deref()).unwrap());
+        reports
+            .filter(|(Report::Broadcast { notification, .. } | Report::Dose { notification, .. })| {
+                notification.as_str() == id
+            })
+            .collect()
     }
 
     /// Waits for the outcome of a notification.
@@ -280,7 +306,11 @@ impl World {
             if unsettled.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "after {PATIENCE:?} there is still work:\n{}", unsettled.join("\n"));
+            assert!(
+                Instant::now() < deadline,
+                "after {PATIENCE:?} there is still work:\n{}",
+                unsettled.join("\n")
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -338,7 +368,11 @@ pub fn dose_id(user: &str, at: Timestamp) -> String {
 // === impl Service ===
 
 impl Service {
-    fn start(environment: &Environment, store: &EmbeddedStore, failed: &watch::Sender<Option<String>>) -> Self {
+    fn start(
+        environment: &Environment,
+        store: &EmbeddedStore,
+        failed: &watch::Sender<Option<String>>,
+    ) -> Self {
         let config = Config::load(None, environment).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let app = App::new(config, store.clone(), Stages::all());
         let (metrics, health, stop) = (app.metrics(), app.health(), CancellationToken::new());

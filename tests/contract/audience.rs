@@ -28,14 +28,22 @@ fn tokens(page: &Page) -> impl Iterator<Item = String> {
 }
 
 /// All tokens after the cursor, in order, and the cursors between the pages.
-async fn rest(store: &impl Audience, slice: Slice, mut after: Option<Cursor>, limit: usize) -> (Vec<String>, Vec<Cursor>) {
+async fn rest(
+    store: &impl Audience,
+    slice: Slice,
+    mut after: Option<Cursor>,
+    limit: usize,
+) -> (Vec<String>, Vec<Cursor>) {
     let (mut all, mut cursors) = (Vec::new(), Vec::new());
     loop {
         let page = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, after, limit).await.unwrap();
         assert!(page.recipients.len() <= limit, "no two of these tokens share a position");
         assert!(after.is_none_or(|after| after < page.end || page.last), "a page moves on");
         assert_eq!(page.positions.len(), page.recipients.len());
-        assert!(page.positions.is_sorted() && page.positions.iter().all(|at| after.is_none_or(|after| after < *at) && *at <= page.end));
+        assert!(
+            page.positions.is_sorted()
+                && page.positions.iter().all(|at| after.is_none_or(|after| after < *at) && *at <= page.end)
+        );
         all.extend(tokens(&page));
         cursors.push(page.end);
         if page.last {
@@ -55,7 +63,10 @@ pub async fn the_slices_hold_every_active_token_once(store: &impl Store) {
         assert_eq!(found.len(), expected.len(), "{of} slices by {limit}");
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected, "{of} slices by {limit}");
     }
-    let fcm_page = store.page_of_slice(ProviderId::Fcm, Slice { index: 0, of: 1 }, &Listeners::ALL, None, 1000).await.unwrap();
+    let fcm_page = store
+        .page_of_slice(ProviderId::Fcm, Slice { index: 0, of: 1 }, &Listeners::ALL, None, 1000)
+        .await
+        .unwrap();
     let native: BTreeSet<String> = (0..100).map(|n| fcm(&format!("t{n}")).as_str().to_owned()).collect();
     assert_eq!(tokens(&fcm_page).collect::<BTreeSet<_>>(), native);
     assert!(fcm_page.recipients.iter().all(|native| native.version == v(1)));
@@ -69,7 +80,11 @@ pub async fn a_page_resumes_where_the_one_before_ended(store: &impl Store) {
         for limit in [1, 10, 33] {
             let (tail, _) = rest(store, slice, Some(*cursor), limit).await;
             assert!(whole.ends_with(&tail), "after page {pages_done} by {limit}");
-            assert_eq!(whole.len() - tail.len(), whole.len().min((pages_done + 1) * 10), "after page {pages_done} by {limit}");
+            assert_eq!(
+                whole.len() - tail.len(),
+                whole.len().min((pages_done + 1) * 10),
+                "after page {pages_done} by {limit}"
+            );
         }
     }
 }
@@ -83,13 +98,20 @@ pub async fn a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens(store: &
             _ => login.apply(store).await,
         }
     }
-    for (exclude, include_anonymous, heard) in
-        [(None, true, "012"), (None, false, "01"), (Some("ann"), true, "12"), (Some("ann"), false, "1"), (Some("cy"), true, "012")]
-    {
+    for (exclude, include_anonymous, heard) in [
+        (None, true, "012"),
+        (None, false, "01"),
+        (Some("ann"), true, "12"),
+        (Some("ann"), false, "1"),
+        (Some("cy"), true, "012"),
+    ] {
         let to = Listeners { exclude: exclude.map(user), include_anonymous };
         let (mut found, mut after) = (BTreeSet::new(), None);
         loop {
-            let page = store.page_of_slice(ProviderId::Expo, Slice { index: 0, of: 1 }, &to, after, 2).await.unwrap();
+            let page = store
+                .page_of_slice(ProviderId::Expo, Slice { index: 0, of: 1 }, &to, after, 2)
+                .await
+                .unwrap();
             assert_eq!(page.positions.len(), page.recipients.len());
             found.extend(tokens(&page));
             if page.last {

@@ -50,7 +50,10 @@ pub async fn a_broadcast_may_be_stopped_before_it_is_planned(store: &impl Store)
     store.stop(&broadcast(), "cancelled").await.unwrap();
     assert_eq!(store.broadcast(&broadcast()).await.unwrap(), (None, Some(stopped("cancelled"))));
     assert_eq!(store.plan(&broadcast(), &plan("late", 2), at(1)).await.unwrap(), plan("late", 2));
-    assert_eq!(store.broadcast(&broadcast()).await.unwrap(), (Some(plan("late", 2)), Some(stopped("cancelled"))));
+    assert_eq!(
+        store.broadcast(&broadcast()).await.unwrap(),
+        (Some(plan("late", 2)), Some(stopped("cancelled")))
+    );
 }
 
 pub async fn a_broadcast_only_moves_forward(store: &impl Store) {
@@ -79,7 +82,11 @@ pub async fn a_new_owner_takes_over_where_the_last_one_was(store: &impl Store) {
         page = next;
     }
     let other = PartId { provider: ProviderId::Fcm, ..part(0) };
-    assert_eq!(store.take_over(&other).await.unwrap().cursor, None, "another provider's part is another part");
+    assert_eq!(
+        store.take_over(&other).await.unwrap().cursor,
+        None,
+        "another provider's part is another part"
+    );
 }
 
 pub async fn a_former_owner_can_record_nothing(store: &impl Store) {
@@ -130,7 +137,8 @@ pub async fn pages_of_many_owners_are_counted_once(store: &impl Store) {
             }
             for _ in 0..random.random_range(1..6) {
                 let from = mine.cursor.map_or(0, |Cursor(at)| at);
-                let mut next = Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
+                let mut next =
+                    Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
                 next.counts.sent += 1;
                 tokio::task::yield_now().await;
                 if store.checkpoint(&part(0), &next).await.unwrap() == Checkpoint::Lost {
@@ -187,7 +195,11 @@ pub async fn a_total_says_the_same_each_time(store: &impl Store) {
     store.plan(&broadcast(), &plan("first", 1), at(1)).await.unwrap();
     let first = store.total(&broadcast(), at(9)).await.unwrap();
     assert_eq!(first.at, at(9));
-    assert_eq!(store.total(&broadcast(), at(20)).await.unwrap(), first, "readers take a repeat for the same record");
+    assert_eq!(
+        store.total(&broadcast(), at(20)).await.unwrap(),
+        first,
+        "readers take a repeat for the same record"
+    );
 }
 
 pub async fn how_far_a_part_is_can_be_asked_without_owning_it(store: &impl Store) {

@@ -1,7 +1,8 @@
-//! The stronger promise of a store with transactions: not only a state that is right, but the same one in any order.
+//! The stronger promise of a store with transactions: not only a state that is right, but the same one in any
+//! order.
 //!
-//! Beyond the contract: a store without transactions may miss that a token, before it moved on to another device, had
-//! taken the first one's place.
+//! Beyond the contract: a store without transactions may miss that a token, before it moved on to another
+//! device, had taken the first one's place.
 
 use futures::future::join_all;
 use pushcast::{domain::Version, store::Store};
@@ -43,7 +44,11 @@ async fn in_all_orders(store: &impl Store, seed: u64) {
                 device.is_some_and(|device| replaced(&events, token, last.version, device))
             });
             let version = last.map(|last| if struck_out { last.version.revocation() } else { last.version });
-            assert_eq!(row.as_ref().map(|row| row.version), version, "seed {seed}, order {order}: {steps:#?}");
+            assert_eq!(
+                row.as_ref().map(|row| row.version),
+                version,
+                "seed {seed}, order {order}: {steps:#?}"
+            );
         }
         let first = |token| events.iter().filter_map(|event| registration_of(event, token)).min();
         for (token, row) in cast.tokens.iter().zip(&rows) {
@@ -55,7 +60,10 @@ async fn in_all_orders(store: &impl Store, seed: u64) {
             .map(|row| {
                 row.map(|row| {
                     let owner = row.registration.map(|active| {
-                        (active.user.map(|user| nameless(user.as_str())), active.device.map(|device| nameless(device.as_str())))
+                        (
+                            active.user.map(|user| nameless(user.as_str())),
+                            active.device.map(|device| nameless(device.as_str())),
+                        )
                     });
                     (row.version, owner)
                 })

@@ -6,7 +6,10 @@ use jiff::{
     tz::TimeZone,
 };
 use pushcast::{
-    domain::{Counts, DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule, Timestamp},
+    domain::{
+        Counts, DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule,
+        Timestamp,
+    },
     store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, Store},
 };
 
@@ -33,12 +36,20 @@ fn id(name: &str) -> RegimenId {
 pub async fn a_regimen_is_read_as_it_was_written(store: &impl Store) {
     let rules = [
         Rule::Times { times: vec![time(0, 0, 0, 0)], days: EveryDay::Nth(14) },
-        Rule::Times { times: vec![time(7, 5, 0, 0), time(23, 59, 0, 0)], days: EveryDay::Weekdays(vec![Weekday::Monday, Weekday::Sunday]) },
+        Rule::Times {
+            times: vec![time(7, 5, 0, 0), time(23, 59, 0, 0)],
+            days: EveryDay::Weekdays(vec![Weekday::Monday, Weekday::Sunday]),
+        },
         Rule::Rrule { text: "FREQ=MONTHLY;BYDAY=1MO,-1FR".to_owned(), times: vec![time(9, 0, 0, 0)] },
         Rule::Rrule { text: "FREQ=DAILY;INTERVAL=2;BYHOUR=8;BYMINUTE=30".to_owned(), times: vec![] },
     ];
     for (n, rule) in (0..).zip(rules) {
-        let written = Regimen { rule, end_date: Some(date(2027, 2, 28)), enabled: n % 2 == 0, ..regimen("½ tablet; \"chewed\"") };
+        let written = Regimen {
+            rule,
+            end_date: Some(date(2027, 2, 28)),
+            enabled: n % 2 == 0,
+            ..regimen("½ tablet; \"chewed\"")
+        };
         store.put_regimen(&id("r1"), Some(&written), v(n)).await.unwrap();
         assert_eq!(store.regimen(&id("r1")).await.unwrap(), Some(written));
     }
@@ -100,7 +111,11 @@ pub async fn due_rows_come_by_time_and_regimen(store: &impl Store) {
         store.insert_due(SHARD, &row).await.unwrap();
     }
     let rows = store.due_rows(SHARD, at(1), at(3), None, 10).await.unwrap();
-    assert_eq!(rows, [due(2, "z"), due(3, "a"), due(3, "b")], "after the first time, up to and with the second");
+    assert_eq!(
+        rows,
+        [due(2, "z"), due(3, "a"), due(3, "b")],
+        "after the first time, up to and with the second"
+    );
     assert_eq!(store.due_rows(SHARD, at(4), at(9), None, 10).await.unwrap(), []);
 }
 
@@ -160,7 +175,10 @@ pub async fn marks_only_rise(store: &impl Store) {
 
 pub async fn marks_rise_under_many_hands(store: &impl Store) {
     store.init_marks(at(0)).await.unwrap();
-    join_all((0..50_i64).map(|n| async move { store.raise(SHARD, Mark::Opened, at(n * 17 % 50)).await.unwrap() })).await;
+    join_all(
+        (0..50_i64).map(|n| async move { store.raise(SHARD, Mark::Opened, at(n * 17 % 50)).await.unwrap() }),
+    )
+    .await;
     assert_eq!(store.marks(SHARD).await.unwrap().opened, at(49));
 }
 
@@ -202,7 +220,11 @@ async fn mark(store: &impl Doses, lease: &Lease, at: Timestamp) -> Marked {
 pub async fn the_first_claim_wins_until_its_lease_is_over(store: &impl Store) {
     assert_eq!(claim(store, "a", 0, 10).await, mine("a", 1, 10));
     assert_eq!(claim(store, "b", 5, 15).await, Claim::Held(at(10)));
-    assert_eq!(claim(store, "b", 10, 20).await, Claim::Held(at(10)), "the lease's last moment is its owner's");
+    assert_eq!(
+        claim(store, "b", 10, 20).await,
+        Claim::Held(at(10)),
+        "the lease's last moment is its owner's"
+    );
     assert_eq!(claim(store, "b", 11, 21).await, mine("b", 2, 21));
     assert_eq!(claim(store, "a", 12, 22).await, Claim::Held(at(21)));
 }
@@ -259,14 +281,22 @@ pub async fn one_of_many_claimers_wins(store: &impl Store) {
 }
 
 pub async fn who_claimed_a_dose_can_be_asked_without_claiming_it(store: &impl Store) {
-    let key = DoseKey { profile: ProfileId::new("pr1"), regimen: id("r1"), schedule_time: at(100), provider: ProviderId::Fcm };
+    let key = DoseKey {
+        profile: ProfileId::new("pr1"),
+        regimen: id("r1"),
+        schedule_time: at(100),
+        provider: ProviderId::Fcm,
+    };
     assert_eq!(store.claimed(&key).await.unwrap(), None);
-    let Claim::Mine(lease) = store.claim(&key, "me", at(100), at(160)).await.unwrap() else { panic!("it is free") };
+    let Claim::Mine(lease) = store.claim(&key, "me", at(100), at(160)).await.unwrap() else {
+        panic!("it is free")
+    };
     let claimed = Claimed { lease: lease.clone(), mark: None };
     assert_eq!(store.claimed(&key).await.unwrap(), Some(claimed.clone()));
     assert_eq!(store.claimed(&DoseKey { provider: ProviderId::Expo, ..key.clone() }).await.unwrap(), None);
     // Who asks takes nothing over, not even when the lease has ended.
-    let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 2, ..Counts::default() }, at: at(101) };
+    let mark =
+        DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 2, ..Counts::default() }, at: at(101) };
     assert_eq!(store.mark(&key, &lease, &mark).await.unwrap(), Marked::Kept);
     assert_eq!(store.claimed(&key).await.unwrap(), Some(Claimed { mark: Some(mark), ..claimed }));
 }

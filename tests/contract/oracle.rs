@@ -1,17 +1,29 @@
 //! Which final states of tokens are right, computed from the events alone.
 //!
-//! The rules, in the fewest words: of the events that concern a token the one with the highest version stands; the
-//! deletion of a user strikes out what was registered before it. A token may besides be struck out by a later
-//! registration on its device, or by a verdict that was passed on the very registration.
+//! The rules, in the fewest words: of the events that concern a token the one with the highest version
+//! stands; the deletion of a user strikes out what was registered before it. A token may besides be struck
+//! out by a later registration on its device, or by a verdict that was passed on the very registration.
 
 use pushcast::domain::{DeviceId, Token, UserId, Version};
 
 /// An event, with what the oracle needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Registered { token: Token, user: Option<UserId>, device: Option<DeviceId>, previous: Option<Token>, version: Version },
-    Unregistered { token: Token, version: Version },
-    UserDeleted { user: UserId, version: Version },
+    Registered {
+        token: Token,
+        user: Option<UserId>,
+        device: Option<DeviceId>,
+        previous: Option<Token>,
+        version: Version,
+    },
+    Unregistered {
+        token: Token,
+        version: Version,
+    },
+    UserDeleted {
+        user: UserId,
+        version: Version,
+    },
 }
 
 /// What a token's row says.
@@ -22,7 +34,8 @@ pub struct Final {
     pub owner: Option<(Option<UserId>, Option<DeviceId>)>,
 }
 
-/// The states that applying the events in the order of their versions may end in: one, unless versions are equal.
+/// The states that applying the events in the order of their versions may end in: one, unless versions are
+/// equal.
 pub fn expected(events: &[Event], token: &Token) -> Vec<Option<Final>> {
     let mut relevant: Vec<Event> = events.iter().flat_map(|event| concerning(event, token)).collect();
     relevant.sort_by_key(version);
@@ -40,11 +53,15 @@ pub fn expected(events: &[Event], token: &Token) -> Vec<Option<Final>> {
     })
 }
 
-/// Whether a registration on this device is later than that of `token` at `than`, and so may have struck it out.
+/// Whether a registration on this device is later than that of `token` at `than`, and so may have struck it
+/// out.
 pub fn replaced(events: &[Event], token: &Token, than: Version, on: &DeviceId) -> bool {
     events.iter().any(|event| match event {
         Event::Registered { token: other, device: Some(device), version, .. } => {
-            other != token && device == on && other.kind() == token.kind() && (*version, other.as_str()) > (than, token.as_str())
+            other != token
+                && device == on
+                && other.kind() == token.kind()
+                && (*version, other.as_str()) > (than, token.as_str())
         }
         _ => false,
     })
@@ -53,14 +70,18 @@ pub fn replaced(events: &[Event], token: &Token, than: Version, on: &DeviceId) -
 /// When the event happened.
 pub fn version(event: &Event) -> Version {
     match event {
-        Event::Registered { version, .. } | Event::Unregistered { version, .. } | Event::UserDeleted { version, .. } => *version,
+        Event::Registered { version, .. }
+        | Event::Unregistered { version, .. }
+        | Event::UserDeleted { version, .. } => *version,
     }
 }
 
 fn concerning(event: &Event, of: &Token) -> Option<Event> {
     match event {
         Event::UserDeleted { .. } => Some(event.clone()),
-        Event::Registered { token, .. } | Event::Unregistered { token, .. } if token == of => Some(event.clone()),
+        Event::Registered { token, .. } | Event::Unregistered { token, .. } if token == of => {
+            Some(event.clone())
+        }
         Event::Registered { previous: Some(previous), version, .. } if previous == of => {
             Some(Event::Unregistered { token: of.clone(), version: *version })
         }
@@ -70,10 +91,14 @@ fn concerning(event: &Event, of: &Token) -> Option<Event> {
 
 fn step(state: Option<Final>, event: &Event) -> Option<Final> {
     match event {
-        Event::Registered { user, device, version, .. } => Some(Final { version: *version, owner: Some((user.clone(), device.clone())) }),
+        Event::Registered { user, device, version, .. } => {
+            Some(Final { version: *version, owner: Some((user.clone(), device.clone())) })
+        }
         Event::Unregistered { version, .. } => Some(Final { version: *version, owner: None }),
         Event::UserDeleted { user, .. } => state.map(|state| match &state.owner {
-            Some((Some(owner), _)) if owner == user => Final { version: state.version.revocation(), owner: None },
+            Some((Some(owner), _)) if owner == user => {
+                Final { version: state.version.revocation(), owner: None }
+            }
             _ => state,
         }),
     }

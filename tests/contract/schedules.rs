@@ -93,9 +93,17 @@ async fn take(store: &impl Store, step: &Step) -> Option<(Token, Version)> {
 /// Applies an event of the oracle's.
 pub async fn apply(store: &impl Registry, event: &Event) {
     let (change, version) = match event.clone() {
-        Event::Registered { token, user, device, previous, version } => {
-            (TokenChange::Registered { token, user, platform: Some(Platform::Android), device, device_info: None, previous }, version)
-        }
+        Event::Registered { token, user, device, previous, version } => (
+            TokenChange::Registered {
+                token,
+                user,
+                platform: Some(Platform::Android),
+                device,
+                device_info: None,
+                previous,
+            },
+            version,
+        ),
         Event::Unregistered { token, version } => (TokenChange::Unregistered(token), version),
         Event::UserDeleted { user, version } => (TokenChange::UserDeleted(user), version),
     };
@@ -147,7 +155,13 @@ pub fn events(random: &mut StdRng, cast: &Cast, ties: bool) -> Vec<Event> {
         .collect()
 }
 
-fn judge(events: &[Event], cast: &Cast, rows: &[Option<TokenRow>], revoked: &[(Token, Version)], ties: bool) -> Vec<String> {
+fn judge(
+    events: &[Event],
+    cast: &Cast,
+    rows: &[Option<TokenRow>],
+    revoked: &[(Token, Version)],
+    ties: bool,
+) -> Vec<String> {
     let mut complaints = Vec::new();
     for (token, row) in cast.tokens.iter().zip(rows) {
         let expected = expected(events, token);
@@ -167,7 +181,8 @@ fn judge(events: &[Event], cast: &Cast, rows: &[Option<TokenRow>], revoked: &[(T
             complaints.push(format!("{token}: found {found:?}, expected {expected:?}"));
         }
     }
-    let active: Vec<&Registration> = rows.iter().flatten().filter_map(|row| row.registration.as_ref()).collect();
+    let active: Vec<&Registration> =
+        rows.iter().flatten().filter_map(|row| row.registration.as_ref()).collect();
     for (n, one) in active.iter().enumerate() {
         for other in &active[n + 1..] {
             if one.device.is_some() && one.device == other.device && one.token.kind() == other.token.kind() {
@@ -183,7 +198,13 @@ async fn found_by_their_users(store: &impl Registry, cast: &Cast, rows: &[Option
     for user in &cast.users {
         let mut found = store.tokens_of(user).await.unwrap();
         let owned = |active: &&Registration| active.user.as_ref() == Some(user);
-        let mut expected: Vec<_> = rows.iter().flatten().filter_map(|row| row.registration.as_ref()).filter(owned).cloned().collect();
+        let mut expected: Vec<_> = rows
+            .iter()
+            .flatten()
+            .filter_map(|row| row.registration.as_ref())
+            .filter(owned)
+            .cloned()
+            .collect();
         for registrations in [&mut found, &mut expected] {
             registrations.sort_by(|a, b| a.token.cmp(&b.token));
         }

@@ -1,7 +1,8 @@
 //! What every store promises, as facts about `S: Store`.
 //!
-//! `contract!(open)` makes a test of each fact; `open` is an `async fn() -> (S, keep)` that gives a fresh, empty store
-//! and whatever must live as long as it does. A fact that is missing from the lists below is dead code to the compiler.
+//! `contract!(open)` makes a test of each fact; `open` is an `async fn() -> (S, keep)` that gives a fresh,
+//! empty store and whatever must live as long as it does. A fact that is missing from the lists below is dead
+//! code to the compiler.
 
 pub mod audience;
 pub mod broadcasts;
@@ -111,7 +112,8 @@ macro_rules! contract {
 
 pub(crate) use {contract, facts};
 
-/// The n-th moment of a test: ten milliseconds apart, as far as two versions must be to differ whatever their offsets.
+/// The n-th moment of a test: ten milliseconds apart, as far as two versions must be to differ whatever their
+/// offsets.
 pub fn at(n: i64) -> Timestamp {
     Timestamp::from_millisecond(1_795_000_000_000 + n * 10).unwrap()
 }
@@ -135,7 +137,8 @@ pub fn user(name: &str) -> UserId {
     UserId::new(name)
 }
 
-/// A registration of an Expo token, to be said in a sentence: `login("t1").by("ann").on("phone").at(1).apply(&store)`.
+/// A registration of an Expo token, to be said in a sentence:
+/// `login("t1").by("ann").on("phone").at(1).apply(&store)`.
 pub fn login(token: &str) -> Login {
     login_with(expo(token))
 }

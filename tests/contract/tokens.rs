@@ -9,7 +9,13 @@ use super::{at, expo, fcm, login, login_with, user, v};
 
 /// The tokens that ring a user, by name.
 async fn rung(store: &impl Registry, name: &str) -> Vec<String> {
-    let mut tokens: Vec<String> = store.tokens_of(&user(name)).await.unwrap().iter().map(|found| found.token.as_str().to_owned()).collect();
+    let mut tokens: Vec<String> = store
+        .tokens_of(&user(name))
+        .await
+        .unwrap()
+        .iter()
+        .map(|found| found.token.as_str().to_owned())
+        .collect();
     tokens.sort();
     tokens
 }
@@ -76,7 +82,10 @@ pub async fn a_new_token_takes_the_place_of_its_kind_on_the_device(store: &impl 
     expected.sort();
     assert_eq!(rung(store, "ann").await, expected);
     let old = row(store, "old").await;
-    assert_eq!((old.version, old.registration, old.reason.as_deref()), (v(1).revocation(), None, Some("replaced")));
+    assert_eq!(
+        (old.version, old.registration, old.reason.as_deref()),
+        (v(1).revocation(), None, Some("replaced"))
+    );
 }
 
 pub async fn a_late_registration_does_not_take_the_device_back(store: &impl Store) {
@@ -192,7 +201,9 @@ pub async fn a_verdict_revokes_the_registration_that_it_names(store: &impl Store
     assert_eq!(revoked.registration, None);
     assert_eq!(revoked.reason.as_deref(), Some("DeviceNotRegistered"));
     assert_eq!(revoked.created_at, Some(at(1)));
-    assert!(!store.revoke(&expo("unknown"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap());
+    assert!(
+        !store.revoke(&expo("unknown"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap()
+    );
 }
 
 pub async fn a_verdict_on_an_earlier_registration_is_ignored(store: &impl Store) {

@@ -28,7 +28,10 @@ async fn a_stranger_is_not_trusted() {
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, pem).unwrap();
         let settings = Settings { ca_file: file.display().to_string(), ..Settings::default() };
-        CqlStore::open(&keyspace::cluster(&keyspace::name()), &settings).await.err().expect("it must not trust the node")
+        CqlStore::open(&keyspace::cluster(&keyspace::name()), &settings)
+            .await
+            .err()
+            .expect("it must not trust the node")
     };
     let refusal = open(STRANGER).await;
     assert!(matches!(refusal, OpenError::Away { .. }), "{refusal}");

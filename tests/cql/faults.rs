@@ -11,9 +11,13 @@ use std::{
 use futures::future::join_all;
 use pushcast::{
     domain::{
-        BroadcastId, Counts, Cursor, DoseKey, DoseOutcome, PartId, ProfileId, Progress, ProviderId, RegimenId, TokenChange, Unavailable,
+        BroadcastId, Counts, Cursor, DoseKey, DoseOutcome, PartId, ProfileId, Progress, ProviderId,
+        RegimenId, TokenChange, Unavailable,
     },
-    store::{Broadcasts, Checkpoint, Claim, DECIDED_WITHIN, DoseMark, Doses, Lease, Marked, Registry, Settings, Store, cql::CqlStore},
+    store::{
+        Broadcasts, Checkpoint, Claim, DECIDED_WITHIN, DoseMark, Doses, Lease, Marked, Registry, Settings,
+        Store, cql::CqlStore,
+    },
 };
 use tokio::time::{self, Instant, sleep};
 
@@ -66,7 +70,10 @@ async fn registrations_survive_lost_answers() {
     proxy.lose(0);
     for n in 0..150 {
         let found = insist(async || store.tokens_of(&user(&format!("u{n}"))).await).await;
-        assert_eq!(found.iter().map(|found| found.token.clone()).collect::<Vec<_>>(), [expo(&format!("t{n}"))]);
+        assert_eq!(
+            found.iter().map(|found| found.token.clone()).collect::<Vec<_>>(),
+            [expo(&format!("t{n}"))]
+        );
     }
 }
 
@@ -83,7 +90,8 @@ async fn pages_are_counted_once_though_answers_get_lost() {
             let mut mine = insist(async || store.take_over(&part).await).await;
             while !mine.done {
                 let from = mine.cursor.map_or(0, |Cursor(at)| at);
-                let mut next = Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
+                let mut next =
+                    Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
                 next.counts.sent += 1;
                 if insist(async || store.checkpoint(&part, &next).await).await == Checkpoint::Lost {
                     break;
@@ -114,10 +122,19 @@ async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
     let (store, proxy, _alone) = over_a_line().await;
     proxy.lose(60);
     for round in 0..8 {
-        let dose =
-            DoseKey { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), schedule_time: at(round), provider: ProviderId::Expo };
+        let dose = DoseKey {
+            profile: ProfileId::new("pr1"),
+            regimen: RegimenId::new("r1"),
+            schedule_time: at(round),
+            provider: ProviderId::Expo,
+        };
         let owners: Vec<String> = (0..4).map(|n| format!("owner {n}")).collect();
-        let claims = join_all(owners.iter().map(|owner| insist(async || store.claim(&dose, owner, at(round), at(round + 10)).await))).await;
+        let claims = join_all(
+            owners
+                .iter()
+                .map(|owner| insist(async || store.claim(&dose, owner, at(round), at(round + 10)).await)),
+        )
+        .await;
         let won: Vec<Lease> = claims
             .into_iter()
             .filter_map(|claim| match claim {
@@ -126,7 +143,11 @@ async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
             })
             .collect();
         assert_eq!(won.len(), 1, "round {round}: {won:?}");
-        let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 1, ..Counts::default() }, at: at(round + 1) };
+        let mark = DoseMark {
+            outcome: DoseOutcome::Sent,
+            counts: Counts { sent: 1, ..Counts::default() },
+            at: at(round + 1),
+        };
         assert_eq!(insist(async || store.mark(&dose, &won[0], &mark).await).await, Marked::Kept);
         let later = insist(async || store.claim(&dose, "later", at(round + 20), at(round + 30)).await).await;
         assert_eq!(later, Claim::Marked(mark));
@@ -143,7 +164,12 @@ async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
     assert!(store.ping().await.is_err());
     assert!(store.tokens_of(&user("ann")).await.is_err());
     assert!(store.apply(&change, v(2)).await.is_err());
-    assert!(store.take_over(&PartId { broadcast: BroadcastId::new("b"), provider: ProviderId::Fcm, part: 0 }).await.is_err());
+    assert!(
+        store
+            .take_over(&PartId { broadcast: BroadcastId::new("b"), provider: ProviderId::Fcm, part: 0 })
+            .await
+            .is_err()
+    );
     proxy.stop(false);
     insist(async || store.apply(&change, v(3)).await).await;
     let row = insist(async || store.inspect(&expo("t1")).await).await;
@@ -170,8 +196,14 @@ async fn a_slow_server_loses_nothing() {
         let (store, counted) = (&store, &counted);
         async move {
             let token = expo(&format!("t{n}"));
-            let change =
-                TokenChange::Registered { token, user: Some(user("ann")), platform: None, device: None, device_info: None, previous: None };
+            let change = TokenChange::Registered {
+                token,
+                user: Some(user("ann")),
+                platform: None,
+                device: None,
+                device_info: None,
+                previous: None,
+            };
             insist(async || counted(store.apply(&change, v(n)).await)).await;
         }
     }));
@@ -187,7 +219,10 @@ async fn a_slow_server_loses_nothing() {
     assert_eq!(kept, Checkpoint::Kept, "the owner is told that he is the owner");
     let found = insist(async || store.tokens_of(&user("ann")).await).await;
     assert_eq!(found.len(), usize::try_from(TOKENS).unwrap());
-    assert_eq!(insist(async || store.take_over(&part).await).await, Progress { epoch: mine.epoch + 1, ..page });
+    assert_eq!(
+        insist(async || store.take_over(&part).await).await,
+        Progress { epoch: mine.epoch + 1, ..page }
+    );
 }
 
 /// Time is made up while the server is silent: it passes in the length of the store's own waits.
@@ -195,11 +230,19 @@ async fn a_slow_server_loses_nothing() {
 async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
     let (store, proxy, _alone) = over_a_line().await;
     let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
-    let dose = DoseKey { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), schedule_time: at(1), provider: ProviderId::Expo };
+    let dose = DoseKey {
+        profile: ProfileId::new("pr1"),
+        regimen: RegimenId::new("r1"),
+        schedule_time: at(1),
+        provider: ProviderId::Expo,
+    };
     let mine = store.take_over(&part).await.unwrap();
-    let Claim::Mine(lease) = store.claim(&dose, "me", at(1), at(60)).await.unwrap() else { panic!("nobody else wants it") };
+    let Claim::Mine(lease) = store.claim(&dose, "me", at(1), at(60)).await.unwrap() else {
+        panic!("nobody else wants it")
+    };
     let page = Progress { cursor: Some(Cursor(1)), ..mine };
-    let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 1, ..Counts::default() }, at: at(2) };
+    let mark =
+        DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 1, ..Counts::default() }, at: at(2) };
 
     proxy.stop(true);
     time::pause();

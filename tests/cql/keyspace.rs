@@ -34,7 +34,8 @@ pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     let keyspace = task::spawn_blocking(|| &*KEYSPACE).await.unwrap();
     for table in &keyspace.tables {
         if table.contains("_by_") {
-            // Deleted rows show in no answer, and yet they would hide what the next fact writes with an earlier timestamp.
+            // Deleted rows show in no answer, and yet they would hide what the next fact writes with an
+            // earlier timestamp.
             keyspace.session.query_unpaged(format!("TRUNCATE {table}"), ()).await.unwrap();
             continue;
         }
@@ -72,7 +73,8 @@ fn address() -> String {
 impl Keyspace {
     fn create() -> Self {
         let runtime = Runtime::new().unwrap();
-        let (name, store, session, tables) = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(prepared())).join()).unwrap();
+        let (name, store, session, tables) =
+            std::thread::scope(|scope| scope.spawn(|| runtime.block_on(prepared())).join()).unwrap();
         Self { name, store, session, tables, _runtime: runtime }
     }
 }
@@ -88,7 +90,11 @@ async fn prepared() -> (String, CqlStore, Session, Vec<String>) {
     for keyspace in [cluster.keyspace.clone(), format!("{}_lwt", cluster.keyspace)] {
         let query = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?";
         let rows = session.query_unpaged(query, (&keyspace,)).await.unwrap().into_rows_result().unwrap();
-        let names = rows.rows::<(String,)>().unwrap().map(|row| row.unwrap().0).filter(|name| name != "schema_versions");
+        let names = rows
+            .rows::<(String,)>()
+            .unwrap()
+            .map(|row| row.unwrap().0)
+            .filter(|name| name != "schema_versions");
         tables.extend(names.map(|name| format!("{keyspace}.{name}")));
     }
     (cluster.keyspace, store, session, tables)
@@ -96,7 +102,12 @@ async fn prepared() -> (String, CqlStore, Session, Vec<String>) {
 
 /// Runs before this one left theirs.
 async fn drop_those_of_before(session: &Session) {
-    let rows = session.query_unpaged("SELECT keyspace_name FROM system_schema.keyspaces", ()).await.unwrap().into_rows_result().unwrap();
+    let rows = session
+        .query_unpaged("SELECT keyspace_name FROM system_schema.keyspaces", ())
+        .await
+        .unwrap()
+        .into_rows_result()
+        .unwrap();
     let is_ours = |name: &str| {
         let digits = name.strip_prefix('t').map(|rest| rest.trim_end_matches("_lwt"));
         digits.is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()))

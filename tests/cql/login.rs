@@ -1,7 +1,7 @@
 //! A cluster that asks who we are: what is said when the login of `store.url` is missing or wrong.
 //!
-//! The server of the tests asks nobody, so a node is played here, as far as a connection comes before it is let in. Apache
-//! Cassandra 5 with PasswordAuthenticator, tried by hand, is told of in the same words.
+//! The server of the tests asks nobody, so a node is played here, as far as a connection comes before it is
+//! let in. Apache Cassandra 5 with PasswordAuthenticator, tried by hand, is told of in the same words.
 
 use pushcast::store::{
     Cluster, Login, Settings,
@@ -49,7 +49,9 @@ async fn refuse(mut stream: TcpStream) {
             AUTH_RESPONSE => (ERROR, [&BAD_CREDENTIALS.to_be_bytes()[..], &text(REFUSAL)].concat()),
             other => panic!("frame {other:#x} before the login"),
         };
-        let header = [&[0x84, 0, stream_1, stream_2, opcode][..], &u32::try_from(body.len()).unwrap().to_be_bytes()].concat();
+        let header =
+            [&[0x84, 0, stream_1, stream_2, opcode][..], &u32::try_from(body.len()).unwrap().to_be_bytes()]
+                .concat();
         if stream.write_all(&[header, body].concat()).await.is_err() {
             return;
         }
@@ -79,5 +81,9 @@ async fn a_wrong_login_is_said_to_be_wrong_and_its_password_is_not_shown() {
     let refusal = refusal(Some(login)).await;
     assert!(matches!(&refusal, OpenError::WrongLogin { said } if said == REFUSAL), "{refusal:?}");
     let said = refusal.to_string();
-    assert!(said.contains("user or the password of store.url") && !format!("{said} {refusal:?}").contains("S3CRET"), "{said}");
+    assert!(
+        said.contains("user or the password of store.url")
+            && !format!("{said} {refusal:?}").contains("S3CRET"),
+        "{said}"
+    );
 }

@@ -1,7 +1,7 @@
-//! A large ring, read in slices and resumed anywhere: every active token once. A million takes minutes, so that is run by
-//! hand: `cargo test --release --test cql -- --ignored --nocapture a_million` (PUSHCAST_TEST_TOKENS: another number). What
-//! runs each time is a smaller one with the same holes: stretches of the ring on which nobody is active, longer than the
-//! rows that a page looks at.
+//! A large ring, read in slices and resumed anywhere: every active token once. A million takes minutes, so
+//! that is run by hand: `cargo test --release --test cql -- --ignored --nocapture a_million`
+//! (PUSHCAST_TEST_TOKENS: another number). What runs each time is a smaller one with the same holes:
+//! stretches of the ring on which nobody is active, longer than the rows that a page looks at.
 
 use std::{collections::HashSet, env, time::Duration};
 
@@ -48,9 +48,13 @@ async fn every_active_token_is_met_once(number: u32) {
     let (store, _alone) = emptied().await;
     let session = keyspace::session();
     let table = format!("{}.tokens", keyspace::name());
-    let insert = session.prepare(format!("INSERT INTO {table} (push_token, st) VALUES (?, ?) USING TIMESTAMP ?")).await.unwrap();
+    let insert = session
+        .prepare(format!("INSERT INTO {table} (push_token, st) VALUES (?, ?) USING TIMESTAMP ?"))
+        .await
+        .unwrap();
     let begun = Instant::now();
-    // By position, so that they leave holes: on the first half of the ring nobody, on the rest all but a fifth.
+    // By position, so that they leave holes: on the first half of the ring nobody, on the rest all but a
+    // fifth.
     let active = |token: &str| {
         let position = insert.calculate_token(&(token, None::<State>, 2_i64)).unwrap().unwrap().value();
         position >= 0 && position % 5 != 0
@@ -94,12 +98,16 @@ async fn every_active_token_is_met_once(number: u32) {
     for index in 0..slices {
         let mut after = None;
         loop {
-            let page = store.page_of_slice(ProviderId::Expo, Slice { index, of: slices }, &Listeners::ALL, after, 500).await.unwrap();
+            let page = store
+                .page_of_slice(ProviderId::Expo, Slice { index, of: slices }, &Listeners::ALL, after, 500)
+                .await
+                .unwrap();
             pages += 1;
             empty += u64::from(page.recipients.is_empty() && !page.last);
             // A process dies in the middle of a page: the next one goes on after some position of it.
             let whole = page.recipients.len();
-            let kept = if whole > 1 && random.random_bool(0.05) { random.random_range(1..whole) } else { whole };
+            let kept =
+                if whole > 1 && random.random_bool(0.05) { random.random_range(1..whole) } else { whole };
             for recipient in &page.recipients[..kept] {
                 assert!(met.insert(recipient.token.as_str().to_owned()), "met twice");
             }
@@ -115,7 +123,10 @@ async fn every_active_token_is_met_once(number: u32) {
     }
     let took = begun.elapsed();
     assert!(met == living, "{} met, {} are active", met.len(), living.len());
-    println!("{} active tokens in {pages} pages, {empty} of them empty, {resumed} times resumed inside one, in {took:?}", met.len());
+    println!(
+        "{} active tokens in {pages} pages, {empty} of them empty, {resumed} times resumed inside one, in {took:?}",
+        met.len()
+    );
     assert!(resumed > 0, "never resumed inside a page");
     assert!(empty > 0, "no page was empty and had a next one");
 
@@ -129,7 +140,12 @@ async fn every_active_token_is_met_once(number: u32) {
     let mut rows = 0_u32;
     for index in 0..slices {
         let bounds = Slice { index, of: slices }.bounds();
-        let mut stream = session.execute_iter(scan.clone(), bounds).await.unwrap().rows_stream::<(i64, String, State)>().unwrap();
+        let mut stream = session
+            .execute_iter(scan.clone(), bounds)
+            .await
+            .unwrap()
+            .rows_stream::<(i64, String, State)>()
+            .unwrap();
         while let Some(row) = stream.try_next().await.unwrap() {
             rows += u32::from(row.2.ver == 2);
         }

@@ -27,7 +27,8 @@ async fn several_may_prepare_a_keyspace_at_once() {
     let (_, _alone) = emptied().await;
     let name = unused();
     let cluster = keyspace::cluster(&name);
-    let before = CqlStore::open(&cluster, &Settings::default()).await.err().expect("there is no such keyspace");
+    let before =
+        CqlStore::open(&cluster, &Settings::default()).await.err().expect("there is no such keyspace");
     assert!(matches!(before, OpenError::NotInitialised { .. }), "{before}");
 
     let mut at_once = JoinSet::new();
@@ -43,7 +44,10 @@ async fn several_may_prepare_a_keyspace_at_once() {
     let store = CqlStore::open(&cluster, &Settings::default()).await.unwrap();
     store.ping().await.unwrap();
     let again = CqlStore::init(&cluster, &Settings::default(), Timestamp::now()).await.unwrap();
-    assert!(again.iter().all(|applied| applied.to_string().ends_with("is there, left as it is")), "{again:?}");
+    assert!(
+        again.iter().all(|applied| applied.to_string().ends_with("is there, left as it is")),
+        "{again:?}"
+    );
     keyspace::session().await_schema_agreement().await.unwrap();
     drop_both(&name).await;
 }

@@ -29,11 +29,18 @@ fn what_is_mounted_is_there() {
     let base = tree(BASE);
     for (service, name, volume) in volumes(&base) {
         let source = volume.split(':').next().unwrap();
-        let is_there = if source.starts_with('.') { path(source).exists() } else { base["volumes"].get(source).is_some() };
+        let is_there = if source.starts_with('.') {
+            path(source).exists()
+        } else {
+            base["volumes"].get(source).is_some()
+        };
         assert!(is_there, "{service} mounts {name}, and there is no {source}");
     }
     for (volume, _) in object(&base["volumes"]) {
-        assert!(volumes(&base).iter().any(|(_, _, used)| used.starts_with(&format!("{volume}:"))), "nobody mounts the volume {volume}");
+        assert!(
+            volumes(&base).iter().any(|(_, _, used)| used.starts_with(&format!("{volume}:"))),
+            "nobody mounts the volume {volume}"
+        );
     }
 }
 
@@ -52,17 +59,27 @@ fn services_wait_for_what_can_be_waited_for() {
     let base = tree(BASE);
     for (name, service) in object(&base["services"]) {
         for (other, how) in object(&service["depends_on"]) {
-            let awaited = base["services"].get(other).unwrap_or_else(|| panic!("{name} waits for {other}, which is no service"));
+            let awaited = base["services"]
+                .get(other)
+                .unwrap_or_else(|| panic!("{name} waits for {other}, which is no service"));
             match how["condition"].as_str().unwrap() {
                 "service_healthy" => {
-                    assert!(awaited["healthcheck"]["test"].is_array(), "{name} waits for the health of {other}, which is not checked")
+                    assert!(
+                        awaited["healthcheck"]["test"].is_array(),
+                        "{name} waits for the health of {other}, which is not checked"
+                    )
                 }
-                "service_completed_successfully" => assert_eq!(awaited["restart"], "no", "{name} waits for the end of {other}"),
+                "service_completed_successfully" => {
+                    assert_eq!(awaited["restart"], "no", "{name} waits for the end of {other}")
+                }
                 condition => panic!("{name} waits for {other} to be {condition}: too little"),
             }
         }
     }
-    assert_eq!(base["services"]["pushcast"]["depends_on"]["init"]["condition"], "service_completed_successfully");
+    assert_eq!(
+        base["services"]["pushcast"]["depends_on"]["init"]["condition"],
+        "service_completed_successfully"
+    );
 }
 
 #[test]
@@ -72,7 +89,9 @@ fn ports_are_open_to_this_machine_only_and_each_but_once() {
     for (name, service) in object(&base["services"]) {
         for port in list(&service["ports"]) {
             let written = expanded(port.as_str().unwrap(), &[]);
-            let rest = written.strip_prefix("127.0.0.1:").unwrap_or_else(|| panic!("{name} opens {written} to everybody"));
+            let rest = written
+                .strip_prefix("127.0.0.1:")
+                .unwrap_or_else(|| panic!("{name} opens {written} to everybody"));
             let (host, _container) = rest.split_once(':').unwrap();
             let (first, last) = host.split_once('-').unwrap_or((host, host));
             for port in first.parse::<u16>().unwrap()..=last.parse().unwrap() {
@@ -96,19 +115,24 @@ fn images_have_a_version_and_every_server_a_bound() {
         let image = service["image"].as_str().unwrap();
         let version = image.rsplit_once(':').map(|(_, version)| version);
         assert!(
-            service.get("build").is_some() || version.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit() || c == 'v')),
+            service.get("build").is_some()
+                || version
+                    .is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit() || c == 'v')),
             "{name}: {image}"
         );
         if service["restart"] != "no" {
-            assert!(service["deploy"]["resources"]["limits"]["memory"].is_string(), "{name} may take all memory");
+            assert!(
+                service["deploy"]["resources"]["limits"]["memory"].is_string(),
+                "{name} may take all memory"
+            );
         }
     }
 }
 
 // === What pushcast is told ===
 
-/// The settings of one of our services, with config/real-providers.yml over it or not, and with these variables in the
-/// shell.
+/// The settings of one of our services, with config/real-providers.yml over it or not, and with these
+/// variables in the shell.
 fn settings(service: &str, files: &[&str], shell: &[(&str, &str)]) -> Environment {
     let mut environment = Environment::new();
     for name in files {
@@ -123,7 +147,8 @@ fn settings(service: &str, files: &[&str], shell: &[(&str, &str)]) -> Environmen
 fn expanded(value: &str, shell: &[(&str, &str)]) -> String {
     let Some((before, rest)) = value.split_once("${") else { return value.to_owned() };
     let (variable, after) = rest.split_once('}').unwrap();
-    let of = |name: &str| shell.iter().find(|(set, text)| *set == name && !text.is_empty()).map(|(_, text)| *text);
+    let of =
+        |name: &str| shell.iter().find(|(set, text)| *set == name && !text.is_empty()).map(|(_, text)| *text);
     let text = match (variable.split_once(":-"), variable.split_once(":+")) {
         (Some((name, default)), _) => of(name).unwrap_or(default),
         (_, Some((name, text))) => of(name).map_or("", |_| text),
@@ -145,12 +170,19 @@ fn our_settings_are_ones_that_exist_and_fit_together() {
         "init, pushcast and hello are told the same"
     );
     loaded(&ours[0]);
-    assert!(loaded(&settings("pushcast", &[BASE, REAL], &[])).fcm.credentials_file.is_empty(), "without an account FCM is off");
+    assert!(
+        loaded(&settings("pushcast", &[BASE, REAL], &[])).fcm.credentials_file.is_empty(),
+        "without an account FCM is off"
+    );
     let real = loaded(&settings("pushcast", &[BASE, REAL], &with_accounts));
     let defaults = Config::load(None, &Environment::new()).unwrap();
     assert_eq!((&real.expo.url, &real.fcm.url), (&defaults.expo.url, &defaults.fcm.url));
     assert_eq!(real.expo.receipt_delay, defaults.expo.receipt_delay);
-    let [account] = &volumes(&tree(REAL)).into_iter().map(|(_, volume, _)| expanded(volume, &with_accounts)).collect::<Vec<_>>()[..] else {
+    let [account] = &volumes(&tree(REAL))
+        .into_iter()
+        .map(|(_, volume, _)| expanded(volume, &with_accounts))
+        .collect::<Vec<_>>()[..]
+    else {
         panic!("one mount: the account");
     };
     assert_eq!(*account, format!("/home/ann/account.json:{}:ro", real.fcm.credentials_file));
@@ -164,9 +196,15 @@ fn with_real_providers_nothing_is_left_of_the_sandbox() {
         assert!(!value.contains("sandbox"), "{variable}={value}");
     }
     for service in ["sandbox", "hello"] {
-        assert!(!real["services"][service]["profiles"].as_array().unwrap().is_empty(), "{service} is started by name only");
+        assert!(
+            !real["services"][service]["profiles"].as_array().unwrap().is_empty(),
+            "{service} is started by name only"
+        );
     }
-    assert_eq!(base["services"]["pushcast"]["depends_on"]["sandbox"]["required"], false, "pushcast starts without it");
+    assert_eq!(
+        base["services"]["pushcast"]["depends_on"]["sandbox"]["required"], false,
+        "pushcast starts without it"
+    );
 }
 
 #[test]
@@ -183,40 +221,64 @@ fn kafka_is_found_by_containers_and_by_this_machine() {
     let config = loaded(&settings("pushcast", &[BASE], &[]));
     assert_eq!(config.kafka.bootstrap_servers, advertised["CONTAINERS"]);
     let defaults = Config::load(None, &Environment::new()).unwrap();
-    assert_eq!(advertised["HOST"], defaults.kafka.bootstrap_servers, "pushcast on this machine finds it without a setting");
-    assert_eq!(base["services"]["kafka"]["ports"][0], format!("{}:{}", advertised["HOST"], listening["HOST"]));
+    assert_eq!(
+        advertised["HOST"], defaults.kafka.bootstrap_servers,
+        "pushcast on this machine finds it without a setting"
+    );
+    assert_eq!(
+        base["services"]["kafka"]["ports"][0],
+        format!("{}:{}", advertised["HOST"], listening["HOST"])
+    );
     let inner = kafka["KAFKA_INTER_BROKER_LISTENER_NAME"].as_str().unwrap();
-    assert!(advertised.contains_key(inner) && listening.contains_key(kafka["KAFKA_CONTROLLER_LISTENER_NAMES"].as_str().unwrap()));
+    assert!(
+        advertised.contains_key(inner)
+            && listening.contains_key(kafka["KAFKA_CONTROLLER_LISTENER_NAMES"].as_str().unwrap())
+    );
     let check = base["services"]["kafka"]["healthcheck"]["test"].to_string();
     assert!(check.contains(&advertised["CONTAINERS"]), "{check}");
 }
 
 /// `A://x,B://y` as a map.
 fn pairs(value: &Value, sign: &str) -> BTreeMap<String, String> {
-    value.as_str().unwrap().split(',').map(|pair| pair.split_once(sign).unwrap()).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+    value
+        .as_str()
+        .unwrap()
+        .split(',')
+        .map(|pair| pair.split_once(sign).unwrap())
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .collect()
 }
 
 #[test]
 fn the_store_is_the_service_beside_it() {
     let base = tree(BASE);
     let config = loaded(&settings("pushcast", &[BASE], &[]));
-    let StoreUrl::Cql(cluster) = config.store.location().unwrap() else { panic!("processes that are scaled share a store") };
+    let StoreUrl::Cql(cluster) = config.store.location().unwrap() else {
+        panic!("processes that are scaled share a store")
+    };
     let (host, port) = cluster.nodes[0].split_once(':').unwrap();
     assert!(base["services"].get(host).is_some(), "{host}");
     let published = expanded(base["services"][host]["ports"][0].as_str().unwrap(), &[]);
     assert!(published.ends_with(&format!(":{port}")), "{published}");
     // scripts/services starts the same service on a port of its own.
-    assert_eq!(expanded(base["services"][host]["ports"][0].as_str().unwrap(), &[("SCYLLA_PORT", "20000")]), "127.0.0.1:20000:9042");
+    assert_eq!(
+        expanded(base["services"][host]["ports"][0].as_str().unwrap(), &[("SCYLLA_PORT", "20000")]),
+        "127.0.0.1:20000:9042"
+    );
     assert!(text("scripts/services").contains("SCYLLA_PORT=$port"));
 }
 
 #[tokio::test]
 async fn the_sandbox_is_where_pushcast_looks_for_the_providers() {
     let base = tree(BASE);
-    let command: Vec<_> = list(&base["services"]["sandbox"]["command"]).map(|word| word.as_str().unwrap()).collect();
+    let command: Vec<_> =
+        list(&base["services"]["sandbox"]["command"]).map(|word| word.as_str().unwrap()).collect();
     let option = |name: &str| command.iter().skip_while(|word| **word != name).nth(1).copied().unwrap();
     let url = option("--url");
-    assert!(base["services"].get(url.trim_start_matches("http://").split(':').next().unwrap()).is_some(), "{url}");
+    assert!(
+        base["services"].get(url.trim_start_matches("http://").split(':').next().unwrap()).is_some(),
+        "{url}"
+    );
     assert_eq!(url.rsplit(':').next(), option("--listen").rsplit(':').next());
     let sandbox = Sandbox::start(Options { url: Some(url.to_owned()), ..Options::default() }).await.unwrap();
     let config = loaded(&settings("pushcast", &[BASE], &[]));
@@ -225,7 +287,10 @@ async fn the_sandbox_is_where_pushcast_looks_for_the_providers() {
     for service in ["sandbox", "pushcast"] {
         let (folder, _) = config.fcm.credentials_file.rsplit_once('/').unwrap();
         let mounted = |volume: &Value| volume.as_str().unwrap().starts_with(&format!("sandbox:{folder}"));
-        assert!(list(&base["services"][service]["volumes"]).any(mounted), "{service} shares the folder of the service account");
+        assert!(
+            list(&base["services"][service]["volumes"]).any(mounted),
+            "{service} shares the folder of the service account"
+        );
     }
 }
 
@@ -239,8 +304,14 @@ fn the_listener_is_the_one_that_is_published_scraped_and_asked_for_health() {
     assert!(pushcast["healthcheck"]["test"].to_string().contains(&format!("127.0.0.1:{port}/ready")));
     let scraped = tree("config/prometheus/prometheus.yml");
     let discovered = &scraped["scrape_configs"][0]["dns_sd_configs"][0];
-    assert_eq!((&discovered["names"][0], discovered["port"].to_string()), (&Value::from("pushcast"), port.to_owned()));
-    for target in list(&scraped["scrape_configs"]).flat_map(|job| list(&job["static_configs"])).flat_map(|group| list(&group["targets"])) {
+    assert_eq!(
+        (&discovered["names"][0], discovered["port"].to_string()),
+        (&Value::from("pushcast"), port.to_owned())
+    );
+    for target in list(&scraped["scrape_configs"])
+        .flat_map(|job| list(&job["static_configs"]))
+        .flat_map(|group| list(&group["targets"]))
+    {
         let (host, _) = target.as_str().unwrap().split_once(':').unwrap();
         assert!(base["services"].get(host).is_some(), "{host} is scraped and no service");
     }
@@ -249,10 +320,15 @@ fn the_listener_is_the_one_that_is_published_scraped_and_asked_for_health() {
 #[test]
 fn hello_writes_to_topics_that_exist_and_asks_services_that_exist() {
     let (hello, base) = (text("config/hello.sh"), tree(BASE));
-    let topics: Vec<_> = hello.lines().filter_map(|line| line.strip_prefix("pushcast produce ")?.split(' ').next()).collect();
+    let topics: Vec<_> =
+        hello.lines().filter_map(|line| line.strip_prefix("pushcast produce ")?.split(' ').next()).collect();
     assert_eq!(topics.len(), 3);
     assert!(topics.iter().all(|topic| topics::ALL.contains(topic)), "{topics:?}");
-    for address in hello.split("http://").skip(1).map(|rest| rest.split('\n').next().unwrap()).filter(|rest| !rest.starts_with("127.0.0.1"))
+    for address in hello
+        .split("http://")
+        .skip(1)
+        .map(|rest| rest.split('\n').next().unwrap())
+        .filter(|rest| !rest.starts_with("127.0.0.1"))
     {
         assert!(base["services"].get(address.split(':').next().unwrap()).is_some(), "{address}");
     }

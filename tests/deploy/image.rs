@@ -11,7 +11,8 @@ fn manifest() -> Table {
 /// What the Dockerfile copies out of the repository.
 fn copied() -> Vec<String> {
     let text = text("Dockerfile");
-    let lines = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|rest| !rest.starts_with("--from"));
+    let lines =
+        text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|rest| !rest.starts_with("--from"));
     lines.flat_map(|rest| rest.rsplit_once(' ').unwrap().0.split(' ').map(str::to_owned)).collect()
 }
 
@@ -22,11 +23,17 @@ fn the_image_is_built_from_files_that_are_there_and_not_ignored() {
     let kept: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
     for file in copied() {
         assert!(path(&file).exists(), "there is no {file}");
-        assert!(kept.iter().any(|kept| *kept == file || kept.starts_with(&format!("{file}/"))), "{file} is ignored");
+        assert!(
+            kept.iter().any(|kept| *kept == file || kept.starts_with(&format!("{file}/"))),
+            "{file} is ignored"
+        );
     }
     for kept in kept {
         assert!(path(kept).exists(), "there is no {kept}");
-        assert!(copied().iter().any(|file| *file == kept || kept.starts_with(&format!("{file}/"))), "nobody copies {kept}");
+        assert!(
+            copied().iter().any(|file| *file == kept || kept.starts_with(&format!("{file}/"))),
+            "nobody copies {kept}"
+        );
     }
 }
 
@@ -37,7 +44,11 @@ fn every_file_that_is_compiled_in_gets_into_the_image() {
         for included in source.split("include_str!(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
             let file = file.parent().unwrap().join(included).canonicalize().unwrap();
             let file = file.strip_prefix(path(".").canonicalize().unwrap()).unwrap().to_owned();
-            assert!(copied().iter().any(|copied| file.starts_with(copied)), "{} is compiled in", file.display());
+            assert!(
+                copied().iter().any(|copied| file.starts_with(copied)),
+                "{} is compiled in",
+                file.display()
+            );
             found += 1;
         }
     }
@@ -61,7 +72,11 @@ fn dependencies_are_built_with_an_empty_crate_of_the_same_shape() {
         assert!(dockerfile.contains(&stub), "Cargo.toml names {stub}, and Cargo looks for it");
     }
     assert!(manifest["features"].as_table().unwrap().contains_key("tls"));
-    assert_eq!(dockerfile.matches("cargo build --release --locked --features tls").count(), 2, "the same build twice");
+    assert_eq!(
+        dockerfile.matches("cargo build --release --locked --features tls").count(),
+        2,
+        "the same build twice"
+    );
 }
 
 #[test]
@@ -72,7 +87,10 @@ fn versions_that_are_named_twice_are_the_same() {
     assert!(dockerfile.contains("FROM debian:trixie-slim"), "the same C library as where it was built");
     let image = tree("docker-compose.yml")["services"]["kafka"]["image"].as_str().unwrap().to_owned();
     let version = image.strip_prefix("apache/kafka:").unwrap();
-    assert!(text("scripts/kafka/pom.xml").contains(&format!("<version>{version}</version>")), "the Kafka that the tests run on");
+    assert!(
+        text("scripts/kafka/pom.xml").contains(&format!("<version>{version}</version>")),
+        "the Kafka that the tests run on"
+    );
 }
 
 #[test]
@@ -80,7 +98,9 @@ fn the_image_runs_as_somebody_without_rights_and_stops_in_good_order() {
     let dockerfile = text("Dockerfile");
     assert!(dockerfile.contains("\nUSER 10001:10001\n") && dockerfile.contains("--uid 10001"));
     // A shell in between would keep the signal for itself.
-    assert!(dockerfile.contains("\nENTRYPOINT [\"pushcast\"]\n") && dockerfile.contains("\nSTOPSIGNAL SIGTERM\n"));
+    assert!(
+        dockerfile.contains("\nENTRYPOINT [\"pushcast\"]\n") && dockerfile.contains("\nSTOPSIGNAL SIGTERM\n")
+    );
     let compose = tree("docker-compose.yml");
     let grace = compose["services"]["pushcast"]["stop_grace_period"].as_str().unwrap();
     assert!(grace.strip_suffix('s').unwrap().parse::<u32>().unwrap() > 45, "a stop takes 45 s at most");

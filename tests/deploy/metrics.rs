@@ -19,14 +19,19 @@ struct Metric {
 }
 
 fn declared() -> BTreeMap<String, Metric> {
-    let snapshot = text("src/snapshots/pushcast__metrics__tests__the_metrics_that_others_rely_on_keep_their_names_and_labels.snap");
+    let snapshot = text(
+        "src/snapshots/pushcast__metrics__tests__the_metrics_that_others_rely_on_keep_their_names_and_labels.snap",
+    );
     let mut metrics = BTreeMap::new();
     let mut lines = snapshot.lines().skip_while(|line| !line.starts_with("pushcast_"));
     while let (Some(line), Some(help)) = (lines.next(), lines.next()) {
         let (name, rest) = line.split_once('{').unwrap();
         let (labels, kind) = rest.split_once("} ").unwrap();
         let labels = labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
-        metrics.insert(name.to_owned(), Metric { labels, is_histogram: kind.starts_with("Histogram"), help: help.to_owned() });
+        metrics.insert(
+            name.to_owned(),
+            Metric { labels, is_histogram: kind.starts_with("Histogram"), help: help.to_owned() },
+        );
     }
     assert!(metrics.len() > 20, "the snapshot is read");
     metrics
@@ -40,18 +45,27 @@ fn mistakes(expression: &str, shown: &BTreeSet<String>, metrics: &BTreeMap<Strin
     let mut labels: BTreeSet<String> = ["instance", "job"].map(str::to_owned).into();
     for (name, matchers) in &asked.metrics {
         let parts = ["_bucket", "_sum", "_count"].map(|part| name.strip_suffix(part));
-        let of_histogram = parts.into_iter().flatten().find_map(|base| metrics.get(base).filter(|metric| metric.is_histogram));
-        let Some(metric) = of_histogram.or_else(|| metrics.get(name).filter(|metric| !metric.is_histogram)) else {
+        let of_histogram = parts
+            .into_iter()
+            .flatten()
+            .find_map(|base| metrics.get(base).filter(|metric| metric.is_histogram));
+        let Some(metric) = of_histogram.or_else(|| metrics.get(name).filter(|metric| !metric.is_histogram))
+        else {
             mistakes.push(format!("there is no {name}"));
             continue;
         };
-        labels.extend(metric.labels.iter().cloned().chain(name.ends_with("_bucket").then(|| "le".to_owned())));
+        labels
+            .extend(metric.labels.iter().cloned().chain(name.ends_with("_bucket").then(|| "le".to_owned())));
         for (label, values) in matchers {
             if !metric.labels.contains(label) {
                 mistakes.push(format!("{name} has no label {label}"));
             }
-            mistakes
-                .extend(values.iter().filter(|value| !occurs(label, value, metric)).map(|value| format!("{name} has no {label}={value}")));
+            mistakes.extend(
+                values
+                    .iter()
+                    .filter(|value| !occurs(label, value, metric))
+                    .map(|value| format!("{name} has no {label}={value}")),
+            );
         }
     }
     let by = asked.by.unwrap_or_else(|| labels.clone());
@@ -85,13 +99,16 @@ fn the_dashboard_asks_for_what_there_is() {
             let expression = target["expr"].as_str().unwrap();
             let legend = shown(target["legendFormat"].as_str().unwrap());
             wrong.extend(
-                mistakes(expression, &legend, &metrics).iter().map(|mistake| format!("{}: {mistake} in {expression}", panel["title"])),
+                mistakes(expression, &legend, &metrics)
+                    .iter()
+                    .map(|mistake| format!("{}: {mistake} in {expression}", panel["title"])),
             );
             used.extend(asked(expression).metrics.into_iter().map(|(name, _)| name));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
-    let unused: Vec<_> = metrics.keys().filter(|name| !used.iter().any(|used| used.starts_with(*name))).collect();
+    let unused: Vec<_> =
+        metrics.keys().filter(|name| !used.iter().any(|used| used.starts_with(*name))).collect();
     assert!(unused.is_empty(), "nobody can see {unused:?}");
 }
 
@@ -100,13 +117,23 @@ fn alerts_ask_for_what_there_is_and_say_what_to_do() {
     let metrics = declared();
     let mut wrong = Vec::new();
     let mut names = BTreeSet::new();
-    for rule in list(&tree("config/prometheus/alerts.yml")["groups"]).flat_map(|group| list(&group["rules"]).cloned().collect::<Vec<_>>()) {
+    for rule in list(&tree("config/prometheus/alerts.yml")["groups"])
+        .flat_map(|group| list(&group["rules"]).cloned().collect::<Vec<_>>())
+    {
         let name = rule["alert"].as_str().unwrap();
         assert!(names.insert(name.to_owned()), "{name} twice");
         assert!(["page", "ticket"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
-        assert!(rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(), "{name}");
-        let told: BTreeSet<_> = object(&rule["annotations"]).flat_map(|(_, text)| shown(text.as_str().unwrap())).collect();
-        wrong.extend(mistakes(rule["expr"].as_str().unwrap(), &told, &metrics).iter().map(|mistake| format!("{name}: {mistake}")));
+        assert!(
+            rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(),
+            "{name}"
+        );
+        let told: BTreeSet<_> =
+            object(&rule["annotations"]).flat_map(|(_, text)| shown(text.as_str().unwrap())).collect();
+        wrong.extend(
+            mistakes(rule["expr"].as_str().unwrap(), &told, &metrics)
+                .iter()
+                .map(|mistake| format!("{name}: {mistake}")),
+        );
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
     assert!(names.len() > 10);
@@ -115,17 +142,38 @@ fn alerts_ask_for_what_there_is_and_say_what_to_do() {
 #[test]
 fn a_wrong_expression_is_found() {
     let metrics = declared();
-    let wrong = |expression: &str, shown: &[&str]| mistakes(expression, &shown.iter().map(|label| (*label).to_owned()).collect(), &metrics);
-    assert_eq!(wrong("rate(pushcast_notification_total[1m])", &[]), ["there is no pushcast_notification_total"]);
-    assert_eq!(wrong("pushcast_store_seconds", &[]), ["there is no pushcast_store_seconds"], "only its parts are");
-    assert_eq!(wrong("pushcast_dead_letters_total_count", &[]), ["there is no pushcast_dead_letters_total_count"]);
-    assert_eq!(wrong(r#"pushcast_records_total{lane="bulk"}"#, &[]), ["pushcast_records_total has no label lane"]);
-    assert_eq!(wrong(r#"pushcast_route_state{state="closed"}"#, &[]), ["pushcast_route_state has no state=closed"]);
+    let wrong = |expression: &str, shown: &[&str]| {
+        mistakes(expression, &shown.iter().map(|label| (*label).to_owned()).collect(), &metrics)
+    };
+    assert_eq!(
+        wrong("rate(pushcast_notification_total[1m])", &[]),
+        ["there is no pushcast_notification_total"]
+    );
+    assert_eq!(
+        wrong("pushcast_store_seconds", &[]),
+        ["there is no pushcast_store_seconds"],
+        "only its parts are"
+    );
+    assert_eq!(
+        wrong("pushcast_dead_letters_total_count", &[]),
+        ["there is no pushcast_dead_letters_total_count"]
+    );
+    assert_eq!(
+        wrong(r#"pushcast_records_total{lane="bulk"}"#, &[]),
+        ["pushcast_records_total has no label lane"]
+    );
+    assert_eq!(
+        wrong(r#"pushcast_route_state{state="closed"}"#, &[]),
+        ["pushcast_route_state has no state=closed"]
+    );
     assert_eq!(
         wrong(r#"pushcast_stage_lag_seconds{stage=~"delivery.*slow"}"#, &[]),
         ["pushcast_stage_lag_seconds has no stage=delivery.*slow"]
     );
-    assert_eq!(wrong("sum by (lane) (pushcast_records_total)", &[]), ["none of these metrics has a label lane"]);
+    assert_eq!(
+        wrong("sum by (lane) (pushcast_records_total)", &[]),
+        ["none of these metrics has a label lane"]
+    );
     assert_eq!(wrong("sum by (stage) (pushcast_records_total)", &["fate"]), ["the answer has no label fate"]);
     assert_eq!(wrong("sum by (le) (pushcast_store_seconds_bucket)", &["le"]), [""; 0]);
 }
@@ -143,7 +191,8 @@ fn grafana_finds_the_dashboard_and_the_dashboard_prometheus() {
     let home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].as_str().unwrap();
     let mounts: Vec<_> = list(&grafana["volumes"]).filter_map(Value::as_str).collect();
     assert!(mounts.contains(&format!("./config/grafana/pushcast.json:{home}:ro").as_str()), "{mounts:?}");
-    let folder = tree("config/grafana/dashboards.yml")["providers"][0]["options"]["path"].as_str().unwrap().to_owned();
+    let folder =
+        tree("config/grafana/dashboards.yml")["providers"][0]["options"]["path"].as_str().unwrap().to_owned();
     assert_eq!(home.rsplit_once('/').unwrap().0, folder);
     let ids: BTreeSet<_> = list(&dashboard["panels"]).map(|panel| panel["id"].as_i64()).collect();
     assert_eq!(ids.len(), list(&dashboard["panels"]).count(), "panels have ids of their own");

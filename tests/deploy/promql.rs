@@ -19,14 +19,18 @@ pub fn asked(expression: &str) -> Asked {
     let mut rest = expression;
     while let Some(start) = rest.find("pushcast_") {
         let from = &rest[start..];
-        let (name, after) = from.split_at(from.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(from.len()));
-        let selector = after.strip_prefix('{').map(|inside| inside.split_once('}').expect("a selector ends").0);
-        let matchers = selector.map(|selector| selector.split(',').map(matcher).collect()).unwrap_or_default();
+        let (name, after) = from
+            .split_at(from.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(from.len()));
+        let selector =
+            after.strip_prefix('{').map(|inside| inside.split_once('}').expect("a selector ends").0);
+        let matchers =
+            selector.map(|selector| selector.split(',').map(matcher).collect()).unwrap_or_default();
         asked.metrics.push((name.to_owned(), matchers));
         rest = after;
     }
     for group in expression.split(" by (").skip(1) {
-        let labels = group.split_once(')').expect("a group ends").0.split(',').map(|label| label.trim().to_owned());
+        let labels =
+            group.split_once(')').expect("a group ends").0.split(',').map(|label| label.trim().to_owned());
         asked.by.get_or_insert_default().extend(labels);
     }
     asked
@@ -47,9 +51,12 @@ pub fn shown(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn metrics_matchers_and_groups_are_found() {
-    let found =
-        asked(r#"histogram_quantile(0.9, sum by (le, lane) (rate(pushcast_a_bucket{lane!="x", of=~"y|z",s!~"v"}[5m]))) / pushcast_b"#);
-    let matcher = |label: &str, values: &[&str]| (label.to_owned(), values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>());
+    let found = asked(
+        r#"histogram_quantile(0.9, sum by (le, lane) (rate(pushcast_a_bucket{lane!="x", of=~"y|z",s!~"v"}[5m]))) / pushcast_b"#,
+    );
+    let matcher = |label: &str, values: &[&str]| {
+        (label.to_owned(), values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>())
+    };
     let a = vec![matcher("lane", &["x"]), matcher("of", &["y", "z"]), matcher("s", &["v"])];
     assert_eq!(found.metrics, [("pushcast_a_bucket".to_owned(), a), ("pushcast_b".to_owned(), vec![])]);
     assert_eq!(found.by, Some(["lane".to_owned(), "le".to_owned()].into()));

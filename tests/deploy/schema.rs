@@ -1,5 +1,5 @@
-//! As much of JSON Schema (draft 7) as the Compose Specification's schema uses. A word of it that is not known here is a
-//! panic, never a pass.
+//! As much of JSON Schema (draft 7) as the Compose Specification's schema uses. A word of it that is not
+//! known here is a panic, never a pass.
 
 use serde_json::{Map, Value};
 
@@ -29,16 +29,23 @@ impl Check<'_> {
         }
         for (word, rule) in words {
             let fits = match word.as_str() {
-                "type" => rule.as_str().map_or_else(|| rule.as_array().unwrap().iter().any(|kind| is(kind, value)), |_| is(rule, value)),
+                "type" => rule.as_str().map_or_else(
+                    || rule.as_array().unwrap().iter().any(|kind| is(kind, value)),
+                    |_| is(rule, value),
+                ),
                 "enum" => rule.as_array().unwrap().contains(value),
                 "minimum" => value.as_f64().is_none_or(|number| number >= rule.as_f64().unwrap()),
                 "maximum" => value.as_f64().is_none_or(|number| number <= rule.as_f64().unwrap()),
                 "pattern" => value.as_str().is_none_or(|text| matches(rule.as_str().unwrap(), text)),
-                "uniqueItems" => value.as_array().is_none_or(|items| items.iter().enumerate().all(|(n, item)| !items[..n].contains(item))),
-                "required" => value
-                    .as_object()
-                    .is_none_or(|fields| rule.as_array().unwrap().iter().all(|name| fields.contains_key(name.as_str().unwrap()))),
-                "oneOf" => rule.as_array().unwrap().iter().filter(|choice| self.fits(choice, value)).count() == 1,
+                "uniqueItems" => value
+                    .as_array()
+                    .is_none_or(|items| items.iter().enumerate().all(|(n, item)| !items[..n].contains(item))),
+                "required" => value.as_object().is_none_or(|fields| {
+                    rule.as_array().unwrap().iter().all(|name| fields.contains_key(name.as_str().unwrap()))
+                }),
+                "oneOf" => {
+                    rule.as_array().unwrap().iter().filter(|choice| self.fits(choice, value)).count() == 1
+                }
                 "items" => {
                     for (n, item) in value.as_array().into_iter().flatten().enumerate() {
                         self.value(rule, item, &format!("{place}/{n}"));
@@ -46,7 +53,9 @@ impl Check<'_> {
                     true
                 }
                 "properties" | "patternProperties" | "additionalProperties" => true,
-                "$schema" | "$id" | "title" | "description" | "deprecated" | "default" | "definitions" => true,
+                "$schema" | "$id" | "title" | "description" | "deprecated" | "default" | "definitions" => {
+                    true
+                }
                 word => panic!("{word} is not known here"),
             };
             if !fits {
@@ -63,8 +72,10 @@ impl Check<'_> {
             let place = format!("{place}/{name}");
             let named = words.get("properties").and_then(|named| named.get(name));
             let patterns = words.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
-            let rules: Vec<_> =
-                named.into_iter().chain(patterns.filter(|(pattern, _)| matches(pattern, name)).map(|(_, rule)| rule)).collect();
+            let rules: Vec<_> = named
+                .into_iter()
+                .chain(patterns.filter(|(pattern, _)| matches(pattern, name)).map(|(_, rule)| rule))
+                .collect();
             for rule in &rules {
                 self.value(rule, value, &place);
             }
@@ -100,7 +111,9 @@ fn matches(pattern: &str, text: &str) -> bool {
         "^x-" => text.starts_with("x-"),
         "^.+$" | ".+" => !text.is_empty(),
         "^[a-z]+$" => !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase()),
-        "^[a-zA-Z0-9._-]+$" => !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)),
+        "^[a-zA-Z0-9._-]+$" => {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        }
         pattern => panic!("{pattern} is not known here"),
     }
 }
@@ -118,7 +131,10 @@ fn each_word_refuses_what_breaks_it() {
         "definitions": { "few": { "type": "array", "uniqueItems": true, "items": { "type": "boolean" } } },
     });
     let places = |document: Value| {
-        mistakes(&schema, &document).iter().map(|mistake| mistake.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
+        mistakes(&schema, &document)
+            .iter()
+            .map(|mistake| mistake.split(':').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(places(json!({ "a": [true, false], "b": 2, "c": 1, "x-d": null })), [""; 0]);
     assert_eq!(places(json!({ "b": "text", "c": "t" })), [""]);

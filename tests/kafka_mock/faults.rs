@@ -10,8 +10,8 @@ use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
     types::RDKafkaRespErr::{
-        RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
-        RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID,
+        RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID,
     },
 };
 use tokio::{task::JoinSet, time::sleep};
@@ -21,7 +21,11 @@ use crate::{Diligent, Log, Running, read, settings, until, until_committed, writ
 /// Settings under which a classic member is taken for dead after 1.5 s.
 fn short_session(broker: &Broker) -> Settings {
     let mut settings = settings(broker, GroupProtocol::Classic);
-    for (name, value) in [("session.timeout.ms", "1500"), ("heartbeat.interval.ms", "300"), ("reconnect.backoff.max.ms", "300")] {
+    for (name, value) in [
+        ("session.timeout.ms", "1500"),
+        ("heartbeat.interval.ms", "300"),
+        ("reconnect.backoff.max.ms", "300"),
+    ] {
         settings.properties.insert(name.into(), value.into());
     }
     settings
@@ -49,8 +53,9 @@ async fn an_outage_shorter_than_a_session_loses_nothing_and_repeats_nothing() {
     assert_eq!(log.borrow().len(), 2);
 }
 
-/// What runs when the partition is lost comes to its end, and settles nothing; what was settled and not committed comes again
-/// too. But no record is ever handled twice at once, though the member reads again before its old handlers are done.
+/// What runs when the partition is lost comes to its end, and settles nothing; what was settled and not
+/// committed comes again too. But no record is ever handled twice at once, though the member reads again
+/// before its old handlers are done.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_longer_than_a_session_repeats_what_was_in_hand_and_nothing_at_the_same_time() {
     let broker = Broker::start_with([("t", 2)]).unwrap();
@@ -78,8 +83,16 @@ async fn an_outage_longer_than_a_session_repeats_what_was_in_hand_and_nothing_at
     let handled = log.borrow().clone();
     let places: BTreeSet<_> = handled.iter().map(|handled| (handled.partition, handled.offset)).collect();
     assert_eq!(places.len(), 6, "nothing is lost");
-    assert_eq!(handled.iter().filter(|handled| handled.value == "for ms 4500").count(), 4, "each came to its end, and again: {handled:?}");
-    assert!(handled.iter().all(|handled| handled.offset != 0 || handled.value == "quick") && handled.len() <= 6 + 4, "{handled:?}");
+    assert_eq!(
+        handled.iter().filter(|handled| handled.value == "for ms 4500").count(),
+        4,
+        "each came to its end, and again: {handled:?}"
+    );
+    assert!(
+        handled.iter().all(|handled| handled.offset != 0 || handled.value == "quick")
+            && handled.len() <= 6 + 4,
+        "{handled:?}"
+    );
     assert!(handled.iter().all(|handled| !handled.value.ends_with("twice at once")), "{handled:?}");
 }
 
@@ -101,8 +114,8 @@ async fn a_handler_slower_than_the_poll_interval_costs_nothing() {
 async fn writes_that_kafka_refuses_for_a_while_leave_one_dead_letter_each() {
     let broker = Broker::start_with([("t", 1), ("dead-letters", 1)]).unwrap();
     let mut settings = settings(&broker, GroupProtocol::Consumer);
-    // The mock does not look at sequence numbers: it takes a batch though it has refused the one before, and librdkafka rightly
-    // takes that for a proof that it has both. Kafka would not.
+    // The mock does not look at sequence numbers: it takes a batch though it has refused the one before, and
+    // librdkafka rightly takes that for a proof that it has both. Kafka would not.
     settings.properties.insert("max.in.flight.requests.per.connection".into(), "1".into());
     let producer = Producer::new(&settings).unwrap();
     for value in ["unreadable", "panic", "fine"] {
@@ -115,9 +128,13 @@ async fn writes_that_kafka_refuses_for_a_while_leave_one_dead_letter_each() {
     until_committed(&settings, &[3]).await;
     stage.stop().await;
     write(&producer, "dead-letters", 0, None, "the last").await;
-    let letters: Vec<_> = read(&settings, "dead-letters", 3).into_iter().map(|(_, value, _)| value.unwrap()).collect();
+    let letters: Vec<_> =
+        read(&settings, "dead-letters", 3).into_iter().map(|(_, value, _)| value.unwrap()).collect();
     assert_eq!(letters[2], b"the last", "two letters and no more");
-    assert_eq!(letters[..2].iter().map(Vec::as_slice).collect::<BTreeSet<_>>(), BTreeSet::from([&b"unreadable"[..], b"panic"]));
+    assert_eq!(
+        letters[..2].iter().map(Vec::as_slice).collect::<BTreeSet<_>>(),
+        BTreeSet::from([&b"unreadable"[..], b"panic"])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,8 +160,11 @@ async fn a_place_that_is_gone_is_an_alarm_and_reading_goes_on_from_the_beginning
     for value in ["one", "two", "three"] {
         write(&producer, "t", 0, None, value).await;
     }
-    let outsider: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", &settings.bootstrap_servers).set("group.id", settings.group_of("s")).create().unwrap();
+    let outsider: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &settings.bootstrap_servers)
+        .set("group.id", settings.group_of("s"))
+        .create()
+        .unwrap();
     let mut nowhere = TopicPartitionList::new();
     nowhere.add_partition_offset("t", 0, Offset::Offset(1_000)).unwrap();
     outsider.commit(&nowhere, CommitMode::Sync).unwrap();
@@ -156,7 +176,8 @@ async fn a_place_that_is_gone_is_an_alarm_and_reading_goes_on_from_the_beginning
     assert_eq!(metrics.offset_resets_total.with_label_values(&["s"]).get(), 1);
 }
 
-/// The name of a killed process is taken until its session is over; under KIP-848 librdkafka calls that fatal.
+/// The name of a killed process is taken until its session is over; under KIP-848 librdkafka calls that
+/// fatal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_name_is_still_taken_waits_and_comes_up_by_itself() {
     let broker = Broker::start_with([("t", 1)]).unwrap();

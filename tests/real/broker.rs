@@ -1,4 +1,5 @@
-//! A real broker, seen by somebody who is not pushcast: what stands in its topics, what groups have committed.
+//! A real broker, seen by somebody who is not pushcast: what stands in its topics, what groups have
+//! committed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +60,11 @@ impl Broker {
             .trim()
             .to_owned();
         let broker = Self { address };
-        assert!(broker.brokers(ANSWER_TIMEOUT).is_some(), "no Kafka answers at {}: run `make services-down services`", broker.address);
+        assert!(
+            broker.brokers(ANSWER_TIMEOUT).is_some(),
+            "no Kafka answers at {}: run `make services-down services`",
+            broker.address
+        );
         broker
     }
 
@@ -77,20 +82,25 @@ impl Broker {
         Some(self.consumer("look").fetch_metadata(None, within).ok()?.brokers().len())
     }
 
-    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait for; and the one
-    /// asked may not be the one to ask yet.
+    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait
+    /// for; and the one asked may not be the one to ask yet.
     fn wake_coordinator(&self) {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(TOPICS[0].name, 0);
         let look = self.consumer("look");
-        until("the coordinator of a group answers", ANSWER_TIMEOUT, || look.committed_offsets(asked.clone(), 2 * ANSWER_TIMEOUT).ok());
+        until("the coordinator of a group answers", ANSWER_TIMEOUT, || {
+            look.committed_offsets(asked.clone(), 2 * ANSWER_TIMEOUT).ok()
+        });
     }
 
     async fn delete_topics(&self) {
         let admin = self.admin();
         let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
         for deleted in admin.delete_topics(&names, &AdminOptions::new()).await.unwrap() {
-            assert!(matches!(deleted, Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))), "{deleted:?}");
+            assert!(
+                matches!(deleted, Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))),
+                "{deleted:?}"
+            );
         }
         until("the old topics are gone", ANSWER_TIMEOUT, || self.topics().is_empty().then_some(()));
     }
@@ -103,13 +113,16 @@ impl Broker {
         topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect()
     }
 
-    /// Everything that stands in a topic now. What compaction has left out and the marks of transactions are passed over.
+    /// Everything that stands in a topic now. What compaction has left out and the marks of transactions are
+    /// passed over.
     pub fn records(&self, topic: &str) -> Vec<Stored> {
         let (reader, ends) = self.reader(topic);
         let (mut unread, mut records): (BTreeSet<i32>, _) = (ends.keys().copied().collect(), Vec::new());
         while !unread.is_empty() {
             match reader.poll(ANSWER_TIMEOUT).expect("a broker that gives what it has") {
-                Ok(message) if message.offset() < ends[&message.partition()].1 => records.push(Stored::of(&message)),
+                Ok(message) if message.offset() < ends[&message.partition()].1 => {
+                    records.push(Stored::of(&message))
+                }
                 Ok(_written_since) => {}
                 Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
                 Err(error) => panic!("reading {topic}: {error}"),
@@ -136,7 +149,11 @@ impl Broker {
             asked.add_partition(topic, *partition);
         }
         let known = outsider.committed_offsets(asked, ANSWER_TIMEOUT).unwrap();
-        known.elements().iter().map(|element| element.offset().to_raw().filter(|offset| *offset >= 0)).collect()
+        known
+            .elements()
+            .iter()
+            .map(|element| element.offset().to_raw().filter(|offset| *offset >= 0))
+            .collect()
     }
 
     /// Waits until a group has settled everything that stands in the topic now.
@@ -149,12 +166,19 @@ impl Broker {
         });
     }
 
-    /// How many partitions each member of a group has, where the group is at rest; none while it deals them out.
+    /// How many partitions each member of a group has, where the group is at rest; none while it deals them
+    /// out.
     pub fn shares(&self, group: &str) -> Vec<u32> {
         let groups = self.consumer("look").fetch_group_list(Some(group), ANSWER_TIMEOUT).unwrap();
         let stable = groups.groups().iter().find(|it| it.name() == group && it.state() == "Stable");
         stable
-            .map(|group| group.members().iter().map(|member| partitions(member.assignment().unwrap_or_default())).collect())
+            .map(|group| {
+                group
+                    .members()
+                    .iter()
+                    .map(|member| partitions(member.assignment().unwrap_or_default()))
+                    .collect()
+            })
             .unwrap_or_default()
     }
 
@@ -166,7 +190,10 @@ impl Broker {
     /// Types lines into Java's own console producer, on the broker of `make services`.
     pub fn type_into_console_producer(&self, topic: &str, options: &[&str], lines: &[String]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        type_into(Command::new(script).args(["kafka", "ConsoleProducer", "--topic", topic]).args(options), lines);
+        type_into(
+            Command::new(script).args(["kafka", "ConsoleProducer", "--topic", topic]).args(options),
+            lines,
+        );
     }
 
     /// Types lines into kcat.
@@ -176,14 +203,16 @@ impl Broker {
 
     /// A topic of a test's own.
     pub async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let topic = settings
-            .iter()
-            .fold(NewTopic::new(name, partitions, TopicReplication::Fixed(COPIES_BY_DEFAULT)), |topic, (key, value)| topic.set(key, value));
+        let topic = settings.iter().fold(
+            NewTopic::new(name, partitions, TopicReplication::Fixed(COPIES_BY_DEFAULT)),
+            |topic, (key, value)| topic.set(key, value),
+        );
         let created = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
         assert!(created.iter().all(Result::is_ok), "{created:?}");
         until(&format!("{name} is there"), ANSWER_TIMEOUT, || {
             let metadata = self.consumer("look").fetch_metadata(Some(name), ANSWER_TIMEOUT).unwrap();
-            let partitions_led = metadata.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count();
+            let partitions_led =
+                metadata.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count();
             (i32::try_from(partitions_led) == Ok(partitions)).then_some(())
         });
     }
@@ -195,7 +224,8 @@ impl Broker {
 
     /// Reads a topic from its beginning; and where it begins and ends now.
     fn reader(&self, topic: &str) -> (BaseConsumer, BTreeMap<i32, (i64, i64)>) {
-        let reader: BaseConsumer = self.client().set("group.id", "read").set("enable.partition.eof", "true").create().unwrap();
+        let reader: BaseConsumer =
+            self.client().set("group.id", "read").set("enable.partition.eof", "true").create().unwrap();
         let ends = self.ends(&reader, topic);
         let mut from = TopicPartitionList::new();
         for partition in ends.keys() {
@@ -211,10 +241,13 @@ impl Broker {
 
     fn ends(&self, consumer: &BaseConsumer, topic: &str) -> BTreeMap<i32, (i64, i64)> {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).unwrap();
-        let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
+        let partitions =
+            metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
         // The metadata of a new topic names leaders that don't know it yet.
         let ends = |partition| {
-            until("a leader tells its ends", ANSWER_TIMEOUT, || consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).ok())
+            until("a leader tells its ends", ANSWER_TIMEOUT, || {
+                consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).ok()
+            })
         };
         partitions.map(|partition| (partition, ends(partition))).collect()
     }
@@ -275,10 +308,12 @@ pub fn services() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.services"))
 }
 
-/// How many partitions an assignment names, as the consumer protocol writes it: a version (16 bits), then the topics, each
-/// a name and its partitions (32 bits each).
+/// How many partitions an assignment names, as the consumer protocol writes it: a version (16 bits), then the
+/// topics, each a name and its partitions (32 bits each).
 fn partitions(assignment: &[u8]) -> u32 {
-    let number = |at: usize, bytes: usize| assignment[at..at + bytes].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    let number = |at: usize, bytes: usize| {
+        assignment[at..at + bytes].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
+    };
     let (mut at, mut sum) = (6, 0);
     for _ in 0..if assignment.is_empty() { 0 } else { number(2, 4) } {
         at += 2 + number(at, 2) as usize;

@@ -12,7 +12,8 @@ use crate::{
     world::chance,
 };
 
-/// Three relays join and leave in good order. Nothing is lost, and where each key comes once nothing is done twice.
+/// Three relays join and leave in good order. Nothing is lost, and where each key comes once nothing is done
+/// twice.
 pub fn without_a_crash(broker: &Broker, protocol: GroupProtocol) {
     // Nobody dies here. A machine that is busy must not look like it.
     let passage = Passage::new(broker, "churn", 8, protocol).with("session_timeout", "45s");
@@ -39,8 +40,9 @@ pub fn without_a_crash(broker: &Broker, protocol: GroupProtocol) {
     e.stop();
 }
 
-/// Three relays, of which one after the other is killed, at any moment, and started again a little later. Nothing is lost,
-/// and where each key comes once only that is done twice which the dead had done and the group had not committed.
+/// Three relays, of which one after the other is killed, at any moment, and started again a little later.
+/// Nothing is lost, and where each key comes once only that is done twice which the dead had done and the
+/// group had not committed.
 pub fn with_crashes(broker: &Broker, protocol: GroupProtocol, rounds: usize) {
     let passage = Passage::new(broker, "crash", 8, protocol);
     let mut chance = chance(&format!("killing relays, {protocol:?}"));
@@ -61,7 +63,8 @@ pub fn with_crashes(broker: &Broker, protocol: GroupProtocol, rounds: usize) {
     let account = passage.settled();
     account.nothing_is_missing().order_is_kept();
     let repeats = account.repeats();
-    let (explained, others): (Vec<_>, Vec<_>) = repeats.iter().partition(|(place, by)| explained_by(&deaths, **place, by));
+    let (explained, others): (Vec<_>, Vec<_>) =
+        repeats.iter().partition(|(place, by)| explained_by(&deaths, **place, by));
     println!(
         "{protocol:?}, {rounds} killed: {written} records; done twice: {} by the dead, {} in handovers",
         explained.len(),
@@ -75,12 +78,16 @@ pub fn with_crashes(broker: &Broker, protocol: GroupProtocol, rounds: usize) {
     relays.into_iter().for_each(Relay::stop);
 }
 
-/// A relay with a `kafka.instance_id` that was stopped or killed gets its place back when it is started again. In the classic
-/// protocol nobody else hears of a kill; one that stops leaves its group, so the others have its partitions meanwhile. (Under
-/// KIP-848 it is the other way round: the name of a killed one is taken until its session is over.)
+/// A relay with a `kafka.instance_id` that was stopped or killed gets its place back when it is started
+/// again. In the classic protocol nobody else hears of a kill; one that stops leaves its group, so the others
+/// have its partitions meanwhile. (Under KIP-848 it is the other way round: the name of a killed one is taken
+/// until its session is over.)
 pub fn under_a_name_that_stays(broker: &Broker, protocol: GroupProtocol) {
     let passage = Passage::new(broker, "static", 4, protocol).with("session_timeout", "30s");
-    let (mut a, mut b) = (passage.start_in_the_place_of("pod-a", "a", "20ms"), passage.start_in_the_place_of("pod-b", "b", "20ms"));
+    let (mut a, mut b) = (
+        passage.start_in_the_place_of("pod-a", "a", "20ms"),
+        passage.start_in_the_place_of("pod-b", "b", "20ms"),
+    );
     passage.is_shared_by(&mut [&mut a, &mut b]);
     let load = passage.load(100);
     passage.is_worked_at_by(&a);
@@ -103,8 +110,12 @@ pub fn under_a_name_that_stays(broker: &Broker, protocol: GroupProtocol) {
         repeats.len(),
         b.has_owned()
     );
-    let unexplained: Vec<_> = repeats.iter().filter(|(place, by)| !explained_by(slice::from_ref(&death), **place, by)).collect();
-    assert!(unexplained.iter().all(|((partition, _), _)| !comes_once(*partition)), "{unexplained:?} after {death:?}");
+    let unexplained: Vec<_> =
+        repeats.iter().filter(|(place, by)| !explained_by(slice::from_ref(&death), **place, by)).collect();
+    assert!(
+        unexplained.iter().all(|((partition, _), _)| !comes_once(*partition)),
+        "{unexplained:?} after {death:?}"
+    );
     if protocol == GroupProtocol::Classic {
         assert_eq!(b.has_owned(), heard, "the other one heard of the kill");
     }

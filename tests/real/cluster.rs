@@ -37,8 +37,14 @@ impl Cluster {
     pub fn start(brokers: usize) -> Self {
         let folder = TempDir::new().unwrap();
         let ports: Vec<_> = (0..brokers).map(|_| (some_port(), some_port())).collect();
-        let voters: Vec<_> = ports.iter().zip(1..).map(|((_, controller), id)| format!("{id}@127.0.0.1:{controller}")).collect();
-        let template = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka/server.properties")).unwrap();
+        let voters: Vec<_> = ports
+            .iter()
+            .zip(1..)
+            .map(|((_, controller), id)| format!("{id}@127.0.0.1:{controller}"))
+            .collect();
+        let template =
+            fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka/server.properties"))
+                .unwrap();
         let nodes = ports.iter().zip(1..).map(|((port, controller_port), id)| {
             let folder = folder.path().join(id.to_string());
             fs::create_dir(&folder).unwrap();
@@ -55,7 +61,8 @@ impl Cluster {
                 ("min.insync.replicas", brokers.div_ceil(2).to_string()),
                 // As it is by default: an outage is to be shorter than that.
                 ("group.consumer.session.timeout.ms", "45000".to_owned()),
-                // A broker that was killed is not let in again before it is missed. Several on one machine miss each other soon.
+                // A broker that was killed is not let in again before it is missed. Several on one machine
+                // miss each other soon.
                 ("broker.session.timeout.ms", if brokers == 1 { "3000" } else { "18000" }.to_owned()),
             ];
             let ours: String = ours.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
@@ -124,7 +131,11 @@ impl Drop for Cluster {
             for Node { folder, .. } in &self.nodes {
                 let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
                 let lines: Vec<_> = log.lines().collect();
-                eprintln!("--- broker in {}\n{}", folder.display(), lines[lines.len().saturating_sub(20)..].join("\n"));
+                eprintln!(
+                    "--- broker in {}\n{}",
+                    folder.display(),
+                    lines[lines.len().saturating_sub(20)..].join("\n")
+                );
             }
         }
         self.nodes.iter_mut().filter_map(|node| node.process.take()).for_each(kill);
@@ -136,7 +147,8 @@ fn kill(mut process: Child) {
     process.wait().unwrap();
 }
 
-/// A free port below those that systems hand out by themselves: it has to be free for a broker that comes back too.
+/// A free port below those that systems hand out by themselves: it has to be free for a broker that comes
+/// back too.
 fn some_port() -> u16 {
     let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
     ports.take(100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")

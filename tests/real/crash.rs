@@ -18,15 +18,20 @@ const KILLS: u64 = 3;
 const UNTIL_IT_GOES_ON: Duration = Duration::from_secs(40);
 
 /// Settings under which a broadcast lasts some seconds, and a crash can repeat little of it.
-pub const SETTINGS: [(&str, &str); 4] =
-    [("EXPO__RATE_PER_SECOND", "10000"), ("PUSH__OPEN_PAGES", "4"), ("PUSH__PAGE_SIZE", "250"), ("KAFKA__SESSION_TIMEOUT", "6s")];
+pub const SETTINGS: [(&str, &str); 4] = [
+    ("EXPO__RATE_PER_SECOND", "10000"),
+    ("PUSH__OPEN_PAGES", "4"),
+    ("PUSH__PAGE_SIZE", "250"),
+    ("KAFKA__SESSION_TIMEOUT", "6s"),
+];
 /// After a crash at most these messages are sent again, by each provider.
 const AGAIN_MAX: u64 = 4 * 250;
 
 /// As many more phones register as the broadcast is to have.
 pub fn more_register(world: &World, phones: &[Phone]) {
     let more = TOKENS - story::alive(phones, Provider::Expo) - story::alive(phones, Provider::Fcm);
-    let registration = |n| json!({"token": format!("ExponentPushToken[more-{n}]"), "userId": format!("m{n}")}).to_string();
+    let registration =
+        |n| json!({"token": format!("ExponentPushToken[more-{n}]"), "userId": format!("m{n}")}).to_string();
     world.produce("device-tokens", &(0..more).map(registration).collect::<Vec<_>>());
     world.broker.settled(&world.group("tokens"), "device-tokens", Duration::from_secs(60));
 }
@@ -46,7 +51,9 @@ pub fn repeats_little(world: &World, phones: &[Phone], mut running: Running) -> 
         assert_eq!(outcomes(world), Vec::<Value>::new(), "killed too late");
         running = world.start();
     }
-    let outcomes = until("the broadcast has its outcome", UNTIL_IT_GOES_ON, || Some(outcomes(world)).filter(|it| !it.is_empty()));
+    let outcomes = until("the broadcast has its outcome", UNTIL_IT_GOES_ON, || {
+        Some(outcomes(world)).filter(|it| !it.is_empty())
+    });
 
     let seen = world.sandbox.statistics();
     let doubles_max = KILLS * AGAIN_MAX;
@@ -60,13 +67,21 @@ pub fn repeats_little(world: &World, phones: &[Phone], mut running: Running) -> 
         assert!(seen.doubles <= doubles_max, "{} doubles", seen.doubles);
     }
     for outcome in &outcomes {
-        assert_eq!((&outcome["sent"], &outcome["dead"], &outcome["failed"]), (&json!(TOKENS), &json!(0), &json!(0)));
+        assert_eq!(
+            (&outcome["sent"], &outcome["dead"], &outcome["failed"]),
+            (&json!(TOKENS), &json!(0), &json!(0))
+        );
     }
     running
 }
 
 fn outcomes(world: &World) -> Vec<Value> {
-    world.broker.values("push-outcomes").into_iter().filter(|outcome| outcome["notificationId"] == "post:to-all").collect()
+    world
+        .broker
+        .values("push-outcomes")
+        .into_iter()
+        .filter(|outcome| outcome["notificationId"] == "post:to-all")
+        .collect()
 }
 
 /// After how many messages it is killed: anywhere in the first nine tenths, never twice at once.

@@ -1,5 +1,5 @@
-//! What else happens to a stage: records that can't be handled, work that takes long, offsets that are gone, topics that
-//! grow or were compacted, writers that have never heard of us.
+//! What else happens to a stage: records that can't be handled, work that takes long, offsets that are gone,
+//! topics that grow or were compacted, writers that have never heard of us.
 
 use std::{collections::BTreeSet, iter, time::Duration};
 
@@ -18,13 +18,21 @@ use crate::{
     world::until,
 };
 
-/// Records that no handler can handle, or that make it panic, lie in `dead-letters`; those behind them are handled.
+/// Records that no handler can handle, or that make it panic, lie in `dead-letters`; those behind them are
+/// handled.
 pub fn poison() {
     // `dead-letters` is a fixed name: pushcast's story waits for us, or we for it.
     let (broker, _alone) = block_on(Broker::without_topics());
     block_on(broker.create_topic("dead-letters", 4, &[]));
     let passage = Passage::new(&broker, "poison", 1, GroupProtocol::Classic);
-    let values = [r#"{"seq":0}"#, "this is no JSON", r#"{"panic":true}"#, r#"{"seq":1}"#, r#"{"work":"a while"}"#, r#"{"seq":2}"#];
+    let values = [
+        r#"{"seq":0}"#,
+        "this is no JSON",
+        r#"{"panic":true}"#,
+        r#"{"seq":1}"#,
+        r#"{"work":"a while"}"#,
+        r#"{"seq":2}"#,
+    ];
     passage.write(Some(0), values.map(|value| (Some("k"), Some(value))));
     let relay = passage.start("a", "0s");
     let account = passage.settled();
@@ -35,13 +43,19 @@ pub fn poison() {
     let mut letters = broker.records("dead-letters");
     letters.retain(|letter| letter.headers["pushcast.group"] == passage.group());
     letters.sort_by_key(|letter| letter.headers["pushcast.offset"].clone());
-    let told: Vec<_> = letters.iter().map(|it| (str::from_utf8(&it.value).unwrap(), &*it.headers["pushcast.cause"])).collect();
+    let told: Vec<_> = letters
+        .iter()
+        .map(|it| (str::from_utf8(&it.value).unwrap(), &*it.headers["pushcast.cause"]))
+        .collect();
     assert_eq!(told, [(values[1], "unreadable"), (values[2], "panicked"), (values[4], "unreadable")]);
 }
 
-/// A handler that works longer than `max.poll.interval.ms` keeps its partition, and keeps nobody else waiting.
+/// A handler that works longer than `max.poll.interval.ms` keeps its partition, and keeps nobody else
+/// waiting.
 pub fn a_slow_handler(broker: &Broker, protocol: GroupProtocol) {
-    let passage = Passage::new(broker, "slow", 2, protocol).with("session_timeout", "6s").with_property("max.poll.interval.ms", "6000");
+    let passage = Passage::new(broker, "slow", 2, protocol)
+        .with("session_timeout", "6s")
+        .with_property("max.poll.interval.ms", "6000");
     passage.write(Some(0), [(Some("slow"), Some(r#"{"work":"14s"}"#)), (Some("slow"), None)]);
     passage.write(Some(0), iter::repeat_n((Some("quick"), None), 20));
     let mut relay = passage.start("a", "0s");
@@ -53,11 +67,15 @@ pub fn a_slow_handler(broker: &Broker, protocol: GroupProtocol) {
 
 /// Partitions that are added to a topic are found, shared and read from their beginning.
 pub fn more_partitions(broker: &Broker, protocol: GroupProtocol) {
-    let mut passage = Passage::new(broker, "grow", 2, protocol).with_property("topic.metadata.refresh.interval.ms", "1000");
+    let mut passage =
+        Passage::new(broker, "grow", 2, protocol).with_property("topic.metadata.refresh.interval.ms", "1000");
     let (mut a, mut b) = (passage.start("a", "20ms"), passage.start("b", "20ms"));
     passage.is_shared_by(&mut [&mut a, &mut b]);
     let load = passage.load(100);
-    let more = block_on(broker.admin().create_partitions(&[NewPartitions::new(&passage.input(), 6)], &AdminOptions::new())).unwrap();
+    let more = block_on(
+        broker.admin().create_partitions(&[NewPartitions::new(&passage.input(), 6)], &AdminOptions::new()),
+    )
+    .unwrap();
     assert!(more.iter().all(Result::is_ok), "{more:?}");
     until("writers see the new ones", PATIENCE, || (broker.partitions(&passage.input()) == 6).then_some(()));
     passage.partitions = 6;
@@ -70,8 +88,8 @@ pub fn more_partitions(broker: &Broker, protocol: GroupProtocol) {
     b.stop();
 }
 
-/// Records that were deleted before they were read are passed over, and nothing else; an offset that the topic has never
-/// had makes the group begin again with what there is.
+/// Records that were deleted before they were read are passed over, and nothing else; an offset that the
+/// topic has never had makes the group begin again with what there is.
 pub fn offsets_out_of_range(broker: &Broker, protocol: GroupProtocol) {
     let passage = Passage::new(broker, "range", 1, protocol);
     passage.write(Some(0), iter::repeat_n((Some("k"), None), 100));
@@ -87,7 +105,9 @@ pub fn offsets_out_of_range(broker: &Broker, protocol: GroupProtocol) {
     let relay = passage.start("b", "0s");
     passage.is_worked_at_by(&relay);
     passage.write(Some(0), iter::repeat_n((Some("k"), None), 10));
-    until("what there is was handled again", PATIENCE, || (passage.account().handled().len() >= 90).then_some(()));
+    until("what there is was handled again", PATIENCE, || {
+        (passage.account().handled().len() >= 90).then_some(())
+    });
     let account = passage.settled();
     account.nothing_is_missing().order_is_kept();
     assert_eq!((account.repeats().len(), account.handled().len()), (40, 90));
@@ -96,13 +116,20 @@ pub fn offsets_out_of_range(broker: &Broker, protocol: GroupProtocol) {
 
 /// In a compacted topic most offsets are gone. It is read to its end, and the group's offsets get there too.
 pub fn compaction(broker: &Broker, protocol: GroupProtocol) {
-    let eager =
-        [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.001"), ("max.compaction.lag.ms", "100")];
+    let eager = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.001"),
+        ("max.compaction.lag.ms", "100"),
+    ];
     let passage = Passage::on_topic(broker, "compact", 2, protocol, &eager);
     let mut written = 0;
     // A segment is closed by the first write after its time, and cleaned after that.
     until("the topic is compacted", PATIENCE, || {
-        passage.write(None, (0..200).map(|n| (Some(["a", "b", "c", "d", "e", "f", "g"][n % 7]), Some(r#"{"work":"0s"}"#))));
+        passage.write(
+            None,
+            (0..200).map(|n| (Some(["a", "b", "c", "d", "e", "f", "g"][n % 7]), Some(r#"{"work":"0s"}"#))),
+        );
         passage.write(None, [(Some("a"), None)]);
         written += 201;
         (broker.records(&passage.input()).len() < written / 2).then_some(())
@@ -115,12 +142,16 @@ pub fn compaction(broker: &Broker, protocol: GroupProtocol) {
     for left in broker.records(&passage.input()) {
         assert!(handled.contains(&(left.partition, left.offset)), "{left:?} is missing");
     }
-    println!("compaction left {} of {written}, {} were handled", broker.records(&passage.input()).len(), handled.len());
+    println!(
+        "compaction left {} of {written}, {} were handled",
+        broker.records(&passage.input()).len(),
+        handled.len()
+    );
     relay.stop();
 }
 
-/// What a transaction has written is handled when it is committed, and never when it is aborted. The marks that end
-/// transactions are records nobody is given; the group's offsets pass them all the same.
+/// What a transaction has written is handled when it is committed, and never when it is aborted. The marks
+/// that end transactions are records nobody is given; the group's offsets pass them all the same.
 pub fn transactions(broker: &Broker, protocol: GroupProtocol) {
     let passage = Passage::new(broker, "transactions", 1, protocol);
     let relay = passage.start("a", "0s");
@@ -155,7 +186,9 @@ pub fn console_producer(broker: &Broker, protocol: GroupProtocol) {
     let relay = passage.start("a", "0s");
     let plain: Vec<_> = (0..30).map(|n| format!(r#"{{"seq":{n}}}"#)).collect();
     broker.type_into_console_producer(&passage.input(), &[], &plain);
-    let with_keys = ["parse.key=true", "key.separator=:", "null.marker=NULL"].map(|property| ["--property", property]).concat();
+    let with_keys = ["parse.key=true", "key.separator=:", "null.marker=NULL"]
+        .map(|property| ["--property", property])
+        .concat();
     let lines = [r#"k1:{"seq":30}"#, "k1:NULL", r#"k2:{"seq":31}"#, "k1:NULL"].map(str::to_owned);
     broker.type_into_console_producer(&passage.input(), &with_keys, &lines);
     written_by_hand(&passage, 34, &["k1", "k1", "k1", "k2"]);
@@ -188,7 +221,8 @@ fn written_by_hand(passage: &Passage, records: usize, keys: &[&str]) {
 
 /// A backlog that is much larger than what a relay may have in memory.
 pub fn a_backlog(broker: &Broker, protocol: GroupProtocol) {
-    let passage = Passage::new(broker, "backlog", 12, protocol).with("in_flight", "256").with("span", "10000");
+    let passage =
+        Passage::new(broker, "backlog", 12, protocol).with("in_flight", "256").with("span", "10000");
     let value = format!(r#"{{"padding":"{}"}}"#, "x".repeat(2_000));
     for partition in 0..12 {
         passage.write(Some(partition), (0..4_000).map(|_| (None, Some(&*value))));
@@ -210,7 +244,11 @@ fn commit(passage: &Passage, offset: i64) {
 fn delete_before(passage: &Passage, offset: i64) {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(&passage.input(), 0, Offset::Offset(offset)).unwrap();
-    let deleted =
-        block_on(passage.broker.admin().delete_records(&list, &AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)))));
+    let deleted = block_on(
+        passage
+            .broker
+            .admin()
+            .delete_records(&list, &AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)))),
+    );
     assert!(deleted.unwrap().elements().iter().all(|element| element.error().is_ok()));
 }

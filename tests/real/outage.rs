@@ -17,15 +17,19 @@ struct AtWork {
     load: Load,
 }
 
-/// The only broker is away, for longer than the session of one group, 6 s, and shorter than that of the others, 5 min and 45 s.
-/// `go` takes it away, `come` brings it back, which may take it most of a minute on a machine that has much to do.
+/// The only broker is away, for longer than the session of one group, 6 s, and shorter than that of the
+/// others, 5 min and 45 s. `go` takes it away, `come` brings it back, which may take it most of a minute on a
+/// machine that has much to do.
 pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl Fn(&mut Cluster)) {
     let mut cluster = Cluster::start(1);
     let broker = cluster.broker.clone();
     // A producer that gives up, after its usual 30 s, writes again what the broker may have kept.
-    let waiting = |name, protocol| Passage::new(&broker, name, 4, protocol).with_property("message.timeout.ms", "300000");
+    let waiting = |name, protocol| {
+        Passage::new(&broker, name, 4, protocol).with_property("message.timeout.ms", "300000")
+    };
     let mut patient = AtWork::begins(waiting("patient", Classic).with("session_timeout", "5m"), 100);
-    let mut hasty = AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"), 100);
+    let mut hasty =
+        AtWork::begins(Passage::new(&broker, "hasty", 4, Classic).with("session_timeout", "6s"), 100);
     let mut modern = AtWork::begins(waiting("modern", Consumer), 100);
 
     go(&mut cluster);
@@ -49,7 +53,8 @@ pub fn of_the_only_broker(go: impl Fn(&mut Cluster), away: Duration, come: impl 
 pub fn of_one_of_three(rounds: usize) {
     let mut cluster = Cluster::start(3);
     let broker = cluster.broker.clone();
-    let classic = AtWork::begins(Passage::new(&broker, "three", 6, Classic).with("session_timeout", "45s"), 50);
+    let classic =
+        AtWork::begins(Passage::new(&broker, "three", 6, Classic).with("session_timeout", "45s"), 50);
     let modern = AtWork::begins(Passage::new(&broker, "three", 6, Consumer), 50);
     for round in 0..rounds {
         let node = round % 3;
@@ -62,8 +67,8 @@ pub fn of_one_of_three(rounds: usize) {
         cluster.start_again(node);
         thread::sleep(Duration::from_secs(5));
     }
-    // On a small machine a leader may take longer over a record than the producer waits (21 s, seen at load 40), and a session
-    // may end: then what is in hand is done again.
+    // On a small machine a leader may take longer over a record than the producer waits (21 s, seen at load
+    // 40), and a session may end: then what is in hand is done again.
     classic.ends_with(rounds * IN_FLIGHT);
     modern.ends_with(rounds * IN_FLIGHT);
 }
@@ -86,7 +91,11 @@ impl AtWork {
         account.nothing_is_missing().order_is_kept();
         let repeats = account.repeats();
         println!("{}: {written} records, {} done twice", passage.input(), repeats.len());
-        assert!(repeats.len() <= repeats_max, "{} records of {written} were done twice: {repeats:?}", repeats.len());
+        assert!(
+            repeats.len() <= repeats_max,
+            "{} records of {written} were done twice: {repeats:?}",
+            repeats.len()
+        );
         a.stop();
         b.stop();
     }

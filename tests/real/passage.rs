@@ -1,5 +1,6 @@
-//! One topic, another one, and the relays (examples/relay.rs) that carry the records over: what every test of the runtime
-//! on a real broker begins with. Topics and group are its own, so that many can stand on one broker side by side.
+//! One topic, another one, and the relays (examples/relay.rs) that carry the records over: what every test of
+//! the runtime on a real broker begins with. Topics and group are its own, so that many can stand on one
+//! broker side by side.
 
 use std::{
     collections::BTreeMap,
@@ -82,14 +83,28 @@ impl Passage {
     }
 
     /// The same with an input topic that has settings of its own.
-    pub fn on_topic(broker: &Broker, what: &str, partitions: i32, protocol: GroupProtocol, topic: &[(&str, &str)]) -> Self {
+    pub fn on_topic(
+        broker: &Broker,
+        what: &str,
+        partitions: i32,
+        protocol: GroupProtocol,
+        topic: &[(&str, &str)],
+    ) -> Self {
         let name = format!("{what}-{protocol:?}-{:06x}", rand::random::<u32>() >> 8).to_lowercase();
         let folder = TempDir::new().unwrap();
         let (input, output) = (format!("{name}.in"), format!("{name}.out"));
         block_on(broker.create_topic(&input, partitions, topic));
         block_on(broker.create_topic(&output, 4, &[]));
         let (tail, settings, properties) = (broker.tail(&output), BTreeMap::new(), BTreeMap::new());
-        let mut passage = Self { broker: broker.clone(), partitions, name: name.clone(), settings, properties, tail, folder };
+        let mut passage = Self {
+            broker: broker.clone(),
+            partitions,
+            name: name.clone(),
+            settings,
+            properties,
+            tail,
+            folder,
+        };
         for (key, value) in [
             ("bootstrap_servers", broker.address.clone()),
             ("group_prefix", name),
@@ -141,11 +156,19 @@ impl Passage {
         let file = |kind: &str| File::create(self.folder.path().join(format!("{name}.{kind}"))).unwrap();
         let mut command = Command::new(relay());
         command.args([&self.input(), &self.output()]).args(["--name", name, "--work", work]);
-        command.env_clear().envs(&self.settings).env("PUSHCAST__KAFKA__PROPERTIES", json!(self.properties).to_string());
+        command
+            .env_clear()
+            .envs(&self.settings)
+            .env("PUSHCAST__KAFKA__PROPERTIES", json!(self.properties).to_string());
         command.env("PUSHCAST__KAFKA__INSTANCE_ID", instance);
         let child = command.stdin(Stdio::null()).stdout(file("said")).stderr(file("log")).spawn().unwrap();
         let memory_max_kib = IDLE_KIB + KIB_PER_PARTITION * u64::try_from(self.partitions).unwrap();
-        Relay { name: name.to_owned(), child, said: self.folder.path().join(format!("{name}.said")), memory_max_kib }
+        Relay {
+            name: name.to_owned(),
+            child,
+            said: self.folder.path().join(format!("{name}.said")),
+            memory_max_kib,
+        }
     }
 
     /// Waits until these relays share the partitions among them, nobody else, and evenly.
@@ -166,7 +189,8 @@ impl Passage {
         });
     }
 
-    /// Writes records from now on: half of the partitions get keys that never come again, the other half such that do.
+    /// Writes records from now on: half of the partitions get keys that never come again, the other half such
+    /// that do.
     pub fn load(&self, per_second: u64) -> Load {
         let (over, producer, topic) = (Arc::new(AtomicBool::new(false)), self.producer(), self.input());
         let (until_over, partitions) = (Arc::clone(&over), self.partitions);
@@ -175,8 +199,18 @@ impl Passage {
             while !until_over.load(Ordering::Relaxed) {
                 let partition = i32::try_from(written % u64::try_from(partitions).unwrap()).unwrap();
                 let turn = written / u64::try_from(partitions).unwrap() % KEYS;
-                let key = if comes_once(partition) { format!("once-{written}") } else { format!("again-{partition}-{turn}") };
-                send(&producer, &topic, Some(partition), Some(&key), Some(&json!({"seq": written}).to_string()));
+                let key = if comes_once(partition) {
+                    format!("once-{written}")
+                } else {
+                    format!("again-{partition}-{turn}")
+                };
+                send(
+                    &producer,
+                    &topic,
+                    Some(partition),
+                    Some(&key),
+                    Some(&json!({"seq": written}).to_string()),
+                );
                 written += 1;
                 thread::sleep(Duration::from_secs(1) / u32::try_from(per_second).unwrap());
             }
@@ -187,7 +221,11 @@ impl Passage {
     }
 
     /// Writes these records, each with its key and value, and returns when the broker has them.
-    pub fn write<'a>(&self, partition: Option<i32>, records: impl IntoIterator<Item = (Option<&'a str>, Option<&'a str>)>) {
+    pub fn write<'a>(
+        &self,
+        partition: Option<i32>,
+        records: impl IntoIterator<Item = (Option<&'a str>, Option<&'a str>)>,
+    ) {
         let producer = self.producer();
         for (key, value) in records {
             send(&producer, &self.input(), partition, key, value);
@@ -221,7 +259,12 @@ impl Drop for Passage {
             for log in fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()) {
                 let text = fs::read_to_string(&log).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();
-                eprintln!("--- {} {}\n{}", self.name, log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+                eprintln!(
+                    "--- {} {}\n{}",
+                    self.name,
+                    log.display(),
+                    lines[lines.len().saturating_sub(40)..].join("\n")
+                );
             }
             return;
         }
@@ -235,7 +278,13 @@ pub fn comes_once(partition: i32) -> bool {
     partition % 2 == 0
 }
 
-fn send(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, partition: Option<i32>, key: Option<&str>, value: Option<&str>) {
+fn send(
+    producer: &ThreadedProducer<DefaultProducerContext>,
+    topic: &str,
+    partition: Option<i32>,
+    key: Option<&str>,
+    value: Option<&str>,
+) {
     until("the producer has a place", PATIENCE, || {
         let mut record: BaseRecord<'_, str, str> = BaseRecord::to(topic);
         (record.partition, record.key, record.payload) = (partition, key, value);
@@ -247,12 +296,15 @@ fn send(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, partit
     });
 }
 
-/// The program. `cargo test` has built it; `cargo test --test real` has not, and an old one would be tested for a new one.
+/// The program. `cargo test` has built it; `cargo test --test real` has not, and an old one would be tested
+/// for a new one.
 fn relay() -> &'static Path {
     static RELAY: OnceLock<PathBuf> = OnceLock::new();
     RELAY.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "relay"]).args((!cfg!(debug_assertions)).then_some("--release"));
+        build
+            .args(["build", "--quiet", "--example", "relay"])
+            .args((!cfg!(debug_assertions)).then_some("--release"));
         assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{build:?}");
         env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/relay")
     })
@@ -289,13 +341,17 @@ impl Relay {
         self.was_small();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        Death { relay: self.name.clone(), committed: passage.broker.committed(&passage.group(), &passage.input()) }
+        Death {
+            relay: self.name.clone(),
+            committed: passage.broker.committed(&passage.group(), &passage.input()),
+        }
     }
 
     /// The most that it ever had in memory must not depend on what there was to do. (Only Linux tells.)
     fn was_small(&self) {
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else { return };
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
         let (peak, most): (u64, _) = (peak.parse().unwrap(), self.memory_max_kib);
         assert!(peak <= most, "{} has had {peak} KiB in memory, {most} are the most", self.name);
     }
@@ -310,7 +366,9 @@ impl Drop for Relay {
 
 /// Sends a signal to a process of ours.
 pub fn signal(which: &str, process: u32) {
-    assert!(Command::new("kill").args([format!("-{which}"), process.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args([format!("-{which}"), process.to_string()]).status().unwrap().success()
+    );
 }
 
 // === impl Load ===

@@ -1,5 +1,5 @@
-//! The CQL server goes away under a running pushcast: ended and started again, or frozen so that requests time out. What
-//! was begun waits; nothing is lost, nothing rings twice, and the log says so in a few lines.
+//! The CQL server goes away under a running pushcast: ended and started again, or frozen so that requests
+//! time out. What was begun waits; nothing is lost, nothing rings twice, and the log says so in a few lines.
 
 use std::{
     collections::BTreeSet,
@@ -15,17 +15,19 @@ use serde_json::json;
 
 use crate::world::{World, until};
 
-/// What is registered before the first outage, and what registers around each: a half just before it, a half in it.
+/// What is registered before the first outage, and what registers around each: a half just before it, a half
+/// in it.
 const AT_FIRST: u64 = 1_000;
 const MORE: u64 = 1_000;
 /// Messages per second: a broadcast lasts some seconds.
 const RATE: &str = "400";
 /// A frozen server stays so for longer than any request but a scan waits.
 const FROZEN: Duration = Duration::from_secs(12);
-/// An outage makes so many lines at most, however much waits for its end: some for each stage that meets it and each page
-/// that is open, again every half minute.
+/// An outage makes so many lines at most, however much waits for its end: some for each stage that meets it
+/// and each page that is open, again every half minute.
 const LINES_MAX: usize = 60;
-/// The longest pause between two tries is half a minute; and a server may be slow to start beside other tests.
+/// The longest pause between two tries is half a minute; and a server may be slow to start beside other
+/// tests.
 const SOON: Duration = Duration::from_secs(120);
 
 /// A Cassandra of its own, so that no other test meets its outages. It ends when this is dropped.
@@ -60,7 +62,10 @@ pub async fn outages_are_waited_for() {
     everybody_is_rung_once(&world, AT_FIRST + 2 * MORE);
     // Which a stage tells once in a while, not at each outage.
     for stage in ["tokens", "delivery.expo.bulk"] {
-        assert!(world.said().iter().any(|line| line.contains(&format!("Stage {stage} waits"))), "{stage} has not waited");
+        assert!(
+            world.said().iter().any(|line| line.contains(&format!("Stage {stage} waits"))),
+            "{stage} has not waited"
+        );
     }
     assert!(running.stop().success(), "a stop in good order");
 }
@@ -74,7 +79,9 @@ fn register(world: &World, numbers: Range<u64>) {
 fn everything_waits(world: &World, id: &str, registered: u64, outage: impl FnOnce(&dyn Fn())) {
     world.sandbox.reset();
     announce(world, id);
-    until("the broadcast is under way", SOON, || (world.sandbox.statistics().expo.taken > registered / 10).then_some(()));
+    until("the broadcast is under way", SOON, || {
+        (world.sandbox.statistics().expo.taken > registered / 10).then_some(())
+    });
     register(world, registered..registered + MORE / 2);
     let said_before = world.said().len();
     outage(&|| register(world, registered + MORE / 2..registered + MORE));
@@ -112,7 +119,11 @@ fn announce(world: &World, id: &str) {
 /// How many messages the broadcast was, once it is told.
 fn total_of(world: &World, id: &str) -> u64 {
     let told = until(&format!("the total of {id}"), SOON, || {
-        world.broker.values("push-outcomes").into_iter().find(|outcome| outcome["notificationId"] == format!("post:{id}"))
+        world
+            .broker
+            .values("push-outcomes")
+            .into_iter()
+            .find(|outcome| outcome["notificationId"] == format!("post:{id}"))
     });
     assert!(told["dead"] == 0 && told["failed"] == 0 && told["expired"] == 0, "{told}");
     told["sent"].as_u64().unwrap()
@@ -151,7 +162,8 @@ impl Cassandra {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.told("cassandra.pid")]).status().unwrap();
+        let sent =
+            Command::new("kill").args([&format!("-{signal}"), &self.told("cassandra.pid")]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -161,7 +173,8 @@ impl Cassandra {
 
     fn services(&self, what: &str, name: &str) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        let done = Command::new(script).args([what, name]).env("SERVICES_STATE", &self.state).status().unwrap();
+        let done =
+            Command::new(script).args([what, name]).env("SERVICES_STATE", &self.state).status().unwrap();
         assert!(done.success() || thread::panicking(), "scripts/services {what} {name}");
     }
 }

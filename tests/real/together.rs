@@ -1,4 +1,5 @@
-//! Three processes on one Kafka and one CQL store are one pushcast; and they still are when one is killed and another comes.
+//! Three processes on one Kafka and one CQL store are one pushcast; and they still are when one is killed and
+//! another comes.
 
 use std::{collections::BTreeSet, env, fs, net::TcpListener, time::Duration};
 
@@ -69,7 +70,9 @@ fn everybody_registers(world: &World) -> BTreeSet<String> {
     let expo = (0..TOKENS).map(|n| (format!("ExponentPushToken[alive-{n}]"), format!("u{n}"), "ios"));
     let fcm = (0..TOKENS).map(|n| (format!("alive-{n}:{}", "x".repeat(80)), format!("v{n}"), "android"));
     let phones: Vec<_> = expo.chain(fcm).collect();
-    let line = |(token, user, platform): &_| json!({"token": token, "userId": user, "platform": platform}).to_string();
+    let line = |(token, user, platform): &_| {
+        json!({"token": token, "userId": user, "platform": platform}).to_string()
+    };
     world.produce("device-tokens", &phones.iter().map(line).collect::<Vec<_>>());
     world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
     phones.into_iter().map(|(token, _, _)| token).collect()
@@ -79,7 +82,10 @@ fn each_has_partitions(world: &World, members: usize) {
     for stage in ["delivery.expo.bulk", "delivery.fcm.bulk", "delivery.expo.urgent"] {
         until(&format!("each has partitions of {stage}"), SOON, || {
             let shares = world.broker.shares(&world.group(stage));
-            (shares.len() == members && shares.iter().all(|share| *share > 0) && shares.iter().sum::<u32>() == 16).then_some(())
+            (shares.len() == members
+                && shares.iter().all(|share| *share > 0)
+                && shares.iter().sum::<u32>() == 16)
+                .then_some(())
         });
     }
 }
@@ -114,7 +120,8 @@ fn each_takes_part_in_doses(world: &World, members: &[Member]) {
         let outcomes = outcomes(world, "dose:");
         (outcomes.len() >= DOSES).then_some(outcomes)
     });
-    let told: BTreeSet<_> = outcomes.iter().map(|outcome| outcome["notificationId"].as_str().unwrap()).collect();
+    let told: BTreeSet<_> =
+        outcomes.iter().map(|outcome| outcome["notificationId"].as_str().unwrap()).collect();
     assert_eq!((outcomes.len(), told.len()), (DOSES, DOSES), "each once");
     assert!(outcomes.iter().all(|outcome| outcome["outcome"] == "sent"), "{outcomes:?}");
     let seen = world.sandbox.statistics().expo;
@@ -164,13 +171,22 @@ fn total_of(world: &World, id: &str) {
 /// Waits for a broadcast's total, and until every part of it is settled: there is one, and it is right.
 fn its_total(world: &World, id: &str) {
     let notification = format!("post:{id}");
-    until(&format!("the total of {notification}"), SOON, || (!outcomes(world, &notification).is_empty()).then_some(()));
+    until(&format!("the total of {notification}"), SOON, || {
+        (!outcomes(world, &notification).is_empty()).then_some(())
+    });
     for provider in ["expo", "fcm"] {
-        world.broker.settled(&world.group(&format!("delivery.{provider}.bulk")), &format!("push.{provider}.bulk"), SOON);
+        world.broker.settled(
+            &world.group(&format!("delivery.{provider}.bulk")),
+            &format!("push.{provider}.bulk"),
+            SOON,
+        );
     }
     let totals = outcomes(world, &notification);
     assert_eq!(totals.len(), 1, "{totals:?}");
-    assert_eq!((&totals[0]["sent"], &totals[0]["dead"], &totals[0]["failed"]), (&json!(2 * TOKENS), &json!(0), &json!(0)));
+    assert_eq!(
+        (&totals[0]["sent"], &totals[0]["dead"], &totals[0]["failed"]),
+        (&json!(2 * TOKENS), &json!(0), &json!(0))
+    );
 }
 
 fn post(id: &str) -> String {
@@ -179,7 +195,8 @@ fn post(id: &str) -> String {
 
 /// What was told of notifications whose id begins like this.
 fn outcomes(world: &World, notification: &str) -> Vec<Value> {
-    let begins = |outcome: &Value| outcome["notificationId"].as_str().is_some_and(|id| id.starts_with(notification));
+    let begins =
+        |outcome: &Value| outcome["notificationId"].as_str().is_some_and(|id| id.starts_with(notification));
     world.broker.values("push-outcomes").into_iter().filter(begins).collect()
 }
 
@@ -193,7 +210,12 @@ fn cassandra() -> String {
 /// The URL of a keyspace that nobody has used; those of runs before are dropped.
 async fn store_of_its_own(address: &str) -> String {
     let session = SessionBuilder::new().known_node(address).build().await.unwrap();
-    let rows = session.query_unpaged("SELECT keyspace_name FROM system_schema.keyspaces", ()).await.unwrap().into_rows_result().unwrap();
+    let rows = session
+        .query_unpaged("SELECT keyspace_name FROM system_schema.keyspaces", ())
+        .await
+        .unwrap()
+        .into_rows_result()
+        .unwrap();
     for (name,) in rows.rows::<(String,)>().unwrap().map(Result::unwrap) {
         if name.starts_with("together_") {
             session.query_unpaged(format!("DROP KEYSPACE {name}"), ()).await.unwrap();
@@ -209,12 +231,15 @@ impl Member {
     fn joins(world: &World) -> Self {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let member = Self { running: world.start_with(&[("HTTP__ADMIN_LISTEN", &admin)]), admin };
-        until("it is ready", SOON, || member.asked("ready").filter(|answer| answer.status().is_success()).map(drop));
+        until("it is ready", SOON, || {
+            member.asked("ready").filter(|answer| answer.status().is_success()).map(drop)
+        });
         member
     }
 
     fn asked(&self, what: &str) -> Option<reqwest::Response> {
-        block_in_place(|| Handle::current().block_on(reqwest::get(format!("http://{}/{what}", self.admin)))).ok()
+        block_in_place(|| Handle::current().block_on(reqwest::get(format!("http://{}/{what}", self.admin))))
+            .ok()
     }
 
     /// Messages that it has sent.
@@ -228,7 +253,9 @@ impl Member {
         let answer = self.asked("metrics").unwrap();
         let text = block_in_place(|| Handle::current().block_on(answer.text())).unwrap();
         let begins = format!("pushcast_{metric}{{");
-        let lines = text.lines().filter(|line| line.starts_with(&begins) && labels.iter().all(|label| line.contains(label)));
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(&begins) && labels.iter().all(|label| line.contains(label)));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 }

@@ -1,7 +1,8 @@
 //! What became of the records: read from the input and from what the relays say that they have done.
 //!
-//! The output is in order: a relay works on the records of a key one by one, and writes each with that key before it
-//! begins the next. So the order in which the output holds a key's records is the order in which they were handled.
+//! The output is in order: a relay works on the records of a key one by one, and writes each with that key
+//! before it begins the next. So the order in which the output holds a key's records is the order in which
+//! they were handled.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +45,10 @@ impl Account {
         let mut output: Vec<_> = output.iter().collect();
         output.sort_by_key(|stored| (stored.partition, stored.offset));
         Self {
-            input: input.iter().map(|stored| ((stored.partition, stored.offset), stored.key.clone())).collect(),
+            input: input
+                .iter()
+                .map(|stored| ((stored.partition, stored.offset), stored.key.clone()))
+                .collect(),
             handled: output.into_iter().map(Handled::of).collect(),
         }
     }
@@ -58,7 +62,13 @@ impl Account {
     pub fn nothing_is_missing(&self) -> &Self {
         let handled: BTreeSet<_> = self.handled.iter().map(|handled| handled.place).collect();
         let missing: Vec<_> = self.input.keys().filter(|place| !handled.contains(place)).collect();
-        assert!(missing.is_empty(), "{} of {} are missing: {}", missing.len(), self.input.len(), some_of(&missing));
+        assert!(
+            missing.is_empty(),
+            "{} of {} are missing: {}",
+            missing.len(),
+            self.input.len(),
+            some_of(&missing)
+        );
         let invented: Vec<_> = handled.iter().filter(|place| !self.input.contains_key(place)).collect();
         assert!(invented.is_empty(), "nobody wrote {}", some_of(&invented));
         self
@@ -68,10 +78,15 @@ impl Account {
     pub fn order_is_kept(&self) -> &Self {
         let mut last: BTreeMap<&[u8], Place> = BTreeMap::new();
         let mut seen = BTreeSet::new();
-        for Handled { place, key, by, .. } in self.handled.iter().filter(|handled| seen.insert(handled.place)) {
+        for Handled { place, key, by, .. } in self.handled.iter().filter(|handled| seen.insert(handled.place))
+        {
             let Some(key) = key else { continue };
             let before = last.insert(key, *place);
-            assert!(before.is_none_or(|before| before < *place), "{}: {place:?} by {by} after {before:?}", String::from_utf8_lossy(key));
+            assert!(
+                before.is_none_or(|before| before < *place),
+                "{}: {place:?} by {by} after {before:?}",
+                String::from_utf8_lossy(key)
+            );
         }
         self
     }
@@ -106,7 +121,10 @@ impl Handled {
     pub fn of(stored: &Stored) -> Self {
         let told: Value = serde_json::from_slice(&stored.value).unwrap();
         Self {
-            place: (i32::try_from(told["partition"].as_i64().unwrap()).unwrap(), told["offset"].as_i64().unwrap()),
+            place: (
+                i32::try_from(told["partition"].as_i64().unwrap()).unwrap(),
+                told["offset"].as_i64().unwrap(),
+            ),
             key: stored.key.clone(),
             by: told["by"].as_str().unwrap().to_owned(),
         }
@@ -118,8 +136,8 @@ fn some_of(many: &[impl Debug]) -> String {
     format!("{:?} …", &many[..many.len().min(20)])
 }
 
-/// Without these deaths the record would not have been repeated: whoever had done it before, all but the last, was killed
-/// before the group had committed it.
+/// Without these deaths the record would not have been repeated: whoever had done it before, all but the
+/// last, was killed before the group had committed it.
 pub fn explained_by(deaths: &[Death], (partition, offset): Place, by: &[&str]) -> bool {
     let died_before = |relay: &&str| {
         let death = deaths.iter().find(|death| death.relay == **relay);

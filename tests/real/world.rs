@@ -41,7 +41,8 @@ impl World {
         fs::write(&credentials, sandbox.service_account()).unwrap();
         // Groups outlive the test; a name that was never used has no offsets.
         let group_prefix = format!("real-{:08x}", rand::random::<u32>());
-        let mut world = Self { broker, _alone: alone, sandbox, group_prefix, settings: BTreeMap::new(), folder };
+        let mut world =
+            Self { broker, _alone: alone, sandbox, group_prefix, settings: BTreeMap::new(), folder };
         let store = format!("embedded:{}", world.folder.path().join("push.db").display());
         for (name, value) in [
             ("KAFKA__BOOTSTRAP_SERVERS", world.broker.address.clone()),
@@ -72,7 +73,8 @@ impl World {
 
     /// `pushcast produce`: lines without keys.
     pub fn produce(&self, topic: &str, lines: &[String]) {
-        let mut producing = self.command(&["produce", topic]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut producing =
+            self.command(&["produce", topic]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         producing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
         let ended = producing.wait_with_output().unwrap();
         assert!(ended.status.success(), "produce: {}", String::from_utf8_lossy(&ended.stderr));
@@ -116,7 +118,10 @@ impl Drop for World {
     fn drop(&mut self) {
         if thread::panicking() {
             let lines = self.said();
-            eprintln!("--- the last of what pushcast said\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            eprintln!(
+                "--- the last of what pushcast said\n{}",
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
         }
     }
 }

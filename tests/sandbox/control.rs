@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use pushcast::sandbox::{Faults, Options, Provider, Sandbox, Statistics, TakenMessage, TokenFault, TokenRule};
+use pushcast::sandbox::{
+    Faults, Options, Provider, Sandbox, Statistics, TakenMessage, TokenFault, TokenRule,
+};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -35,7 +37,10 @@ async fn the_peak_counts_what_arrives_whatever_it_is_answered() {
     let world = World::open().await;
     world.set(|faults| faults.expo.rate_limit = Some(0));
     for _ in 0..3 {
-        assert_eq!(world.expo(messages(&["a", "b", "c", "d", "e"])).await.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(
+            world.expo(messages(&["a", "b", "c", "d", "e"])).await.status,
+            StatusCode::TOO_MANY_REQUESTS
+        );
     }
     let statistics = world.expo_statistics();
     // On a slow machine the three may lie in different seconds, but five messages came at once.
@@ -50,11 +55,19 @@ async fn a_remembered_message_is_whole() {
     let message = json!({
         "to": expo_token("a"), "title": "T", "body": "B", "data": { "post_id": "p1" }, "tag": "t", "collapseId": "c", "priority": "high",
     });
-    let request = world.http1.post(world.sandbox.expo_url()).header("x-test", "1").bearer_auth("secret").body(message.to_string());
+    let request = world
+        .http1
+        .post(world.sandbox.expo_url())
+        .header("x-test", "1")
+        .bearer_auth("secret")
+        .body(message.to_string());
     answered(request).await;
     let taken = world.sandbox.messages().remove(0);
     assert_eq!((taken.provider, taken.token, taken.raw), (Provider::Expo, expo_token("a"), message));
-    assert_eq!((taken.title.as_deref(), taken.body.as_deref(), taken.data), (Some("T"), Some("B"), json!({ "post_id": "p1" })));
+    assert_eq!(
+        (taken.title.as_deref(), taken.body.as_deref(), taken.data),
+        (Some("T"), Some("B"), json!({ "post_id": "p1" }))
+    );
     assert_eq!((taken.tag.as_deref(), taken.collapse_id.as_deref()), (Some("t"), Some("c")));
     assert_eq!((taken.headers["x-test"].as_str(), taken.headers.get("authorization")), ("1", None));
     assert_eq!(taken.http_version, "HTTP/1.1");
@@ -66,8 +79,14 @@ async fn a_remembered_message_is_whole() {
         }))
         .await;
     let taken = world.sandbox.messages().remove(1);
-    assert_eq!((taken.provider, taken.token.as_str(), taken.http_version.as_str()), (Provider::Fcm, "f", "HTTP/2.0"));
-    assert_eq!((taken.title.as_deref(), taken.body.as_deref(), taken.data), (Some("T"), Some("B"), json!({ "k": "v" })));
+    assert_eq!(
+        (taken.provider, taken.token.as_str(), taken.http_version.as_str()),
+        (Provider::Fcm, "f", "HTTP/2.0")
+    );
+    assert_eq!(
+        (taken.title.as_deref(), taken.body.as_deref(), taken.data),
+        (Some("T"), Some("B"), json!({ "k": "v" }))
+    );
     assert_eq!((taken.tag.as_deref(), taken.collapse_id.as_deref()), (Some("t"), Some("c")));
 }
 
@@ -86,7 +105,8 @@ async fn only_the_latest_messages_are_remembered() {
 #[tokio::test]
 async fn messages_that_are_drained_are_forgotten_and_still_counted() {
     let world = World::open().await;
-    let drained = || world.sandbox.drain_messages().into_iter().map(|message| message.token).collect::<Vec<_>>();
+    let drained =
+        || world.sandbox.drain_messages().into_iter().map(|message| message.token).collect::<Vec<_>>();
     world.expo(messages(&["a", "b"])).await;
     assert_eq!((drained(), drained()), (vec![expo_token("a"), expo_token("b")], vec![]));
     world.expo(messages(&["c"])).await;
@@ -124,7 +144,8 @@ async fn statistics_messages_and_reset_over_http() {
     let world = World::open().await;
     world.expo(messages(&["a", "b"])).await;
     let url = |path: &str| format!("{}/sandbox/{path}", world.sandbox.url());
-    let statistics: Statistics = serde_json::from_str(&answered(world.http1.get(url("statistics"))).await.text).unwrap();
+    let statistics: Statistics =
+        serde_json::from_str(&answered(world.http1.get(url("statistics"))).await.text).unwrap();
     assert_eq!(statistics, world.sandbox.statistics());
     assert_eq!(statistics.expo.taken, 2);
     let only_b = world.http1.get(format!("{}?token=ExponentPushToken%5Bb%5D", url("messages")));
@@ -171,7 +192,8 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
         sandbox.stop().await;
     };
     let all = async { tokio::join!(expo, fcm, stop) };
-    let (expo, fcm, ()) = tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop cuts what is under way");
+    let (expo, fcm, ()) =
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop cuts what is under way");
     assert!(expo.is_err() && fcm.is_err(), "their connections were cut");
     drop((http1, http2));
     let ended = async {

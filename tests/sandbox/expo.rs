@@ -23,12 +23,19 @@ async fn expo_gives_a_ticket_per_recipient_in_their_order() {
     let answer = world.expo(body).await;
     assert_eq!((answer.status, answer.version), (StatusCode::OK, Version::HTTP_11));
     let tickets = answer.json();
-    let statuses: Vec<_> = tickets["data"].as_array().unwrap().iter().map(|ticket| ticket["status"].as_str().unwrap()).collect();
+    let statuses: Vec<_> =
+        tickets["data"].as_array().unwrap().iter().map(|ticket| ticket["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["ok", "error", "ok"]);
-    assert_eq!(tickets["data"][1]["details"], json!({ "error": "DeviceNotRegistered", "expoPushToken": expo_token("dead-b") }));
+    assert_eq!(
+        tickets["data"][1]["details"],
+        json!({ "error": "DeviceNotRegistered", "expoPushToken": expo_token("dead-b") })
+    );
 
     let statistics = world.expo_statistics();
-    assert_eq!((statistics.taken, statistics.answered(Answer::Ok), statistics.answered(Answer::Dead)), (2, 2, 1));
+    assert_eq!(
+        (statistics.taken, statistics.answered(Answer::Ok), statistics.answered(Answer::Dead)),
+        (2, 2, 1)
+    );
     let taken: Vec<_> = world.sandbox.messages().into_iter().map(|message| message.token).collect();
     assert_eq!(taken, [expo_token("a"), expo_token("c")]);
 }
@@ -47,7 +54,11 @@ async fn expo_reads_gzip_and_http2() {
     let world = World::open().await;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(messages(&["a", "b"]).to_string().as_bytes()).unwrap();
-    let request = world.http2.post(world.sandbox.expo_url()).header("content-encoding", "gzip").body(gzip.finish().unwrap());
+    let request = world
+        .http2
+        .post(world.sandbox.expo_url())
+        .header("content-encoding", "gzip")
+        .body(gzip.finish().unwrap());
     let answer = answered(request).await;
     assert_eq!((answer.status, answer.version), (StatusCode::OK, Version::HTTP_2));
     assert_eq!(ids(&answer.json()).len(), 2);
@@ -85,7 +96,11 @@ async fn expo_refuses_a_request_for_two_projects_and_tells_which_tokens_are_whos
     assert_eq!(body["errors"][0]["details"], expected);
     assert_eq!(world.expo_statistics().answered(Answer::Foreign), 3);
 
-    assert_eq!(world.expo(messages(&["foreign"])).await.status, StatusCode::OK, "alone it goes to its own project");
+    assert_eq!(
+        world.expo(messages(&["foreign"])).await.status,
+        StatusCode::OK,
+        "alone it goes to its own project"
+    );
 }
 
 #[tokio::test]
@@ -94,7 +109,11 @@ async fn expo_refuses_what_goes_beyond_the_rate_and_takes_nothing_of_it() {
     world.set(|faults| faults.expo.rate_limit = Some(3));
     let answer = world.expo(messages(&["a", "b", "c", "d"])).await;
     assert_eq!((answer.status.as_u16(), error_code(&answer.json())), (429, "TOO_MANY_REQUESTS"));
-    assert!(answer.text.contains("Exceeded 3 notifications per second, please try again."), "{}", answer.text);
+    assert!(
+        answer.text.contains("Exceeded 3 notifications per second, please try again."),
+        "{}",
+        answer.text
+    );
     assert_eq!(answer.retry_after, None);
     assert_eq!(world.expo(messages(&["a", "b"])).await.status, StatusCode::OK);
     let statistics = world.expo_statistics();
@@ -104,10 +123,14 @@ async fn expo_refuses_what_goes_beyond_the_rate_and_takes_nothing_of_it() {
 
 #[tokio::test]
 async fn expo_wants_its_access_token() {
-    let world = World::start(Options { expo_access_token: Some("secret".to_owned()), ..Options::remembering() }).await;
+    let world =
+        World::start(Options { expo_access_token: Some("secret".to_owned()), ..Options::remembering() })
+            .await;
     let answer = world.expo(messages(&["a"])).await;
     assert_eq!((answer.status.as_u16(), error_code(&answer.json())), (403, "UNAUTHORIZED"));
-    let request = || world.http1.post(world.sandbox.expo_url()).bearer_auth("secret").body(messages(&["a"]).to_string());
+    let request = || {
+        world.http1.post(world.sandbox.expo_url()).bearer_auth("secret").body(messages(&["a"]).to_string())
+    };
     assert_eq!(answered(request()).await.status, StatusCode::OK);
     assert!(!world.sandbox.messages()[0].headers.contains_key("authorization"));
 
@@ -119,7 +142,12 @@ async fn expo_wants_its_access_token() {
 #[tokio::test]
 async fn an_outage_of_expo_hits_so_many_requests_with_html() {
     let world = World::open().await;
-    let outage = Outage { status: 502, requests: Some(2), retry_after: Some(Duration::from_millis(1500)), ..Outage::default() };
+    let outage = Outage {
+        status: 502,
+        requests: Some(2),
+        retry_after: Some(Duration::from_millis(1500)),
+        ..Outage::default()
+    };
     world.set(|faults| faults.expo.down = Some(outage));
     for left in [Some(1), Some(0)] {
         let answer = world.expo(messages(&["a"])).await;
@@ -130,7 +158,10 @@ async fn an_outage_of_expo_hits_so_many_requests_with_html() {
     }
     assert_eq!(world.expo(messages(&["a"])).await.status, StatusCode::OK);
     let statistics = world.expo_statistics();
-    assert_eq!((statistics.taken, statistics.answered(Answer::Down), statistics.answered(Answer::Ok)), (1, 2, 1));
+    assert_eq!(
+        (statistics.taken, statistics.answered(Answer::Down), statistics.answered(Answer::Ok)),
+        (1, 2, 1)
+    );
 }
 
 #[tokio::test]
@@ -155,7 +186,14 @@ async fn a_lying_outage_takes_the_messages_and_the_repeat_is_a_double() {
     assert_eq!(world.expo(messages(&["a", "b", "dead"])).await.status, StatusCode::OK);
     let statistics = world.expo_statistics();
     assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.doubles), (4, 2, 2));
-    assert_eq!((statistics.answered(Answer::Down), statistics.answered(Answer::Ok), statistics.answered(Answer::Dead)), (3, 2, 1));
+    assert_eq!(
+        (
+            statistics.answered(Answer::Down),
+            statistics.answered(Answer::Ok),
+            statistics.answered(Answer::Dead)
+        ),
+        (3, 2, 1)
+    );
 }
 
 #[tokio::test]
@@ -174,7 +212,8 @@ async fn receipts_tell_what_became_of_the_tickets() {
     let found = receipts["data"].as_object().unwrap();
     assert_eq!(found.len(), 5, "a stranger's id is not there");
     assert_eq!(found[&tickets[0]], json!({ "status": "ok" }));
-    let errors: Vec<_> = tickets[1..].iter().map(|id| found[id]["details"]["error"].as_str().unwrap()).collect();
+    let errors: Vec<_> =
+        tickets[1..].iter().map(|id| found[id]["details"]["error"].as_str().unwrap()).collect();
     assert_eq!(errors, ["DeviceNotRegistered", "MessageRateExceeded", "InvalidCredentials", "MessageTooBig"]);
     let statistics = world.sandbox.statistics().receipts;
     assert_eq!((statistics.requests, statistics.asked, statistics.given, statistics.bad), (1, 6, 5, 4));

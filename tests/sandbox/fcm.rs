@@ -38,8 +38,15 @@ async fn fcm_answers_each_fault_of_a_token_in_its_own_way() {
     ] {
         let answer = world.fcm(text_to(token)).await;
         let body = answer.json();
-        assert_eq!((answer.status.as_u16(), body["error"]["code"].as_u64().unwrap()), (http, u64::from(http)), "{token}");
-        assert_eq!((&body["error"]["status"], &body["error"]["details"][0]["errorCode"]), (&json!(status), &json!(code)));
+        assert_eq!(
+            (answer.status.as_u16(), body["error"]["code"].as_u64().unwrap()),
+            (http, u64::from(http)),
+            "{token}"
+        );
+        assert_eq!(
+            (&body["error"]["status"], &body["error"]["details"][0]["errorCode"]),
+            (&json!(status), &json!(code))
+        );
         assert_eq!(details(&body), kinds, "{token}");
     }
     assert_eq!(world.fcm(text_to("ghost")).await.status, StatusCode::OK, "FCM has no receipts");
@@ -94,8 +101,15 @@ async fn fcm_refuses_what_goes_beyond_the_rate_without_an_fcm_error() {
 #[tokio::test]
 async fn an_outage_of_fcm_speaks_as_google_does() {
     let world = World::open().await;
-    for (status, word) in [(500, "INTERNAL"), (503, "UNAVAILABLE"), (429, "RESOURCE_EXHAUSTED"), (401, "UNAUTHENTICATED")] {
-        let outage = Outage { status, requests: Some(1), retry_after: Some(Duration::from_secs(7)), ..Outage::default() };
+    for (status, word) in
+        [(500, "INTERNAL"), (503, "UNAVAILABLE"), (429, "RESOURCE_EXHAUSTED"), (401, "UNAUTHENTICATED")]
+    {
+        let outage = Outage {
+            status,
+            requests: Some(1),
+            retry_after: Some(Duration::from_secs(7)),
+            ..Outage::default()
+        };
         world.set(|faults| faults.fcm.down = Some(outage));
         let answer = world.fcm(text_to("a")).await;
         assert_eq!((answer.status.as_u16(), answer.retry_after.as_deref()), (status, Some("7")));
@@ -125,7 +139,8 @@ async fn a_connection_carries_as_many_requests_at_once_as_fcm_allows() {
     let world = World::open().await;
     world.set(|faults| faults.fcm.latency = Duration::from_millis(50));
     let all = (0..300).map(|n| world.fcm(text_to(&format!("t{n}"))));
-    let statuses: Vec<_> = futures::future::join_all(all).await.into_iter().map(|answer| answer.status).collect();
+    let statuses: Vec<_> =
+        futures::future::join_all(all).await.into_iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [StatusCode::OK; 300]);
     assert_eq!(world.sandbox.statistics().fcm.distinct_tokens, 300);
 }
@@ -158,7 +173,10 @@ async fn an_access_token_expires() {
     world.set(|faults| faults.oauth.lifetime = Duration::ZERO);
     // yup-oauth2 would keep asking for one that lives on; this one is dead on arrival.
     let bearer = world.access_token().await.unwrap();
-    assert_eq!(answered(world.fcm_request(&text_to("a")).bearer_auth(bearer)).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        answered(world.fcm_request(&text_to("a")).bearer_auth(bearer)).await.status,
+        StatusCode::UNAUTHORIZED
+    );
 }
 
 #[tokio::test]

@@ -29,7 +29,8 @@ impl World {
 
     /// By the control API, as an operator would ask.
     async fn seen(&self) -> [ProviderStatistics; 2] {
-        let statistics = answered(self.http1.get(format!("{}/sandbox/statistics", self.sandbox.url()))).await.json();
+        let statistics =
+            answered(self.http1.get(format!("{}/sandbox/statistics", self.sandbox.url()))).await.json();
         ["expo", "fcm"].map(|provider| serde_json::from_value(statistics[provider].clone()).unwrap())
     }
 }
@@ -45,7 +46,12 @@ async fn a_proxys_page_may_come_with_any_status() {
         world.down(&Outage { status, ..once(Manner::Html) });
         for request in [world.asks_expo(), world.asks_fcm()] {
             let answer = answered(request).await;
-            assert_eq!((answer.status.as_u16(), answer.text.starts_with("<html>")), (status, true), "{}", answer.text);
+            assert_eq!(
+                (answer.status.as_u16(), answer.text.starts_with("<html>")),
+                (status, true),
+                "{}",
+                answer.text
+            );
         }
     }
     for seen in world.seen().await {
@@ -100,7 +106,11 @@ async fn a_dripping_answer_is_whole_in_the_end() {
         let answer = answered(world.asks_fcm()).await;
         assert_eq!(answer.status.as_u16(), status);
         assert!(answer.json().is_object());
-        assert!(begun.elapsed() >= Duration::from_secs(answer.text.len() as u64 - 1), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= Duration::from_secs(answer.text.len() as u64 - 1),
+            "{:?}",
+            begun.elapsed()
+        );
         assert_eq!(world.sandbox.statistics().fcm.taken, taken);
     }
 }
@@ -110,7 +120,11 @@ async fn a_short_answer_is_a_success_that_lacks_something() {
     let world = World::open().await;
     world.down(&Outage { take_anyway: true, ..once(Manner::Short) });
     let tickets = answered(world.asks_expo()).await;
-    assert_eq!((tickets.status.as_u16(), tickets.json()["data"].as_array().unwrap().len()), (200, 1), "for two messages");
+    assert_eq!(
+        (tickets.status.as_u16(), tickets.json()["data"].as_array().unwrap().len()),
+        (200, 1),
+        "for two messages"
+    );
     let answer = answered(world.asks_fcm()).await;
     assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({})));
     let token = answered(world.http1.post(format!("{}/token", world.sandbox.url()))).await;
@@ -125,11 +139,24 @@ async fn the_manner_is_ordered_over_http() {
     let url = format!("{}/sandbox/faults", world.sandbox.url());
     let put = async |body: Value| answered(world.http1.put(&url).body(body.to_string())).await;
     for manner in ["error", "html", "hang", "reset", "drip", "short"] {
-        assert_eq!(put(json!({ "fcm": { "down": { "manner": manner } } })).await.status, StatusCode::OK, "{manner}");
+        assert_eq!(
+            put(json!({ "fcm": { "down": { "manner": manner } } })).await.status,
+            StatusCode::OK,
+            "{manner}"
+        );
     }
-    assert_eq!(put(json!({ "fcm": { "down": { "manner": "explode" } } })).await.status, StatusCode::BAD_REQUEST);
-    assert_eq!(put(json!({ "expo": { "receiptsDown": { "manner": "reset", "requests": 1 } } })).await.status, StatusCode::OK);
+    assert_eq!(
+        put(json!({ "fcm": { "down": { "manner": "explode" } } })).await.status,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        put(json!({ "expo": { "receiptsDown": { "manner": "reset", "requests": 1 } } })).await.status,
+        StatusCode::OK
+    );
     let ids: Vec<String> = vec![expo_token("no ticket")];
-    let receipts = world.http1.post(format!("{}/--/api/v2/push/getReceipts", world.sandbox.url())).body(json!({ "ids": ids }).to_string());
+    let receipts = world
+        .http1
+        .post(format!("{}/--/api/v2/push/getReceipts", world.sandbox.url()))
+        .body(json!({ "ids": ids }).to_string());
     assert!(receipts.send().await.is_err());
 }

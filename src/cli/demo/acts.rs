@@ -1,7 +1,8 @@
-//! What happens, act by act: records are published as any producer would, and while pushcast works on them its promises
-//! are attacked.
+//! What happens, act by act: records are published as any producer would, and while pushcast works on them
+//! its promises are attacked.
 //!
-//! Each act waits for what it needs from the one before. How long all of it may take is for the caller to say.
+//! Each act waits for what it needs from the one before. How long all of it may take is for the caller to
+//! say.
 
 use std::{
     cell::{Cell, RefCell},
@@ -68,7 +69,14 @@ struct Broadcast {
 impl<'a> Play<'a> {
     /// Nothing has happened yet.
     pub fn new(world: &'a World, watch: &'a Watch<'a>, screen: &'a Screen) -> Self {
-        Self { world, watch, screen, steps: RefCell::default(), measured: RefCell::default(), doing: Cell::new("nothing") }
+        Self {
+            world,
+            watch,
+            screen,
+            steps: RefCell::default(),
+            measured: RefCell::default(),
+            doing: Cell::new("nothing"),
+        }
     }
 
     /// All acts. Ends when everything that was published has come to what it must come to.
@@ -103,7 +111,9 @@ impl<'a> Play<'a> {
             statistics: self.world.sandbox.statistics(),
             noted: self.world.notes.read().clone(),
             census,
-            ahead: ProviderId::ALL.map(|provider| (provider, ahead(&seen.samples, provider, self.world.rate(provider)))).into(),
+            ahead: ProviderId::ALL
+                .map(|provider| (provider, ahead(&seen.samples, provider, self.world.rate(provider))))
+                .into(),
         })
     }
 
@@ -126,15 +136,21 @@ impl<'a> Play<'a> {
             STAGES.len(),
             self.world.broker.bootstrap_servers()
         ));
-        self.screen.say(format!("the sandbox plays Expo ({expo} messages/s allowed) and FCM ({fcm}/s); it answers after 40 ms"));
+        self.screen.say(format!(
+            "the sandbox plays Expo ({expo} messages/s allowed) and FCM ({fcm}/s); it answers after 40 ms"
+        ));
     }
 
     async fn tokens(&self) -> anyhow::Result<()> {
         let (first, then) = (cast::registrations(), cast::changes());
-        let (phones, changes) = (first.len() as u64, then.iter().filter(|step| **step != Step::Unreadable).count() as u64);
+        let (phones, changes) =
+            (first.len() as u64, then.iter().filter(|step| **step != Step::Unreadable).count() as u64);
         let bar = self.screen.bar("device-tokens", phones + changes);
         let applied = |at_least: u64| {
-            let applied = ["registered", "unregistered", "user_deleted"].map(|change| self.world.token_changes(change)).iter().sum();
+            let applied = ["registered", "unregistered", "user_deleted"]
+                .map(|change| self.world.token_changes(change))
+                .iter()
+                .sum();
             bar.at(applied);
             applied >= at_least
         };
@@ -152,7 +168,10 @@ impl<'a> Play<'a> {
     async fn regimens(&self) -> anyhow::Result<()> {
         let due = next_minute(Timestamp::now() + DUE_NOT_BEFORE);
         let steps = cast::regimens(due);
-        self.screen.say(format!("{} records of regimens, most of them due at {due:.0}, each in a time zone of its own", steps.len()));
+        self.screen.say(format!(
+            "{} records of regimens, most of them due at {due:.0}, each in a time zone of its own",
+            steps.len()
+        ));
         self.measured.borrow_mut().due = Some(due);
         self.publish(steps).await?;
         self.screen.say("one dose is published twice: it must ring once");
@@ -183,7 +202,8 @@ impl<'a> Play<'a> {
         // Ghosts are found by their receipts, three seconds later.
         self.until_store_agrees("receipts to tell the ghosts, and all dead tokens to be revoked").await?;
         let dead = self.expected().invalid.len();
-        self.screen.say(format!("{dead} dead tokens are published and revoked; the next broadcast must spare them"));
+        self.screen
+            .say(format!("{dead} dead tokens are published and revoked; the next broadcast must spare them"));
         Ok(())
     }
 
@@ -192,13 +212,17 @@ impl<'a> Play<'a> {
         let broadcast = self.begin("sea", vec![cast::post_for_everybody("sea", 6); 2]).await?;
         let attack = async {
             self.until("the middle of the broadcast", || self.part(&broadcast, Fcm) > 0.2).await;
-            self.screen.say(format!("ATTACK: FCM takes {CUT_RATE} messages/s and answers the others with 429, for {}", shown(ATTACK)));
+            self.screen.say(format!(
+                "ATTACK: FCM takes {CUT_RATE} messages/s and answers the others with 429, for {}",
+                shown(ATTACK)
+            ));
             self.attack(Fcm);
             self.world.sandbox.faults().change(|faults| faults.fcm.rate_limit = Some(CUT_RATE));
             sleep(ATTACK).await;
             self.world.sandbox.faults().change(|faults| faults.fcm.rate_limit = None);
             let refused = self.world.sandbox.statistics().fcm.answered(Answer::Throttled);
-            self.screen.say(format!("FCM takes everything again: {refused} messages met a 429 and are tried again"));
+            self.screen
+                .say(format!("FCM takes everything again: {refused} messages met a 429 and are tried again"));
             Ok(())
         };
         tokio::try_join!(self.follow(&broadcast), attack, self.remind_during(&broadcast))?;
@@ -207,14 +231,16 @@ impl<'a> Play<'a> {
     }
 
     async fn named_users(&self) -> anyhow::Result<()> {
-        self.screen.say("a post for named users: who has lost the phone must not be told, who has it now must");
+        self.screen
+            .say("a post for named users: who has lost the phone must not be told, who has it now must");
         let broadcast = self.begin("friends", vec![cast::post_for_some("friends", 2)]).await?;
         self.follow(&broadcast).await
     }
 
     async fn doses(&self) {
         let expected = self.expected();
-        let doses: BTreeSet<_> = expected.outcomes.keys().filter(|(name, _)| name.starts_with("dose:")).cloned().collect();
+        let doses: BTreeSet<_> =
+            expected.outcomes.keys().filter(|(name, _)| name.starts_with("dose:")).cloned().collect();
         if let Some(due) = self.measured.borrow().due.filter(|due| *due > Timestamp::now()) {
             self.screen.say(format!("waiting for {due:.0}, when the regimens' doses are due"));
         }
@@ -224,7 +250,9 @@ impl<'a> Play<'a> {
                 .outcomes
                 .iter()
                 .filter_map(|report| match report {
-                    Report::Dose { notification, provider, .. } => Some((notification.to_string(), *provider)),
+                    Report::Dose { notification, provider, .. } => {
+                        Some((notification.to_string(), *provider))
+                    }
                     Report::Broadcast { .. } => None,
                 })
                 .collect();
@@ -265,7 +293,8 @@ impl<'a> Play<'a> {
         self.publish(steps).await?;
         let expected = self.expected();
         let messages = ProviderId::ALL.map(|provider| expected.messages_of(&name, provider));
-        self.screen.say(format!("{name} is published: {} messages by Expo, {} by FCM", messages[0], messages[1]));
+        self.screen
+            .say(format!("{name} is published: {} messages by Expo, {} by FCM", messages[0], messages[1]));
         Ok(Broadcast { name, began, before, messages })
     }
 
@@ -282,7 +311,8 @@ impl<'a> Play<'a> {
     /// Shows a bar for each provider until the broadcast has its outcome.
     async fn follow(&self, broadcast: &Broadcast) -> anyhow::Result<()> {
         let bars = ProviderId::ALL.map(|provider| {
-            let bar = self.screen.bar(format!("{} {provider}", broadcast.name), broadcast.messages[side(provider)]);
+            let bar =
+                self.screen.bar(format!("{} {provider}", broadcast.name), broadcast.messages[side(provider)]);
             (provider, bar)
         });
         self.until("the broadcast's outcome", || {
@@ -294,7 +324,11 @@ impl<'a> Play<'a> {
         .await;
         drop(bars);
         if let Some(Counts { sent, dead, .. }) = self.outcome(broadcast) {
-            self.screen.say(format!("{}: {sent} sent, {dead} to dead tokens, in {}", broadcast.name, shown(broadcast.began.elapsed())));
+            self.screen.say(format!(
+                "{}: {sent} sent, {dead} to dead tokens, in {}",
+                broadcast.name,
+                shown(broadcast.began.elapsed())
+            ));
         }
         Ok(())
     }
@@ -305,7 +339,9 @@ impl<'a> Play<'a> {
 
     fn outcome(&self, broadcast: &Broadcast) -> Option<Counts> {
         self.world.notes.read().outcomes.iter().find_map(|report| match report {
-            Report::Broadcast { notification, counts, .. } if notification.as_str() == broadcast.name => Some(*counts),
+            Report::Broadcast { notification, counts, .. } if notification.as_str() == broadcast.name => {
+                Some(*counts)
+            }
             Report::Broadcast { .. } | Report::Dose { .. } => None,
         })
     }

@@ -1,15 +1,24 @@
-//! Who takes part, and what upstream says of them: 20,000 phones made by rule, so that every run tells the same story.
+//! Who takes part, and what upstream says of them: 20,000 phones made by rule, so that every run tells the
+//! same story.
 //!
-//! A phone is a provider and a number; what is special about it follows from the number's last digits. Phones with an even
-//! number are never special: whoever is to be rung at any moment of the demonstration has one.
+//! A phone is a provider and a number; what is special about it follows from the number's last digits. Phones
+//! with an even number are never special: whoever is to be rung at any moment of the demonstration has one.
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use pushcast::{domain::ProviderId, events::topics, stream::Message};
 use serde_json::{Value, json};
 
 /// Zones without summer time: no local minute is skipped or comes twice.
-const ZONES: [&str; 8] =
-    ["Asia/Bangkok", "Asia/Kathmandu", "Africa/Nairobi", "America/Bogota", "Pacific/Honolulu", "Asia/Kolkata", "Australia/Brisbane", "UTC"];
+const ZONES: [&str; 8] = [
+    "Asia/Bangkok",
+    "Asia/Kathmandu",
+    "Africa/Nairobi",
+    "America/Bogota",
+    "Pacific/Honolulu",
+    "Asia/Kolkata",
+    "Australia/Brisbane",
+    "UTC",
+];
 
 /// Users whose doses are due at the full minute.
 const PATIENTS: u32 = 60;
@@ -58,7 +67,8 @@ pub enum Step {
 // === Phones ===
 
 impl Phone {
-    /// How many phones there are at the beginning. With those that replace one there are 6,000 and 14,000 tokens.
+    /// How many phones there are at the beginning. With those that replace one there are 6,000 and 14,000
+    /// tokens.
     pub fn count(provider: ProviderId) -> u32 {
         match provider {
             ProviderId::Expo => 5_985,
@@ -68,7 +78,9 @@ impl Phone {
 
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        ProviderId::ALL.into_iter().flat_map(|provider| (0..Self::count(provider)).map(move |number| Self { provider, number }))
+        ProviderId::ALL
+            .into_iter()
+            .flat_map(|provider| (0..Self::count(provider)).map(move |number| Self { provider, number }))
     }
 
     /// What its provider will say: 2 % are dead, and another 1 % of Expo's are ghosts.
@@ -139,7 +151,8 @@ pub fn registrations() -> Vec<Step> {
     Phone::all().map(|phone| Step::Registered { phone, owner: phone.owner(), previous: None }).collect()
 }
 
-/// What happens then: phones move, get new tokens, are registered twice, are logged out; users go; a line makes no sense.
+/// What happens then: phones move, get new tokens, are registered twice, are logged out; users go; a line
+/// makes no sense.
 pub fn changes() -> Vec<Step> {
     let mut steps = vec![Step::Unreadable];
     for phone in Phone::all() {
@@ -156,7 +169,11 @@ pub fn changes() -> Vec<Step> {
             steps.push(Step::Unregistered { phone });
         }
     }
-    steps.extend((31..Phone::count(ProviderId::Fcm)).step_by(1_000).map(|number| Step::UserDeleted { user: user(number) }));
+    steps.extend(
+        (31..Phone::count(ProviderId::Fcm))
+            .step_by(1_000)
+            .map(|number| Step::UserDeleted { user: user(number) }),
+    );
     steps
 }
 
@@ -165,7 +182,9 @@ pub fn told(changes: &[Step]) -> String {
     let count = |is: fn(&Step) -> bool| changes.iter().filter(|step| is(step)).count();
     format!(
         "{} change hands, {} get a new token, {} are registered again, {} are logged out, {} users go, {} line is no JSON",
-        count(|step| matches!(step, Step::Registered { owner: Some(owner), .. } if owner.starts_with("newcomer"))),
+        count(
+            |step| matches!(step, Step::Registered { owner: Some(owner), .. } if owner.starts_with("newcomer"))
+        ),
         count(|step| matches!(step, Step::Registered { previous: Some(_), .. })),
         count(|step| matches!(step, Step::Registered { phone, .. } if phone.number % 500 == 2)),
         count(|step| matches!(step, Step::Unregistered { .. })),
@@ -179,20 +198,32 @@ pub fn post_for_everybody(post: &str, author: u32) -> Step {
     Step::Posted { post: post.to_owned(), author: user(author), users: None }
 }
 
-/// A post for named users: some who have lost their phone to a newcomer, these newcomers, some who are gone, somebody
-/// whom nobody knows, and the author, who is not told.
+/// A post for named users: some who have lost their phone to a newcomer, these newcomers, some who are gone,
+/// somebody whom nobody knows, and the author, who is not told.
 pub fn post_for_some(post: &str, author: u32) -> Step {
-    let moved = Phone::all().filter(|phone| phone.number < 600 && phone.provider == ProviderId::Fcm && phone.moves());
-    let users = (0..600).map(user).chain(moved.map(|phone| newcomer(phone.number))).chain(["nobody-knows".to_owned()]);
+    let moved =
+        Phone::all().filter(|phone| phone.number < 600 && phone.provider == ProviderId::Fcm && phone.moves());
+    let users = (0..600)
+        .map(user)
+        .chain(moved.map(|phone| newcomer(phone.number)))
+        .chain(["nobody-knows".to_owned()]);
     Step::Posted { post: post.to_owned(), author: user(author), users: Some(users.collect()) }
 }
 
-/// Regimens with a dose at `due`, each at that minute of its own zone. Most ring; one ended yesterday, one is removed
-/// again, one is of a user who has lost the phone and one of the newcomer who has it now.
+/// Regimens with a dose at `due`, each at that minute of its own zone. Most ring; one ended yesterday, one is
+/// removed again, one is of a user who has lost the phone and one of the newcomer who has it now.
 pub fn regimens(due: Timestamp) -> Vec<Step> {
-    let of = |id: String, user: String, zone: &'static str, last_day: Option<Date>| Step::Regimen { id, user, zone, due, last_day };
-    let mut steps: Vec<Step> =
-        (0..PATIENTS).zip(ZONES.iter().cycle()).map(|(n, zone)| of(format!("daily-{n}"), user(1_000 + 2 * n), zone, None)).collect();
+    let of = |id: String, user: String, zone: &'static str, last_day: Option<Date>| Step::Regimen {
+        id,
+        user,
+        zone,
+        due,
+        last_day,
+    };
+    let mut steps: Vec<Step> = (0..PATIENTS)
+        .zip(ZONES.iter().cycle())
+        .map(|(n, zone)| of(format!("daily-{n}"), user(1_000 + 2 * n), zone, None))
+        .collect();
     let yesterday = local_date(due, ZONES[0]).and_then(|today| today.yesterday().ok());
     steps.push(of("ended".to_owned(), user(2_000), ZONES[0], yesterday));
     steps.push(of("removed".to_owned(), user(2_002), ZONES[1], None));
@@ -235,12 +266,19 @@ impl Step {
                 }
                 record(topics::DEVICE_TOKENS, phone.token(), &value)
             }
-            Self::Unregistered { phone } => {
-                record(topics::DEVICE_TOKENS, phone.token(), &json!({ "event": "unregistered", "token": phone.token() }))
-            }
-            Self::UserDeleted { user } => record(topics::DEVICE_TOKENS, user.clone(), &json!({ "event": "userDeleted", "userId": user })),
+            Self::Unregistered { phone } => record(
+                topics::DEVICE_TOKENS,
+                phone.token(),
+                &json!({ "event": "unregistered", "token": phone.token() }),
+            ),
+            Self::UserDeleted { user } => record(
+                topics::DEVICE_TOKENS,
+                user.clone(),
+                &json!({ "event": "userDeleted", "userId": user }),
+            ),
             Self::Posted { post, author, users } => {
-                let mut value = json!({ "postId": post, "authorId": author, "authorName": "Ann", "title": "On walking" });
+                let mut value =
+                    json!({ "postId": post, "authorId": author, "authorName": "Ann", "title": "On walking" });
                 if let Some(users) = users {
                     value["audience"] = json!({ "users": users });
                 }
@@ -260,7 +298,9 @@ impl Step {
                 });
                 record(topics::MEDICATION_REGIMENS, id.clone(), &value)
             }
-            Self::RegimenRemoved { id } => Message { value: None, ..Message::new(topics::MEDICATION_REGIMENS, id.clone(), Vec::new()) },
+            Self::RegimenRemoved { id } => {
+                Message { value: None, ..Message::new(topics::MEDICATION_REGIMENS, id.clone(), Vec::new()) }
+            }
             Self::Dose { regimen, user, at } => {
                 let dose = json!({
                     "regimenId": regimen, "profileId": profile(user), "userId": user, "scheduleTime": format!("{at:.0}"),
@@ -315,7 +355,8 @@ mod tests {
             let text = phone.token();
             let token = Token::parse(&text).unwrap();
             assert_eq!(token.kind().provider(), phone.provider);
-            let words = ["dead", "ghost", "foreign", "busy", "malformed", "uncredentialed"].map(|word| text.contains(word));
+            let words = ["dead", "ghost", "foreign", "busy", "malformed", "uncredentialed"]
+                .map(|word| text.contains(word));
             let (dead, ghost) = (phone.condition() == Condition::Dead, phone.condition() == Condition::Ghost);
             assert_eq!(words, [dead, ghost, false, false, false, false], "{text}");
         }
@@ -327,21 +368,32 @@ mod tests {
             match step {
                 // Registered twice, by the same user.
                 Step::Registered { phone, owner, previous: None } if owner == phone.owner() => {}
-                Step::Registered { phone, .. } | Step::Unregistered { phone } => assert_eq!(phone.number % 2, 1),
+                Step::Registered { phone, .. } | Step::Unregistered { phone } => {
+                    assert_eq!(phone.number % 2, 1)
+                }
                 Step::UserDeleted { user } => assert!(user.ends_with('1')),
                 _ => {}
             }
         }
-        assert!(Phone::all().filter(|phone| phone.number % 2 == 0).all(|phone| phone.condition() == Condition::Alive));
+        assert!(
+            Phone::all()
+                .filter(|phone| phone.number % 2 == 0)
+                .all(|phone| phone.condition() == Condition::Alive)
+        );
     }
 
     #[test]
     fn every_record_is_what_its_topic_wants() {
         let due = "2026-11-20T01:00:00Z".parse().unwrap();
-        for step in registrations().into_iter().take(50).chain(changes()).filter(|step| *step != Step::Unreadable) {
+        for step in
+            registrations().into_iter().take(50).chain(changes()).filter(|step| *step != Step::Unreadable)
+        {
             let Message { key, value, .. } = step.message();
             let change = device_tokens::read(key.as_deref(), value.as_deref()).unwrap();
-            assert_eq!(matches!(change, TokenChange::Registered { .. }), matches!(step, Step::Registered { .. }));
+            assert_eq!(
+                matches!(change, TokenChange::Registered { .. }),
+                matches!(step, Step::Registered { .. })
+            );
         }
         for step in [post_for_everybody("p", 1), post_for_some("p", 1)] {
             posts_created::read(None, step.message().value.as_deref()).unwrap();
@@ -353,7 +405,10 @@ mod tests {
                 assert_eq!(regimen.is_occurrence(due), last_day.is_none());
             }
         }
-        let Ok(Tick::Dose(dose)) = medication_ticks::read(None, reminder(0, due).message().value.as_deref()) else { panic!() };
+        let Ok(Tick::Dose(dose)) = medication_ticks::read(None, reminder(0, due).message().value.as_deref())
+        else {
+            panic!()
+        };
         assert_eq!((dose.schedule_time, dose.user.as_str()), (due, "user-4000"));
         assert!(device_tokens::read(None, Step::Unreadable.message().value.as_deref()).is_err());
     }

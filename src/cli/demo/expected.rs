@@ -1,5 +1,5 @@
-//! What must come of the records that were published: a fold over them in their order, by the promises alone. It never
-//! looks at what happened.
+//! What must come of the records that were published: a fold over them in their order, by the promises alone.
+//! It never looks at what happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,13 +63,19 @@ impl Expected {
         let mut waiting: BTreeMap<&str, Waiting> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Registered { phone, owner, previous } => phones.register(*phone, owner.clone(), *previous),
+                Step::Registered { phone, owner, previous } => {
+                    phones.register(*phone, owner.clone(), *previous)
+                }
                 Step::Unregistered { phone } => phones.end(*phone),
                 Step::UserDeleted { user } => phones.end_all_of(user),
-                Step::Posted { post, author, users } => expected.broadcast(&mut phones, post, author, users.as_deref()),
+                Step::Posted { post, author, users } => {
+                    expected.broadcast(&mut phones, post, author, users.as_deref())
+                }
                 Step::Dose { regimen, user, at } => expected.dose(&phones, regimen, user, *at),
                 Step::Regimen { id, user, zone, due, last_day } => {
-                    let is_over = last_day.is_some_and(|last| TimeZone::get(zone).is_ok_and(|zone| due.to_zoned(zone).date() > last));
+                    let is_over = last_day.is_some_and(|last| {
+                        TimeZone::get(zone).is_ok_and(|zone| due.to_zoned(zone).date() > last)
+                    });
                     waiting.insert(id, Waiting { user, due: *due, rings: !is_over });
                 }
                 Step::RegimenRemoved { id } => drop(waiting.remove(id.as_str())),
@@ -95,7 +101,8 @@ impl Expected {
 
     /// Messages of one notification through one provider, taken or not.
     pub fn messages_of(&self, name: &str, provider: ProviderId) -> u64 {
-        let taken = self.pushes.get(name).into_iter().flatten().filter(|(of, _)| *of == provider).count() as u64;
+        let taken =
+            self.pushes.get(name).into_iter().flatten().filter(|(of, _)| *of == provider).count() as u64;
         taken + self.dead.get(&(name.to_owned(), provider)).copied().unwrap_or_default()
     }
 
@@ -110,7 +117,8 @@ impl Expected {
         let mut taken = BTreeSet::new();
         for (phone, state) in phones.0.iter_mut().filter(|(_, state)| state.is_active) {
             let owner = state.owner.as_deref();
-            let is_asked = named.as_ref().is_none_or(|named| owner.is_some_and(|owner| named.contains(owner)));
+            let is_asked =
+                named.as_ref().is_none_or(|named| owner.is_some_and(|owner| named.contains(owner)));
             if !is_asked || owner == Some(author) {
                 continue;
             }
@@ -131,8 +139,8 @@ impl Expected {
         self.pushes.insert(name, taken);
     }
 
-    /// The dose rings every phone of its user once, however often it is published. Whoever is to be rung here has no phone
-    /// that is dead.
+    /// The dose rings every phone of its user once, however often it is published. Whoever is to be rung here
+    /// has no phone that is dead.
     fn dose(&mut self, phones: &Phones, regimen: &str, user: &str, at: Timestamp) {
         let rung: BTreeSet<_> = phones.of(user).map(|phone| (phone.provider, phone.token())).collect();
         let id = format!("dose:{}:{regimen}:{at:.0}", profile(user));
@@ -142,10 +150,14 @@ impl Expected {
         }
         for (provider, sent) in &by_provider {
             let counts = Counts { sent: *sent, ..Counts::default() };
-            self.outcomes.insert((id.clone(), Some(*provider)), Outcome { of_dose: Some(DoseOutcome::Sent), counts });
+            self.outcomes
+                .insert((id.clone(), Some(*provider)), Outcome { of_dose: Some(DoseOutcome::Sent), counts });
         }
         if rung.is_empty() {
-            self.outcomes.insert((id, None), Outcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() });
+            self.outcomes.insert(
+                (id, None),
+                Outcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() },
+            );
         }
         self.pushes.insert(format!("dose:{regimen}"), rung);
     }
@@ -172,7 +184,10 @@ impl Phones {
     }
 
     fn of<'a>(&'a self, user: &'a str) -> impl Iterator<Item = &'a Phone> {
-        self.0.iter().filter(move |(_, state)| state.is_active && state.owner.as_deref() == Some(user)).map(|(phone, _)| phone)
+        self.0
+            .iter()
+            .filter(move |(_, state)| state.is_active && state.owner.as_deref() == Some(user))
+            .map(|(phone, _)| phone)
     }
 
     fn census(&self) -> Vec<Census> {
@@ -224,15 +239,27 @@ mod tests {
         assert_eq!(expected.dead, BTreeMap::from([(("post:a".to_owned(), EXPO), 1)]));
         assert_eq!((expected.messages_of("post:a", EXPO), expected.messages_of("post:b", EXPO)), (4, 1));
         assert_eq!(expected.invalid, BTreeSet::from([phone(13), phone(29)].map(Phone::token)));
-        assert_eq!(expected.outcomes[&("post:a".to_owned(), None)].counts, Counts { sent: 3, dead: 1, ..Counts::default() });
+        assert_eq!(
+            expected.outcomes[&("post:a".to_owned(), None)].counts,
+            Counts { sent: 3, dead: 1, ..Counts::default() }
+        );
         assert_eq!(expected.census[0], Census { provider: EXPO, active: 2, inactive: 2 });
     }
 
     #[test]
     fn a_phone_that_has_moved_rings_for_its_new_owner_only() {
         let to = |user: &str| vec![user.to_owned()];
-        let post = |post: &str, users| Step::Posted { post: post.to_owned(), author: "x".to_owned(), users: Some(users) };
-        let expected = Expected::of(&[registered(0, "ann"), registered(0, "bob"), post("a", to("ann")), post("b", to("bob"))]);
+        let post = |post: &str, users| Step::Posted {
+            post: post.to_owned(),
+            author: "x".to_owned(),
+            users: Some(users),
+        };
+        let expected = Expected::of(&[
+            registered(0, "ann"),
+            registered(0, "bob"),
+            post("a", to("ann")),
+            post("b", to("bob")),
+        ]);
         assert_eq!(takers(&expected, "post:a"), [""; 0]);
         assert_eq!(takers(&expected, "post:b"), [phone(0).token()]);
     }
@@ -254,7 +281,11 @@ mod tests {
     #[test]
     fn a_dose_rings_once_and_not_after_its_end_nor_when_it_is_removed() {
         let at: Timestamp = "2026-11-20T01:00:00Z".parse().unwrap();
-        let mut steps = vec![registered(3_000, "user-3000"), registered(2_000, "user-2000"), registered(2_002, "user-2002")];
+        let mut steps = vec![
+            registered(3_000, "user-3000"),
+            registered(2_000, "user-2000"),
+            registered(2_002, "user-2002"),
+        ];
         steps.extend(cast::dose_twice(at));
         steps.extend(cast::regimens(at));
         let expected = Expected::of(&steps);

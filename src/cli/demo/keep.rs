@@ -16,22 +16,28 @@ const SHOWN_MAX: usize = 10;
 /// Lines to paste into a shell, for each topic.
 pub fn lines(world: &World, program: &Path, now: Timestamp) -> String {
     let servers = world.broker.bootstrap_servers();
-    let mut text = "# Paste a line, by kcat or without it; what it causes shows up here as a push.\n".to_owned();
+    let mut text =
+        "# Paste a line, by kcat or without it; what it causes shows up here as a push.\n".to_owned();
     for (topic, value) in examples(now) {
         let echo = format!("echo '{value}'");
         text += &format!("\n# {topic}\n{echo} | kcat -P -b {servers} -t {topic}\n");
-        text += &format!("{echo} | PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={servers} {} produce {topic}\n", program.display());
+        text += &format!(
+            "{echo} | PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={servers} {} produce {topic}\n",
+            program.display()
+        );
     }
     text += "\n# What pushcast says of it\n";
     for topic in [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS] {
         text += &format!("kcat -C -b {servers} -t {topic} -o -5 -e -q\n");
     }
     let admin = &world.config.http.admin_listen;
-    text += &format!("curl -s http://{admin}/metrics\n{} inspect --admin {admin} user me\n", program.display());
+    text +=
+        &format!("curl -s http://{admin}/metrics\n{} inspect --admin {admin} user me\n", program.display());
     text
 }
 
-/// A line for each topic that others may write to. They belong together: the first registers the phone of the others.
+/// A line for each topic that others may write to. They belong together: the first registers the phone of the
+/// others.
 fn examples(now: Timestamp) -> Vec<(&'static str, Value)> {
     let soon = now.to_zoned(TimeZone::UTC).datetime().saturating_add(jiff::SignedDuration::from_secs(90));
     let this_second = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -48,11 +54,17 @@ fn examples(now: Timestamp) -> Vec<(&'static str, Value)> {
         "audience": { "users": ["me"] },
     });
     vec![
-        (topics::DEVICE_TOKENS, json!({ "token": "ExponentPushToken[hello]", "userId": "me", "platform": "ios" })),
+        (
+            topics::DEVICE_TOKENS,
+            json!({ "token": "ExponentPushToken[hello]", "userId": "me", "platform": "ios" }),
+        ),
         (topics::POSTS_CREATED, post),
         (topics::MEDICATION_TICKS, json!({ "dose": dose })),
         (topics::MEDICATION_REGIMENS, regimen),
-        (topics::INVALID_TOKENS, json!({ "token": "ExponentPushToken[hello]", "reason": "because I say so" })),
+        (
+            topics::INVALID_TOKENS,
+            json!({ "token": "ExponentPushToken[hello]", "reason": "because I say so" }),
+        ),
     ]
 }
 
@@ -78,7 +90,9 @@ fn shown(push: &Push) -> String {
 
 #[cfg(test)]
 mod tests {
-    use pushcast::events::{device_tokens, invalid_tokens, medication_regimens, medication_ticks, posts_created};
+    use pushcast::events::{
+        device_tokens, invalid_tokens, medication_regimens, medication_ticks, posts_created,
+    };
 
     use super::*;
 
@@ -110,6 +124,11 @@ mod tests {
             text: "New Reflection from You: Hello".to_owned(),
         };
         let line = shown(&push);
-        assert!(line.contains("expo") && line.contains("New Reflection from You: Hello") && !line.contains("ExponentPushToken"), "{line}");
+        assert!(
+            line.contains("expo")
+                && line.contains("New Reflection from You: Hello")
+                && !line.contains("ExponentPushToken"),
+            "{line}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! How fast it was: samples are taken from the record's publishing to the message's arrival at the sandbox, one by one;
-//! nothing is read from a histogram.
+//! How fast it was: samples are taken from the record's publishing to the message's arrival at the sandbox,
+//! one by one; nothing is read from a histogram.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -57,12 +57,15 @@ pub struct Latency {
 }
 
 impl Measured {
-    /// From a reminder's record to its provider, of those that were published while the provider was attacked, or not.
+    /// From a reminder's record to its provider, of those that were published while the provider was
+    /// attacked, or not.
     pub fn reminders(&self, pushes: &[Push], provider: ProviderId, attacked: bool) -> Option<Latency> {
         let is_attacked = |at: Timestamp| {
-            self.attacks
-                .iter()
-                .any(|attack| attack.provider == provider && attack.from - FELT_BEFORE <= at && at <= attack.until + FELT_AFTER)
+            self.attacks.iter().any(|attack| {
+                attack.provider == provider
+                    && attack.from - FELT_BEFORE <= at
+                    && at <= attack.until + FELT_AFTER
+            })
         };
         let published = self.reminders.iter().filter(|(_, at)| is_attacked(**at) == attacked);
         latency(pushes, provider, &published.map(|(name, at)| (name.as_str(), *at)).collect())
@@ -88,8 +91,8 @@ impl Measured {
     }
 }
 
-/// How far arrivals ever ran ahead of the allowed rate: so long it would have taken to let what came too early come in
-/// time. Over any stretch of time, however short or long.
+/// How far arrivals ever ran ahead of the allowed rate: so long it would have taken to let what came too
+/// early come in time. Over any stretch of time, however short or long.
 pub fn ahead(samples: &[Sample], provider: ProviderId, rate: u32) -> Duration {
     let (mut ahead, mut least) = (0.0_f64, f64::INFINITY);
     let Some(first) = samples.first() else { return Duration::ZERO };
@@ -125,7 +128,8 @@ fn kept(arrived: &[(Instant, u64)]) -> Option<f64> {
 impl Latency {
     fn of(mut taken: Vec<Duration>) -> Option<Self> {
         taken.sort_unstable();
-        let at = |per_cent: usize| taken.get((taken.len() * per_cent).div_ceil(100).saturating_sub(1)).copied();
+        let at =
+            |per_cent: usize| taken.get((taken.len() * per_cent).div_ceil(100).saturating_sub(1)).copied();
         Some(Self { p50: at(50)?, p99: at(99)?, max: at(100)?, of: taken.len() })
     }
 }
@@ -138,7 +142,11 @@ impl fmt::Display for Latency {
 
 /// A time as people say it.
 pub fn shown(time: Duration) -> String {
-    if time < Duration::from_secs(1) { format!("{} ms", time.as_millis()) } else { format!("{:.1} s", time.as_secs_f64()) }
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
 }
 
 #[cfg(test)]
@@ -175,7 +183,9 @@ mod tests {
             push(ProviderId::Fcm, "b", 2_020),
             push(ProviderId::Fcm, "post:walk", 9_000),
         ];
-        let max = |provider, attacked| measured.reminders(&pushes, provider, attacked).map(|latency| latency.max.as_millis());
+        let max = |provider, attacked| {
+            measured.reminders(&pushes, provider, attacked).map(|latency| latency.max.as_millis())
+        };
         assert_eq!([max(ProviderId::Expo, false), max(ProviderId::Expo, true)], [Some(10), Some(3_000)]);
         assert_eq!([max(ProviderId::Fcm, false), max(ProviderId::Fcm, true)], [Some(20), None]);
     }
@@ -185,8 +195,16 @@ mod tests {
         let start = Instant::now();
         let sample = |ms, expo| Sample { at: start + Duration::from_millis(ms), arrived: [expo, 0] };
         let ahead = |samples: &[Sample]| ahead(samples, ProviderId::Expo, 100).as_millis();
-        assert_eq!(ahead(&[sample(0, 0), sample(1_000, 100), sample(9_000, 500)]), 0, "a pause is not made up for later");
-        assert_eq!(ahead(&[sample(0, 0), sample(5_000, 100), sample(6_000, 300)]), 1_000, "200 in a second: one too early");
+        assert_eq!(
+            ahead(&[sample(0, 0), sample(1_000, 100), sample(9_000, 500)]),
+            0,
+            "a pause is not made up for later"
+        );
+        assert_eq!(
+            ahead(&[sample(0, 0), sample(5_000, 100), sample(6_000, 300)]),
+            1_000,
+            "200 in a second: one too early"
+        );
         assert_eq!(ahead(&[]), 0);
     }
 
@@ -195,7 +213,8 @@ mod tests {
         let start = Instant::now();
         // Nothing for a second, 100 a second for ten, and then a straggler.
         let arrived = |ms: u64| if ms < 1_000 { 0 } else { (ms / 10 - 100).min(1_000) };
-        let mut samples: Vec<_> = (0..=20_000).step_by(100).map(|ms| (start + Duration::from_millis(ms), arrived(ms))).collect();
+        let mut samples: Vec<_> =
+            (0..=20_000).step_by(100).map(|ms| (start + Duration::from_millis(ms), arrived(ms))).collect();
         samples.push((start + Duration::from_secs(60), 1_001));
         let rate = kept(&samples).unwrap();
         assert!((99.0..101.0).contains(&rate), "{rate}");

@@ -35,7 +35,9 @@ impl Screen {
     /// A bar, from nothing to `len`.
     pub fn bar(&self, what: impl Into<String>, len: u64) -> Bar<'_> {
         let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let shown = self.bars.add(ProgressBar::new(len).with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_message(what.into()));
+        let shown = self.bars.add(
+            ProgressBar::new(len).with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_message(what.into()),
+        );
         Bar { screen: self, shown, quarter: AtomicU64::new(0) }
     }
 

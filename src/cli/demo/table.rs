@@ -43,17 +43,26 @@ impl Told<'_> {
 
     fn tokens(&self, table: &mut Table) {
         let census = |provider| self.found.census.iter().find(|of| of.provider == provider);
-        counted(table, "tokens registered", |provider| census(provider).map_or(0, |of| of.active + of.inactive));
+        counted(table, "tokens registered", |provider| {
+            census(provider).map_or(0, |of| of.active + of.inactive)
+        });
         counted(table, "tokens active at the end", |provider| census(provider).map_or(0, |of| of.active));
         let invalid = &self.found.noted.invalid;
-        let of = |provider| invalid.iter().filter(|dead| dead.token.kind().provider() == provider).count() as u64;
+        let of =
+            |provider| invalid.iter().filter(|dead| dead.token.kind().provider() == provider).count() as u64;
         counted(table, "invalid tokens published", of);
-        row(table, "invalid tokens revoked", ["".to_owned(), "".to_owned(), grouped(self.world.token_changes("revoked"))]);
+        row(
+            table,
+            "invalid tokens revoked",
+            ["".to_owned(), "".to_owned(), grouped(self.world.token_changes("revoked"))],
+        );
     }
 
     fn messages(&self, table: &mut Table) {
         for outcome in Outcome::ALL {
-            counted(table, &format!("messages {}", outcome.label()), |provider| self.world.messages(provider, outcome.label()));
+            counted(table, &format!("messages {}", outcome.label()), |provider| {
+                self.world.messages(provider, outcome.label())
+            });
         }
         counted(table, "messages tried again: 503, 429", |provider| {
             let of = self.statistics(provider);
@@ -61,7 +70,11 @@ impl Told<'_> {
         });
         counted(table, "doubles seen by the sandbox", |provider| self.statistics(provider).doubles);
         counted(table, "doses rung, reminders included", |provider| {
-            self.found.pushes.iter().filter(|push| push.provider == provider && push.name.starts_with("dose:")).count() as u64
+            self.found
+                .pushes
+                .iter()
+                .filter(|push| push.provider == provider && push.name.starts_with("dose:"))
+                .count() as u64
         });
     }
 
@@ -79,7 +92,9 @@ impl Told<'_> {
     fn times(&self, table: &mut Table) {
         let pushes = &self.found.pushes;
         let told = |latency: Option<Latency>| latency.map_or("–".to_owned(), |latency| latency.to_string());
-        each(table, "reminder: record → provider, p50 / p99", |provider| told(self.measured.reminders(pushes, provider, false)));
+        each(table, "reminder: record → provider, p50 / p99", |provider| {
+            told(self.measured.reminders(pushes, provider, false))
+        });
         each(table, "… the slowest while its provider was attacked", |provider| {
             let slowest = self.measured.reminders(pushes, provider, true);
             slowest.map_or("–".to_owned(), |latency| shown(latency.max))
@@ -89,10 +104,18 @@ impl Told<'_> {
             .pushes
             .keys()
             .map(String::as_str)
-            .filter(|name| name.starts_with("dose:") && *name != "dose:twice" && !self.measured.reminders.contains_key(*name))
+            .filter(|name| {
+                name.starts_with("dose:")
+                    && *name != "dose:twice"
+                    && !self.measured.reminders.contains_key(*name)
+            })
             .collect();
-        each(table, "dose: its minute → provider (a tick a second)", |provider| told(self.measured.doses(pushes, provider, &regimens)));
-        each(table, "post: record → provider, p50 / p99", |provider| told(self.measured.posts(pushes, provider)));
+        each(table, "dose: its minute → provider (a tick a second)", |provider| {
+            told(self.measured.doses(pushes, provider, &regimens))
+        });
+        each(table, "post: record → provider, p50 / p99", |provider| {
+            told(self.measured.posts(pushes, provider))
+        });
     }
 
     fn statistics(&self, provider: ProviderId) -> &ProviderStatistics {
@@ -135,6 +158,9 @@ mod tests {
 
     #[test]
     fn thousands_are_told_apart() {
-        assert_eq!([0, 999, 1_000, 20_000, 1_234_567].map(grouped), ["0", "999", "1,000", "20,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1_000, 20_000, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "20,000", "1,234,567"]
+        );
     }
 }

@@ -33,8 +33,8 @@ pub struct Found {
     pub ahead: BTreeMap<ProviderId, Duration>,
 }
 
-/// How far arrivals may run ahead of the rate. pushcast keeps it where messages leave; a busy machine holds some of them
-/// up on their way and lets them arrive together, here at most that long.
+/// How far arrivals may run ahead of the rate. pushcast keeps it where messages leave; a busy machine holds
+/// some of them up on their way and lets them arrive together, here at most that long.
 const AHEAD_MAX: Duration = Duration::from_millis(500);
 
 /// Two that should agree and do not.
@@ -60,10 +60,17 @@ pub fn verify(expected: &Expected, found: &Found) -> Vec<Disagreement> {
     pushes(&mut findings, expected, &found.pushes);
     for provider in ProviderId::ALL {
         statistics(&mut findings, expected, found, provider);
-        let of = |census: &[Census]| census.iter().find(|of| of.provider == provider).map(|of| (of.active, of.inactive));
-        let told =
-            |of: Option<(u64, u64)>| of.map_or("nothing".to_owned(), |(active, inactive)| format!("{active} active, {inactive} not"));
-        findings.agree(format!("tokens of {provider} in the store"), told(of(&expected.census)), told(of(&found.census)));
+        let of = |census: &[Census]| {
+            census.iter().find(|of| of.provider == provider).map(|of| (of.active, of.inactive))
+        };
+        let told = |of: Option<(u64, u64)>| {
+            of.map_or("nothing".to_owned(), |(active, inactive)| format!("{active} active, {inactive} not"))
+        };
+        findings.agree(
+            format!("tokens of {provider} in the store"),
+            told(of(&expected.census)),
+            told(of(&found.census)),
+        );
     }
     outcomes(&mut findings, expected, &found.noted.outcomes);
     invalid_tokens(&mut findings, expected, &found.noted);
@@ -77,16 +84,23 @@ fn pushes(findings: &mut Findings, expected: &Expected, pushes: &[Push]) {
     for push in pushes {
         *taken.entry(&push.name).or_default().entry((push.provider, &push.token)).or_default() += 1;
     }
-    let names: BTreeSet<&str> = expected.pushes.keys().map(String::as_str).chain(taken.keys().copied()).collect();
+    let names: BTreeSet<&str> =
+        expected.pushes.keys().map(String::as_str).chain(taken.keys().copied()).collect();
     for name in names {
-        let wanted: BTreeSet<(ProviderId, &str)> =
-            expected.pushes.get(name).into_iter().flatten().map(|(provider, token)| (*provider, token.as_str())).collect();
+        let wanted: BTreeSet<(ProviderId, &str)> = expected
+            .pushes
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|(provider, token)| (*provider, token.as_str()))
+            .collect();
         let got = taken.remove(name).unwrap_or_default();
         let missing = wanted.iter().filter(|phone| !got.contains_key(phone)).count();
         let uninvited = got.keys().filter(|phone| !wanted.contains(phone)).count();
         let again = got.values().filter(|times| **times > 1).count();
         if missing + uninvited + again > 0 {
-            let found = format!("{missing} of them not rung, {uninvited} others rung, {again} rung more than once");
+            let found =
+                format!("{missing} of them not rung, {uninvited} others rung, {again} rung more than once");
             findings.disagree(name, format!("{} phones rung once", wanted.len()), found);
         }
     }
@@ -100,12 +114,24 @@ fn statistics(findings: &mut Findings, expected: &Expected, found: &Found, provi
     };
     let tokens: BTreeSet<_> = expected.pushes.values().flatten().filter(|(of, _)| *of == provider).collect();
     findings.agree(format!("messages that {provider} took"), expected.sent(provider), of.taken);
-    findings.agree(format!("tokens that {provider} took messages for"), tokens.len() as u64, of.distinct_tokens);
+    findings.agree(
+        format!("tokens that {provider} took messages for"),
+        tokens.len() as u64,
+        of.distinct_tokens,
+    );
     findings.agree(format!("doubles that {provider} saw"), 0, of.doubles);
-    findings.agree(format!("messages to dead tokens at {provider}"), expected.dead(provider), of.answered(Answer::Dead));
+    findings.agree(
+        format!("messages to dead tokens at {provider}"),
+        expected.dead(provider),
+        of.answered(Answer::Dead),
+    );
     let ahead = found.ahead.get(&provider).copied().unwrap_or_default();
     if ahead > AHEAD_MAX {
-        findings.disagree(format!("the rate at {provider}"), "kept", format!("messages came {} too early", shown(ahead)));
+        findings.disagree(
+            format!("the rate at {provider}"),
+            "kept",
+            format!("messages came {} too early", shown(ahead)),
+        );
     }
 }
 
@@ -150,7 +176,11 @@ fn invalid_tokens(findings: &mut Findings, expected: &Expected, noted: &Noted) {
     let slandered = told.iter().filter(|token| !expected.invalid.contains(**token)).count();
     if untold + slandered > 0 {
         let found = format!("{untold} of them untold, {slandered} others told");
-        findings.disagree("tokens in invalid-tokens", format!("the {} dead ones", expected.invalid.len()), found);
+        findings.disagree(
+            "tokens in invalid-tokens",
+            format!("the {} dead ones", expected.invalid.len()),
+            found,
+        );
     }
 }
 
@@ -159,7 +189,11 @@ struct Findings(Vec<Disagreement>);
 
 impl Findings {
     fn disagree(&mut self, about: impl Into<String>, expected: impl ToString, found: impl ToString) {
-        self.0.push(Disagreement { about: about.into(), expected: expected.to_string(), found: found.to_string() });
+        self.0.push(Disagreement {
+            about: about.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        });
     }
 
     fn agree<T: PartialEq + ToString>(&mut self, about: impl Into<String>, expected: T, found: T) {

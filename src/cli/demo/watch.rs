@@ -149,8 +149,12 @@ impl Handler for Notes {
     async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         let noted = match &*record.topic {
-            topics::PUSH_OUTCOMES => push_outcomes::read(key, value).map(|report| self.read().outcomes.push(report)),
-            topics::INVALID_TOKENS => invalid_tokens::read(key, value).map(|dead| self.read().invalid.push(dead)),
+            topics::PUSH_OUTCOMES => {
+                push_outcomes::read(key, value).map(|report| self.read().outcomes.push(report))
+            }
+            topics::INVALID_TOKENS => {
+                invalid_tokens::read(key, value).map(|dead| self.read().invalid.push(dead))
+            }
             _ => {
                 self.read().dead_letters += 1;
                 Ok(())

@@ -1,4 +1,5 @@
-//! The world of the demonstration: the embedded Kafka, the store in memory, the sandbox, and all of pushcast between them.
+//! The world of the demonstration: the embedded Kafka, the store in memory, the sandbox, and all of pushcast
+//! between them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,7 +56,9 @@ impl World {
     /// Starts everything. `admin` opens the admin listener on a free port.
     pub async fn start(admin: bool) -> anyhow::Result<(Self, Running)> {
         let broker = Broker::start()?;
-        let sandbox = Sandbox::start(Options { remember: REMEMBERED, ..Options::default() }).await.context("starting the sandbox")?;
+        let sandbox = Sandbox::start(Options { remember: REMEMBERED, ..Options::default() })
+            .await
+            .context("starting the sandbox")?;
         sandbox.faults().change(|faults| {
             faults.expo.latency = Duration::from_millis(40);
             faults.fcm.latency = Duration::from_millis(40);
@@ -68,15 +71,19 @@ impl World {
         let app = App::new(config.clone(), store.clone(), Stages::all());
         let (metrics, health) = (app.metrics(), app.health());
         let notes = Arc::new(Notes::default());
-        let of = [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS].map(str::to_owned).to_vec();
+        let of =
+            [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS].map(str::to_owned).to_vec();
         let spec = StageSpec { name: "demo".to_owned(), topics: of, in_flight: 1_024 };
-        let reader = Stage::new(&config.kafka, spec, Arc::clone(&notes), producer.clone(), Arc::new(Metrics::new()))?;
+        let reader =
+            Stage::new(&config.kafka, spec, Arc::clone(&notes), producer.clone(), Arc::new(Metrics::new()))?;
 
         let mut running = Running { tasks: JoinSet::new(), stop: CancellationToken::new() };
         let stop = running.stop.clone();
         running.tasks.spawn(async move { ("pushcast", app.run(stop).await) });
         let stop = running.stop.clone();
-        running.tasks.spawn(async move { ("the reader of outcomes", reader.run(stop).await.map_err(anyhow::Error::new)) });
+        running.tasks.spawn(async move {
+            ("the reader of outcomes", reader.run(stop).await.map_err(anyhow::Error::new))
+        });
         Ok((Self { broker, sandbox, store, producer, metrics, health, notes, config }, running))
     }
 
@@ -101,7 +108,10 @@ impl World {
     fn counted(&self, provider: ProviderId, lane: &str, outcome: Option<&str>) -> u64 {
         let all = pushcast::domain::Outcome::ALL.map(pushcast::domain::Outcome::label);
         let of = all.into_iter().filter(|label| outcome.is_none_or(|outcome| outcome == *label));
-        of.map(|outcome| self.metrics.notifications_total.with_label_values(&[provider.label(), lane, outcome]).get()).sum()
+        of.map(|outcome| {
+            self.metrics.notifications_total.with_label_values(&[provider.label(), lane, outcome]).get()
+        })
+        .sum()
     }
 
     /// Events that were applied to tokens.

@@ -16,8 +16,8 @@ use super::{
     Answered, Batcher, COMPLAIN_EVERY, Open,
 };
 
-/// Two refusals of our credentials mean that we are refused, if no more than that lies between them: not those before and
-/// after somebody has mended them.
+/// Two refusals of our credentials mean that we are refused, if no more than that lies between them: not
+/// those before and after somebody has mended them.
 const BELIEVED_WITHIN: Duration = Duration::from_secs(60);
 
 impl<P: Provider> Batcher<P> {
@@ -75,12 +75,16 @@ impl<P: Provider> Batcher<P> {
                 self.slow_down(retry_after, started);
                 self.again(batch);
             }
-            Reply::Down { ambiguous, retry_after, why } => self.failed(batch, Why::Request, ambiguous, retry_after, &why),
+            Reply::Down { ambiguous, retry_after, why } => {
+                self.failed(batch, Why::Request, ambiguous, retry_after, &why)
+            }
             Reply::CredentialsRefused { why } => {
                 self.halt(&why);
                 self.again(batch);
             }
-            Reply::Reauthorised { refused } => self.reauthorised(batch, reauthorised, &refused.unwrap_or_default()),
+            Reply::Reauthorised { refused } => {
+                self.reauthorised(batch, reauthorised, &refused.unwrap_or_default())
+            }
             Reply::Split(groups) => self.split(batch, groups),
             Reply::Refused { why } => self.refused(batch, why),
             Reply::Unrecognised { status, why } => {
@@ -89,8 +93,8 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// These go with the new credentials, at the rate like everything else. Refused a moment after they were refused `before`,
-    /// it is not the credentials that were stale: the provider won't have us.
+    /// These go with the new credentials, at the rate like everything else. Refused a moment after they were
+    /// refused `before`, it is not the credentials that were stale: the provider won't have us.
     fn reauthorised(&mut self, batch: Batch, before: Option<Instant>, why: &str) {
         let now = Instant::now();
         if before.is_some_and(|before| now.duration_since(before) < BELIEVED_WITHIN) {
@@ -100,8 +104,8 @@ impl<P: Provider> Batcher<P> {
         self.again(Batch { reauthorised: Some(now), ..batch });
     }
 
-    /// Too fast for the provider: waits, and goes on at half the rate. Of requests that were on the wire together one counts,
-    /// because the others left before anything was learned from it.
+    /// Too fast for the provider: waits, and goes on at half the rate. Of requests that were on the wire
+    /// together one counts, because the others left before anything was learned from it.
     fn slow_down(&mut self, asked: Option<Duration>, started: Instant) {
         let now = Instant::now();
         let (times, learned) = self.throttled;
@@ -121,7 +125,9 @@ impl<P: Provider> Batcher<P> {
             match verdict {
                 Verdict::Accepted { ticket } => self.decide(message, Final::Sent { ticket }),
                 Verdict::Dead { reason } => self.decide(message, Final::Dead { reason }),
-                Verdict::PayloadRefused { why } => self.decide(message, Final::Refused { why, whoever: true }),
+                Verdict::PayloadRefused { why } => {
+                    self.decide(message, Final::Refused { why, whoever: true })
+                }
                 Verdict::DeviceBusy { retry_after } => {
                     self.failed(alone(), Why::Own, false, retry_after, "the device gets too many messages")
                 }
@@ -150,9 +156,19 @@ impl<P: Provider> Batcher<P> {
         self.queue.push_again(batch);
     }
 
-    fn failed(&mut self, batch: Batch, reason: Why, ambiguous: bool, retry_after: Option<Duration>, why: &str) {
+    fn failed(
+        &mut self,
+        batch: Batch,
+        reason: Why,
+        ambiguous: bool,
+        retry_after: Option<Duration>,
+        why: &str,
+    ) {
         if ambiguous {
-            self.metrics.ambiguous_sends_total.with_label_values(&[self.id.label()]).inc_by(batch.messages.len() as u64);
+            self.metrics
+                .ambiguous_sends_total
+                .with_label_values(&[self.id.label()])
+                .inc_by(batch.messages.len() as u64);
         }
         self.complain(why, &batch);
         let batch = self.without_withdrawn(batch);
@@ -173,7 +189,10 @@ impl<P: Provider> Batcher<P> {
     fn split(&mut self, batch: Batch, groups: Vec<Vec<usize>>) {
         let batches: Vec<Batch> = groups
             .into_iter()
-            .map(|group| Batch { messages: group.into_iter().filter_map(|i| batch.messages.get(i).copied()).collect(), ..batch })
+            .map(|group| Batch {
+                messages: group.into_iter().filter_map(|i| batch.messages.get(i).copied()).collect(),
+                ..batch
+            })
             .collect();
         let named: usize = batches.iter().map(|group| group.messages.len()).sum();
         if batches.len() < 2 || named != batch.messages.len() {
@@ -184,12 +203,14 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    /// A request that is refused for an unknown reason is halved until the message at fault stands alone. If many of a page
-    /// are refused alone and none is taken, the fault is the notification's: nothing more of the page is asked about.
+    /// A request that is refused for an unknown reason is halved until the message at fault stands alone. If
+    /// many of a page are refused alone and none is taken, the fault is the notification's: nothing more of
+    /// the page is asked about.
     fn refused(&mut self, batch: Batch, why: String) {
         if let [message] = batch.messages[..] {
             warn!(provider = %self.id, error = %why, "The provider refuses a message");
-            let whoever = batch.class != Class::Urgent && self.pages.get_mut(&message.page).is_some_and(Open::refused_once_more);
+            let whoever = batch.class != Class::Urgent
+                && self.pages.get_mut(&message.page).is_some_and(Open::refused_once_more);
             self.decide(message, Final::Refused { why, whoever });
             if whoever {
                 self.withdraw(message.page);

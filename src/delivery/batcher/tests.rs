@@ -43,7 +43,8 @@ impl Provider for Scripted {
     }
 
     async fn send(&self, messages: &[Message<'_, Self::Body>]) -> Reply {
-        let tokens: Vec<String> = messages.iter().map(|message| format!("{}{}", message.body, message.token.as_str())).collect();
+        let tokens: Vec<String> =
+            messages.iter().map(|message| format!("{}{}", message.body, message.token.as_str())).collect();
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         self.requests.lock().unwrap().push((Instant::now(), tokens.clone()));
         tokio::time::sleep(self.latency).await;
@@ -66,14 +67,24 @@ impl World {
         Self::slow(limit, Duration::from_millis(50), script)
     }
 
-    fn slow(limit: u32, latency: Duration, script: impl Fn(usize, &[String]) -> Reply + Send + Sync + 'static) -> Self {
-        let provider = Arc::new(Scripted { script: Box::new(script), latency, asked: AtomicUsize::new(0), requests: Mutex::default() });
+    fn slow(
+        limit: u32,
+        latency: Duration,
+        script: impl Fn(usize, &[String]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let provider = Arc::new(Scripted {
+            script: Box::new(script),
+            latency,
+            asked: AtomicUsize::new(0),
+            requests: Mutex::default(),
+        });
         let (route, keeper) = route();
         keeper.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
         let metrics = Arc::new(Metrics::new());
         let pace = Pace::new(limit, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let (batcher, desk) =
+            Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
         Self { provider, desk, keeper, metrics, tasks, _share: share }
@@ -116,7 +127,10 @@ fn outcomes(returned: &Returned) -> Vec<&'static str> {
 #[tokio::test(start_paused = true)]
 async fn every_message_of_every_page_has_its_outcome_and_requests_are_full() {
     let w = World::new(0, accept_all);
-    let (a, b) = tokio::join!(w.desk.send(page(Class::Slice, "a", 250), pending()), w.desk.send(page(Class::Slice, "b", 250), pending()));
+    let (a, b) = tokio::join!(
+        w.desk.send(page(Class::Slice, "a", 250), pending()),
+        w.desk.send(page(Class::Slice, "b", 250), pending())
+    );
     assert!(a.unwrap().is_complete() && b.unwrap().is_complete());
     assert!(w.sent().values().all(|&times| times == 1) && w.sent().len() == 500);
     assert!(w.requests().iter().all(|request| request.len() <= 100));
@@ -131,7 +145,15 @@ async fn an_urgent_message_takes_the_next_slot_of_a_full_route() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let begun = Instant::now();
         w.desk.send(page(Class::Urgent, "dose", 1), pending()).await.unwrap();
-        let on_wire = w.provider.requests.lock().unwrap().iter().find(|(_, tokens)| tokens[0].contains("dose")).unwrap().0;
+        let on_wire = w
+            .provider
+            .requests
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|(_, tokens)| tokens[0].contains("dose"))
+            .unwrap()
+            .0;
         assert!(on_wire - begun <= Duration::from_millis(25), "{:?}", on_wire - begun);
     };
     let (bulk, ()) = tokio::join!(bulk, urgent);
@@ -146,7 +168,11 @@ async fn some_slots_are_urgent_alone() {
     let urgent = async {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let before = w.requests().len();
-        let _dose = tokio::time::timeout(Duration::from_millis(5), w.desk.send(page(Class::Urgent, "dose", 1), pending())).await;
+        let _dose = tokio::time::timeout(
+            Duration::from_millis(5),
+            w.desk.send(page(Class::Urgent, "dose", 1), pending()),
+        )
+        .await;
         assert_eq!(before, 7, "one of eight slots is free");
         assert!(w.requests()[7][0].contains("dose"));
     };
@@ -156,7 +182,11 @@ async fn some_slots_are_urgent_alone() {
 #[tokio::test(start_paused = true)]
 async fn what_the_provider_did_not_take_is_sent_again_and_nothing_else_is() {
     let w = World::new(0, |number, tokens| {
-        if number < 3 { Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() } } else { accept_all(number, tokens) }
+        if number < 3 {
+            Reply::Down { ambiguous: false, retry_after: None, why: "HTTP 503".into() }
+        } else {
+            accept_all(number, tokens)
+        }
     });
     let returned = w.desk.send(page(Class::Slice, "a", 500), pending()).await.unwrap();
     assert!(returned.is_complete());
@@ -177,11 +207,13 @@ async fn a_withdrawn_page_keeps_the_outcome_of_what_was_on_the_wire() {
 
 #[tokio::test(start_paused = true)]
 async fn refused_credentials_halt_the_route_and_lose_nothing() {
-    let mut w =
-        World::new(
-            0,
-            |number, tokens| if number < 5 { Reply::CredentialsRefused { why: "UNAUTHORIZED".into() } } else { accept_all(number, tokens) },
-        );
+    let mut w = World::new(0, |number, tokens| {
+        if number < 5 {
+            Reply::CredentialsRefused { why: "UNAUTHORIZED".into() }
+        } else {
+            accept_all(number, tokens)
+        }
+    });
     let page = w.desk.send(page(Class::Slice, "a", 500), pending());
     let operator = async {
         assert_eq!(w.keeper.halted().await.as_deref(), Some("UNAUTHORIZED"));
@@ -209,7 +241,9 @@ async fn credentials_that_are_refused_twice_in_a_row_halt_the_route_and_once_do_
         (vec![none_yet(), stale(), stale()], true),
     ] {
         let shown = format!("{replies:?}");
-        let mut w = World::new(0, move |number, tokens| replies.get(number).cloned().unwrap_or_else(|| accept_all(number, tokens)));
+        let mut w = World::new(0, move |number, tokens| {
+            replies.get(number).cloned().unwrap_or_else(|| accept_all(number, tokens))
+        });
         let page = w.desk.send(page(Class::Slice, "a", 1), pending());
         let operator = async {
             let halted = tokio::time::timeout(Duration::from_secs(60), w.keeper.halted()).await;
@@ -224,7 +258,11 @@ async fn credentials_that_are_refused_twice_in_a_row_halt_the_route_and_once_do_
 #[tokio::test(start_paused = true)]
 async fn a_throttled_route_waits_as_long_as_it_is_told() {
     let w = World::new(0, |number, tokens| {
-        if number == 0 { Reply::Throttled { retry_after: Some(Duration::from_secs(7)) } } else { accept_all(number, tokens) }
+        if number == 0 {
+            Reply::Throttled { retry_after: Some(Duration::from_secs(7)) }
+        } else {
+            accept_all(number, tokens)
+        }
     });
     let begun = Instant::now();
     let returned = w.desk.send(page(Class::Urgent, "a", 1), pending()).await.unwrap();
@@ -242,7 +280,8 @@ async fn a_message_that_spoils_its_request_is_found_and_the_others_are_sent() {
         }
     });
     let returned = w.desk.send(page(Class::Slice, "a", 100), pending()).await.unwrap();
-    let refused: Vec<usize> = (0..100).filter(|&i| returned.finals[i].as_ref().unwrap().outcome().label() == "refused").collect();
+    let refused: Vec<usize> =
+        (0..100).filter(|&i| returned.finals[i].as_ref().unwrap().outcome().label() == "refused").collect();
     assert_eq!(refused, [33]);
 }
 
@@ -275,7 +314,11 @@ async fn tokens_of_two_projects_go_in_requests_of_their_own() {
     let w = World::new(0, |number, tokens| {
         let foreign: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].contains("7]")).collect();
         let own: Vec<usize> = (0..tokens.len()).filter(|&i| !tokens[i].contains("7]")).collect();
-        if foreign.is_empty() || own.is_empty() { accept_all(number, tokens) } else { Reply::Split(vec![own, foreign]) }
+        if foreign.is_empty() || own.is_empty() {
+            accept_all(number, tokens)
+        } else {
+            Reply::Split(vec![own, foreign])
+        }
     });
     let returned = w.desk.send(page(Class::Slice, "a", 100), pending()).await.unwrap();
     assert!(returned.finals.iter().all(|fate| matches!(fate, Some(Final::Sent { .. }))));
@@ -299,7 +342,9 @@ async fn an_unknown_answer_is_asked_again_for_as_long_as_the_message_lives() {
     let known = Instant::now() + Duration::from_secs(100);
     let w = World::new(0, move |number, tokens| match tokens {
         [token] if token.contains("odd") => Reply::Unrecognised { status: 418, why: "?".into() },
-        [token] if token.contains("new") && Instant::now() < known => Reply::Each(vec![Verdict::Unrecognised { why: "?".into() }]),
+        [token] if token.contains("new") && Instant::now() < known => {
+            Reply::Each(vec![Verdict::Unrecognised { why: "?".into() }])
+        }
         _ => accept_all(number, tokens),
     });
     let mut odd = page(Class::List, "odd", 1);
@@ -337,13 +382,19 @@ async fn a_page_that_has_reached_somebody_does_not_go_stale() {
     });
     let mut old = page(Class::Slice, "a", 3);
     old.stale_at = Instant::now() + Duration::from_secs(60);
-    assert_eq!(outcomes(&w.desk.send(old, pending()).await.unwrap()), ["sent"; 3], "a page that is read again rings them again");
+    assert_eq!(
+        outcomes(&w.desk.send(old, pending()).await.unwrap()),
+        ["sent"; 3],
+        "a page that is read again rings them again"
+    );
     assert_eq!(w.requests().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_withdrawn_on_the_wire_does_not_go_again() {
-    let w = World::new(0, |number, tokens| if number < 2 { Reply::Refused { why: "HTTP 400".into() } } else { accept_all(number, tokens) });
+    let w = World::new(0, |number, tokens| {
+        if number < 2 { Reply::Refused { why: "HTTP 400".into() } } else { accept_all(number, tokens) }
+    });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let withdrawn = tokio::time::sleep(Duration::from_millis(10));
     let returned = w.desk.send(page(Class::Slice, "a", 150), withdrawn).await.unwrap();
@@ -353,10 +404,13 @@ async fn what_was_withdrawn_on_the_wire_does_not_go_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_asks_us_to_wait_once_more_after_an_answer_is_not_waited_for_longer() {
-    let w = World::new(
-        0,
-        |number, tokens| if number.is_multiple_of(2) { Reply::Throttled { retry_after: None } } else { accept_all(number, tokens) },
-    );
+    let w = World::new(0, |number, tokens| {
+        if number.is_multiple_of(2) {
+            Reply::Throttled { retry_after: None }
+        } else {
+            accept_all(number, tokens)
+        }
+    });
     tokio::time::sleep(Duration::from_secs(1)).await;
     for number in 0..5 {
         let begun = Instant::now();
@@ -379,7 +433,10 @@ async fn what_is_over_expires_and_what_has_no_lease_left_goes_home() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_panics_loses_no_message() {
-    let w = World::new(0, |number, tokens| if number == 0 { panic!("a bug") } else { accept_all(number, tokens) });
+    let w = World::new(
+        0,
+        |number, tokens| if number == 0 { panic!("a bug") } else { accept_all(number, tokens) },
+    );
     assert!(w.desk.send(page(Class::Slice, "a", 3), pending()).await.unwrap().is_complete());
 }
 
@@ -415,10 +472,16 @@ async fn the_page_of_a_handler_that_was_broken_off_is_not_sent_on() {
 async fn nobodys_page_keeps_a_closed_route_from_ending() {
     let mut w = World::new(0, accept_all);
     w.keeper.follow(Gate::Closed { state: "paused" });
-    let aborted = tokio::time::timeout(Duration::from_secs(5), w.desk.send(page(Class::Slice, "a", 3), pending())).await;
+    let aborted =
+        tokio::time::timeout(Duration::from_secs(5), w.desk.send(page(Class::Slice, "a", 3), pending()))
+            .await;
     assert!(aborted.is_err());
     drop(w.desk);
-    tokio::time::timeout(Duration::from_secs(1), w.tasks.join_next()).await.expect("it ends").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(1), w.tasks.join_next())
+        .await
+        .expect("it ends")
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -551,6 +614,9 @@ proptest! {
 
 #[test]
 fn slots_are_full_when_bulk_has_all_that_it_may_have() {
-    assert_eq!([0, 28, 56, 64].map(|requests| Slots { all: 64, urgent: 8 }.busy(requests) * 7.0), [0.0, 3.5, 7.0, 8.0]);
+    assert_eq!(
+        [0, 28, 56, 64].map(|requests| Slots { all: 64, urgent: 8 }.busy(requests) * 7.0),
+        [0.0, 3.5, 7.0, 8.0]
+    );
     assert_eq!(Slots { all: 2, urgent: 1 }.busy(1), 1.0, "the fewest there can be");
 }

@@ -1,8 +1,8 @@
 //! iCalendar recurrence rules (RFC 5545), by way of the `rrule` crate.
 //!
-//! A rule is followed in *floating* time: its start date at midnight, as if in UTC. Only then are its local times laid
-//! on the regimen's zone, by the same rules as plain times of day. `UNTIL` we judge ourselves, because the crate would
-//! compare it with floating times.
+//! A rule is followed in *floating* time: its start date at midnight, as if in UTC. Only then are its local
+//! times laid on the regimen's zone, by the same rules as plain times of day. `UNTIL` we judge ourselves,
+//! because the crate would compare it with floating times.
 
 use std::{iter, time::Duration};
 
@@ -37,15 +37,15 @@ enum Until {
     Moment(Timestamp),
 }
 
-/// Checks a recurrence rule and brings it into the form that [`crate::domain::Rule`] keeps: upper case, without
-/// `RRULE:`.
+/// Checks a recurrence rule and brings it into the form that [`crate::domain::Rule`] keeps: upper case,
+/// without `RRULE:`.
 ///
-/// COUNT counts what the rule itself names: days, where times of day are given beside it. UNTIL may be a day (all of
-/// it), a local time, or a moment in UTC.
+/// COUNT counts what the rule itself names: days, where times of day are given beside it. UNTIL may be a day
+/// (all of it), a local time, or a moment in UTC.
 ///
 /// # Errors
-/// It is no rule, holds more than a rule (DTSTART, EXDATE), rings more often than every minute, or would take too much
-/// work to follow. The message says which.
+/// It is no rule, holds more than a rule (DTSTART, EXDATE), rings more often than every minute, or would take
+/// too much work to follow. The message says which.
 pub fn parse_rrule(text: &str) -> Result<String, InvalidRule> {
     let text = text.trim().to_ascii_uppercase();
     let text = text.strip_prefix("RRULE:").unwrap_or(&text);
@@ -63,7 +63,8 @@ pub(super) fn local_times<'a>(
     from: Date,
 ) -> Box<dyn Iterator<Item = DateTime> + 'a> {
     let Ok(Compiled { set, rule, until }) = compile(text, start) else { return Box::new(iter::empty()) };
-    let named = floating(&shortly_before(set, rule, start, from)).skip_while(move |local| local.date() < from);
+    let named =
+        floating(&shortly_before(set, rule, start, from)).skip_while(move |local| local.date() < from);
     let within = move |local: &DateTime| until.is_none_or(|until| until.allows(*local, zone));
     if times.is_empty() {
         return Box::new(named.take_while(within));
@@ -76,7 +77,9 @@ pub(super) fn local_times<'a>(
 fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     let refuse = |why: String| Err(InvalidRule(why));
     if text.len() > TEXT_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return refuse(format!("a rule is one line of at most {TEXT_MAX} characters without spaces, and nothing beside the rule"));
+        return refuse(format!(
+            "a rule is one line of at most {TEXT_MAX} characters without spaces, and nothing beside the rule"
+        ));
     }
     let (untils, parts): (Vec<&str>, Vec<&str>) =
         text.split(';').filter(|part| !part.is_empty()).partition(|part| part.starts_with("UNTIL="));
@@ -94,7 +97,9 @@ fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     }
     if rule.get_freq() == Frequency::Minutely && parts.iter().any(|part| part.starts_with("BY")) {
         // The crate counts wrongly there: it steps over hours and days that it should visit.
-        return refuse("FREQ=MINUTELY goes with INTERVAL only; FREQ=HOURLY or DAILY take BYHOUR and BYMINUTE".to_owned());
+        return refuse(
+            "FREQ=MINUTELY goes with INTERVAL only; FREQ=HOURLY or DAILY take BYHOUR and BYMINUTE".to_owned(),
+        );
     }
     if rule.get_interval() == 0 {
         return refuse("INTERVAL must be at least 1".to_owned());
@@ -112,12 +117,13 @@ fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     Ok(Compiled { set, rule, until })
 }
 
-/// The same rule, begun a whole number of its periods later but well before `from`: a rule that runs for years is not
-/// followed from its first day at every look. With a COUNT it has to be.
+/// The same rule, begun a whole number of its periods later but well before `from`: a rule that runs for
+/// years is not followed from its first day at every look. With a COUNT it has to be.
 fn shortly_before(set: RRuleSet, rule: RRule, start: Date, from: Date) -> RRuleSet {
     let begin = *set.get_dt_start();
     match skippable_seconds(&rule, start, from) {
-        // The rule is validated: what it took from its start date (a day of the month, a weekday) stays in it.
+        // The rule is validated: what it took from its start date (a day of the month, a weekday) stays in
+        // it.
         Some(seconds) => RRuleSet::new(begin + Duration::from_secs(seconds)).rrule(rule),
         None => set,
     }
@@ -136,7 +142,12 @@ fn skippable_seconds(rule: &RRule, start: Date, from: Date) -> Option<u64> {
     let months = i64::from(from.year() - start.year()) * 12 + i64::from(from.month() - start.month());
     let first_of_month = |months: i64| {
         let month = i64::from(start.year()) * 12 + i64::from(start.month()) - 1 + months;
-        let day = Date::new(i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12) + 1).ok()?, 1).ok()?;
+        let day = Date::new(
+            i16::try_from(month.div_euclid(12)).ok()?,
+            i8::try_from(month.rem_euclid(12) + 1).ok()?,
+            1,
+        )
+        .ok()?;
         Some(days_between(start, day) * DAY)
     };
     let seconds = match rule.get_freq() {
@@ -172,7 +183,11 @@ impl Until {
         } else {
             text.parse().map(|day: Date| Self::Local(day.to_datetime(Time::MAX)))
         };
-        parsed.map_err(|_| InvalidRule(format!("UNTIL={text} is no date, local time or UTC time of the form 20261231T170000Z")))
+        parsed.map_err(|_| {
+            InvalidRule(format!(
+                "UNTIL={text} is no date, local time or UTC time of the form 20261231T170000Z"
+            ))
+        })
     }
 
     fn allows(self, local: DateTime, zone: &TimeZone) -> bool {

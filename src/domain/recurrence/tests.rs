@@ -63,7 +63,10 @@ fn at(text: &str) -> Timestamp {
 /// The doses after that moment, in the zone's local time.
 fn doses(regimen: &Regimen, after: &str, count: usize) -> Vec<String> {
     let dose = |after: &Timestamp| regimen.next_after(*after);
-    iter::successors(dose(&at(after)), dose).take(count).map(|at| regimen.timezone.to_datetime(at).strftime("%F %R").to_string()).collect()
+    iter::successors(dose(&at(after)), dose)
+        .take(count)
+        .map(|at| regimen.timezone.to_datetime(at).strftime("%F %R").to_string())
+        .collect()
 }
 
 /// Watches the wall clock: a time rings when the clock shows it, or has jumped over it, for the first time.
@@ -297,13 +300,19 @@ fn a_recurrence_rule_keeps_to_local_time_over_the_change_of_the_clock() {
 #[test]
 fn times_of_day_beside_a_rule_ring_on_the_days_of_the_rule() {
     let regimen = by_rrule("freq=monthly;byday=-1fr;byhour=3,4", &[(8, 0), (20, 0)], date(2020, 1, 1));
-    assert_eq!(doses(&regimen, "2026-11-01T00:00:00Z", 3), ["2026-11-27 08:00", "2026-11-27 20:00", "2026-12-25 08:00"]);
+    assert_eq!(
+        doses(&regimen, "2026-11-01T00:00:00Z", 3),
+        ["2026-11-27 08:00", "2026-11-27 20:00", "2026-12-25 08:00"]
+    );
 }
 
 #[test]
 fn a_count_is_counted_from_the_first_day() {
     let regimen = by_rrule("FREQ=DAILY;COUNT=3", &[(8, 0), (20, 0)], date(2026, 1, 1));
-    assert_eq!(doses(&regimen, "2026-01-02T12:00:00Z", 9), ["2026-01-02 20:00", "2026-01-03 08:00", "2026-01-03 20:00"]);
+    assert_eq!(
+        doses(&regimen, "2026-01-02T12:00:00Z", 9),
+        ["2026-01-02 20:00", "2026-01-03 08:00", "2026-01-03 20:00"]
+    );
 }
 
 #[test]

@@ -4,7 +4,8 @@ use jiff::civil::{Weekday, date, time};
 
 use super::*;
 use crate::domain::{
-    DeviceId, EveryDay, Platform, PostEvent, PostId, Regimen, RegimenEvent, RegimenId, Rule, Tick, Token, TokenChange, UserId,
+    DeviceId, EveryDay, Platform, PostEvent, PostId, Regimen, RegimenEvent, RegimenId, Rule, Tick, Token,
+    TokenChange, UserId,
 };
 
 fn token(text: &str) -> Token {
@@ -51,8 +52,13 @@ fn a_plain_line_registers_a_token() {
 #[test]
 fn a_token_and_its_platform_go_by_several_names() {
     let expected = change(r#"{"token":"ExponentPushToken[AAA]","platform":"android"}"#).unwrap();
-    for (token, platform) in [("push_token", "device_type"), ("expoToken", "deviceType"), ("pushToken", "device_type")] {
-        assert_eq!(change(&format!(r#"{{"{token}":" ExponentPushToken[AAA]\n","{platform}":"ANDROID"}}"#)).unwrap(), expected);
+    for (token, platform) in
+        [("push_token", "device_type"), ("expoToken", "deviceType"), ("pushToken", "device_type")]
+    {
+        assert_eq!(
+            change(&format!(r#"{{"{token}":" ExponentPushToken[AAA]\n","{platform}":"ANDROID"}}"#)).unwrap(),
+            expected
+        );
     }
 }
 
@@ -72,9 +78,18 @@ fn a_token_never_takes_its_own_place() {
 
 #[test]
 fn a_null_value_erases_the_token_that_is_the_key() {
-    assert_eq!(device_tokens::read(Some(b"ExponentPushToken[AAA]"), None), Ok(TokenChange::Unregistered(token("ExponentPushToken[AAA]"))));
-    assert_eq!(device_tokens::read(Some(b"secret"), None), Err(Unreadable::invalid("key: invalid token format")));
-    assert_eq!(device_tokens::read(Some(&[0xff]), None), Err(Unreadable::invalid("key: invalid token format")));
+    assert_eq!(
+        device_tokens::read(Some(b"ExponentPushToken[AAA]"), None),
+        Ok(TokenChange::Unregistered(token("ExponentPushToken[AAA]")))
+    );
+    assert_eq!(
+        device_tokens::read(Some(b"secret"), None),
+        Err(Unreadable::invalid("key: invalid token format"))
+    );
+    assert_eq!(
+        device_tokens::read(Some(&[0xff]), None),
+        Err(Unreadable::invalid("key: invalid token format"))
+    );
     assert_eq!(device_tokens::read(None, None), Err(Unreadable::malformed("a null value without a key")));
 }
 
@@ -86,19 +101,31 @@ fn what_is_wrong_with_a_token_event_is_named() {
     assert_eq!(why(r#"{"token":""}"#), "invalid: `token`: empty, expected a device token");
     assert_eq!(why(r#"{"token":12}"#), "unreadable: `token`: expected a device token, found a number");
     assert_eq!(why(r#"{"push_token":"AAA"}"#), "invalid: `push_token`: invalid token format");
-    assert_eq!(why(r#"{"token":"ExponentPushToken[AAA]","kind":"fcm"}"#), "invalid: `token`: invalid token format: it is not of kind fcm");
-    assert_eq!(why(r#"{"token":"ExponentPushToken[AAA]","kind":"apns"}"#), r#"invalid: `kind`: "apns" is not one of expo, fcm, fid"#);
+    assert_eq!(
+        why(r#"{"token":"ExponentPushToken[AAA]","kind":"fcm"}"#),
+        "invalid: `token`: invalid token format: it is not of kind fcm"
+    );
+    assert_eq!(
+        why(r#"{"token":"ExponentPushToken[AAA]","kind":"apns"}"#),
+        r#"invalid: `kind`: "apns" is not one of expo, fcm, fid"#
+    );
     assert_eq!(
         why(r#"{"token":"ExponentPushToken[AAA]","platform":"toaster"}"#),
         r#"invalid: `platform`: "toaster" is not one of ios, android, web"#
     );
-    assert_eq!(why(r#"{"token":"ExponentPushToken[AAA]","deviceInfo":"phone"}"#), "unreadable: `deviceInfo`: expected a map, found a text");
+    assert_eq!(
+        why(r#"{"token":"ExponentPushToken[AAA]","deviceInfo":"phone"}"#),
+        "unreadable: `deviceInfo`: expected a map, found a text"
+    );
     assert_eq!(why(r#"{"event":"userDeleted"}"#), "unreadable: missing field `userId`");
     assert_eq!(
         why(r#"{"event":"lost","token":"ExponentPushToken[AAA]"}"#),
         r#"invalid: `event`: "lost" is not one of registered, seen, unregistered, userDeleted"#
     );
-    assert_eq!(why(r#"{"token":"ExponentPushToken[A]","push_token":"ExponentPushToken[B]"}"#), "unreadable: duplicate field `token`");
+    assert_eq!(
+        why(r#"{"token":"ExponentPushToken[A]","push_token":"ExponentPushToken[B]"}"#),
+        "unreadable: duplicate field `token`"
+    );
     assert_eq!(
         why(&format!(r#"{{"token":"ExponentPushToken[AAA]","userId":"{}"}}"#, "x".repeat(257))),
         "invalid: `userId`: 257 bytes, at most 256 are allowed"
@@ -117,12 +144,19 @@ fn what_is_no_object_is_unreadable() {
     }
     assert_eq!(why("{"), "unreadable: not JSON: EOF while parsing an object at line 1 column 1");
     assert_eq!(why("{} {}"), "unreadable: not JSON: trailing characters at line 1 column 4");
-    assert_eq!(read_of(topics::MEDICATION_TICKS, b"{\"a\":\"\xff\"}"), Err(Unreadable::malformed("not UTF-8")));
+    assert_eq!(
+        read_of(topics::MEDICATION_TICKS, b"{\"a\":\"\xff\"}"),
+        Err(Unreadable::malformed("not UTF-8"))
+    );
 }
 
 #[test]
 fn an_error_never_repeats_a_token() {
-    let tokens = ["ExponentPushToken[c2VjcmV0]", "cIBxWSjHTQCvp4QfBUPZ1a", &format!("dGhpcw:APA91b{}", "x".repeat(120))];
+    let tokens = [
+        "ExponentPushToken[c2VjcmV0]",
+        "cIBxWSjHTQCvp4QfBUPZ1a",
+        &format!("dGhpcw:APA91b{}", "x".repeat(120)),
+    ];
     for token in tokens {
         for value in [
             format!(r#"{{"event":"{token}"}}"#),
@@ -148,7 +182,11 @@ fn an_error_never_repeats_a_token() {
             for topic in topics::ALL.into_iter().filter(|topic| *topic != topics::DEAD_LETTERS) {
                 if let Err(err) = read_of(topic, value.as_bytes()) {
                     let hidden = token.trim_start_matches("ExponentPushToken").trim_matches(['[', ']']);
-                    assert!(!err.detail.to_lowercase().contains(&hidden.to_lowercase()), "{topic}: {}", err.detail);
+                    assert!(
+                        !err.detail.to_lowercase().contains(&hidden.to_lowercase()),
+                        "{topic}: {}",
+                        err.detail
+                    );
                 }
             }
         }
@@ -159,10 +197,15 @@ fn an_error_never_repeats_a_token() {
 
 #[test]
 fn a_post_without_an_audience_is_for_everybody() {
-    let Ok(PostEvent::Posted(post)) = posts_created::read(None, Some(br#"{"post_id":12,"authorName":"","audience":null}"#)) else {
+    let Ok(PostEvent::Posted(post)) =
+        posts_created::read(None, Some(br#"{"post_id":12,"authorName":"","audience":null}"#))
+    else {
         panic!()
     };
-    assert_eq!((post.id, post.author, post.author_name, post.audience), (PostId::new("12"), None, None, None));
+    assert_eq!(
+        (post.id, post.author, post.author_name, post.audience),
+        (PostId::new("12"), None, None, None)
+    );
 }
 
 #[test]
@@ -184,7 +227,10 @@ fn what_is_wrong_with_a_post_is_named() {
         "invalid: `audience.users`: 100001 users, at most 100000 are allowed"
     );
     assert_eq!(read_of(topics::POSTS_CREATED, b""), Err(Unreadable::malformed("not a JSON object")));
-    assert_eq!(posts_created::read(Some(b"p1"), None), Err(Unreadable::malformed("a null value, expected a JSON object")));
+    assert_eq!(
+        posts_created::read(Some(b"p1"), None),
+        Err(Unreadable::malformed("a null value, expected a JSON object"))
+    );
 }
 
 // === medication-regimens ===
@@ -192,7 +238,10 @@ fn what_is_wrong_with_a_post_is_named() {
 #[test]
 fn times_come_in_order_and_once() {
     let regimen = regimen(r#""times":["20:00","08:00:00","08:00"]"#).unwrap();
-    assert_eq!(regimen.rule, Rule::Times { times: vec![time(8, 0, 0, 0), time(20, 0, 0, 0)], days: EveryDay::Nth(1) });
+    assert_eq!(
+        regimen.rule,
+        Rule::Times { times: vec![time(8, 0, 0, 0), time(20, 0, 0, 0)], days: EveryDay::Nth(1) }
+    );
     assert_eq!((regimen.start_date, regimen.end_date, regimen.enabled), (date(1970, 1, 1), None, true));
     assert_eq!((regimen.medicine_name.as_str(), regimen.dosage.as_str()), ("your medicine", ""));
 }
@@ -208,7 +257,10 @@ fn days_of_the_week_go_by_name_or_number() {
 fn a_rule_takes_the_place_of_days_and_may_name_its_own_times() {
     let rule = |rest| regimen(rest).map(|regimen| regimen.rule);
     let text = "FREQ=DAILY;BYHOUR=8;BYMINUTE=0;BYSECOND=0".to_owned();
-    assert_eq!(rule(r#""rrule":"RRULE:freq=daily;byhour=8;byminute=0;bysecond=0""#), Ok(Rule::Rrule { text, times: Vec::new() }));
+    assert_eq!(
+        rule(r#""rrule":"RRULE:freq=daily;byhour=8;byminute=0;bysecond=0""#),
+        Ok(Rule::Rrule { text, times: Vec::new() })
+    );
     assert_eq!(
         rule(r#""rrule":"FREQ=DAILY","times":["08:00"],"everyDays":2"#),
         Err("`rrule`: says on which days; `days` and `everyDays` can't be given with it".to_owned())
@@ -225,7 +277,10 @@ fn a_rule_takes_the_place_of_days_and_may_name_its_own_times() {
     ] {
         let fields = format!(r#""rrule":"{text}","times":["08:00"],"startDate":"2026-11-01""#);
         let refused = regimen(&fields).unwrap_err();
-        assert!(refused.starts_with("`rrule`: not a recurrence rule (RFC 5545) that can be followed: "), "{refused}");
+        assert!(
+            refused.starts_with("`rrule`: not a recurrence rule (RFC 5545) that can be followed: "),
+            "{refused}"
+        );
         assert!(refused.contains(why), "{refused}");
     }
     assert!(rule(r#""rrule":"FREQ=DAILY\nEXDATE:20260101T000000Z","times":["08:00"]"#).is_err());
@@ -239,12 +294,27 @@ fn what_is_wrong_with_a_regimen_is_named() {
     assert_eq!(why(r#""times":["25:00"]"#), r#"`times[0]`: "25:00" is not a time of day (HH:MM)"#);
     assert_eq!(why(r#""times":["08:00","8:0"]"#), r#"`times[1]`: "8:0" is not a time of day (HH:MM)"#);
     assert_eq!(why(r#""times":["08:00"],"days":[]"#), "`days`: empty; leave it out for every day");
-    assert_eq!(why(r#""times":["08:00"],"days":[8]"#), "`days[0]`: expected a day of the week (mon to sun, or 1 to 7), found a number");
-    assert_eq!(why(r#""times":["08:00"],"days":["m"]"#), r#"`days[0]`: "m" is not a day of the week (mon to sun, or 1 to 7)"#);
-    assert_eq!(why(r#""times":["08:00"],"days":["mon"],"everyDays":2"#), "`days`: can't be given together with `everyDays`");
+    assert_eq!(
+        why(r#""times":["08:00"],"days":[8]"#),
+        "`days[0]`: expected a day of the week (mon to sun, or 1 to 7), found a number"
+    );
+    assert_eq!(
+        why(r#""times":["08:00"],"days":["m"]"#),
+        r#"`days[0]`: "m" is not a day of the week (mon to sun, or 1 to 7)"#
+    );
+    assert_eq!(
+        why(r#""times":["08:00"],"days":["mon"],"everyDays":2"#),
+        "`days`: can't be given together with `everyDays`"
+    );
     assert_eq!(why(r#""times":["08:00"],"everyDays":0"#), "`everyDays`: 0 is not from 1 to 3660");
-    assert_eq!(why(r#""times":["08:00"],"startDate":"2026-11-02","endDate":"2026-11-01""#), "`endDate`: before startDate");
-    assert_eq!(why(r#""times":["08:00"],"startDate":"2026-13-01""#), r#"`startDate`: "2026-13-01" is not a day (YYYY-MM-DD)"#);
+    assert_eq!(
+        why(r#""times":["08:00"],"startDate":"2026-11-02","endDate":"2026-11-01""#),
+        "`endDate`: before startDate"
+    );
+    assert_eq!(
+        why(r#""times":["08:00"],"startDate":"2026-13-01""#),
+        r#"`startDate`: "2026-13-01" is not a day (YYYY-MM-DD)"#
+    );
     assert_eq!(
         why(r#""times":["08:00"],"startDate":"2026-11-01T00:00:00Z""#),
         r#"`startDate`: "2026-11-01T00:00:00Z" is not a day (YYYY-MM-DD)"#
@@ -300,6 +370,9 @@ fn a_slice_that_does_not_exist_is_refused() {
     for (index, of) in [(64, 64), (0, 0), (1, 3), (0, 131_072)] {
         let text = example.replace(r#""index": 5, "of": 64"#, &format!(r#""index": {index}, "of": {of}"#));
         assert_ne!(text, example);
-        assert_eq!(why(topics::PUSH_FCM_BULK, &text), format!("invalid: `work.slice`: there is no slice {index} of {of}"));
+        assert_eq!(
+            why(topics::PUSH_FCM_BULK, &text),
+            format!("invalid: `work.slice`: there is no slice {index} of {of}")
+        );
     }
 }

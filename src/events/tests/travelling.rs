@@ -5,8 +5,9 @@ use serde_json::Map;
 
 use super::*;
 use crate::domain::{
-    BroadcastId, Counts, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Listeners, Notification, NotificationId, ProfileId, ProviderId,
-    RegimenId, Report, Slice, SliceJob, Tick, Ticket, TicketBatch, Timestamp, Token, UpstreamDose, UserId, Version, Work,
+    BroadcastId, Counts, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Listeners, Notification,
+    NotificationId, ProfileId, ProviderId, RegimenId, Report, Slice, SliceJob, Tick, Ticket, TicketBatch,
+    Timestamp, Token, UpstreamDose, UserId, Version, Work,
 };
 
 fn ids() -> impl Strategy<Value = String> {
@@ -56,24 +57,30 @@ fn notifications() -> impl Strategy<Value = Notification> {
 
 fn works() -> impl Strategy<Value = Work> {
     prop_oneof![
-        (ids(), ids(), ids(), times()).prop_map(|(profile, regimen, user, schedule_time)| Work::Dose(DoseJob {
-            profile: ProfileId::new(profile),
-            regimen: RegimenId::new(regimen),
-            user: UserId::new(user),
-            schedule_time,
-        })),
-        (ids(), any::<u32>(), prop::collection::vec(ids(), 0..5)).prop_map(|(broadcast, part, users)| Work::List(ListJob {
-            broadcast: BroadcastId::new(broadcast),
-            part,
-            users: users.into_iter().map(UserId::new).collect(),
-        })),
-        (ids(), 0..64_u32, prop::option::of(ids()), any::<bool>()).prop_map(|(broadcast, index, exclude, include_anonymous)| {
-            Work::Slice(SliceJob {
+        (ids(), ids(), ids(), times()).prop_map(|(profile, regimen, user, schedule_time)| Work::Dose(
+            DoseJob {
+                profile: ProfileId::new(profile),
+                regimen: RegimenId::new(regimen),
+                user: UserId::new(user),
+                schedule_time,
+            }
+        )),
+        (ids(), any::<u32>(), prop::collection::vec(ids(), 0..5)).prop_map(|(broadcast, part, users)| {
+            Work::List(ListJob {
                 broadcast: BroadcastId::new(broadcast),
-                slice: Slice { index, of: 64 },
-                to: Listeners { exclude: exclude.map(UserId::new), include_anonymous },
+                part,
+                users: users.into_iter().map(UserId::new).collect(),
             })
         }),
+        (ids(), 0..64_u32, prop::option::of(ids()), any::<bool>()).prop_map(
+            |(broadcast, index, exclude, include_anonymous)| {
+                Work::Slice(SliceJob {
+                    broadcast: BroadcastId::new(broadcast),
+                    slice: Slice { index, of: 64 },
+                    to: Listeners { exclude: exclude.map(UserId::new), include_anonymous },
+                })
+            }
+        ),
     ]
 }
 
@@ -81,17 +88,24 @@ fn ticks() -> impl Strategy<Value = Tick> {
     prop_oneof![
         prop::option::of(times()).prop_map(|at| Tick::Clock { at }),
         (any::<u16>(), times()).prop_map(|(shard, at)| Tick::Shard { shard, at }),
-        (ids(), times(), texts(), prop_oneof![Just(String::new()), texts()], prop::option::of(Just("Asia/Bangkok".to_owned()))).prop_map(
-            |(id, schedule_time, medicine_name, dosage, timezone)| Tick::Dose(UpstreamDose {
-                regimen: RegimenId::new(id.clone()),
-                profile: ProfileId::new(id.clone()),
-                user: UserId::new(id),
-                schedule_time,
-                medicine_name,
-                dosage,
-                timezone,
-            })
-        ),
+        (
+            ids(),
+            times(),
+            texts(),
+            prop_oneof![Just(String::new()), texts()],
+            prop::option::of(Just("Asia/Bangkok".to_owned()))
+        )
+            .prop_map(|(id, schedule_time, medicine_name, dosage, timezone)| Tick::Dose(
+                UpstreamDose {
+                    regimen: RegimenId::new(id.clone()),
+                    profile: ProfileId::new(id.clone()),
+                    user: UserId::new(id),
+                    schedule_time,
+                    medicine_name,
+                    dosage,
+                    timezone,
+                }
+            )),
     ]
 }
 
@@ -200,7 +214,9 @@ proptest! {
 fn places(value: &Value) -> Vec<String> {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(object) => object.iter().map(|(name, child)| (format!("/{name}"), child)).collect(),
-        Value::Array(list) => list.iter().enumerate().map(|(index, child)| (format!("/{index}"), child)).collect(),
+        Value::Array(list) => {
+            list.iter().enumerate().map(|(index, child)| (format!("/{index}"), child)).collect()
+        }
         _ => Vec::new(),
     };
     children

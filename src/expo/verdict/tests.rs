@@ -18,7 +18,9 @@ fn accepted(ticket: &str) -> Verdict {
 
 /// The verdict on the one message whose ticket is this error.
 fn on(details: &str) -> Verdict {
-    let body = format!(r#"{{"data":[{{"status":"error","message":"\"ExponentPushToken[AAA]\" is wrong","details":{details}}}]}}"#);
+    let body = format!(
+        r#"{{"data":[{{"status":"error","message":"\"ExponentPushToken[AAA]\" is wrong","details":{details}}}]}}"#
+    );
     match to(&["AAA"], 200, &body) {
         Reply::Each(mut verdicts) => verdicts.remove(0),
         other => panic!("{other:?}"),
@@ -59,7 +61,9 @@ fn every_error_of_a_ticket_has_its_verdict() {
     assert_eq!(on(r#"{"error":"MessageRateExceeded"}"#), Verdict::DeviceBusy { retry_after: None });
     assert!(matches!(on(r#"{"error":"ExpoError","fault":"expo"}"#), Verdict::Down { ambiguous: false, .. }));
     assert!(matches!(on(r#"{"error":"ProviderError"}"#), Verdict::Down { ambiguous: false, .. }));
-    for unknown in [r#"{"error":"DeveloperError"}"#, r#"{"error":"Novelty"}"#, r#"{"fault":"x"}"#, r#""text""#, "null"] {
+    for unknown in
+        [r#"{"error":"DeveloperError"}"#, r#"{"error":"Novelty"}"#, r#"{"fault":"x"}"#, r#""text""#, "null"]
+    {
         assert!(matches!(on(unknown), Verdict::Unrecognised { .. }), "{unknown}");
     }
 }
@@ -75,19 +79,30 @@ fn a_deployment_may_call_further_words_dead() {
     let ours = token("AAA");
     let body = r#"{"data":[{"status":"error","message":"","details":{"error":"InvalidCredentials"}}]}"#;
     let answer = Answer { status: 200, retry_after: None, body };
-    let reply = reply(&answer, &[&ours], &Reading { dead: vec!["InvalidCredentials".to_owned()], receipts: true });
+    let reply =
+        reply(&answer, &[&ours], &Reading { dead: vec!["InvalidCredentials".to_owned()], receipts: true });
     assert_eq!(reply, Reply::Each(vec![Verdict::Dead { reason: "InvalidCredentials".into() }]));
 }
 
 #[test]
 fn tickets_that_do_not_match_the_messages_leave_it_open_who_was_reached() {
     let short = to(&["AAA", "BBB"], 200, r#"{"data":[{"status":"ok","id":"X"}]}"#);
-    assert!(matches!(&short, Reply::Down { ambiguous: true, why, .. } if why == "1 tickets for 2 messages"), "{short:?}");
+    assert!(
+        matches!(&short, Reply::Down { ambiguous: true, why, .. } if why == "1 tickets for 2 messages"),
+        "{short:?}"
+    );
 }
 
 #[test]
 fn a_success_that_makes_no_sense_is_ambiguous() {
-    for body in ["", "<html>ok</html>", "{}", r#"{"data":null}"#, r#"{"data":[{"id":"no status"}]}"#, r#"{"errors":[{"code":"X"}]}"#] {
+    for body in [
+        "",
+        "<html>ok</html>",
+        "{}",
+        r#"{"data":null}"#,
+        r#"{"data":[{"id":"no status"}]}"#,
+        r#"{"errors":[{"code":"X"}]}"#,
+    ] {
         assert!(matches!(to(&["AAA"], 200, body), Reply::Down { ambiguous: true, .. }), "{body}");
     }
 }
@@ -105,13 +120,15 @@ fn too_many_requests_throttle_as_long_as_expo_asks() {
 fn tokens_of_several_projects_are_split_by_project() {
     let body = r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"All push notification messages in the same request must be for the same project; check the details field to investigate conflicting tokens.",
         "details":{"@ann/walks":["ExponentPushToken[AAA]","ExponentPushToken[CCC]"],"@bob/runs":["ExponentPushToken[BBB]"]},"isTransient":false}]}"#;
-    assert_eq!(to(&["AAA", "BBB", "CCC", "DDD"], 400, body), Reply::Split(vec![vec![0, 2], vec![1], vec![3]]));
+    assert_eq!(
+        to(&["AAA", "BBB", "CCC", "DDD"], 400, body),
+        Reply::Split(vec![vec![0, 2], vec![1], vec![3]])
+    );
 }
 
 #[test]
 fn without_usable_details_a_mixed_request_is_halved_down_to_one() {
-    let body =
-        r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"mixed","details":{"@ann/walks":["ExponentPushToken[ZZZ]"]}}]}"#;
+    let body = r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"mixed","details":{"@ann/walks":["ExponentPushToken[ZZZ]"]}}]}"#;
     assert_eq!(to(&["AAA", "BBB", "CCC"], 400, body), Reply::Split(vec![vec![0], vec![1, 2]]));
     assert!(matches!(to(&["AAA"], 400, body), Reply::Refused { .. }));
 }
@@ -128,7 +145,9 @@ fn refused_credentials_are_said_to_be_ours() {
 
 #[test]
 fn every_error_of_a_request_has_its_reply() {
-    let answer = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"words of Expo's","isTransient":false}}]}}"#);
+    let answer = |code: &str| {
+        format!(r#"{{"errors":[{{"code":"{code}","message":"words of Expo's","isTransient":false}}]}}"#)
+    };
     type Means = fn(&Reply) -> bool;
     let refused: Means = |reply| matches!(reply, Reply::Refused { .. });
     let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, .. });
@@ -148,20 +167,26 @@ fn every_error_of_a_request_has_its_reply() {
         assert!(means(&reply), "{status} {code}: {reply:?}");
     }
     // Two halves find the stranger where Expo does not say who is whose.
-    assert!(matches!(to(&["AAA", "BBB"], 400, &answer("PUSH_TOO_MANY_EXPERIENCE_IDS")), Reply::Split(halves) if halves.len() == 2));
+    assert!(
+        matches!(to(&["AAA", "BBB"], 400, &answer("PUSH_TOO_MANY_EXPERIENCE_IDS")), Reply::Split(halves) if halves.len() == 2)
+    );
 }
 
 #[test]
 fn every_error_of_a_receipt_has_its_meaning() {
     let on = |error: &str| {
-        let body = format!(r#"{{"data":{{"a":{{"status":"error","message":"words","details":{{"error":"{error}"}}}}}}}}"#);
+        let body = format!(
+            r#"{{"data":{{"a":{{"status":"error","message":"words","details":{{"error":"{error}"}}}}}}}}"#
+        );
         receipts(&Answer { status: 200, retry_after: None, body }, &[]).unwrap().remove(0).1
     };
     assert!(matches!(on("DeviceNotRegistered"), Receipt::Dead { .. }));
     for ours in ["InvalidCredentials", "MismatchSenderId", "InvalidProviderToken"] {
         assert!(matches!(on(ours), Receipt::CredentialsRefused { .. }), "{ours}");
     }
-    for failed in ["MessageTooBig", "MessageRateExceeded", "DeveloperError", "ExpoError", "ProviderError", "Novelty"] {
+    for failed in
+        ["MessageTooBig", "MessageRateExceeded", "DeveloperError", "ExpoError", "ProviderError", "Novelty"]
+    {
         assert!(matches!(on(failed), Receipt::Failed { why } if why.contains(failed)), "{failed}");
     }
 }
@@ -169,8 +194,14 @@ fn every_error_of_a_receipt_has_its_meaning() {
 #[test]
 fn any_other_bad_request_is_refused() {
     let body = r#"{"errors":[{"code":"VALIDATION_ERROR","message":"\"[0].to\" must be a string."}]}"#;
-    assert_eq!(to(&["AAA"], 400, body), Reply::Refused { why: r#"HTTP 400 VALIDATION_ERROR: "[0].to" must be a string."#.into() });
-    assert!(matches!(to(&["AAA"], 400, r#"{"errors":[{"code":17,"message":"old"}]}"#), Reply::Refused { .. }));
+    assert_eq!(
+        to(&["AAA"], 400, body),
+        Reply::Refused { why: r#"HTTP 400 VALIDATION_ERROR: "[0].to" must be a string."#.into() }
+    );
+    assert!(matches!(
+        to(&["AAA"], 400, r#"{"errors":[{"code":17,"message":"old"}]}"#),
+        Reply::Refused { .. }
+    ));
     assert!(matches!(to(&["AAA"], 400, "Bad Request"), Reply::Refused { .. }));
 }
 
@@ -185,14 +216,20 @@ fn a_server_error_and_a_proxys_page_are_ambiguous() {
         (404, "<html>Error 404</html>"),
     ] {
         let reply = to(&["AAA"], status, body);
-        assert!(matches!(reply, Reply::Down { ambiguous: true, retry_after: Some(_), .. }), "{status} {reply:?}");
+        assert!(
+            matches!(reply, Reply::Down { ambiguous: true, retry_after: Some(_), .. }),
+            "{status} {reply:?}"
+        );
     }
 }
 
 #[test]
 fn anything_else_is_unrecognised() {
     for (status, body) in [(302, ""), (404, "{}"), (413, ""), (418, r#"{"errors":[{"code":"TEAPOT"}]}"#)] {
-        assert!(matches!(to(&["AAA"], status, body), Reply::Unrecognised { status: told, .. } if told == status), "{status}");
+        assert!(
+            matches!(to(&["AAA"], status, body), Reply::Unrecognised { status: told, .. } if told == status),
+            "{status}"
+        );
     }
 }
 
@@ -228,7 +265,9 @@ fn every_receipt_has_its_meaning_and_an_absent_one_has_none() {
 
 #[test]
 fn an_answer_without_receipts_is_an_error() {
-    for (status, body) in [(503, ""), (200, "<html>"), (400, r#"{"errors":[{"code":"PUSH_TOO_MANY_RECEIPTS"}]}"#), (200, "{}")] {
+    for (status, body) in
+        [(503, ""), (200, "<html>"), (400, r#"{"errors":[{"code":"PUSH_TOO_MANY_RECEIPTS"}]}"#), (200, "{}")]
+    {
         assert!(receipts(&Answer { status, retry_after: None, body }, &[]).is_err(), "{status}");
     }
 }

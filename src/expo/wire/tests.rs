@@ -22,7 +22,8 @@ fn notification() -> Notification {
 fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Duration) -> Value {
     let body = Body::of(notification).unwrap();
     let to: Vec<_> = to.iter().map(|(token, platform)| (Token::parse(token).unwrap(), *platform)).collect();
-    let messages: Vec<_> = to.iter().map(|(token, platform)| Message { body: &body, token, platform: *platform, ttl }).collect();
+    let messages: Vec<_> =
+        to.iter().map(|(token, platform)| Message { body: &body, token, platform: *platform, ttl }).collect();
     serde_json::from_slice(&plain(&Request::send(&messages, &grouped(&messages), true))).unwrap()
 }
 
@@ -48,7 +49,11 @@ fn android_gets_a_tag_and_ios_a_collapse_id() {
     };
     let sent = sent(
         &notification(),
-        &[("ExponentPushToken[A]", Some(Platform::Android)), ("ExponentPushToken[B]", Some(Platform::Ios)), ("ExponentPushToken[C]", None)],
+        &[
+            ("ExponentPushToken[A]", Some(Platform::Android)),
+            ("ExponentPushToken[B]", Some(Platform::Ios)),
+            ("ExponentPushToken[C]", None),
+        ],
         Duration::from_millis(60_900),
     );
     assert_eq!(
@@ -63,9 +68,15 @@ fn android_gets_a_tag_and_ios_a_collapse_id() {
 #[test]
 fn only_messages_that_say_the_same_share_an_object() {
     let body = |id: &str| Body::of(&Notification { id: NotificationId::new(id), ..notification() }).unwrap();
-    let (one, other, token) = (body("post:p1"), body("post:p2"), Token::parse("ExponentPushToken[A]").unwrap());
+    let (one, other, token) =
+        (body("post:p1"), body("post:p2"), Token::parse("ExponentPushToken[A]").unwrap());
     let said = [(&one, 60), (&other, 60), (&one, 61), (&one, 60), (&other, 60)];
-    let messages = said.map(|(body, seconds)| Message { body, token: &token, platform: None, ttl: Duration::from_secs(seconds) });
+    let messages = said.map(|(body, seconds)| Message {
+        body,
+        token: &token,
+        platform: None,
+        ttl: Duration::from_secs(seconds),
+    });
     let places: Vec<_> = grouped(&messages).into_iter().map(|group| group.places).collect();
     assert_eq!(places, [vec![0, 3], vec![1, 4], vec![2]]);
 }
@@ -94,7 +105,8 @@ fn too_long_a_text_is_cut_and_too_much_data_is_refused() {
     assert!(text.ends_with('…') && text.len() < 4096);
     assert_eq!(sent[0]["data"]["post_id"], 7);
 
-    let heavy = Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
+    let heavy =
+        Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
     assert!(Body::of(&heavy).is_err());
 }
 
@@ -106,7 +118,11 @@ fn a_token_is_the_same_device_in_both_bracketed_forms() {
 }
 
 fn any_data() -> impl Strategy<Value = Map<String, Value>> {
-    let value = prop_oneof![any::<i64>().prop_map(Value::from), any::<bool>().prop_map(Value::from), any::<String>().prop_map(Value::from)];
+    let value = prop_oneof![
+        any::<i64>().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from)
+    ];
     prop::collection::vec((any::<String>(), value), 0..5).prop_map(|pairs| pairs.into_iter().collect())
 }
 

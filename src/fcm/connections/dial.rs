@@ -52,8 +52,8 @@ pub(super) struct Opened {
     pub streams_max: usize,
 }
 
-/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is made, one system
-/// call a message, and over TLS one record; to this one it writes what it has once a turn.
+/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
+/// made, one system call a message, and over TLS one record; to this one it writes what it has once a turn.
 pub(super) struct Gathered(Stream);
 
 /// Trusts whom the machine trusts.
@@ -71,17 +71,27 @@ impl Dialer {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http2().wrap_connector(tcp);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http2()
+            .wrap_connector(tcp);
         Self { connector, peer }
     }
 
-    /// Connects, and waits for the answer to a first PING: the peer's SETTINGS come before it, and so nothing is sent before
-    /// it is known how much the peer takes. Whoever does not speak HTTP/2 is found out here, too.
+    /// Connects, and waits for the answer to a first PING: the peer's SETTINGS come before it, and so nothing
+    /// is sent before it is known how much the peer takes. Whoever does not speak HTTP/2 is found out here,
+    /// too.
     ///
     /// # Errors
     /// Says why there is no connection.
     pub(super) async fn open(&self) -> Result<Opened, String> {
-        let stream = self.connector.clone().call(self.peer.clone()).await.map_err(|error| causes(&*error as &dyn Error))?;
+        let stream = self
+            .connector
+            .clone()
+            .call(self.peer.clone())
+            .await
+            .map_err(|error| causes(&*error as &dyn Error))?;
         if self.peer.scheme_str() == Some("https") && !stream.connected().is_negotiated_h2() {
             return Err("it does not speak HTTP/2".to_owned());
         }
@@ -108,7 +118,11 @@ impl Dialer {
 // === impl Gathered ===
 
 impl AsyncRead for Gathered {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }

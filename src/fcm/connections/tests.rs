@@ -1,5 +1,6 @@
-//! The connections against peers that a test drives frame by frame, over real sockets. So the clock is the real one: a paused
-//! one runs ahead of a kernel that is busy. Where a test needs time to pass it does so while nothing is on its way ([`pass`]).
+//! The connections against peers that a test drives frame by frame, over real sockets. So the clock is the
+//! real one: a paused one runs ahead of a kernel that is busy. Where a test needs time to pass it does so
+//! while nothing is on its way ([`pass`]).
 
 use std::{
     net::SocketAddr,
@@ -65,7 +66,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let _gone = self.stream.write_all(&frame).await;
     }
 
-    /// Kind, flags, stream and payload; `None` at the end of the connection. Loses nothing when it is dropped.
+    /// Kind, flags, stream and payload; `None` at the end of the connection. Loses nothing when it is
+    /// dropped.
     async fn frame(&mut self) -> Option<(u8, u8, u32, Bytes)> {
         loop {
             if let Some(head) = self.read.first_chunk::<9>().copied() {
@@ -307,7 +309,8 @@ async fn proxied(mut client: TcpStream, peer: SocketAddr, silent: Arc<Notify>) {
     }
 }
 
-/// A peer that answers everything, behind a proxy. Each notification makes the connections of the moment fall silent.
+/// A peer that answers everything, behind a proxy. Each notification makes the connections of the moment fall
+/// silent.
 fn peer_behind_a_proxy(peer: TcpListener, proxy: TcpListener, silent: &Arc<Notify>) -> JoinSet<()> {
     let (mut tasks, peers_address, silent) = (JoinSet::new(), peer.local_addr().unwrap(), silent.clone());
     tasks.spawn(async move {
@@ -344,7 +347,8 @@ async fn a_connection_that_leaves_a_request_without_answer_is_asked_for_a_sign_o
     let _peer = peer_behind_a_proxy(peer, proxy, &silent);
     let connections = connections(1, address);
     post(&connections).await.unwrap();
-    // Right after a PING, so that the next one is far away. What comes after it on the connection says that it was answered.
+    // Right after a PING, so that the next one is far away. What comes after it on the connection says that
+    // it was answered.
     pass(sleep(PING_EVERY + Duration::from_secs(1))).await;
     post(&connections).await.unwrap();
     silent.notify_waiters();

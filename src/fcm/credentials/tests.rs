@@ -8,7 +8,8 @@ use std::{
 
 use super::*;
 
-/// A token endpoint that gives `token-1`, `token-2`, … for an hour each, except where its script says otherwise.
+/// A token endpoint that gives `token-1`, `token-2`, … for an hour each, except where its script says
+/// otherwise.
 #[derive(Clone, Default)]
 struct Endpoint {
     asked: Arc<AtomicU64>,
@@ -146,11 +147,22 @@ async fn without_credentials_there_is_no_account() {
 
 #[tokio::test]
 async fn what_parts_lack_is_named() {
-    let parts = Settings { project_id: "p".into(), client_email: "a@b".into(), private_key: "\"a\\nb\"".into(), ..settings() };
+    let parts = Settings {
+        project_id: "p".into(),
+        client_email: "a@b".into(),
+        private_key: "\"a\\nb\"".into(),
+        ..settings()
+    };
     let account = Account::load(&parts).await.unwrap().unwrap();
     assert_eq!(account.key.private_key, "a\nb");
-    assert!(refusal(&Settings { project_id: String::new(), ..parts.clone() }).await.contains("lack project_id"));
-    assert!(refusal(&Settings { client_email: String::new(), ..parts.clone() }).await.contains("lack client_email"));
+    assert!(
+        refusal(&Settings { project_id: String::new(), ..parts.clone() }).await.contains("lack project_id")
+    );
+    assert!(
+        refusal(&Settings { client_email: String::new(), ..parts.clone() })
+            .await
+            .contains("lack client_email")
+    );
     assert!(refusal(&Settings { private_key: "".into(), ..parts }).await.contains("lack private_key"));
 }
 
@@ -162,14 +174,20 @@ async fn what_is_wrong_with_a_file_is_said_without_its_contents() {
         std::fs::write(&path, text).unwrap();
         Settings { credentials_file: path.to_str().unwrap().to_owned(), ..settings() }
     };
-    let missing = Settings { credentials_file: folder.path().join("none").to_str().unwrap().to_owned(), ..settings() };
+    let missing =
+        Settings { credentials_file: folder.path().join("none").to_str().unwrap().to_owned(), ..settings() };
     assert!(refusal(&missing).await.contains("none can't be read"));
     let no_json = refusal(&file("a", "\"-----BEGIN SECRET\"")).await;
-    assert!(no_json.contains("is no service account's JSON: line 1") && !no_json.contains("SECRET"), "{no_json}");
+    assert!(
+        no_json.contains("is no service account's JSON: line 1") && !no_json.contains("SECRET"),
+        "{no_json}"
+    );
     let no_email = file("b", r#"{"project_id":"p","private_key":"k","token_uri":"http://127.0.0.1:1"}"#);
     assert!(refusal(&no_email).await.contains("lack client_email"));
-    let whole =
-        file("c", r#"{"type":"service_account","project_id":"p","private_key":"k","client_email":"a@b","token_uri":"http://127.0.0.1:1"}"#);
+    let whole = file(
+        "c",
+        r#"{"type":"service_account","project_id":"p","private_key":"k","client_email":"a@b","token_uri":"http://127.0.0.1:1"}"#,
+    );
     assert_eq!(Account::load(&whole).await.unwrap().unwrap().project_id, "p");
     let other_project = Settings { project_id: "q".into(), ..whole };
     assert_eq!(Account::load(&other_project).await.unwrap().unwrap().project_id, "q");
@@ -177,7 +195,12 @@ async fn what_is_wrong_with_a_file_is_said_without_its_contents() {
 
 #[tokio::test]
 async fn a_private_key_that_is_none_is_refused_at_the_start() {
-    let parts = Settings { project_id: "p".into(), client_email: "a@b".into(), private_key: "none".into(), ..settings() };
+    let parts = Settings {
+        project_id: "p".into(),
+        client_email: "a@b".into(),
+        private_key: "none".into(),
+        ..settings()
+    };
     let account = Account::load(&parts).await.unwrap().unwrap();
     assert!(matches!(TokenSource::start(account).await, Err(BadCredentials::Unusable(_))));
 }

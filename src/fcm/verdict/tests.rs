@@ -14,7 +14,9 @@ fn to(status: u16, body: &str) -> Reply {
 
 /// An error body as FCM writes them.
 fn error(code: u16, status: &str, message: &str, details: &str) -> String {
-    format!(r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#)
+    format!(
+        r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#
+    )
 }
 
 fn fcm(code: &str) -> String {
@@ -28,7 +30,10 @@ fn dead(reason: &str) -> Reply {
 #[test]
 fn a_message_with_a_name_was_taken() {
     let taken = Reply::Each(vec![Verdict::Accepted { ticket: None }]);
-    assert_eq!(to(200, r#"{"name":"projects/myproject/messages/0:1500415314455276%31bd1c9631bd1c96"}"#), taken);
+    assert_eq!(
+        to(200, r#"{"name":"projects/myproject/messages/0:1500415314455276%31bd1c9631bd1c96"}"#),
+        taken
+    );
     assert_eq!(to(200, r#"{"name":"projects/myproject/messages/fake_message_id"}"#), taken);
 }
 
@@ -41,18 +46,28 @@ fn a_success_that_makes_no_sense_is_ambiguous() {
 
 #[test]
 fn an_unregistered_token_is_dead() {
-    assert_eq!(to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &fcm("UNREGISTERED"))), dead("UNREGISTERED"));
+    assert_eq!(
+        to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &fcm("UNREGISTERED"))),
+        dead("UNREGISTERED")
+    );
 }
 
 #[test]
 fn a_detail_we_cannot_read_hides_no_other() {
     let details = format!(r#"{{"@type":5,"violations":"x"}},{}"#, fcm("UNREGISTERED"));
-    assert_eq!(to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &details)), dead("UNREGISTERED"));
+    assert_eq!(
+        to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &details)),
+        dead("UNREGISTERED")
+    );
 }
 
 #[test]
 fn a_bare_404_is_a_wrong_project_and_no_dead_token() {
-    for body in [error(404, "NOT_FOUND", "Requested entity was not found.", ""), "<html>404</html>".into(), String::new()] {
+    for body in [
+        error(404, "NOT_FOUND", "Requested entity was not found.", ""),
+        "<html>404</html>".into(),
+        String::new(),
+    ] {
         assert!(matches!(to(404, &body), Reply::CredentialsRefused { .. }), "{body}");
     }
 }
@@ -60,11 +75,17 @@ fn a_bare_404_is_a_wrong_project_and_no_dead_token() {
 #[test]
 fn an_invalid_argument_is_a_dead_token_only_in_its_one_form() {
     let no_token = "The registration token is not a valid FCM registration token";
-    assert_eq!(to(400, &error(400, "INVALID_ARGUMENT", no_token, &fcm("INVALID_ARGUMENT"))), dead("INVALID_ARGUMENT"));
+    assert_eq!(
+        to(400, &error(400, "INVALID_ARGUMENT", no_token, &fcm("INVALID_ARGUMENT"))),
+        dead("INVALID_ARGUMENT")
+    );
     // Without FCM's own code, or with other words, it is not.
     assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", no_token, "")), Reply::Refused { .. }));
     let other = "Request contains an invalid argument.";
-    assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", other, &fcm("INVALID_ARGUMENT"))), Reply::Refused { .. }));
+    assert!(matches!(
+        to(400, &error(400, "INVALID_ARGUMENT", other, &fcm("INVALID_ARGUMENT"))),
+        Reply::Refused { .. }
+    ));
 }
 
 #[test]
@@ -73,7 +94,15 @@ fn a_wrong_field_of_the_payload_is_everybodys_and_a_wrong_target_is_not() {
         let bad = format!(
             r#"{{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[{{"field":"{field}","description":"Invalid value at '{field}' (TYPE_STRING), 12"}}]}}"#
         );
-        to(400, &error(400, "INVALID_ARGUMENT", "Invalid value at 'message.data[0].value' (TYPE_STRING), 12", &bad))
+        to(
+            400,
+            &error(
+                400,
+                "INVALID_ARGUMENT",
+                "Invalid value at 'message.data[0].value' (TYPE_STRING), 12",
+                &bad,
+            ),
+        )
     };
     assert!(
         matches!(&violation("message.data[0].value"), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::PayloadRefused { .. }]))
@@ -84,7 +113,10 @@ fn a_wrong_field_of_the_payload_is_everybodys_and_a_wrong_target_is_not() {
 
 #[test]
 fn a_token_of_another_project_is_dead() {
-    assert_eq!(to(403, &error(403, "PERMISSION_DENIED", "SenderId mismatch", &fcm("SENDER_ID_MISMATCH"))), dead("SENDER_ID_MISMATCH"));
+    assert_eq!(
+        to(403, &error(403, "PERMISSION_DENIED", "SenderId mismatch", &fcm("SENDER_ID_MISMATCH"))),
+        dead("SENDER_ID_MISMATCH")
+    );
 }
 
 #[test]
@@ -95,7 +127,10 @@ fn the_projects_quota_throttles_the_route() {
         {"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Request a higher quota limit.","url":"https://cloud.google.com/docs/quotas/help/request_increase"}]}"#;
     let message = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service 'fcm.googleapis.com' for consumer 'project_number:1'.";
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", message, rate_limit)), throttled);
-    assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &fcm("QUOTA_EXCEEDED"))), throttled);
+    assert_eq!(
+        to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &fcm("QUOTA_EXCEEDED"))),
+        throttled
+    );
     assert_eq!(to(429, "<html>"), throttled);
     let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"subject":"project:1","description":"Project quota exceeded"}]}"#;
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", quota)), throttled);
@@ -121,28 +156,42 @@ fn a_server_error_is_ambiguous_and_waits_as_long_as_fcm_asks() {
         (400, "<html>400</html>".into()),
     ] {
         let reply = to(status, &body);
-        assert!(matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. }), "{status} {reply:?}");
+        assert!(
+            matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. }),
+            "{status} {reply:?}"
+        );
     }
 }
 
 #[test]
 fn a_wrong_apns_key_concerns_that_platform_only() {
-    let body = error(401, "UNAUTHENTICATED", "Auth error from APNS or Web Push Service", &fcm("THIRD_PARTY_AUTH_ERROR"));
-    assert!(matches!(&to(401, &body), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }])));
+    let body = error(
+        401,
+        "UNAUTHENTICATED",
+        "Auth error from APNS or Web Push Service",
+        &fcm("THIRD_PARTY_AUTH_ERROR"),
+    );
+    assert!(
+        matches!(&to(401, &body), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]))
+    );
 }
 
 #[test]
 fn our_own_credentials_halt_the_route() {
-    let unauthenticated = error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.", "");
+    let unauthenticated =
+        error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.", "");
     let denied = error(403, "PERMISSION_DENIED", "Permission 'cloudmessaging.messages.create' denied", "");
     assert!(matches!(to(401, &unauthenticated), Reply::CredentialsRefused { .. }));
-    assert!(matches!(to(403, &denied), Reply::CredentialsRefused { why } if why.contains("PERMISSION_DENIED")));
+    assert!(
+        matches!(to(403, &denied), Reply::CredentialsRefused { why } if why.contains("PERMISSION_DENIED"))
+    );
 }
 
 #[test]
 fn every_code_of_fcm_has_its_reply() {
     type Means = fn(&Reply) -> bool;
-    let gone: Means = |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Dead { .. }]));
+    let gone: Means =
+        |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Dead { .. }]));
     let apns: Means = |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]));
     let throttled: Means = |reply| matches!(reply, Reply::Throttled { retry_after: WAIT });
     let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. });
@@ -164,8 +213,13 @@ fn every_code_of_fcm_has_its_reply() {
 
 #[test]
 fn anything_else_is_unrecognised() {
-    for (status, body) in [(404, error(404, "NOT_FOUND", "?", &fcm("NOVELTY"))), (302, String::new()), (409, "{}".into())] {
-        assert!(matches!(to(status, &body), Reply::Unrecognised { status: told, .. } if told == status), "{status}");
+    for (status, body) in
+        [(404, error(404, "NOT_FOUND", "?", &fcm("NOVELTY"))), (302, String::new()), (409, "{}".into())]
+    {
+        assert!(
+            matches!(to(status, &body), Reply::Unrecognised { status: told, .. } if told == status),
+            "{status}"
+        );
     }
 }
 

@@ -9,7 +9,10 @@ fn notification() -> Notification {
         id: NotificationId::new("dose:pr1:r1:2026-11-20T01:00:00Z"),
         title: "Time for Metformin".into(),
         body: "500 mg, 08:00".into(),
-        data: json!({"screen": "medication", "regimen_id": 7, "nested": {"a": [1]}}).as_object().unwrap().clone(),
+        data: json!({"screen": "medication", "regimen_id": 7, "nested": {"a": [1]}})
+            .as_object()
+            .unwrap()
+            .clone(),
         sound: Some("default".into()),
         channel: "default".into(),
         expires_at: Timestamp::UNIX_EPOCH,
@@ -53,7 +56,10 @@ fn what_is_not_there_is_left_out() {
     let silent = Notification { sound: None, channel: String::new(), data: Map::new(), ..notification() };
     let message = &sent(&silent, &"t".repeat(64), 0)["message"];
     assert!(message.get("data").is_none());
-    assert_eq!(message["android"], json!({"priority": "HIGH", "ttl": "1s", "notification": {"tag": silent.tag()}}));
+    assert_eq!(
+        message["android"],
+        json!({"priority": "HIGH", "ttl": "1s", "notification": {"tag": silent.tag()}})
+    );
     assert_eq!(message["apns"]["payload"], json!({"aps": {}}));
 }
 
@@ -69,10 +75,13 @@ fn a_dry_run_says_so() {
 fn too_long_a_text_is_cut_and_too_much_data_is_refused() {
     let long = Notification { body: "ü".repeat(5000), ..notification() };
     let message = &sent(&long, &"t".repeat(64), 1)["message"];
-    assert!(message["notification"]["body"].as_str().is_some_and(|text| text.ends_with('…') && text.len() < 4096));
+    assert!(
+        message["notification"]["body"].as_str().is_some_and(|text| text.ends_with('…') && text.len() < 4096)
+    );
     assert_eq!(message["data"]["screen"], "medication");
 
-    let heavy = Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
+    let heavy =
+        Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
     assert!(Body::of(&heavy, false).is_err());
 }
 

@@ -1,7 +1,7 @@
 //! What an operator may ask of a broadcast, and its end by hand.
 //!
-//! How many messages are left nobody knows before they are read. It is guessed from how much of the token ring is behind
-//! the cursors, for tokens lie evenly on it.
+//! How many messages are left nobody knows before they are read. It is guessed from how much of the token
+//! ring is behind the cursors, for tokens lie evenly on it.
 
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 
 use super::{super::trouble_of, Admin, Refusal};
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp,
+    },
     events::broadcast_specs::{self, Audience, Spec},
     store::{Broadcasts, Registry, Route, Routes},
 };
@@ -68,7 +70,11 @@ pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
         told["reason"] = json!(reason);
     }
     let Some(plan) = plan else {
-        return if state.is_some() { Ok(Json(told)) } else { Err(Refusal::NotFound(format!("there was never a broadcast {id}"))) };
+        return if state.is_some() {
+            Ok(Json(told))
+        } else {
+            Err(Refusal::NotFound(format!("there was never a broadcast {id}")))
+        };
     };
     let spec = broadcast_specs::read(&plan.spec)
         .map_err(|unreadable| Refusal::Conflict(format!("its plan can't be read: {}", unreadable.detail)))?;
@@ -86,7 +92,11 @@ pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
         let standing = standing(&spec, &progress);
         let sending = sending(&admin, provider).await?;
         let is_open = state == Some(BroadcastState::Planned) && standing.done < standing.parts;
-        let holds = if is_open { holds(&spec, &sending, admin.health.report().details.get("push"), now) } else { Vec::new() };
+        let holds = if is_open {
+            holds(&spec, &sending, admin.health.report().details.get("push"), now)
+        } else {
+            Vec::new()
+        };
         let ends_at = if is_open && holds.is_empty() { ends_at(&standing, &sending, now) } else { None };
         told["providers"][provider.label()] = shown(&standing, &holds, ends_at);
     }
@@ -110,8 +120,13 @@ async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Se
 
 /// Sums up the parts of one provider, in their order; `None` = not begun.
 fn standing(spec: &Spec, parts: &[Option<Progress>]) -> Standing {
-    let mut standing =
-        Standing { parts: u32::try_from(parts.len()).unwrap_or(u32::MAX), begun: 0, done: 0, counts: Counts::default(), left: None };
+    let mut standing = Standing {
+        parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
+        begun: 0,
+        done: 0,
+        counts: Counts::default(),
+        left: None,
+    };
     let mut behind = 0.0;
     for (index, progress) in (0..).zip(parts) {
         let Some(progress) = progress else { continue };
@@ -120,7 +135,9 @@ fn standing(spec: &Spec, parts: &[Option<Progress>]) -> Standing {
         standing.counts += progress.counts;
         behind += match (&spec.audience, progress.cursor) {
             _ if progress.done => 1.0,
-            (Audience::Everybody { slices, .. }, Some(cursor)) => behind_cursor(Slice { index, of: *slices }, cursor.0),
+            (Audience::Everybody { slices, .. }, Some(cursor)) => {
+                behind_cursor(Slice { index, of: *slices }, cursor.0)
+            }
             _ => 0.0,
         };
     }
@@ -154,7 +171,13 @@ fn holds(spec: &Spec, sending: &Sending, switch: Option<&String>, now: Timestamp
     }
     let route = &sending.route;
     if !route.state.sends() {
-        holds.push(format!("the route is {} since {} by {}: {}", route.state.label(), route.since, route.set_by, route.detail));
+        holds.push(format!(
+            "the route is {} since {} by {}: {}",
+            route.state.label(),
+            route.since,
+            route.set_by,
+            route.detail
+        ));
     }
     holds.extend(switch.cloned());
     holds.extend(sending.trouble.clone());

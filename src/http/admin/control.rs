@@ -50,7 +50,8 @@ pub(super) async fn set_route<S: Registry + Routes>(
     Json(said): Json<Said>,
 ) -> Result<Json<Value>, Refusal> {
     let provider = provider_of(&provider)?;
-    let wish = Wish::from_label(&wish).ok_or_else(|| Refusal::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
+    let wish = Wish::from_label(&wish)
+        .ok_or_else(|| Refusal::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
     let now = admin.store.route(provider).await?;
     let state = next(provider, now.state, wish).map_err(Refusal::Conflict)?;
     let route = Route { state, since: Timestamp::now(), set_by: said.by, detail: said.why };
@@ -59,24 +60,30 @@ pub(super) async fn set_route<S: Registry + Routes>(
     Ok(Json(told(provider, &route)))
 }
 
-/// What becomes of a route in `state`. The brake needs a word of its own, so that nobody releases it out of habit.
+/// What becomes of a route in `state`. The brake needs a word of its own, so that nobody releases it out of
+/// habit.
 fn next(provider: ProviderId, state: RouteState, wish: Wish) -> Result<RouteState, String> {
     match (state, wish) {
-        (RouteState::Running | RouteState::Released | RouteState::Paused, Wish::Pause) => Ok(RouteState::Paused),
+        (RouteState::Running | RouteState::Released | RouteState::Paused, Wish::Pause) => {
+            Ok(RouteState::Paused)
+        }
         (RouteState::Halted | RouteState::Braked, Wish::Pause) => {
             Err(format!("the route of {provider} is {}: it sends nothing already", state.label()))
         }
-        (RouteState::Braked, Wish::Resume) => {
-            Err(format!("the route of {provider} is braked: look at its dead tokens first, then `pushcast release {provider} brake`"))
+        (RouteState::Braked, Wish::Resume) => Err(format!(
+            "the route of {provider} is braked: look at its dead tokens first, then `pushcast release {provider} brake`"
+        )),
+        (RouteState::Released, Wish::Resume) | (RouteState::Braked, Wish::Release) => {
+            Ok(RouteState::Released)
         }
-        (RouteState::Released, Wish::Resume) | (RouteState::Braked, Wish::Release) => Ok(RouteState::Released),
         (_, Wish::Resume) => Ok(RouteState::Running),
         (_, Wish::Release) => Err(format!("the route of {provider} is {}, not braked", state.label())),
     }
 }
 
 fn provider_of(label: &str) -> Result<ProviderId, Refusal> {
-    ProviderId::from_label(label).ok_or_else(|| Refusal::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
+    ProviderId::from_label(label)
+        .ok_or_else(|| Refusal::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
 }
 
 fn told(provider: ProviderId, route: &Route) -> Value {
@@ -106,8 +113,15 @@ mod tests {
         assert_eq!(next(RouteState::Halted, Wish::Resume), Ok(RouteState::Running));
         assert!(next(RouteState::Braked, Wish::Resume).unwrap_err().contains("pushcast release expo brake"));
         assert_eq!(next(RouteState::Braked, Wish::Release), Ok(RouteState::Released));
-        assert_eq!(next(RouteState::Released, Wish::Resume), Ok(RouteState::Released), "a release is not taken back by the way");
+        assert_eq!(
+            next(RouteState::Released, Wish::Resume),
+            Ok(RouteState::Released),
+            "a release is not taken back by the way"
+        );
         assert!(next(RouteState::Running, Wish::Release).is_err());
-        assert!(next(RouteState::Halted, Wish::Pause).is_err(), "a pause would hide why the route stands still");
+        assert!(
+            next(RouteState::Halted, Wish::Pause).is_err(),
+            "a pause would hide why the route stands still"
+        );
     }
 }

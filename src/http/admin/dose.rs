@@ -1,4 +1,5 @@
-//! What an operator may ask of a dose: whether it was to ring, how far it is on its way, and what became of it.
+//! What an operator may ask of a dose: whether it was to ring, how far it is on its way, and what became of
+//! it.
 
 use axum::{
     Json,
@@ -27,14 +28,20 @@ pub(super) async fn inspect<S: Doses>(
     State(admin): State<Admin<S>>,
     Path((profile, regimen, time)): Path<(String, String, String)>,
 ) -> Result<Json<Value>, Refusal> {
-    let at: Timestamp = time.parse().map_err(|err| Refusal::BadRequest(format!("{time:?} is no time like 2026-11-20T08:00:00Z: {err}")))?;
+    let at: Timestamp = time.parse().map_err(|err| {
+        Refusal::BadRequest(format!("{time:?} is no time like 2026-11-20T08:00:00Z: {err}"))
+    })?;
     let (profile, regimen) = (ProfileId::new(profile), RegimenId::new(regimen));
     let (store, shard) = (&admin.store, Shard::of(&regimen));
     let just_before = at.saturating_sub(jiff::SignedDuration::from_micros(1)).unwrap_or(at);
     let mut known = Known {
         regimen: store.regimen(&regimen).await?,
         marks: store.marks(shard).await?,
-        is_due: store.due_rows(shard, just_before, at, None, ROWS).await?.iter().any(|row| row.regimen == regimen),
+        is_due: store
+            .due_rows(shard, just_before, at, None, ROWS)
+            .await?
+            .iter()
+            .any(|row| row.regimen == regimen),
         claims: Vec::new(),
     };
     for provider in ProviderId::ALL {
@@ -59,7 +66,9 @@ pub(super) async fn inspect<S: Doses>(
     });
     for (provider, Claimed { lease, mark }) in &known.claims {
         told[provider.label()] = match mark {
-            Some(mark) => json!({ "outcome": mark.outcome.label(), "sent": mark.counts.sent, "dead": mark.counts.dead, "at": mark.at }),
+            Some(mark) => {
+                json!({ "outcome": mark.outcome.label(), "sent": mark.counts.sent, "dead": mark.counts.dead, "at": mark.at })
+            }
             None => json!({ "claimedUntil": lease.until, "attempt": lease.attempt }),
         };
     }
@@ -68,7 +77,9 @@ pub(super) async fn inspect<S: Doses>(
 
 /// The whole of it in a sentence.
 fn says(known: &Known, at: Timestamp, now: Timestamp) -> String {
-    if let Some((provider, Claimed { mark: Some(mark), .. })) = known.claims.iter().find(|(_, claimed)| claimed.mark.is_some()) {
+    if let Some((provider, Claimed { mark: Some(mark), .. })) =
+        known.claims.iter().find(|(_, claimed)| claimed.mark.is_some())
+    {
         return format!("{provider} has its outcome: {}", mark.outcome.label());
     }
     if let Some((provider, claimed)) = known.claims.first() {
@@ -113,7 +124,12 @@ mod tests {
             enabled: true,
         };
         let handed = at("2026-11-20T07:59:45Z");
-        Known { regimen: Some(regimen), marks: Marks { opened: handed, handed }, is_due: true, claims: Vec::new() }
+        Known {
+            regimen: Some(regimen),
+            marks: Marks { opened: handed, handed },
+            is_due: true,
+            claims: Vec::new(),
+        }
     }
 
     #[test]
@@ -135,7 +151,8 @@ mod tests {
         let lease = Lease { owner: "o".into(), attempt: 1, until: at("2026-11-20T08:01:00Z") };
         let claimed = Claimed { lease: lease.clone(), mark: None };
         assert!(
-            words(&|known| known.claims = vec![(ProviderId::Fcm, claimed.clone())]).contains("rung through fcm: a claim is good until")
+            words(&|known| known.claims = vec![(ProviderId::Fcm, claimed.clone())])
+                .contains("rung through fcm: a claim is good until")
         );
         let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts::default(), at: now };
         let marked = Claimed { lease, mark: Some(mark) };

@@ -5,10 +5,13 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, DoseKey, DueRow, Judged, PartId, Plan, Platform, Progress, ProviderId, Regimen, RegimenId, Timestamp,
-        TokenChange, Version,
+        BroadcastId, BroadcastState, DoseKey, DueRow, Judged, PartId, Plan, Platform, Progress, ProviderId,
+        Regimen, RegimenId, Timestamp, TokenChange, Version,
     },
-    store::{Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, Route, RouteState, Shard, Total},
+    store::{
+        Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, Route, RouteState, Shard,
+        Total,
+    },
 };
 
 const TOKEN: &str = "ExponentPushToken[ada-1]";
@@ -77,7 +80,12 @@ impl Registry for Known {
 impl Routes for Known {
     async fn route(&self, _: ProviderId) -> Result<Route, Unavailable> {
         let state = *self.expo.lock().unwrap();
-        self.answer(Route { state, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() })
+        self.answer(Route {
+            state,
+            since: Timestamp::UNIX_EPOCH,
+            set_by: String::new(),
+            detail: String::new(),
+        })
     }
     async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
         *self.expo.lock().unwrap() = route.state;
@@ -90,7 +98,10 @@ impl Broadcasts for Known {
     async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
         self.answer(plan.clone())
     }
-    async fn broadcast(&self, _: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    async fn broadcast(
+        &self,
+        _: &BroadcastId,
+    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
         self.answer((None, None))
     }
     async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), Unavailable> {
@@ -124,13 +135,24 @@ impl Doses for Known {
     async fn regimen(&self, _: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
         self.answer(None)
     }
-    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    async fn regimens(
+        &self,
+        _: Option<&RegimenId>,
+        _: usize,
+    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
         unreachable!("the listener sweeps nothing")
     }
     async fn insert_due(&self, _: Shard, _: &DueRow) -> Result<(), Unavailable> {
         unreachable!("the listener plans nothing")
     }
-    async fn due_rows(&self, _: Shard, _: Timestamp, _: Timestamp, _: Option<&DueRow>, _: usize) -> Result<Vec<DueRow>, Unavailable> {
+    async fn due_rows(
+        &self,
+        _: Shard,
+        _: Timestamp,
+        _: Timestamp,
+        _: Option<&DueRow>,
+        _: usize,
+    ) -> Result<Vec<DueRow>, Unavailable> {
         self.answer(vec![])
     }
     async fn marks(&self, _: Shard) -> Result<Marks, Unavailable> {
@@ -156,7 +178,8 @@ impl Doses for Known {
 /// Serves while `questions` are asked, and ends in good order.
 async fn serving(store: Known, questions: impl AsyncFnOnce(SocketAddr, &Health)) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, health, stop) = (listener.local_addr().unwrap(), Health::new(["tokens"]), CancellationToken::new());
+    let (address, health, stop) =
+        (listener.local_addr().unwrap(), Health::new(["tokens"]), CancellationToken::new());
     let admin = Admin { metrics: Arc::new(Metrics::new()), health: health.clone(), store };
     let asking = async {
         questions(address, &health).await;
@@ -202,7 +225,10 @@ async fn metrics_and_life_are_told_before_the_process_is_ready() {
     serving(Known::new(true), async |address, _: &Health| {
         assert_eq!(ask(address, &["live"]).await, (200, "alive\n".to_owned()));
         let (status, text) = ask(address, &["metrics"]).await;
-        assert!(status == 200 && text.contains("# TYPE pushcast_last_tick_timestamp_seconds gauge"), "{text}");
+        assert!(
+            status == 200 && text.contains("# TYPE pushcast_last_tick_timestamp_seconds gauge"),
+            "{text}"
+        );
     })
     .await;
 }
@@ -231,7 +257,10 @@ async fn a_users_tokens_are_shown_as_hashes_too() {
         let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
         assert_eq!((status, told["tokens"].as_array().unwrap().len()), (200, 1));
         assert!(!told.to_string().contains("ada-1"), "{told}");
-        assert_eq!(ask_json(address, &["inspect", "user", "bob/ö"]).await, (200, json!({"user": "bob/ö", "tokens": []})));
+        assert_eq!(
+            ask_json(address, &["inspect", "user", "bob/ö"]).await,
+            (200, json!({"user": "bob/ö", "tokens": []}))
+        );
     })
     .await;
 }
@@ -249,7 +278,13 @@ async fn a_store_that_is_away_is_said_to_be() {
 async fn wish(address: SocketAddr, path: &str) -> (u16, Value) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let said = r#"{"by":"ada","why":"a look at the tokens"}"#;
-    let answer = client.post(format!("http://{address}{path}")).header("content-type", "application/json").body(said).send().await.unwrap();
+    let answer = client
+        .post(format!("http://{address}{path}"))
+        .header("content-type", "application/json")
+        .body(said)
+        .send()
+        .await
+        .unwrap();
     (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
 }
 
@@ -272,7 +307,8 @@ async fn an_operator_pauses_and_resumes_a_route_and_is_told_what_is_not_possible
 #[tokio::test]
 async fn a_dose_is_found_by_its_regimen_and_its_time() {
     serving(Known::new(false), async |address, _: &Health| {
-        let (status, told) = ask_json(address, &["inspect", "dose", "pr1", "r1/ö", "2026-11-20T08:00:00Z"]).await;
+        let (status, told) =
+            ask_json(address, &["inspect", "dose", "pr1", "r1/ö", "2026-11-20T08:00:00Z"]).await;
         assert_eq!((status, &told["notification"]), (200, &json!("dose:pr1:r1/ö:2026-11-20T08:00:00Z")));
         assert!(told["says"].as_str().unwrap().contains("never to ring"), "{told}");
         assert_eq!(ask(address, &["inspect", "dose", "pr1", "r1", "at eight"]).await.0, 400);

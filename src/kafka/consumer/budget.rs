@@ -1,7 +1,7 @@
 //! How much a stage holds at once: seats for records, and room for their bytes.
 //!
-//! A full budget is felt by Kafka as an unread partition. What a record took is given back when the record has met its
-//! fate, whatever way that goes, because the permits live and die with it.
+//! A full budget is felt by Kafka as an unread partition. What a record took is given back when the record
+//! has met its fate, whatever way that goes, because the permits live and die with it.
 
 use std::{
     future::poll_fn,
@@ -50,7 +50,8 @@ pub(super) struct Permits {
 impl Budget {
     pub(super) fn new(in_flight: usize, in_flight_bytes: usize) -> Self {
         let seats_max = in_flight.clamp(1, Semaphore::MAX_PERMITS);
-        let kib_max = u32::try_from(in_flight_bytes.div_ceil(KIB)).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let kib_max =
+            u32::try_from(in_flight_bytes.div_ceil(KIB)).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
         Self {
             seats: Arc::new(Semaphore::new(seats_max)),
             seats_max,
@@ -75,8 +76,8 @@ impl Budget {
         self.partitions.store(partitions.max(1), Ordering::Relaxed);
     }
 
-    /// The most seats that one partition may hold: twice its part, so that a partition that stands still leaves the
-    /// others something, and a busy one among idle ones is not held back much.
+    /// The most seats that one partition may hold: twice its part, so that a partition that stands still
+    /// leaves the others something, and a busy one among idle ones is not held back much.
     pub(super) fn partition_seats(&self) -> usize {
         (2 * self.seats_max / self.partitions.load(Ordering::Relaxed)).max(PARTITION_SEATS_MIN)
     }
@@ -96,8 +97,11 @@ impl Admission {
 }
 
 fn size_of(record: &Record) -> usize {
-    let headers = record.headers.iter().map(|header| header.name.len() + header.value.as_ref().map_or(0, Vec::len));
-    record.key.as_ref().map_or(0, Vec::len) + record.value.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()
+    let headers =
+        record.headers.iter().map(|header| header.name.len() + header.value.as_ref().map_or(0, Vec::len));
+    record.key.as_ref().map_or(0, Vec::len)
+        + record.value.as_ref().map_or(0, Vec::len)
+        + headers.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -109,7 +113,15 @@ mod tests {
 
     fn record(bytes: usize) -> Record {
         let value = Some(vec![0; bytes]);
-        Record { topic: "t".into(), partition: 0, offset: 0, timestamp: Timestamp::UNIX_EPOCH, key: None, value, headers: Vec::new() }
+        Record {
+            topic: "t".into(),
+            partition: 0,
+            offset: 0,
+            timestamp: Timestamp::UNIX_EPOCH,
+            key: None,
+            value,
+            headers: Vec::new(),
+        }
     }
 
     #[tokio::test]

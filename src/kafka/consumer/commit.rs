@@ -1,7 +1,7 @@
 //! What has been committed, what is due, how it is committed, and what a refusal means.
 //!
-//! A commit is a synchronous call on a thread of its own: rdkafka 0.39 never reports the result of an asynchronous one (it
-//! asks for events and sets no callback; librdkafka then replies to nobody).
+//! A commit is a synchronous call on a thread of its own: rdkafka 0.39 never reports the result of an
+//! asynchronous one (it asks for events and sets no callback; librdkafka then replies to nobody).
 
 use std::{collections::BTreeMap, future::pending, sync::Arc};
 
@@ -25,8 +25,8 @@ pub(super) type Offsets = BTreeMap<TopicPartition, i64>;
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     committed: Offsets,
-    /// The group does not know us as we are: nothing is committed before it has dealt anew, or this time has come. (A new
-    /// member epoch under KIP-848 need not come with an event.)
+    /// The group does not know us as we are: nothing is committed before it has dealt anew, or this time has
+    /// come. (A new member epoch under KIP-848 need not come with an event.)
     fenced_until: Option<Instant>,
 }
 
@@ -51,7 +51,11 @@ pub(super) enum Refusal {
 
 impl Ledger {
     /// Those of the positions that are not committed yet.
-    pub(super) fn due(&self, positions: impl IntoIterator<Item = (TopicPartition, i64)>, now: Instant) -> Offsets {
+    pub(super) fn due(
+        &self,
+        positions: impl IntoIterator<Item = (TopicPartition, i64)>,
+        now: Instant,
+    ) -> Offsets {
         if self.is_fenced(now) {
             return Offsets::new();
         }
@@ -132,7 +136,10 @@ mod tests {
     fn only_what_moved_is_due() {
         let mut ledger = Ledger::default();
         ledger.committed(Offsets::from([(at(0), 5), (at(1), 9)]));
-        assert_eq!(ledger.due([(at(0), 5), (at(1), 10), (at(2), 0)], Instant::now()), Offsets::from([(at(1), 10), (at(2), 0)]));
+        assert_eq!(
+            ledger.due([(at(0), 5), (at(1), 10), (at(2), 0)], Instant::now()),
+            Offsets::from([(at(1), 10), (at(2), 0)])
+        );
     }
 
     #[test]

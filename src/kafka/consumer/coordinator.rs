@@ -72,8 +72,8 @@ pub(super) struct Pace {
     pub commit_every: Duration,
     /// With nothing to commit, the group is asked that often whether we are still a member.
     pub probe_every: Duration,
-    /// How long the last commit of a partition may take, after its drain, before it is given back without one: Kafka may
-    /// be away, and the group waits for us.
+    /// How long the last commit of a partition may take, after its drain, before it is given back without
+    /// one: Kafka may be away, and the group waits for us.
     pub last_commit_timeout: Duration,
 }
 
@@ -146,8 +146,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             assignment.partitions.clear();
             assignment.confirmed_at = None;
         });
-        // After an orderly end there is no task left, and no question. After another all is lost: tasks hold their queues, and
-        // a consumer that waits for an answer does not close.
+        // After an orderly end there is no task left, and no question. After another all is lost: tasks hold
+        // their queues, and a consumer that waits for an answer does not close.
         self.owned.values().for_each(Owned::lose);
         while let Some(ended) = self.tasks.join_next().await {
             ended.into_iter().for_each(|left| self.stragglers.take_in(left));
@@ -213,9 +213,13 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         info!(stage = self.bench.stage, "Stage {} is given {}", self.bench.stage, listed(&partitions));
         let mut queues = Vec::with_capacity(partitions.len());
         for of in &partitions {
-            queues.push(Queue::split(&self.member, of.clone()).ok_or_else(|| StageError::NoSuchPartition(of.clone()))?);
+            queues.push(
+                Queue::split(&self.member, of.clone())
+                    .ok_or_else(|| StageError::NoSuchPartition(of.clone()))?,
+            );
         }
-        take(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
+        take(&*self.member, &partitions)
+            .map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
         self.read_on();
         self.bench.budget.shared_by(self.owned.len() + partitions.len());
         for (of, queue) in partitions.iter().zip(queues) {
@@ -231,7 +235,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
 
     fn start(&mut self, of: TopicPartition, queue: Queue) {
         let (orders, (report, progress)) = (Orders::default(), watch::channel(Progress::default()));
-        let partition = Partition::new(of.clone(), queue, Arc::clone(&self.bench), orders.clone(), self.limits, report);
+        let partition =
+            Partition::new(of.clone(), queue, Arc::clone(&self.bench), orders.clone(), self.limits, report);
         self.tasks.spawn(partition.run(self.stragglers.of(&of)));
         self.owned.insert(of, Owned { orders, progress, ended: false });
     }
@@ -247,14 +252,16 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         // librdkafka asks one question at a time. If it ever asks a second one, one answer is for both.
         let earlier = self.revocation.take();
         let lost = lost || earlier.as_ref().is_some_and(|earlier| earlier.lost);
-        let partitions = earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
+        let partitions =
+            earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
         self.revocation = Some(Revocation { partitions, lost: false, answer_by: None, refused: false });
         if lost {
             self.lose();
         }
     }
 
-    /// The partitions that we are asked for are lost: nobody waits for their handlers before they are given up.
+    /// The partitions that we are asked for are lost: nobody waits for their handlers before they are given
+    /// up.
     fn lose(&mut self) {
         let Some(revocation) = &mut self.revocation else { return };
         revocation.lost = true;
@@ -268,7 +275,9 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
     /// Goes on with the revocation as far as it can be gone on with.
     fn settle_revocation(&mut self) -> Result<(), StageError> {
         // A drain that lasts may end as a loss.
-        if self.revocation.as_ref().is_some_and(|revocation| !revocation.lost) && self.member.assignment_lost() {
+        if self.revocation.as_ref().is_some_and(|revocation| !revocation.lost)
+            && self.member.assignment_lost()
+        {
             info!(stage = self.bench.stage, "Stage {} has lost what it is giving back", self.bench.stage);
             self.lose();
         }
@@ -287,14 +296,16 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         if revocation.partitions.iter().any(|of| self.owned.get(of).is_some_and(|owned| !owned.ended)) {
             return Step::Wait;
         }
-        let answer_by = *revocation.answer_by.get_or_insert_with(|| Instant::now() + self.pace.last_commit_timeout);
+        let answer_by =
+            *revocation.answer_by.get_or_insert_with(|| Instant::now() + self.pace.last_commit_timeout);
         if revocation.lost || answer_by <= Instant::now() {
             return Step::Answer;
         }
         if self.commit.is_some() || revocation.refused {
             return Step::Wait;
         }
-        let positions = revocation.partitions.iter().filter_map(|of| Some((of.clone(), self.owned.get(of)?.position()?)));
+        let positions =
+            revocation.partitions.iter().filter_map(|of| Some((of.clone(), self.owned.get(of)?.position()?)));
         let due = self.ledger.due(positions, Instant::now());
         if due.is_empty() { Step::Answer } else { Step::Commit(due) }
     }
@@ -308,7 +319,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             self.ledger.forget(of);
         }
         self.bench.budget.shared_by(self.owned.len());
-        give_back(&*self.member, &partitions).map_err(|source| StageError::Refused { call: "giving an assignment back", source })?;
+        give_back(&*self.member, &partitions)
+            .map_err(|source| StageError::Refused { call: "giving an assignment back", source })?;
         self.read_on();
         Ok(())
     }
@@ -318,12 +330,14 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         let kept: Vec<_> = self.owned.keys().cloned().collect();
         if !kept.is_empty() {
             let member = Arc::clone(&self.member);
-            self.waking = Some(on_a_thread(format!("wake {}", self.bench.stage), move || wake_fetchers(&*member, &kept)));
+            self.waking = Some(on_a_thread(format!("wake {}", self.bench.stage), move || {
+                wake_fetchers(&*member, &kept)
+            }));
         }
     }
 
-    /// Whoever shares out by partitions shares less before anybody else can share more, and not while they are drained:
-    /// what is begun has to be finished.
+    /// Whoever shares out by partitions shares less before anybody else can share more, and not while they
+    /// are drained: what is begun has to be finished.
     fn unshare(&self, partitions: &[TopicPartition]) {
         self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
     }
@@ -331,7 +345,9 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
     // ## Stop
 
     fn leave(&mut self) {
-        self.leave_by = Some(Instant::now() + self.limits.drain_timeout + self.pace.last_commit_timeout + UNSUBSCRIBE_TIMEOUT);
+        self.leave_by = Some(
+            Instant::now() + self.limits.drain_timeout + self.pace.last_commit_timeout + UNSUBSCRIBE_TIMEOUT,
+        );
         for owned in self.owned.values() {
             owned.orders.stop.cancel();
         }
@@ -342,7 +358,10 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
     fn has_left(&self) -> bool {
         let Some(leave_by) = self.leave_by else { return false };
         if leave_by <= Instant::now() {
-            warn!(stage = self.bench.stage, "Stage {} leaves without an answer from its group", self.bench.stage);
+            warn!(
+                stage = self.bench.stage,
+                "Stage {} leaves without an answer from its group", self.bench.stage
+            );
             return true;
         }
         self.owned.is_empty() && self.revocation.is_none() && self.stragglers.is_empty()
@@ -360,7 +379,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             revocation.refused = false;
         }
         if self.commit.is_none() {
-            let positions: Vec<_> = self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
+            let positions: Vec<_> =
+                self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
             let due = self.ledger.due(positions.iter().cloned(), Instant::now());
             if positions.is_empty() {
                 self.nothing_is_in_hand();
@@ -374,17 +394,20 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         self.measure();
     }
 
-    /// Before the first record there is no offset to ask with, and nothing that a doubt would have to stop: the time in
-    /// which we must be confirmed begins with the first record.
+    /// Before the first record there is no offset to ask with, and nothing that a doubt would have to stop:
+    /// the time in which we must be confirmed begins with the first record.
     fn nothing_is_in_hand(&self) {
-        self.assignment.send_modify(|assignment| assignment.confirmed_at = assignment.confirmed_at.map(|_| Instant::now()));
+        self.assignment.send_modify(|assignment| {
+            assignment.confirmed_at = assignment.confirmed_at.map(|_| Instant::now())
+        });
     }
 
-    /// Whether the group has not confirmed us for a while, and would tell. In a drain the next commit is the only one to
-    /// say that the group goes on without us.
+    /// Whether the group has not confirmed us for a while, and would tell. In a drain the next commit is the
+    /// only one to say that the group goes on without us.
     fn probe_is_due(&self) -> bool {
         let every = if self.revocation.is_some() { self.pace.commit_every } else { self.pace.probe_every };
-        !self.ledger.is_fenced(Instant::now()) && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= every)
+        !self.ledger.is_fenced(Instant::now())
+            && self.assignment.borrow().confirmed_at.is_some_and(|at| at.elapsed() >= every)
     }
 
     fn start_commit(&mut self, offsets: Offsets) {
@@ -393,7 +416,9 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         }
         match Commit::start(&self.member, &self.bench.stage, offsets, self.deals) {
             Ok(commit) => self.commit = Some(commit),
-            Err(error) => warn!(stage = self.bench.stage, %error, "An offset that can't be committed: {error}"),
+            Err(error) => {
+                warn!(stage = self.bench.stage, %error, "An offset that can't be committed: {error}")
+            }
         }
     }
 
@@ -406,11 +431,11 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
                 self.ledger.committed(ours);
                 self.assignment.send_modify(|assignment| assignment.confirmed_at = Some(Instant::now()));
             }
-            // (One that was asked in the name of the deal before is asked again: the classic protocol refuses it in every
-            // rebalance, and it means nothing.)
+            // (One that was asked in the name of the deal before is asked again: the classic protocol refuses
+            // it in every rebalance, and it means nothing.)
             Some(Err(error)) if refusal(&error) == Refusal::Fenced && deal == self.deals => {
-                // The group went on without us, though nothing else says so: whatever still runs here, of any partition,
-                // runs beside its new owner.
+                // The group went on without us, though nothing else says so: whatever still runs here, of any
+                // partition, runs beside its new owner.
                 if self.revocation.is_some() {
                     return Err(StageError::Expelled(error));
                 }
@@ -450,7 +475,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
 
     /// How far behind the stage is.
     fn measure(&mut self) {
-        // A member that is dealt nothing may hear nothing of it, but others may have been dealt what it has lost.
+        // A member that is dealt nothing may hear nothing of it, but others may have been dealt what it has
+        // lost.
         if self.vitals.has_changed().unwrap_or(false) && self.vitals.borrow_and_update().placed {
             self.stragglers.hurry();
         }
@@ -468,7 +494,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         });
         let behind = self.owned.iter().filter_map(|(of, owned)| {
             let marks = vitals.watermarks.get(of)?;
-            let position = owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });
+            let position =
+                owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });
             Some((marks.high - position).max(0))
         });
         let oldest = self.owned.values().filter_map(|owned| owned.progress.borrow().oldest).min();

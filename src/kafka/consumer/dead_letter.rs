@@ -1,5 +1,5 @@
-//! A record that can't be handled, as it is written to `dead-letters`: key and value untouched, its headers, and where
-//! it came from and why it is here. `pushcast replay` reads these headers.
+//! A record that can't be handled, as it is written to `dead-letters`: key and value untouched, its headers,
+//! and where it came from and why it is here. `pushcast replay` reads these headers.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use sha2::{Digest, Sha256};
@@ -27,7 +27,8 @@ pub(super) fn letter(record: &Record, cause: &Cause, group: &str) -> Message {
     ]
     .map(|(name, value)| header(name, value));
     // A letter that was replayed and failed again would else say twice, and differently, where it came from.
-    let theirs = record.headers.iter().filter(|theirs| ours.iter().all(|ours| ours.name != theirs.name)).cloned();
+    let theirs =
+        record.headers.iter().filter(|theirs| ours.iter().all(|ours| ours.name != theirs.name)).cloned();
     Message {
         topic: TOPIC.to_owned(),
         partition: None,
@@ -41,7 +42,8 @@ pub(super) fn letter(record: &Record, cause: &Cause, group: &str) -> Message {
 pub(super) fn without_value(letter: Message) -> Message {
     let value = letter.value.unwrap_or_default();
     let hash: String = Sha256::digest(&value).iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut headers: Vec<_> = letter.headers.into_iter().filter(|header| header.name.starts_with(PREFIX)).collect();
+    let mut headers: Vec<_> =
+        letter.headers.into_iter().filter(|header| header.name.starts_with(PREFIX)).collect();
     headers.extend([header("value-bytes", value.len().to_string()), header("value-sha256", hash)]);
     Message { value: None, headers, ..letter }
 }
@@ -75,18 +77,32 @@ mod tests {
             timestamp: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
             key: Some(vec![0xff, 0x00]),
             value: Some(b"not json".to_vec()),
-            headers: headers.iter().map(|(name, value)| Header { name: (*name).into(), value: Some(value.as_bytes().into()) }).collect(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| Header { name: (*name).into(), value: Some(value.as_bytes().into()) })
+                .collect(),
         }
     }
 
     fn texts(message: &Message) -> Vec<(&str, &str)> {
-        message.headers.iter().map(|header| (&*header.name, str::from_utf8(header.value.as_deref().unwrap()).unwrap())).collect()
+        message
+            .headers
+            .iter()
+            .map(|header| (&*header.name, str::from_utf8(header.value.as_deref().unwrap()).unwrap()))
+            .collect()
     }
 
     #[test]
     fn a_dead_letter_holds_the_bytes_untouched_and_where_they_came_from() {
-        let letter = letter(&record(&[("trace", "abc")]), &Cause::unreadable("expected value at line 1"), "pushcast.posts");
-        assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&[0xff, 0x00][..]), Some(&b"not json"[..])));
+        let letter = letter(
+            &record(&[("trace", "abc")]),
+            &Cause::unreadable("expected value at line 1"),
+            "pushcast.posts",
+        );
+        assert_eq!(
+            (letter.key.as_deref(), letter.value.as_deref()),
+            (Some(&[0xff, 0x00][..]), Some(&b"not json"[..]))
+        );
         assert_eq!(
             texts(&letter),
             [
@@ -105,7 +121,11 @@ mod tests {
 
     #[test]
     fn a_letter_that_comes_back_says_once_where_it_came_from() {
-        let again = letter(&record(&[("pushcast.offset", "7"), ("pushcast.origin", "x")]), &Cause::invalid("no"), "g");
+        let again = letter(
+            &record(&[("pushcast.offset", "7"), ("pushcast.origin", "x")]),
+            &Cause::invalid("no"),
+            "g",
+        );
         let said: Vec<_> = texts(&again).into_iter().filter(|(name, _)| *name == "pushcast.offset").collect();
         assert_eq!(said, [("pushcast.offset", "41")]);
         assert!(texts(&again).contains(&("pushcast.origin", "x")), "what we don't write now is kept");
@@ -125,7 +145,13 @@ mod tests {
         assert_eq!(letter.value, None);
         let said = texts(&letter);
         assert!(said.contains(&("pushcast.value-bytes", "8")));
-        assert!(said.contains(&("pushcast.value-sha256", "7ccfa1fbf3940e6f0c0375d87c0f9235a50514e14cb427bdfaf5077987b26ccf")), "{said:?}");
+        assert!(
+            said.contains(&(
+                "pushcast.value-sha256",
+                "7ccfa1fbf3940e6f0c0375d87c0f9235a50514e14cb427bdfaf5077987b26ccf"
+            )),
+            "{said:?}"
+        );
         assert!(said.iter().all(|(name, _)| *name != "huge"));
     }
 }

@@ -1,8 +1,8 @@
 //! From a partition's queue to a record that may start.
 //!
-//! One record per partition is held outside the budget: the *head*. It waits here until it is due and until the budget
-//! has room; meanwhile the queue is not read, and Kafka feels that as backpressure. (A seat taken before the record
-//! would let idle partitions sit on all the seats.)
+//! One record per partition is held outside the budget: the *head*. It waits here until it is due and until
+//! the budget has room; meanwhile the queue is not read, and Kafka feels that as backpressure. (A seat taken
+//! before the record would let idle partitions sit on all the seats.)
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,8 @@ pub(super) trait Source: Send + 'static {
     /// The next record; none = all is quiet. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Record>> + Send;
 
-    /// Behind the last record that was given out, what is never delivered included (the markers of transactions).
+    /// Behind the last record that was given out, what is never delivered included (the markers of
+    /// transactions).
     fn position(&self) -> Option<i64>;
 }
 
@@ -61,7 +62,8 @@ pub(super) enum Arrival {
 #[derive(Debug)]
 struct Head {
     record: Box<Record>,
-    /// None = now. (Even a sleep that is over lasts to the clock's next millisecond, which would be a record's price.)
+    /// None = now. (Even a sleep that is over lasts to the clock's next millisecond, which would be a
+    /// record's price.)
     due_at: Option<Instant>,
 }
 
@@ -92,7 +94,8 @@ impl<S: Source> Intake<S> {
         }
     }
 
-    /// Behind the last record that was read, what is never delivered included. Meant for quiet moments: it asks librdkafka.
+    /// Behind the last record that was read, what is never delivered included. Meant for quiet moments: it
+    /// asks librdkafka.
     pub(super) fn position(&self) -> Option<i64> {
         self.source.position()
     }
@@ -117,12 +120,13 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Splits the partition off. Has to happen before it is assigned, and after the queue of an earlier assignment is
-    /// gone: dropping that one would take the new one's wake-up away (vector PR 26438). None = no such partition.
+    /// Splits the partition off. Has to happen before it is assigned, and after the queue of an earlier
+    /// assignment is gone: dropping that one would take the new one's wake-up away (vector PR 26438). None =
+    /// no such partition.
     pub(super) fn split(member: &Arc<Member>, of: TopicPartition) -> Option<Self> {
         let queue = member.split_partition_queue(&of.topic, of.partition)?;
-        // A partition that was taken away before librdkafka knew where to begin may have been fetched all the time (2.12.1), and
-        // lies here from the first record on, though others have been on since.
+        // A partition that was taken away before librdkafka knew where to begin may have been fetched all the
+        // time (2.12.1), and lies here from the first record on, though others have been on since.
         while let Some(stale) = queue.recv().now_or_never() {
             let offset = stale.ok().map(|message| message.offset());
             debug!(kafka.topic = %of.topic, kafka.partition = of.partition, offset, "Fetched for an earlier assignment of {of}, and left unread");
@@ -171,8 +175,13 @@ fn record_of(message: &BorrowedMessage<'_>, of: &TopicPartition) -> Record {
         topic: of.topic.clone(),
         partition: of.partition,
         offset: message.offset(),
-        // Only brokers older than 0.10 give none. A version has to be a pure function of the record, so: the beginning.
-        timestamp: message.timestamp().to_millis().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::UNIX_EPOCH),
+        // Only brokers older than 0.10 give none. A version has to be a pure function of the record, so: the
+        // beginning.
+        timestamp: message
+            .timestamp()
+            .to_millis()
+            .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+            .unwrap_or(Timestamp::UNIX_EPOCH),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
         headers: message.headers().map(headers_of).unwrap_or_default(),
@@ -182,7 +191,9 @@ fn record_of(message: &BorrowedMessage<'_>, of: &TopicPartition) -> Record {
 /// The headers whose name is text: rdkafka panics over any other, and one such record must not end the stage.
 fn headers_of(headers: &rdkafka::message::BorrowedHeaders) -> Vec<Header> {
     let readable = (0..headers.count()).filter_map(|index| guarded(|| headers.try_get(index)).ok().flatten());
-    readable.map(|header| Header { name: header.key.to_owned(), value: header.value.map(<[u8]>::to_vec) }).collect()
+    readable
+        .map(|header| Header { name: header.key.to_owned(), value: header.value.map(<[u8]>::to_vec) })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
-//! One task owns everything about one partition: its queue, its window, its lanes, its running handlers. No locks, and
-//! no result can be late: the task ends after its last handler, and only then is the partition given back.
+//! One task owns everything about one partition: its queue, its window, its lanes, its running handlers. No
+//! locks, and no result can be late: the task ends after its last handler, and only then is the partition
+//! given back.
 //!
 //! ```text
 //!  queue -> head (due? room?) -> window -> lane -> handler task -> settled -> progress -> committed
 //!                                             \-> dead letter task -/
 //! ```
 //!
-//! A stop ends the reading at once. Handlers that run are awaited for the drain time-out and then aborted; of those who
-//! wait in a lane only they still start whom others have overtaken, because a commit does not reach beyond them. Whatever is
-//! unsettled then is the next owner's. A partition that is lost ends at once, and its running handlers are
-//! [`stragglers`](super::stragglers).
+//! A stop ends the reading at once. Handlers that run are awaited for the drain time-out and then aborted; of
+//! those who wait in a lane only they still start whom others have overtaken, because a commit does not reach
+//! beyond them. Whatever is unsettled then is the next owner's. A partition that is lost ends at once, and
+//! its running handlers are [`stragglers`](super::stragglers).
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -41,8 +42,8 @@ use crate::{
 /// So many records are taken in at most before results, and a stop, are looked at again.
 const ARRIVALS_AT_ONCE: usize = 32;
 
-/// The part of the drain (one in so many) in which somebody who waits in a lane may still start. A drain is a standstill of
-/// the whole member, and a long lane would make it last.
+/// The part of the drain (one in so many) in which somebody who waits in a lane may still start. A drain is a
+/// standstill of the whole member, and a long lane would make it last.
 const CATCH_UP_PART: u32 = 4;
 
 /// How a partition is told to end.
@@ -80,8 +81,8 @@ struct Fates {
     unfinished: IntCounter,
 }
 
-/// Handlers at work. They run inside the partition's task: to give each record a task costs more than most handlers do
-/// before they wait for somebody, and there are other partitions for the other processors.
+/// Handlers at work. They run inside the partition's task: to give each record a task costs more than most
+/// handlers do before they wait for somebody, and there are other partitions for the other processors.
 pub(super) type Running = FuturesUnordered<BoxFuture<'static, (Job, End)>>;
 
 /// What is left of a partition that has ended.
@@ -92,7 +93,8 @@ pub(super) struct Left {
     pub running: Running,
 }
 
-/// A partition that is quiet asks for its position after 1, 2, 4 and 8 seconds, and then this often, in seconds.
+/// A partition that is quiet asks for its position after 1, 2, 4 and 8 seconds, and then this often, in
+/// seconds.
 const QUIET_ASKS_EVERY: u32 = 8;
 
 /// The owner of a partition.
@@ -116,7 +118,8 @@ pub(super) struct Partition<S, H, P> {
     fates: Fates,
     /// Behind the last record that has started.
     started: i64,
-    /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again too.
+    /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again
+    /// too.
     again_from: i64,
 }
 
@@ -180,10 +183,12 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         Left { of: self.of, running: self.running }
     }
 
-    /// Whether another record may come in. With too much in hand, or too far ahead of a record that doesn't end, the
-    /// queue is left unread.
+    /// Whether another record may come in. With too much in hand, or too far ahead of a record that doesn't
+    /// end, the queue is left unread.
     fn has_room(&self) -> bool {
-        self.held < self.bench.budget.partition_seats() && self.window.span() < self.limits.span && !self.valve.is_closed()
+        self.held < self.bench.budget.partition_seats()
+            && self.window.span() < self.limits.span
+            && !self.valve.is_closed()
     }
 
     /// What has ended and what has arrived by now, without going to sleep in between.
@@ -195,7 +200,11 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
             if !self.has_room() {
                 return;
             }
-            let Some(Arrival::Record(record, permits)) = self.intake.next(&*self.bench.handler).now_or_never() else { return };
+            let Some(Arrival::Record(record, permits)) =
+                self.intake.next(&*self.bench.handler).now_or_never()
+            else {
+                return;
+            };
             self.begin(record, permits);
         }
     }
@@ -253,7 +262,8 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         }));
     }
 
-    /// A piece of work has come to an end: the record is settled, or goes on to its burial, or stays unsettled.
+    /// A piece of work has come to an end: the record is settled, or goes on to its burial, or stays
+    /// unsettled.
     fn ended(&mut self, job: Job, end: End) {
         let fate = match end {
             End::Dead(cause) => return self.dead(job, cause),
@@ -276,12 +286,13 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
         }
     }
 
-    /// All is quiet: what lies behind the last record and is never delivered may be passed too. An aborted transaction comes
-    /// without any sign, so that is asked again and again; but an answer costs librdkafka as much as the consumer has
-    /// partitions, and a partition may be quiet for ever.
+    /// All is quiet: what lies behind the last record and is never delivered may be passed too. An aborted
+    /// transaction comes without any sign, so that is asked again and again; but an answer costs librdkafka
+    /// as much as the consumer has partitions, and a partition may be quiet for ever.
     fn catch_up(&mut self) {
         self.quiet_seconds = self.quiet_seconds.saturating_add(1);
-        let asks = self.quiet_seconds.is_power_of_two() || self.quiet_seconds.is_multiple_of(QUIET_ASKS_EVERY);
+        let asks =
+            self.quiet_seconds.is_power_of_two() || self.quiet_seconds.is_multiple_of(QUIET_ASKS_EVERY);
         if asks
             && self.window.span() == 0
             && let Some(position) = self.intake.position()
@@ -291,14 +302,18 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
     }
 
     fn report(&self) {
-        let progress = Progress { position: self.window.position(), oldest: self.window.oldest().or(self.intake.oldest()) };
+        let progress = Progress {
+            position: self.window.position(),
+            oldest: self.window.oldest().or(self.intake.oldest()),
+        };
         self.progress.send_if_modified(|last| std::mem::replace(last, progress) != progress);
     }
 
     /// Waits for the handlers that run, as long as that is allowed. Each result that still comes in counts.
     async fn drain(&mut self) {
         let (started, now) = (self.started, Instant::now());
-        let (catch_up_until, deadline) = (now + self.limits.drain_timeout / CATCH_UP_PART, now + self.limits.drain_timeout);
+        let (catch_up_until, deadline) =
+            (now + self.limits.drain_timeout / CATCH_UP_PART, now + self.limits.drain_timeout);
         // Whoever waits in a lane behind the last one that has started was overtaken by nobody.
         let mut starts_below = i64::MAX;
         loop {
@@ -335,8 +350,8 @@ impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
 
 impl Fates {
     fn of(metrics: &Metrics, stage: &str) -> Self {
-        let [done, dead_letter, unfinished] =
-            ["done", "dead_letter", "unfinished"].map(|fate| metrics.records_total.with_label_values(&[stage, fate]));
+        let [done, dead_letter, unfinished] = ["done", "dead_letter", "unfinished"]
+            .map(|fate| metrics.records_total.with_label_values(&[stage, fate]));
         Self { done, dead_letter, unfinished }
     }
 }

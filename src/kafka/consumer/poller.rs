@@ -1,8 +1,9 @@
 //! The one who listens to librdkafka: serves its main queue, and hands rebalances over.
 //!
-//! Messages never come this way; they come through the partitions' own queues. What comes is events: rebalances, errors,
-//! statistics, log lines. A rebalance is *handed over* to the coordinator and answered later, so this loop never stands
-//! still: polling is our sign of life, and if it stopped while partitions were read, no rebalance would ever be answered.
+//! Messages never come this way; they come through the partitions' own queues. What comes is events:
+//! rebalances, errors, statistics, log lines. A rebalance is *handed over* to the coordinator and answered
+//! later, so this loop never stands still: polling is our sign of life, and if it stopped while partitions
+//! were read, no rebalance would ever be answered.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,7 +36,8 @@ pub(super) type Member = StreamConsumer<Context>;
 /// The main queue may lose a wake-up like any other.
 const LISTEN: Duration = Duration::from_secs(1);
 
-/// What the group tells us. It waits for an answer to each, and meanwhile the whole member is given nothing to read.
+/// What the group tells us. It waits for an answer to each, and meanwhile the whole member is given nothing
+/// to read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Rebalance {
     /// These are ours now, beside those that we have.
@@ -87,7 +89,8 @@ pub(super) async fn poll(member: Arc<Member>) -> StageError {
             Ok(Err(KafkaError::MessageConsumptionFatal(code))) => {
                 return gave_up(member.client().fatal_error().unwrap_or((code, String::new())));
             }
-            // All brokers away, a poll that came late, an unknown topic: it passes, and `Context::error` has told it.
+            // All brokers away, a poll that came late, an unknown topic: it passes, and `Context::error` has
+            // told it.
             Ok(Err(passing)) => debug!(error = %passing, "librdkafka reports: {passing}"),
             Err(_elapsed) => {}
         }
@@ -125,18 +128,22 @@ pub(super) fn give_back(consumer: &impl Consumer<Context>, partitions: &[TopicPa
     }
 }
 
-/// Wakes the threads that fetch what we keep. librdkafka pauses all that we have while it waits for our answer, and then resumes
-/// it without a word to the thread of the broker that leads it, which looks once a second when it has nothing else to do (2.12.1).
-/// So each is given something to do: the question where its partitions end. Blocks until they have answered.
+/// Wakes the threads that fetch what we keep. librdkafka pauses all that we have while it waits for our
+/// answer, and then resumes it without a word to the thread of the broker that leads it, which looks once a
+/// second when it has nothing else to do (2.12.1). So each is given something to do: the question where its
+/// partitions end. Blocks until they have answered.
 pub(super) fn wake_fetchers(consumer: &impl Consumer<Context>, kept: &[TopicPartition]) {
-    let asked = list(kept.iter().map(|of| (of, Offset::End))).and_then(|ends| consumer.offsets_for_times(ends, LISTEN));
+    let asked = list(kept.iter().map(|of| (of, Offset::End)))
+        .and_then(|ends| consumer.offsets_for_times(ends, LISTEN));
     if let Err(error) = asked {
         debug!(%error, "Nobody was woken, reading goes on within a second: {error}");
     }
 }
 
 /// A list of librdkafka's.
-pub(super) fn list<'a>(offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> KafkaResult<TopicPartitionList> {
+pub(super) fn list<'a>(
+    offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>,
+) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     for (of, offset) in offsets {
         list.add_partition_offset(&of.topic, of.partition, offset)?;
@@ -144,40 +151,54 @@ pub(super) fn list<'a>(offsets: impl IntoIterator<Item = (&'a TopicPartition, Of
     Ok(list)
 }
 
-/// Whether the member has its place in the group. A member that is dealt nothing is told so by the classic protocol; under
-/// KIP-848 it hears nothing at all, and that it has stood in front of its coordinator for a while is all there is to see.
+/// Whether the member has its place in the group. A member that is dealt nothing is told so by the classic
+/// protocol; under KIP-848 it hears nothing at all, and that it has stood in front of its coordinator for a
+/// while is all there is to see.
 fn is_placed(state: &str, join_state: &str, state_age_ms: i64) -> bool {
     const A_WHILE_MS: i64 = 10_000;
     state == "up" && (join_state == "steady" || (join_state == "init" && state_age_ms >= A_WHILE_MS))
 }
 
-/// Whether librdkafka says that it goes on reading elsewhere than where it was. It says so in its log and nowhere else. (That a
-/// group has no offset yet, it says at another level.)
+/// Whether librdkafka says that it goes on reading elsewhere than where it was. It says so in its log and
+/// nowhere else. (That a group has no offset yet, it says at another level.)
 fn is_offset_reset(facility: &str, message: &str) -> bool {
     facility == "OFFSET" && message.contains("offset reset")
 }
 
 /// The partitions of a list of librdkafka's.
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
-    list.elements().iter().map(|element| TopicPartition { topic: element.topic().into(), partition: element.partition() }).collect()
+    list.elements()
+        .iter()
+        .map(|element| TopicPartition { topic: element.topic().into(), partition: element.partition() })
+        .collect()
 }
 
 // === impl Context ===
 
 impl Context {
-    pub(super) fn new(stage: &str, metrics: Arc<Metrics>, rebalances: mpsc::Sender<Rebalance>, vitals: watch::Sender<Vitals>) -> Self {
+    pub(super) fn new(
+        stage: &str,
+        metrics: Arc<Metrics>,
+        rebalances: mpsc::Sender<Rebalance>,
+        vitals: watch::Sender<Vitals>,
+    ) -> Self {
         let (closing, complaints) = (AtomicBool::new(false), Rarely::default());
         Self { stage: stage.to_owned(), metrics, rebalances, vitals, closing, complaints }
     }
 
-    /// Records were deleted before they were read, or the log is not the one that the group has read: an alarm.
+    /// Records were deleted before they were read, or the log is not the one that the group has read: an
+    /// alarm.
     pub(super) fn place_is_gone(&self, detail: &str) {
         let stage = &self.stage;
-        error!(stage, "The place where stage {stage} was reading is gone, records may be lost or come again: {detail}");
+        error!(
+            stage,
+            "The place where stage {stage} was reading is gone, records may be lost or come again: {detail}"
+        );
         self.metrics.offset_resets_total.with_label_values(&[stage.as_str()]).inc();
     }
 
-    /// From now on nobody answers rebalances but the callback itself; without an answer a consumer never closes.
+    /// From now on nobody answers rebalances but the callback itself; without an answer a consumer never
+    /// closes.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -207,9 +228,11 @@ impl ConsumerContext for Context {
             Ok(()) => {}
             // The coordinator is gone, and with it all partition tasks.
             Err(mpsc::error::TrySendError::Closed(rebalance)) => self.answer(consumer, &rebalance),
-            // librdkafka waits for one answer before it asks the next question. Should that ever be untrue, no answer
-            // is the safe one: the group takes the partitions away when our time is up.
-            Err(mpsc::error::TrySendError::Full(rebalance)) => error!(stage = self.stage, ?rebalance, "Too many rebalances at once"),
+            // librdkafka waits for one answer before it asks the next question. Should that ever be untrue,
+            // no answer is the safe one: the group takes the partitions away when our time is up.
+            Err(mpsc::error::TrySendError::Full(rebalance)) => {
+                error!(stage = self.stage, ?rebalance, "Too many rebalances at once")
+            }
         }
     }
 }
@@ -229,17 +252,24 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values().map(|partition| (&topic.topic, partition)));
-        let watermarks = partitions.filter(|(_, partition)| partition.partition >= 0).map(|(topic, partition)| {
-            // Under read_committed nothing behind the last stable offset can be read.
-            let high = if partition.ls_offset >= 0 { partition.ls_offset } else { partition.hi_offset };
-            let watermarks = Watermarks { low: partition.lo_offset, high, committed: partition.committed_offset };
-            (TopicPartition { topic: topic.as_str().into(), partition: partition.partition }, watermarks)
-        });
-        let placed = statistics.cgrp.is_some_and(|group| is_placed(&group.state, &group.join_state, group.stateage));
+        let partitions = statistics
+            .topics
+            .values()
+            .flat_map(|topic| topic.partitions.values().map(|partition| (&topic.topic, partition)));
+        let watermarks =
+            partitions.filter(|(_, partition)| partition.partition >= 0).map(|(topic, partition)| {
+                // Under read_committed nothing behind the last stable offset can be read.
+                let high = if partition.ls_offset >= 0 { partition.ls_offset } else { partition.hi_offset };
+                let watermarks =
+                    Watermarks { low: partition.lo_offset, high, committed: partition.committed_offset };
+                (TopicPartition { topic: topic.as_str().into(), partition: partition.partition }, watermarks)
+            });
+        let placed =
+            statistics.cgrp.is_some_and(|group| is_placed(&group.state, &group.join_state, group.stateage));
         let watermarks = watermarks.collect();
         let partitions = statistics.topics.values().map(|topic| {
-            let known = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
+            let known =
+                topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
             (topic.topic.clone(), known.count())
         });
         self.vitals.send_replace(Vitals { placed, watermarks, partitions: partitions.collect() });

@@ -5,16 +5,17 @@ use std::{collections::VecDeque, time::Duration};
 const FIRST: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(30);
 
-/// The pause after the `failures`-th failure in a row: twice the one before, up to half a minute, of which `jitter`
-/// (0 to 1) takes away up to a half, so that thousands of records that wait for one store don't come back as one.
+/// The pause after the `failures`-th failure in a row: twice the one before, up to half a minute, of which
+/// `jitter` (0 to 1) takes away up to a half, so that thousands of records that wait for one store don't come
+/// back as one.
 pub(super) fn pause(failures: u32, jitter: f64) -> Duration {
     let doubled = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     doubled.min(CAP).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
-/// Closes when records fail in a way that may be our fault (the handler panics on them, or Kafka refuses what they cause) so
-/// often that it must be: the partition then stands still, loudly, and is not emptied into `dead-letters`. It opens again
-/// with the next owner, after a fix.
+/// Closes when records fail in a way that may be our fault (the handler panics on them, or Kafka refuses what
+/// they cause) so often that it must be: the partition then stands still, loudly, and is not emptied into
+/// `dead-letters`. It opens again with the next owner, after a fix.
 ///
 /// Records that can't be read never count: a topic full of rubbish is the writer's affair.
 #[derive(Debug, Default)]

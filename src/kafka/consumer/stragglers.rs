@@ -1,13 +1,13 @@
 //! Handlers that outlive their partition.
 //!
-//! A partition that is lost has to be given up at once, or the member never joins its group again. But what a provider has
-//! answered must still be checkpointed, or the next owner sends it again. So the handlers that run are moved here: they have
-//! heard the stop, start nothing new, and come to their end beside the member's new life. Whatever they answer settles
-//! nothing, because the window that would have taken it is gone.
+//! A partition that is lost has to be given up at once, or the member never joins its group again. But what a
+//! provider has answered must still be checkpointed, or the next owner sends it again. So the handlers that
+//! run are moved here: they have heard the stop, start nothing new, and come to their end beside the member's
+//! new life. Whatever they answer settles nothing, because the window that would have taken it is gone.
 //!
-//! While the group is out of reach nobody else can be dealt the partition, and a handler that waits for Kafka waits as long
-//! as Kafka is away. From the next deal on there may be another owner: then the drain time-out runs. If the next owner is
-//! this process, it reads the partition when the last straggler of it has ended.
+//! While the group is out of reach nobody else can be dealt the partition, and a handler that waits for Kafka
+//! waits as long as Kafka is away. From the next deal on there may be another owner: then the drain time-out
+//! runs. If the next owner is this process, it reads the partition when the last straggler of it has ended.
 
 use std::{collections::BTreeMap, future::pending, time::Duration};
 
@@ -95,7 +95,12 @@ impl Stragglers {
     }
 }
 
-async fn come_to_an_end(stage: &str, of: &TopicPartition, mut running: Running, over: impl Future<Output = ()>) {
+async fn come_to_an_end(
+    stage: &str,
+    of: &TopicPartition,
+    mut running: Running,
+    over: impl Future<Output = ()>,
+) {
     tokio::pin!(over);
     loop {
         tokio::select! {

@@ -1,4 +1,5 @@
-//! What happens to the records of one partition, without Kafka and without waiting: the clock is tokio's, and paused.
+//! What happens to the records of one partition, without Kafka and without waiting: the clock is tokio's, and
+//! paused.
 
 use std::{
     sync::{
@@ -67,7 +68,9 @@ impl Handler for Obedient {
                 stop.wait().await;
                 Fate::Unfinished
             }
-            "fail three times" if self.tries(record.offset) <= 3 => return Err(Unavailable::store("obeying", "away")),
+            "fail three times" if self.tries(record.offset) <= 3 => {
+                return Err(Unavailable::store("obeying", "away"));
+            }
             _ => Fate::Done,
         })
     }
@@ -141,8 +144,11 @@ impl World {
     }
 
     fn of(limits: Limits, in_flight: usize, predecessors: Option<CancellationToken>) -> Self {
-        let (handler, shelf, orders) =
-            (Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }), Shelf::default(), Orders::default());
+        let (handler, shelf, orders) = (
+            Arc::new(Obedient { log: Mutex::default(), release: Semaphore::new(0) }),
+            Shelf::default(),
+            Orders::default(),
+        );
         let (records, script) = mpsc::channel(2_000);
         let asked = Arc::new(AtomicU32::new(0));
         let (report, progress) = watch::channel(Progress::default());
@@ -157,7 +163,14 @@ impl World {
             complaints: Rarely::default(),
         };
         let of = TopicPartition { topic: "t".into(), partition: 0 };
-        let partition = Partition::new(of, Script(script, Arc::clone(&asked)), Arc::new(bench), orders.clone(), limits, report);
+        let partition = Partition::new(
+            of,
+            Script(script, Arc::clone(&asked)),
+            Arc::new(bench),
+            orders.clone(),
+            limits,
+            report,
+        );
         let mut task = JoinSet::new();
         task.spawn(partition.run(predecessors));
         Self { handler, shelf, metrics, records, asked, orders, progress, task, next: 0 }
@@ -166,7 +179,15 @@ impl World {
     async fn write(&mut self, key: Option<&str>, value: &str) {
         let (key, value) = (key.map(|key| key.as_bytes().to_vec()), Some(value.as_bytes().to_vec()));
         let timestamp = Timestamp::from_second(self.next).unwrap();
-        let record = Record { topic: "t".into(), partition: 0, offset: self.next, timestamp, key, value, headers: Vec::new() };
+        let record = Record {
+            topic: "t".into(),
+            partition: 0,
+            offset: self.next,
+            timestamp,
+            key,
+            value,
+            headers: Vec::new(),
+        };
         self.records.send(record).await.unwrap();
         self.next += 1;
     }
@@ -200,7 +221,11 @@ async fn a_record_whose_dependency_is_away_is_tried_again_in_place_until_it_work
     let from = Instant::now();
     world.committable(3).await;
     // Pauses of 0.1, 0.2 and 0.4 s, of which jitter takes at most a half.
-    assert!((Duration::from_millis(350)..Duration::from_millis(800)).contains(&from.elapsed()), "{:?}", from.elapsed());
+    assert!(
+        (Duration::from_millis(350)..Duration::from_millis(800)).contains(&from.elapsed()),
+        "{:?}",
+        from.elapsed()
+    );
     let log = world.handler.log();
     assert_eq!(log.last().unwrap(), "1 after it, in its lane");
     assert_eq!((world.handler.tries(0), world.handler.tries(1), world.handler.tries(2)), (4, 1, 1));
@@ -250,7 +275,9 @@ async fn a_panicking_handler_costs_its_record_and_nobody_elses() {
     let mut causes: Vec<_> = letters
         .iter()
         .map(|letter| {
-            let said = |name: &str| letter.headers.iter().find(|header| header.name == name).unwrap().value.clone().unwrap();
+            let said = |name: &str| {
+                letter.headers.iter().find(|header| header.name == name).unwrap().value.clone().unwrap()
+            };
             let text = |name| String::from_utf8(said(name)).unwrap();
             (text("pushcast.offset"), text("pushcast.cause"), text("pushcast.error"))
         })
@@ -258,7 +285,9 @@ async fn a_panicking_handler_costs_its_record_and_nobody_elses() {
     causes.sort();
     let panicked = |offset: &str, words: &str| (offset.to_owned(), "panicked".to_owned(), words.to_owned());
     assert_eq!(causes, [panicked("0", "as ordered"), panicked("1", "no lane for this")]);
-    assert!(letters.iter().all(|letter| letter.topic == "dead-letters" && letter.key.as_deref() == Some(b"a")));
+    assert!(
+        letters.iter().all(|letter| letter.topic == "dead-letters" && letter.key.as_deref() == Some(b"a"))
+    );
     assert_eq!(world.handler.log().last().unwrap(), "2 next in the lane");
 }
 
@@ -293,10 +322,18 @@ async fn a_partition_sleeps_unread_until_its_head_is_due() {
     let from = Instant::now();
     sleep(Duration::from_secs(890)).await;
     assert_eq!(world.handler.log(), [""; 0]);
-    assert_eq!(world.records.max_capacity() - world.records.capacity(), 1, "the second record is still Kafka's");
+    assert_eq!(
+        world.records.max_capacity() - world.records.capacity(),
+        1,
+        "the second record is still Kafka's"
+    );
     world.committable(2).await;
     // The due time is wall-clock time, of which some passes while the test runs.
-    assert!((Duration::from_secs(895)..=Duration::from_secs(901)).contains(&from.elapsed()), "{:?}", from.elapsed());
+    assert!(
+        (Duration::from_secs(895)..=Duration::from_secs(901)).contains(&from.elapsed()),
+        "{:?}",
+        from.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -320,7 +357,11 @@ async fn a_full_budget_is_felt_as_an_unread_partition() {
     }
     sleep(Duration::from_secs(5)).await;
     assert_eq!(world.handler.log().len(), 2, "two seats");
-    assert_eq!(world.records.max_capacity() - world.records.capacity(), 7, "and one head; the others are still Kafka's");
+    assert_eq!(
+        world.records.max_capacity() - world.records.capacity(),
+        7,
+        "and one head; the others are still Kafka's"
+    );
     world.handler.release.add_permits(10);
     world.committable(10).await;
 }
@@ -351,7 +392,11 @@ async fn a_stop_waits_for_what_runs_and_starts_nothing_that_was_not_overtaken() 
     sleep(Duration::from_secs(1)).await;
     world.handler.release.add_permits(2);
     assert_eq!(world.ended().await, Duration::ZERO);
-    assert_eq!(world.position(), Some(1), "what ended in the drain counts, what did not start and what is unfinished don't");
+    assert_eq!(
+        world.position(),
+        Some(1),
+        "what ended in the drain counts, what did not start and what is unfinished don't"
+    );
     assert_eq!(world.handler.log(), ["0 wait", "1 until stopped", "3 wait"]);
 }
 
@@ -406,12 +451,18 @@ async fn lost() -> (World, Stragglers) {
     world.orders.lost.cancel();
     let from = Instant::now();
     stragglers.take_in(world.left().await);
-    assert_eq!((from.elapsed(), stragglers.is_empty()), (Duration::ZERO, false), "given up at once, though somebody is at work");
+    assert_eq!(
+        (from.elapsed(), stragglers.is_empty()),
+        (Duration::ZERO, false),
+        "given up at once, though somebody is at work"
+    );
     (world, stragglers)
 }
 
 fn is_over(stragglers: &Stragglers) -> bool {
-    stragglers.of(&TopicPartition { topic: "t".into(), partition: 0 }).is_none_or(|ended| ended.is_cancelled())
+    stragglers
+        .of(&TopicPartition { topic: "t".into(), partition: 0 })
+        .is_none_or(|ended| ended.is_cancelled())
 }
 
 #[tokio::test(start_paused = true)]
@@ -422,12 +473,16 @@ async fn what_runs_when_a_partition_is_lost_comes_to_its_end_but_settles_nothing
     world.handler.release.add_permits(1);
     stragglers.next().await;
     assert!(is_over(&stragglers) && stragglers.is_empty());
-    assert_eq!((world.position(), world.handler.log()), (Some(0), vec!["0 wait".to_owned(), "2 overtakes".to_owned()]));
+    assert_eq!(
+        (world.position(), world.handler.log()),
+        (Some(0), vec!["0 wait".to_owned(), "2 overtakes".to_owned()])
+    );
     assert_eq!(world.handler.release.available_permits(), 0, "it has come to its end");
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_there_may_be_another_owner_what_is_left_of_a_lost_partition_has_the_drain_timeout_and_no_more() {
+async fn once_there_may_be_another_owner_what_is_left_of_a_lost_partition_has_the_drain_timeout_and_no_more()
+{
     let (world, mut stragglers) = lost().await;
     stragglers.hurry();
     let from = Instant::now();
@@ -479,7 +534,12 @@ async fn a_record_that_causes_a_message_too_large_for_kafka_is_buried_and_not_tr
     world.write(Some("a"), "next in the lane").await;
     world.committable(2).await;
     let letter = world.shelf.kept.lock().unwrap()[0].clone();
-    assert!(letter.headers.iter().any(|header| header.name == "pushcast.cause" && header.value.as_deref() == Some(b"refused")));
+    assert!(
+        letter
+            .headers
+            .iter()
+            .any(|header| header.name == "pushcast.cause" && header.value.as_deref() == Some(b"refused"))
+    );
     assert_eq!(world.handler.tries(0), 1);
 }
 

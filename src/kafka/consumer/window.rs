@@ -1,8 +1,9 @@
 //! Which offset of a partition is safe to commit.
 //!
-//! Records finish out of order; Kafka commits a prefix. We commit the oldest offset that has been delivered and not
-//! settled. After a crash the tail is delivered again: we accept repeats, and never a gap. Only *delivered* offsets
-//! count: a compacted or transactional log has holes, so nothing is concluded from one offset to the next.
+//! Records finish out of order; Kafka commits a prefix. We commit the oldest offset that has been delivered
+//! and not settled. After a crash the tail is delivered again: we accept repeats, and never a gap. Only
+//! *delivered* offsets count: a compacted or transactional log has holes, so nothing is concluded from one
+//! offset to the next.
 
 use std::collections::VecDeque;
 
@@ -18,8 +19,8 @@ pub(super) struct Window {
     end: Option<i64>,
 }
 
-/// Stands for one delivery, not for an offset: the same offset may be delivered again, and its first delivery may still
-/// be at work then.
+/// Stands for one delivery, not for an offset: the same offset may be delivered again, and its first delivery
+/// may still be at work then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -34,8 +35,9 @@ struct Entry {
 impl Window {
     /// Takes in the record at `offset`, unsettled.
     ///
-    /// An offset that does not lie behind the last one means that the log was cut, or that librdkafka went back a little.
-    /// What comes from there on is delivered anew, so its earlier deliveries count no more; what lies below still does.
+    /// An offset that does not lie behind the last one means that the log was cut, or that librdkafka went
+    /// back a little. What comes from there on is delivered anew, so its earlier deliveries count no more;
+    /// what lies below still does.
     pub(super) fn deliver(&mut self, offset: i64, timestamp: Timestamp) -> Ticket {
         while self.entries.pop_back_if(|entry| entry.offset >= offset).is_some() {}
         let ticket = self.next;
@@ -58,7 +60,8 @@ impl Window {
         while self.entries.pop_front_if(|entry| entry.settled).is_some() {}
     }
 
-    /// Tickets follow each other without a gap unless the log went back, so a look at one place mostly finds it.
+    /// Tickets follow each other without a gap unless the log went back, so a look at one place mostly finds
+    /// it.
     fn entry_of(&mut self, ticket: Ticket) -> Option<&mut Entry> {
         let guess = usize::try_from(ticket.0.checked_sub(self.entries.front()?.ticket.0)?).ok()?;
         let index = match self.entries.get(guess) {
@@ -68,16 +71,17 @@ impl Window {
         self.entries.get_mut(index)
     }
 
-    /// With everything settled, the log itself says that we stand at `position`: behind the markers of a transaction,
-    /// say, which are never delivered. Not believed before the first delivery: librdkafka's position may then be one of an
-    /// earlier assignment, and lie behind what is still to come.
+    /// With everything settled, the log itself says that we stand at `position`: behind the markers of a
+    /// transaction, say, which are never delivered. Not believed before the first delivery: librdkafka's
+    /// position may then be one of an earlier assignment, and lie behind what is still to come.
     pub(super) fn advance(&mut self, position: i64) {
         if self.entries.is_empty() && self.end.is_some() {
             self.end = self.end.max(Some(position));
         }
     }
 
-    /// What may be committed: the oldest unsettled offset, or the one after the last. None before the first delivery.
+    /// What may be committed: the oldest unsettled offset, or the one after the last. None before the first
+    /// delivery.
     pub(super) fn position(&self) -> Option<i64> {
         self.entries.front().map(|entry| entry.offset).or(self.end)
     }

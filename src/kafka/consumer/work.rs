@@ -1,7 +1,8 @@
 //! What is done with one record: its handler, for as long as it takes, and its burial if it can't be handled.
 //!
-//! Nothing counts attempts and nothing has a deadline after which a record is given up: a dependency that is away is
-//! waited for, here, in the record's lane. The only things that end the waiting are success and [`Stop`].
+//! Nothing counts attempts and nothing has a deadline after which a record is given up: a dependency that is
+//! away is waited for, here, in the record's lane. The only things that end the waiting are success and
+//! [`Stop`].
 
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
 
@@ -62,7 +63,8 @@ impl<H: Handler, P: Publish> Bench<H, P> {
     pub(super) async fn handle(&self, record: &Record, stop: &Stop) -> End {
         let mut failures = 0;
         loop {
-            let attempt = AssertUnwindSafe(async { self.handler.handle(record, stop).await }).catch_unwind().await;
+            let attempt =
+                AssertUnwindSafe(async { self.handler.handle(record, stop).await }).catch_unwind().await;
             match attempt {
                 Ok(Ok(Fate::Done)) => return End::Done,
                 Ok(Ok(Fate::DeadLetter(cause))) => return End::Dead(cause),
@@ -142,6 +144,7 @@ async fn waited(failures: u32, stop: &Stop) -> bool {
 
 /// What a panic said.
 pub(super) fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without words").to_owned()
 }

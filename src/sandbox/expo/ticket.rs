@@ -32,16 +32,27 @@ pub(super) enum Later {
 }
 
 impl Later {
-    const ALL: [Self; 5] = [Self::Ok, Self::DeviceNotRegistered, Self::MessageRateExceeded, Self::InvalidCredentials, Self::MessageTooBig];
+    const ALL: [Self; 5] = [
+        Self::Ok,
+        Self::DeviceNotRegistered,
+        Self::MessageRateExceeded,
+        Self::InvalidCredentials,
+        Self::MessageTooBig,
+    ];
 
     pub fn receipt(self) -> Value {
         let (message, error) = match self {
             Self::Ok => return json!({ "status": "ok" }),
-            Self::DeviceNotRegistered => ("The recipient device is not registered with FCM.", "DeviceNotRegistered"),
-            Self::MessageRateExceeded => ("Too many messages were sent to this device.", "MessageRateExceeded"),
-            Self::InvalidCredentials => {
-                ("Failed to authenticate with the FCM server. Ensure the FCM server key you uploaded is correct.", "InvalidCredentials")
+            Self::DeviceNotRegistered => {
+                ("The recipient device is not registered with FCM.", "DeviceNotRegistered")
             }
+            Self::MessageRateExceeded => {
+                ("Too many messages were sent to this device.", "MessageRateExceeded")
+            }
+            Self::InvalidCredentials => (
+                "Failed to authenticate with the FCM server. Ensure the FCM server key you uploaded is correct.",
+                "InvalidCredentials",
+            ),
             Self::MessageTooBig => ("The notification payload was too large.", "MessageTooBig"),
         };
         json!({ "status": "error", "message": message, "details": { "error": error } })
@@ -71,7 +82,8 @@ impl Ticket {
     /// None if it is not one of ours.
     pub fn parse(id: &str) -> Option<Self> {
         let dashes = [8, 13, 18, 23].into_iter().all(|at| id.as_bytes().get(at) == Some(&b'-'));
-        let number = u128::from_str_radix(&id.replace('-', ""), 16).ok().filter(|_| id.len() == 36 && dashes)?;
+        let number =
+            u128::from_str_radix(&id.replace('-', ""), 16).ok().filter(|_| id.len() == 36 && dashes)?;
         let (high, sequence) = ((number >> 64) as u64, number as u64);
         let later = *Later::ALL.get((high & 0xff) as usize).filter(|_| high >> 8 & 0xff == MARK)?;
         Some(Self { at_ms: high >> 16, later, sequence })

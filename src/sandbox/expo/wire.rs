@@ -25,7 +25,11 @@ impl<'a> Batch<'a> {
         // Checked once for all: parsing bytes would check each string on its own.
         let body = str::from_utf8(body).map_err(|err| err.to_string())?;
         let array = body.trim_start().starts_with('[');
-        let parsed = if array { serde_json::from_str(body) } else { serde_json::from_str(body).map(|message| vec![message]) };
+        let parsed = if array {
+            serde_json::from_str(body)
+        } else {
+            serde_json::from_str(body).map(|message| vec![message])
+        };
         let messages: Vec<Message<'a>> = parsed.map_err(|err| err.to_string())?;
         if messages.is_empty() {
             return Err("\"value\" must contain at least 1 items".to_owned());
@@ -121,13 +125,17 @@ impl Message<'_> {
     /// Bytes that count towards the limit; the exact accounting is not published.
     pub fn payload(&self) -> usize {
         let text = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.len());
-        text(&self.title) + text(&self.subtitle) + text(&self.body) + self.data.map_or(0, |data| data.get().len())
+        text(&self.title)
+            + text(&self.subtitle)
+            + text(&self.body)
+            + self.data.map_or(0, |data| data.get().len())
     }
 }
 
 /// Whether a text looks like an Expo push token: one of the three forms.
 pub(super) fn is_token(text: &str) -> bool {
-    let bracketed = ["ExponentPushToken[", "ExpoPushToken["].iter().any(|start| text.starts_with(start)) && text.ends_with(']');
+    let bracketed = ["ExponentPushToken[", "ExpoPushToken["].iter().any(|start| text.starts_with(start))
+        && text.ends_with(']');
     bracketed || is_uuid_like(text)
 }
 
@@ -203,9 +211,13 @@ mod tests {
 
     #[test]
     fn every_recipient_counts() {
-        let body = br#"[{"to":["ExpoPushToken[a]","ExpoPushToken[b]"],"body":"x"},{"to":"ExpoPushToken[c]"}]"#;
+        let body =
+            br#"[{"to":["ExpoPushToken[a]","ExpoPushToken[b]"],"body":"x"},{"to":"ExpoPushToken[c]"}]"#;
         let batch = Batch::parse(body).unwrap();
-        assert_eq!(batch.tokens().collect::<Vec<_>>(), ["ExpoPushToken[a]", "ExpoPushToken[b]", "ExpoPushToken[c]"]);
+        assert_eq!(
+            batch.tokens().collect::<Vec<_>>(),
+            ["ExpoPushToken[a]", "ExpoPushToken[b]", "ExpoPushToken[c]"]
+        );
         assert_eq!((batch.len(), batch.is_lone()), (3, false));
         assert!(Batch::parse(br#"{"to":"ExpoPushToken[c]"}"#).unwrap().is_lone());
     }
@@ -228,7 +240,8 @@ mod tests {
 
     #[test]
     fn plain_texts_are_borrowed() {
-        let batch = Batch::parse(br#"[{"to":"ExpoPushToken[a]","title":"plain","body":"with \"escapes\""}]"#).unwrap();
+        let batch = Batch::parse(br#"[{"to":"ExpoPushToken[a]","title":"plain","body":"with \"escapes\""}]"#)
+            .unwrap();
         let message = batch.messages().next().unwrap();
         assert!(matches!(message.title, Some(Text(Cow::Borrowed("plain")))));
         assert_eq!(message.body.as_deref(), Some("with \"escapes\""));

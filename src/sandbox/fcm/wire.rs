@@ -1,5 +1,5 @@
-//! What FCM is sent, read without copying and as strictly as FCM does: it refuses names that it does not know and values
-//! of another type.
+//! What FCM is sent, read without copying and as strictly as FCM does: it refuses names that it does not know
+//! and values of another type.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -60,7 +60,9 @@ impl Fault {
         let text = text.split(" at line ").next().unwrap_or_default();
         let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
         let why = match unknown {
-            Some(name) => format!("Invalid JSON payload received. Unknown name \"{name}\" at 'message': Cannot find field."),
+            Some(name) => format!(
+                "Invalid JSON payload received. Unknown name \"{name}\" at 'message': Cannot find field."
+            ),
             None if text.starts_with("Invalid value") => text.to_owned(),
             None => format!("Invalid JSON payload received. {text}"),
         };
@@ -73,8 +75,11 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// FCM would refuse it, whoever it is for.
     pub fn parse(body: &'a [u8]) -> Result<Self, Fault> {
-        let not_text =
-            |_| Fault { field: "message".to_owned(), why: "Invalid JSON payload received. Not UTF-8.".to_owned(), by_fcm: false };
+        let not_text = |_| Fault {
+            field: "message".to_owned(),
+            why: "Invalid JSON payload received. Not UTF-8.".to_owned(),
+            by_fcm: false,
+        };
         // Checked once for all: parsing bytes would check each string on its own.
         let body = str::from_utf8(body).map_err(not_text)?;
         let request: Request<'a> = serde_json::from_str(body).map_err(|err| Fault::of_json(&err))?;
@@ -164,7 +169,8 @@ enum AndroidPriority {
     High,
 }
 
-/// The fields that a text notification has; a name that is neither here nor in [`OTHER_ANDROID_FIELDS`] is refused.
+/// The fields that a text notification has; a name that is neither here nor in [`OTHER_ANDROID_FIELDS`] is
+/// refused.
 #[derive(Debug, Default)]
 struct AndroidNotification<'a> {
     title: Option<Text<'a>>,
@@ -218,16 +224,26 @@ struct Apns<'a> {
 impl<'a> Message<'a> {
     /// The identity of a message that may be sent.
     fn check(&self) -> Result<u64, Fault> {
-        if let Some(key) = self.data.iter().flat_map(|data| &data.0).map(|(key, _)| key).find(|key| is_reserved(key)) {
+        if let Some(key) =
+            self.data.iter().flat_map(|data| &data.0).map(|(key, _)| key).find(|key| is_reserved(key))
+        {
             return Err(Fault::of_fcm("message.data", format!("Invalid data payload key: {}", &**key)));
         }
         let ttl = self.android.as_ref().and_then(|android| android.ttl.as_deref());
         if let Some(ttl) = ttl.filter(|ttl| !is_ttl(ttl)) {
-            let why = format!("Invalid value at 'message.android.ttl' (type.googleapis.com/google.protobuf.Duration), \"{ttl}\"");
+            let why = format!(
+                "Invalid value at 'message.android.ttl' (type.googleapis.com/google.protobuf.Duration), \"{ttl}\""
+            );
             return Err(Fault { field: "message.android.ttl".to_owned(), why, by_fcm: false });
         }
-        if self.apns.as_ref().and_then(|apns| apns.payload).is_some_and(|payload| !payload.get().starts_with('{')) {
-            let why = "Invalid value at 'message.apns.payload' (type.googleapis.com/google.protobuf.Struct)".to_owned();
+        if self
+            .apns
+            .as_ref()
+            .and_then(|apns| apns.payload)
+            .is_some_and(|payload| !payload.get().starts_with('{'))
+        {
+            let why = "Invalid value at 'message.apns.payload' (type.googleapis.com/google.protobuf.Struct)"
+                .to_owned();
             return Err(Fault { field: "message.apns.payload".to_owned(), why, by_fcm: false });
         }
         if self.payload() > PAYLOAD_MAX {
@@ -258,8 +274,12 @@ impl<'a> Message<'a> {
             return counts::hash(&*id);
         }
         let common = self.notification.as_ref();
-        let title = common.and_then(|common| common.title.as_deref()).or(shown.and_then(|shown| shown.title.as_deref()));
-        let body = common.and_then(|common| common.body.as_deref()).or(shown.and_then(|shown| shown.body.as_deref()));
+        let title = common
+            .and_then(|common| common.title.as_deref())
+            .or(shown.and_then(|shown| shown.title.as_deref()));
+        let body = common
+            .and_then(|common| common.body.as_deref())
+            .or(shown.and_then(|shown| shown.body.as_deref()));
         counts::hash((title, body))
     }
 
@@ -267,14 +287,18 @@ impl<'a> Message<'a> {
         let text = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.len());
         let common = self.notification.as_ref().map_or(0, |common| text(&common.title) + text(&common.body));
         let android = self.android.as_ref();
-        let shown = android.and_then(|android| android.notification.as_ref()).map_or(0, |shown| text(&shown.title) + text(&shown.body));
+        let shown = android
+            .and_then(|android| android.notification.as_ref())
+            .map_or(0, |shown| text(&shown.title) + text(&shown.body));
         let data = self.data.iter().chain(android.and_then(|android| android.data.as_ref()));
         common + shown + data.map(Entries::bytes).sum::<usize>()
     }
 }
 
 fn is_reserved(key: &str) -> bool {
-    matches!(key, "from" | "message_type" | "notification") || key.starts_with("google.") || key.starts_with("gcm.")
+    matches!(key, "from" | "message_type" | "notification")
+        || key.starts_with("google.")
+        || key.starts_with("gcm.")
 }
 
 /// `"3600s"`, at most four weeks.

@@ -56,7 +56,9 @@ async fn a_verdict_speaks_of_the_registration_that_it_names() {
 #[tokio::test]
 async fn an_outsiders_verdict_speaks_of_the_earlier_of_its_two_times() {
     let at = |text: &str| Judged::AsOf(text.parse().unwrap());
-    let line = |detected_at| record(&format!(r#"{{"token":"ExponentPushToken[AAA]","reason":"gone"{detected_at}}}"#));
+    let line = |detected_at| {
+        record(&format!(r#"{{"token":"ExponentPushToken[AAA]","reason":"gone"{detected_at}}}"#))
+    };
     assert_eq!(judged_by(&line("")).await, at("2026-11-20T01:00:00Z"));
     assert_eq!(judged_by(&line(r#","detectedAt":"2026-11-20T00:00:00Z""#)).await, at("2026-11-20T00:00:00Z"));
     assert_eq!(judged_by(&line(r#","detectedAt":"2030-01-01T00:00:00Z""#)).await, at("2026-11-20T01:00:00Z"));
@@ -79,6 +81,7 @@ async fn the_revoked_and_the_spared_are_counted() {
 #[tokio::test]
 async fn a_verdict_without_a_reason_is_a_dead_letter() {
     let stage = Cleanup::new(Verdicts::default(), Arc::new(Metrics::new()));
-    let fate = stage.handle(&record(r#"{"token":"ExponentPushToken[AAA]"}"#), &Stop::default()).await.unwrap();
+    let fate =
+        stage.handle(&record(r#"{"token":"ExponentPushToken[AAA]"}"#), &Stop::default()).await.unwrap();
     assert_eq!(fate, Fate::DeadLetter(Cause::unreadable("missing field `reason`")));
 }

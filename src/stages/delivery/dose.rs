@@ -1,14 +1,15 @@
 //! A dose: claimed, rung on all of the user's devices of this provider, marked.
 //!
-//! The claim is a row with a lease. A request starts only while the lease outlasts it by a margin, so that nobody else can
-//! own the dose while one of ours may still reach the provider. What was answered is marked before anything is published
-//! of it; whoever finds the mark publishes the outcome again and is done. A death between the answer and the mark is the
-//! one window in which a dose rings twice.
+//! The claim is a row with a lease. A request starts only while the lease outlasts it by a margin, so that
+//! nobody else can own the dose while one of ours may still reach the provider. What was answered is marked
+//! before anything is published of it; whoever finds the mark publishes the outcome again and is done. A
+//! death between the answer and the mark is the one window in which a dose rings twice.
 //!
-//! Whom a handling has rung is known to that handling alone. So once it has rung somebody it doesn't give up: it waits
-//! for a store that is away, and after a stop it tries to ring the user's other devices for as long as the drain allows.
-//! And nothing comes between an answer and the mark, or the next claim, that could outlast the lease: tickets and verdicts
-//! wait for the end, and a look at the route that takes too long counts as a dead token that is held.
+//! Whom a handling has rung is known to that handling alone. So once it has rung somebody it doesn't give up:
+//! it waits for a store that is away, and after a stop it tries to ring the user's other devices for as long
+//! as the drain allows. And nothing comes between an answer and the mark, or the next claim, that could
+//! outlast the lease: tickets and verdicts wait for the end, and a look at the route that takes too long
+//! counts as a dead token that is held.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,8 +34,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const SKEW_MAX: Duration = Duration::from_secs(4);
 /// How long it may take to find out whether dead tokens are held.
 const LOOK_WITHIN: Duration = Duration::from_secs(4);
-/// What a lease must outlast the last possible answer by: the look at the route, the time that the mark or the next claim
-/// takes, and the skew of two clocks.
+/// What a lease must outlast the last possible answer by: the look at the route, the time that the mark or
+/// the next claim takes, and the skew of two clocks.
 pub(super) const MARGIN: Duration = LOOK_WITHIN.saturating_add(DECIDED_WITHIN).saturating_add(SKEW_MAX);
 
 /// One handling of a dose.
@@ -50,7 +51,13 @@ struct Handling<'a> {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    pub(super) async fn dose(&self, record: &Record, job: &Job, dose: &DoseJob, stop: &Stopping<'_>) -> Result<Fate, Unavailable> {
+    pub(super) async fn dose(
+        &self,
+        record: &Record,
+        job: &Job,
+        dose: &DoseJob,
+        stop: &Stopping<'_>,
+    ) -> Result<Fate, Unavailable> {
         let key = DoseKey {
             profile: dose.profile.clone(),
             regimen: dose.regimen.clone(),
@@ -68,7 +75,11 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Sees to it that the dose is marked, by whomever. `None` = it is left to the next owner, after a stop.
-    async fn marked(&self, handling: &mut Handling<'_>, stop: &Stopping<'_>) -> Result<Option<DoseMark>, Unavailable> {
+    async fn marked(
+        &self,
+        handling: &mut Handling<'_>,
+        stop: &Stopping<'_>,
+    ) -> Result<Option<DoseMark>, Unavailable> {
         while !stop.is_set() || handling.goes_on(stop) {
             let claim = || {
                 let now = Timestamp::now();
@@ -95,8 +106,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(None)
     }
 
-    /// Ends the lease of a handling that stops in good order: nothing of it is on the wire, so the next owner need not wait
-    /// for a claim that nobody uses.
+    /// Ends the lease of a handling that stops in good order: nothing of it is on the wire, so the next owner
+    /// need not wait for a claim that nobody uses.
     async fn release(&self, handling: &Handling<'_>) {
         let now = Timestamp::now();
         if let Err(err) = self.store.claim(&handling.key, &handling.owner, now, now).await {
@@ -104,18 +115,30 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// Rings whoever is not rung yet. `None` = look at the claim again: the lease ran out, or somebody took the dose over.
-    async fn ring(&self, handling: &mut Handling<'_>, lease: &Lease, stop: &Stopping<'_>) -> Result<Option<DoseMark>, Unavailable> {
+    /// Rings whoever is not rung yet. `None` = look at the claim again: the lease ran out, or somebody took
+    /// the dose over.
+    async fn ring(
+        &self,
+        handling: &mut Handling<'_>,
+        lease: &Lease,
+        stop: &Stopping<'_>,
+    ) -> Result<Option<DoseMark>, Unavailable> {
         let body = match self.provider.body(&handling.job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
                 tracing::warn!(notification.id = %handling.job.notification.id, error = %refused, "A dose's notification can't be sent");
-                let mark = DoseMark { outcome: DoseOutcome::Refused, counts: Counts::default(), at: Timestamp::now() };
+                let mark = DoseMark {
+                    outcome: DoseOutcome::Refused,
+                    counts: Counts::default(),
+                    at: Timestamp::now(),
+                };
                 return Ok(self.mark(handling, lease, mark).await);
             }
         };
         let now = Timestamp::now();
-        let last_start = instant(lease.until, now).checked_sub(self.limits.request_timeout + MARGIN).unwrap_or_else(Instant::now);
+        let last_start = instant(lease.until, now)
+            .checked_sub(self.limits.request_timeout + MARGIN)
+            .unwrap_or_else(Instant::now);
         let recipients = tokio::select! {
             // Not left to the runtime: a new handling would wait for the end of this one's lease.
             recipients = self.insist(|| self.unrung(handling)) => recipients,
@@ -134,9 +157,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
         let now = Timestamp::now();
         let is_complete = returned.is_complete();
-        let answered = returned.recipients.iter().cloned().zip(returned.finals).filter_map(|(to, fate)| Some((to, fate?)));
+        let answered = returned
+            .recipients
+            .iter()
+            .cloned()
+            .zip(returned.finals)
+            .filter_map(|(to, fate)| Some((to, fate?)));
         // Who seems dead is judged when everybody has answered, and asked again with the others until then.
-        let mut answered: Vec<(Recipient, Final)> = answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
+        let mut answered: Vec<(Recipient, Final)> =
+            answered.filter(|(_, fate)| is_complete || !is_dead(fate)).collect();
         let suspects = Suspects::of(answered.iter().map(|(_, fate)| fate), now);
         let is_held = self.is_held(handling.record, suspects).await;
         if is_held {
@@ -156,7 +185,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(self.mark(handling, lease, mark).await)
     }
 
-    /// Whether those who seem dead are to be asked again, because the route is braked or nobody can say in time.
+    /// Whether those who seem dead are to be asked again, because the route is braked or nobody can say in
+    /// time.
     async fn is_held(&self, record: &Record, mut suspects: Suspects) -> bool {
         let look = async {
             let is_held = self.look(record.timestamp, &mut suspects).await != Look::Pass;
@@ -169,7 +199,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         timeout(LOOK_WITHIN, look).await.unwrap_or(true)
     }
 
-    /// The user's devices that this handling has not rung. Read again for each claim: a phone may have changed hands.
+    /// The user's devices that this handling has not rung. Read again for each claim: a phone may have
+    /// changed hands.
     async fn unrung(&self, handling: &Handling<'_>) -> Result<Vec<Recipient>, Unavailable> {
         let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
         tokens.retain(|registration| {

@@ -1,9 +1,9 @@
 //! Holds what looks like a flood of dead tokens until somebody has looked.
 //!
-//! A flood looks the same when *we* are the mistake (foreign credentials, another project); then no token is dead, and
-//! nobody was reached. So it brakes the route before any of it is reported, and when the route is opened again whoever
-//! looked dead is *asked again*: who was misjudged rings, who is dead says so once more. After a release that second
-//! answer is believed; after anything else it may brake the route again.
+//! A flood looks the same when *we* are the mistake (foreign credentials, another project); then no token is
+//! dead, and nobody was reached. So it brakes the route before any of it is reported, and when the route is
+//! opened again whoever looked dead is *asked again*: who was misjudged rings, who is dead says so once more.
+//! After a release that second answer is believed; after anything else it may brake the route again.
 //!
 //! A stop does not wait for that: whoever looked dead stays open, and the next owner asks again.
 
@@ -80,14 +80,19 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
         let now = Timestamp::now();
         suspects.held |= match route.state {
-            // Only a release starts the count anew. If the braking did too, a handler that had read the route just before
-            // would find no flood, and report its dead.
+            // Only a release starts the count anew. If the braking did too, a handler that had read the route
+            // just before would find no flood, and report its dead.
             RouteState::Running | RouteState::Released => match self.flood_since(route.since, now) {
                 None => false,
                 Some(flood) => {
                     let detail = self.brake().tell(flood, "answers");
                     error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
-                    let braked = Route { state: RouteState::Braked, since: now, set_by: "delivery".to_owned(), detail };
+                    let braked = Route {
+                        state: RouteState::Braked,
+                        since: now,
+                        set_by: "delivery".to_owned(),
+                        detail,
+                    };
                     self.insist(|| self.store.set_route(self.id(), &braked)).await;
                     true
                 }
@@ -99,7 +104,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         if suspects.held { Look::Wait } else { Look::Pass }
     }
 
-    /// The answers that are a flood of dead tokens. Those before the route was opened don't count: somebody has looked.
+    /// The answers that are a flood of dead tokens. Those before the route was opened don't count: somebody
+    /// has looked.
     fn flood_since(&self, since: Timestamp, now: Timestamp) -> Option<Answers> {
         let mut brake = self.brake();
         brake.forget_before(since);
@@ -110,8 +116,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the dead of a page may be reported. With a stop they may lose their outcome instead, and are asked again by
-    /// the next owner; with a cancelling nobody asks them again, and they are not counted.
+    /// Returns when the dead of a page may be reported. With a stop they may lose their outcome instead, and
+    /// are asked again by the next owner; with a cancelling nobody asks them again, and they are not counted.
     pub(super) async fn hold(
         &self,
         record: &Record,
@@ -146,7 +152,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             }
             let again = self.still_registered(returned).await;
             let recipients = again.iter().map(|&index| returned.recipients[index].clone()).collect();
-            let page = Page { stale_at: Instant::now() + self.limits.page_stale_after, ..sending(recipients) };
+            let page =
+                Page { stale_at: Instant::now() + self.limits.page_stale_after, ..sending(recipients) };
             let asked = self.desk.send(page, self.withdrawal(broadcast, stop)).await;
             let mut fates = asked.map(|asked| asked.finals).unwrap_or_default();
             fates.resize(again.len(), None);
@@ -155,7 +162,9 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             for (&index, fate) in again.iter().zip(fates) {
                 returned.finals[index] = fate;
             }
-            let decided = again.iter().filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?)));
+            let decided = again
+                .iter()
+                .filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?)));
             self.publish_all(tickets(decided)).await;
             if !is_complete {
                 return leave_open(&mut returned.finals);
@@ -163,10 +172,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The dead of a page whose registration still stands: a phone may have changed hands while the route was braked.
+    /// The dead of a page whose registration still stands: a phone may have changed hands while the route was
+    /// braked.
     async fn still_registered(&self, returned: &Returned) -> Vec<usize> {
         let mut standing = Vec::new();
-        for (index, to) in returned.recipients.iter().enumerate().filter(|(index, _)| returned.finals[*index].as_ref().is_some_and(is_dead))
+        for (index, to) in returned
+            .recipients
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| returned.finals[*index].as_ref().is_some_and(is_dead))
         {
             let row = self.insist(|| self.store.inspect(&to.token)).await;
             if row.and_then(|row| row.registration).is_some_and(|now| now.version == to.version) {

@@ -1,5 +1,5 @@
-//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, tickets are put by to
-//! be asked about, and everything is counted.
+//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, tickets
+//! are put by to be asked about, and everything is counted.
 
 use crate::{
     delivery::{Final, Provider},
@@ -25,12 +25,22 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Publishes what became of a notification.
     pub(super) async fn publish_report(&self, report: &Report) {
         let (Report::Broadcast { notification, .. } | Report::Dose { notification, .. }) = report;
-        let message = Message::new(topics::PUSH_OUTCOMES, notification.to_string(), events::push_outcomes::write(report));
+        let message = Message::new(
+            topics::PUSH_OUTCOMES,
+            notification.to_string(),
+            events::push_outcomes::write(report),
+        );
         self.insist(|| self.publish.publish(message.clone())).await;
     }
 
     /// Counts outcomes, and the time from the record to now for each.
-    pub(super) fn count<'a>(&self, record: &Record, lane: Lane, fates: impl Iterator<Item = &'a Final>, now: Timestamp) {
+    pub(super) fn count<'a>(
+        &self,
+        record: &Record,
+        lane: Lane,
+        fates: impl Iterator<Item = &'a Final>,
+        now: Timestamp,
+    ) {
         let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
         // Local: one flush for them all, where each observation would be a handful of atomic operations.
@@ -39,7 +49,10 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         durations.flush();
         for outcome in Outcome::ALL {
             if counts.of(outcome) > 0 {
-                self.metrics.notifications_total.with_label_values(&[provider, lane, outcome.label()]).inc_by(counts.of(outcome));
+                self.metrics
+                    .notifications_total
+                    .with_label_values(&[provider, lane, outcome.label()])
+                    .inc_by(counts.of(outcome));
             }
         }
     }
@@ -48,12 +61,16 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 /// The messages that put tickets by.
 pub(super) fn tickets<'a>(decided: impl Iterator<Item = (&'a Recipient, &'a Final)>) -> Vec<Message> {
     let ticket = |(to, fate): (&Recipient, &Final)| match fate {
-        Final::Sent { ticket: Some(id) } => Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version }),
+        Final::Sent { ticket: Some(id) } => {
+            Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version })
+        }
         Final::Sent { ticket: None } | Final::Dead { .. } | Final::Refused { .. } | Final::Expired => None,
     };
     let tickets: Vec<Ticket> = decided.filter_map(ticket).collect();
     let batches = tickets.chunks(TICKETS_MAX);
-    batches.map(|tickets| Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(tickets, None))).collect()
+    batches
+        .map(|tickets| Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(tickets, None)))
+        .collect()
 }
 
 /// The messages that tell of dead tokens, which the brake has let pass.
@@ -104,12 +121,19 @@ mod tests {
             version: Version::from_i64(2),
             platform: None,
         };
-        let sent: Vec<_> = (0..1_500).map(|n| (recipient(n), Final::Sent { ticket: Some(format!("id-{n}").into()) })).collect();
+        let sent: Vec<_> = (0..1_500)
+            .map(|n| (recipient(n), Final::Sent { ticket: Some(format!("id-{n}").into()) }))
+            .collect();
         let batches = tickets(sent.iter().map(|(to, fate)| (to, fate)))
             .into_iter()
             .map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
         let (sizes, ids): (Vec<_>, Vec<_>) = batches.map(|tickets| (tickets.len(), tickets)).unzip();
         assert_eq!(sizes, [1_000, 500]);
-        assert!(ids.concat().iter().zip(&sent).all(|(ticket, (to, _))| ticket.token == to.token && ticket.registration == to.version));
+        assert!(
+            ids.concat()
+                .iter()
+                .zip(&sent)
+                .all(|(ticket, (to, _))| ticket.token == to.token && ticket.registration == to.version)
+        );
     }
 }

@@ -1,9 +1,9 @@
-//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that have none when a
-//! stop comes are named in the checkpoint, and the next owner begins with them.
+//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that
+//! have none when a stop comes are named in the checkpoint, and the next owner begins with them.
 //!
 //! The protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
-//! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two steps repeats at
-//! most the open page; a second owner is found out at the next checkpoint and stops.
+//! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two
+//! steps repeats at most the open page; a second owner is found out at the next checkpoint and stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,8 +18,8 @@ use super::{
 use crate::{
     delivery::{Class, Final, Page as Sending, Provider, Returned},
     domain::{
-        BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report, Timestamp, Token, Unavailable,
-        UserId, Work,
+        BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report,
+        Timestamp, Token, Unavailable, UserId, Work,
     },
     store::{Checkpoint, Page, Store, Total},
     stream::{Cause, Fate, Publish, Record},
@@ -31,7 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ASKED_AT_ONCE: usize = 16;
 /// How long a part that was taken over waits before it looks again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
-/// How long the first who sees all parts finished may take to tell the total, before another one tells it too.
+/// How long the first who sees all parts finished may take to tell the total, before another one tells it
+/// too.
 const FIRST_TELLS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How the walk over a part ended.
@@ -42,14 +43,25 @@ enum Ended {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    pub(super) async fn part(&self, record: &Record, job: &Job, stop: &Stopping<'_>) -> Result<Fate, Unavailable> {
-        let Some(part) = part_of(job) else { return Ok(Fate::DeadLetter(Cause::invalid("not a part of a broadcast"))) };
+    pub(super) async fn part(
+        &self,
+        record: &Record,
+        job: &Job,
+        stop: &Stopping<'_>,
+    ) -> Result<Fate, Unavailable> {
+        let Some(part) = part_of(job) else {
+            return Ok(Fate::DeadLetter(Cause::invalid("not a part of a broadcast")));
+        };
         let (Some(plan), _) = self.store.broadcast(&part.broadcast).await? else {
             return Ok(Fate::DeadLetter(Cause::invalid(format!("there is no broadcast {}", part.broadcast))));
         };
         loop {
             let progress = self.store.take_over(&part).await?;
-            let ended = if progress.done { Ended::Done } else { self.walk(record, job, &part, progress, stop).await? };
+            let ended = if progress.done {
+                Ended::Done
+            } else {
+                self.walk(record, job, &part, progress, stop).await?
+            };
             match ended {
                 Ended::Done => break,
                 Ended::Unfinished => return Ok(Fate::Unfinished),
@@ -63,8 +75,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
-    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so far: otherwise its
-    /// broadcast would stay open for ever. A replay goes on where it stopped.
+    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so
+    /// far: otherwise its broadcast would stay open for ever. A replay goes on where it stopped.
     pub(super) async fn give_up(&self, job: &Job) {
         let Some(part) = part_of(job) else { return };
         warn!(broadcast = %part.broadcast, part = part.part, "A part panicked: its broadcast goes on without the rest of it");
@@ -110,12 +122,22 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let stale_at = Instant::now() + self.limits.page_stale_after;
             let mut page = self.read_page(job, &progress).await?;
             let expires = instant(job.notification.expires_at, Timestamp::now());
-            let sending = |recipients| Sending { class, body: Arc::clone(&body), recipients, expires, start_before: None, stale_at };
+            let sending = |recipients| Sending {
+                class,
+                body: Arc::clone(&body),
+                recipients,
+                expires,
+                start_before: None,
+                stale_at,
+            };
             let withdraw = self.withdrawal(&part.broadcast, stop);
-            let mut returned = self.desk.send(sending(std::mem::take(&mut page.recipients).into()), withdraw).await?;
+            let mut returned =
+                self.desk.send(sending(std::mem::take(&mut page.recipients).into()), withdraw).await?;
 
             self.follow_up(record, &part.broadcast, &mut returned, &sending, stop).await;
-            let stopped = !returned.is_complete() && !stop.is_set() && self.insist(|| self.is_stopped(&part.broadcast)).await;
+            let stopped = !returned.is_complete()
+                && !stop.is_set()
+                && self.insist(|| self.is_stopped(&part.broadcast)).await;
             let has_moved = go_on(&mut progress, &page, &returned);
             if stopped {
                 (progress.open, progress.done) = (Vec::new(), true);
@@ -138,33 +160,49 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
         let after = progress.cursor;
         match &job.work {
-            Work::Slice(slice) => self.store.page_of_slice(self.id(), slice.slice, &slice.to, after, self.limits.page_size).await,
+            Work::Slice(slice) => {
+                self.store
+                    .page_of_slice(self.id(), slice.slice, &slice.to, after, self.limits.page_size)
+                    .await
+            }
             Work::List(list) => self.page_of_list(list, after).await,
-            Work::Dose(_) => Ok(Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(0), last: true }),
+            Work::Dose(_) => {
+                Ok(Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(0), last: true })
+            }
         }
     }
 
     /// The open tokens, as they are registered now: a phone may have changed hands in between.
     async fn page_of_open(&self, work: &Work, open: &[Token], end: Cursor) -> Result<Page, Unavailable> {
-        let rows = stream::iter(0..open.len()).map(|index| self.store.inspect(&open[index])).buffered(ASKED_AT_ONCE);
+        let rows =
+            stream::iter(0..open.len()).map(|index| self.store.inspect(&open[index])).buffered(ASKED_AT_ONCE);
         let rows: Vec<_> = rows.try_collect().await?;
         let registrations = rows.into_iter().flatten().filter_map(|row| row.registration);
-        let recipients: Vec<_> = registrations.filter(|now| is_meant(work, end, now.user.as_ref())).map(Recipient::from).collect();
+        let recipients: Vec<_> =
+            registrations.filter(|now| is_meant(work, end, now.user.as_ref())).map(Recipient::from).collect();
         Ok(Page { positions: vec![end; recipients.len()], recipients, end, last: false })
     }
 
     /// The tokens of the next users; a user is never cut, so a page may be a few messages longer than a page.
     async fn page_of_list(&self, list: &ListJob, after: Option<Cursor>) -> Result<Page, Unavailable> {
         let done = after.map_or(0, |Cursor(done)| usize::try_from(done).unwrap_or(0));
-        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: after.unwrap_or(Cursor(0)), last: true };
-        let mut tokens = stream::iter(done..list.users.len()).map(|index| self.store.tokens_of(&list.users[index])).buffered(ASKED_AT_ONCE);
+        let mut page = Page {
+            recipients: Vec::new(),
+            positions: Vec::new(),
+            end: after.unwrap_or(Cursor(0)),
+            last: true,
+        };
+        let mut tokens = stream::iter(done..list.users.len())
+            .map(|index| self.store.tokens_of(&list.users[index]))
+            .buffered(ASKED_AT_ONCE);
         for position in (0..).map(Cursor).take(list.users.len() + 1).skip(done + 1) {
             if page.recipients.len() >= self.limits.page_size {
                 page.last = false;
                 break;
             }
             let tokens = tokens.try_next().await?.unwrap_or_default();
-            let ours = tokens.into_iter().filter(|registration| registration.token.kind().provider() == self.id());
+            let ours =
+                tokens.into_iter().filter(|registration| registration.token.kind().provider() == self.id());
             page.recipients.extend(ours.map(Recipient::from));
             page.positions.resize(page.recipients.len(), position);
             page.end = position;
@@ -231,7 +269,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The own number first, then the set: whoever sees it full publishes the total, and only then closes the broadcast.
+    /// The own number first, then the set: whoever sees it full publishes the total, and only then closes the
+    /// broadcast.
     async fn finish(&self, part: &PartId, parts: u32) -> Result<(), Unavailable> {
         let finished = self.store.finish_part(part).await?;
         let (_, state) = self.store.broadcast(&part.broadcast).await?;
@@ -241,13 +280,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let asked_at = Timestamp::now();
         let Total { counts, at } = self.store.total(&part.broadcast, asked_at).await?;
         if at.as_microsecond() != asked_at.as_microsecond() {
-            // Somebody else saw the last parts end in the same moment, and asked first: he tells it, unless he has died.
+            // Somebody else saw the last parts end in the same moment, and asked first: he tells it, unless
+            // he has died.
             sleep(FIRST_TELLS_WITHIN).await;
             if let (_, Some(BroadcastState::Done)) = self.store.broadcast(&part.broadcast).await? {
                 return Ok(());
             }
         }
-        self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at }).await;
+        self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at })
+            .await;
         info!(broadcast = %part.broadcast, sent = counts.sent, dead = counts.dead, "Broadcast {} is complete: {} messages", part.broadcast, counts.total());
         self.store.close(&part.broadcast).await
     }
@@ -262,8 +303,8 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// Whether a token before the cursor that is this user's now (`None` = nobody's) is to be rung. A list comes to the users
-/// behind its cursor anyway.
+/// Whether a token before the cursor that is this user's now (`None` = nobody's) is to be rung. A list comes
+/// to the users behind its cursor anyway.
 fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     match work {
         Work::Slice(slice) => slice.to.include(user.map(UserId::as_str)),
@@ -272,8 +313,8 @@ fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     }
 }
 
-/// Takes the part past a page: behind the last message that has its outcome. Those before it that have none, or on its
-/// position, stay open. `false` = nobody has an outcome, and nothing has changed.
+/// Takes the part past a page: behind the last message that has its outcome. Those before it that have none,
+/// or on its position, stay open. `false` = nobody has an outcome, and nothing has changed.
 fn go_on(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
     if returned.is_complete() {
         (progress.cursor, progress.open, progress.done) = (Some(page.end), Vec::new(), page.last);
@@ -303,7 +344,11 @@ mod tests {
     /// A page of tokens a, b, … of which some have their outcome: where the part is then, and what is open.
     fn past(settled: &[bool], positions: &[i64]) -> Option<(i64, Vec<String>, u64)> {
         let name = |index| format!("ExponentPushToken[{}]", char::from(b"abcdef"[index]));
-        let recipient = |index| Recipient { token: Token::parse(&name(index)).unwrap(), version: Version::from_i64(2), platform: None };
+        let recipient = |index| Recipient {
+            token: Token::parse(&name(index)).unwrap(),
+            version: Version::from_i64(2),
+            platform: None,
+        };
         let returned = Returned {
             recipients: (0..settled.len()).map(recipient).collect(),
             finals: settled.iter().map(|&is| is.then_some(Final::Sent { ticket: None })).collect(),
@@ -317,7 +362,11 @@ mod tests {
             return None;
         }
         assert_eq!(progress.done, progress.open.is_empty() && progress.cursor == Some(page.end));
-        let open = progress.open.iter().map(|token| token.as_str()["ExponentPushToken[".len()..].replace(']', "")).collect();
+        let open = progress
+            .open
+            .iter()
+            .map(|token| token.as_str()["ExponentPushToken[".len()..].replace(']', ""))
+            .collect();
         Some((progress.cursor?.0, open, progress.counts.sent))
     }
 

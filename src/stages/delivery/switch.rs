@@ -17,8 +17,8 @@ use crate::{
 /// How often the row is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Follows the row of `provider` until `stop`. With `enabled` false (`push.enabled`) the gate stays closed whatever the row
-/// says: jobs wait in Kafka. `show` is told the row each time it is read.
+/// Follows the row of `provider` until `stop`. With `enabled` false (`push.enabled`) the gate stays closed
+/// whatever the row says: jobs wait in Kafka. `show` is told the row each time it is read.
 pub async fn keep_route<S: Routes>(
     store: S,
     provider: ProviderId,
@@ -42,7 +42,8 @@ pub async fn keep_route<S: Routes>(
             why = keeper.halted() => {
                 let Some(why) = why else { return };
                 let halted = Route { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
-                // The gate is closed here whether it is written or not, so a stop needs not wait for the store.
+                // The gate is closed here whether it is written or not, so a stop needs not wait for the
+                // store.
                 let _written = stop.run_until_cancelled(insist(&complaints, || store.set_route(provider, &halted))).await;
             }
             _ = look.tick() => match store.route(provider).await {
@@ -54,7 +55,8 @@ pub async fn keep_route<S: Routes>(
                     show(&route);
                     keeper.follow(gate(enabled, route.state));
                 }
-                // A store that is away changes nothing: what is open stays open, nothing can be read to be sent anyway.
+                // A store that is away changes nothing: what is open stays open, nothing can be read to be
+                // sent anyway.
                 Err(err) if !told => {
                     let error: &dyn Error = &err;
                     warn!(provider = %provider, error, "The state of the route of {provider} can't be read; it is tried each second");

@@ -11,8 +11,8 @@ use super::*;
 use crate::{
     delivery::{Batcher, Gate, Keeper, Pace, Share, Verdict, route},
     domain::{
-        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId, Plan, PostId, ProfileId,
-        RegimenId, Registration, Slice, SliceJob, UserId,
+        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId,
+        Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, UserId,
     },
     events::topics,
     stages::fakes::Topics,
@@ -42,13 +42,15 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (store, service, topics, metrics) = (Fake::default(), Service::default(), Topics::default(), Arc::new(Metrics::new()));
+        let (store, service, topics, metrics) =
+            (Fake::default(), Service::default(), Topics::default(), Arc::new(Metrics::new()));
         let (route, keeper) = route();
         keeper.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
         let provider = Arc::new(service.clone());
         let pace = Pace::new(0, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let (batcher, desk) =
+            Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
         let stage = Arc::new(Delivery::new(provider, desk, store.clone(), topics.clone(), LIMITS, metrics));
@@ -165,7 +167,9 @@ async fn an_outage_is_told_every_half_minute_however_many_wait_for_its_end() {
     });
     let _log = tracing::subscriber::set_default(log.finish());
     let (w, back) = (World::new(), Instant::now() + Duration::from_secs(75));
-    let answer = || async { if Instant::now() < back { Err(Unavailable::store("answer", "it is away")) } else { Ok(()) } };
+    let answer = || async {
+        if Instant::now() < back { Err(Unavailable::store("answer", "it is away")) } else { Ok(()) }
+    };
     futures::future::join_all((0..1_000).map(|_| w.stage.insist(answer))).await;
     assert_eq!(lines.load(Ordering::Relaxed), 3);
 }
@@ -185,7 +189,9 @@ async fn a_broadcast_rings_everybody_once_and_its_total_is_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_away_at_every_step_rings_nobody_twice() {
-    for operation in ["broadcast", "take_over", "page_of_slice", "checkpoint", "finish_part", "total", "close"] {
+    for operation in
+        ["broadcast", "take_over", "page_of_slice", "checkpoint", "finish_part", "total", "close"]
+    {
         let w = World::new();
         let slice = w.broadcast_to(700);
         w.store.state().away.insert(operation, 2);
@@ -205,7 +211,11 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
     let (fate, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(fate, Fate::Unfinished);
     let open = w.store.state().parts[&0].open.clone();
-    assert_eq!(open, ["t10", "t150"].map(|name| registration(name).token), "nobody is sent to while his pause lasts");
+    assert_eq!(
+        open,
+        ["t10", "t150"].map(|name| registration(name).token),
+        "nobody is sent to while his pause lasts"
+    );
     assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
     let doubled: Vec<_> = w.rung(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
     assert_eq!(doubled, []);
@@ -219,7 +229,10 @@ async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_ha
         let w = World::new();
         w.broadcast_to(0);
         let phone = |user: &str, name| Registration { user: Some(UserId::new(user)), ..registration(name) };
-        w.store.state().users.insert(UserId::new("u1"), ["a", "b", "c"].map(|name| phone("u1", name)).to_vec());
+        w.store
+            .state()
+            .users
+            .insert(UserId::new("u1"), ["a", "b", "c"].map(|name| phone("u1", name)).to_vec());
         w.store.state().users.insert(UserId::new("u2"), vec![phone("u2", "d")]);
         for name in ["a", "d"] {
             w.service.answers(name, [busy(30)]);
@@ -257,7 +270,10 @@ async fn a_list_is_walked_in_pages_and_a_user_is_never_cut() {
     w.broadcast_to(0);
     let mut tokens = (0..).map(|i| registration(&format!("t{i}")));
     for user in 0..300 {
-        w.store.state().users.insert(UserId::new(format!("u{user}")), tokens.by_ref().take(user % 7).collect());
+        w.store
+            .state()
+            .users
+            .insert(UserId::new(format!("u{user}")), tokens.by_ref().take(user % 7).collect());
     }
     let all: usize = (0..300).map(|user| user % 7).sum();
     let users = (0..300).map(|i| UserId::new(format!("u{i}"))).collect();
@@ -266,7 +282,11 @@ async fn a_list_is_walked_in_pages_and_a_user_is_never_cut() {
     assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
     assert!(w.rung(all).iter().all(|&times| times == 1));
     assert_eq!(w.store.state().parts[&0].counts.sent, all as u64);
-    assert!((3..=4).contains(&w.store.state().asked["checkpoint"]), "{}", w.store.state().asked["checkpoint"]);
+    assert!(
+        (3..=4).contains(&w.store.state().asked["checkpoint"]),
+        "{}",
+        w.store.state().asked["checkpoint"]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -334,7 +354,12 @@ fn is_braked(w: &World) -> bool {
 }
 
 fn released() -> Route {
-    Route { state: RouteState::Released, since: Timestamp::now(), set_by: "operator".to_owned(), detail: String::new() }
+    Route {
+        state: RouteState::Released,
+        since: Timestamp::now(),
+        set_by: "operator".to_owned(),
+        detail: String::new(),
+    }
 }
 
 impl World {
@@ -365,7 +390,9 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebod
     let w = World::new();
     let slice = w.broadcast_to(300);
     // Half of them were misjudged.
-    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), std::iter::repeat_n(dead(), if i < 50 { 2 } else { 1 })));
+    (0..100).for_each(|i| {
+        w.service.answers(&format!("t{i}"), std::iter::repeat_n(dead(), if i < 50 { 2 } else { 1 }))
+    });
     assert_eq!((w.handle_until_released(slice).await, is_braked(&w)), (Fate::Done, false));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 50);
     let part = w.store.state().parts[&0].clone();
@@ -387,7 +414,10 @@ async fn a_phone_that_changed_hands_while_the_route_was_braked_is_not_asked_agai
     let rung = w.rung(300);
     assert_eq!((rung[7], rung.iter().sum::<usize>()), (0, 299));
     let reported = w.published(topics::INVALID_TOKENS);
-    assert!(matches!(&reported[..], [one] if one.contains("t7")), "cleanup spares its new registration: {reported:?}");
+    assert!(
+        matches!(&reported[..], [one] if one.contains("t7")),
+        "cleanup spares its new registration: {reported:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,7 +427,8 @@ async fn a_restart_while_the_route_is_braked_asks_everybody_again_if_nobody_was_
     (0..300).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
     let record = w.record(slice);
     let stop = Stop::default();
-    let (fate, ()) = tokio::join!(w.handle_record(&record, &stop), stop_after(Duration::from_secs(60), &stop));
+    let (fate, ()) =
+        tokio::join!(w.handle_record(&record, &stop), stop_after(Duration::from_secs(60), &stop));
     assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Unfinished, 0));
 
     w.store.state().route = Some(released());
@@ -457,7 +488,8 @@ async fn what_was_written_before_a_release_passes_and_a_resume_is_no_release() {
         let handle = async {
             // Written before the route was set, handled after.
             let record = w.record(slice);
-            let set = Route { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
+            let set =
+                Route { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
             w.store.state().route = Some(set);
             w.handle_record(&record, &stop).await
         };

@@ -1,20 +1,22 @@
 //! The chain of due rows.
 //!
-//! A due row says: look at this regimen at that time. Each regimen has one row ahead, and whoever looks at a row inserts
-//! the next one, so the chain must not break: nobody would ever look at that regimen again (but for the sweep). Two
-//! marks a shard hold it together. `opened`: some tick has begun to read up to here. `handed`: every row up to here is
-//! handed on, and its next row is inserted.
+//! A due row says: look at this regimen at that time. Each regimen has one row ahead, and whoever looks at a
+//! row inserts the next one, so the chain must not break: nobody would ever look at that regimen again (but
+//! for the sweep). Two marks a shard hold it together. `opened`: some tick has begun to read up to here.
+//! `handed`: every row up to here is handed on, and its next row is inserted.
 //!
-//! - A tick raises `opened` *before* it reads rows; whoever inserts a row reads `opened` *after* it is inserted. So
-//!   either the tick's read finds the row, or its inserter finds that a tick may have missed it and hands it on himself.
+//! - A tick raises `opened` *before* it reads rows; whoever inserts a row reads `opened` *after* it is
+//!   inserted. So either the tick's read finds the row, or its inserter finds that a tick may have missed it
+//!   and hands it on himself.
 //! - A tick raises `handed` after its work. If it dies before, the next tick reads the same rows again.
 //! - No tick goes beyond the clock: behind its mark rows would have to be handed on before their time.
 //!
-//! The order of these steps is the protocol; a random test (`tests/schedules.rs`) runs it with crashes between any two.
+//! The order of these steps is the protocol; a random test (`tests/schedules.rs`) runs it with crashes
+//! between any two.
 //!
-//! Two things are accepted. An edit that is applied between a dose's time and its tick takes the place of the old
-//! definition, so a dose that was due seconds before the edit may be dropped. And a definition that is applied late may
-//! ring a dose that a later edit, not applied yet, takes away.
+//! Two things are accepted. An edit that is applied between a dose's time and its tick takes the place of the
+//! old definition, so a dose that was due seconds before the edit may be dropped. And a definition that is
+//! applied late may ring a dose that a later edit, not applied yet, takes away.
 
 use std::time::Duration;
 
@@ -40,8 +42,8 @@ const ROWS_AT_ONCE: usize = 32;
 /// No two clocks of the deployment differ by more.
 const CLOCKS_AGREE_WITHIN: Duration = Duration::from_secs(5 * 60);
 
-/// What a tick is reading. Without it a tick that catches up after a long outage would walk the rest of the chain from
-/// every row of it.
+/// What a tick is reading. Without it a tick that catches up after a long outage would walk the rest of the
+/// chain from every row of it.
 struct Reading {
     /// The rows in work, in order.
     page: Vec<DueRow>,
@@ -51,7 +53,12 @@ struct Reading {
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     /// A regimen as it now is. The definition stands for the occurrences after it was said.
-    pub(super) async fn define(&self, id: &RegimenId, regimen: &Regimen, said: Origin) -> Result<(), Unavailable> {
+    pub(super) async fn define(
+        &self,
+        id: &RegimenId,
+        regimen: &Regimen,
+        said: Origin,
+    ) -> Result<(), Unavailable> {
         self.store.put_regimen(id, Some(regimen), said.version()).await?;
         // What is too late to ring needs no row.
         let from = said.timestamp.max(earlier(self.now(), self.settings.max_lateness));
@@ -64,12 +71,18 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             return self.ring_upstream(dose).await;
         }
         let (due_at, regimen) = (dose.schedule_time, dose.regimen.clone());
-        let payload = String::from_utf8_lossy(&events::medication_ticks::write(&Tick::Dose(dose))).into_owned();
+        let payload =
+            String::from_utf8_lossy(&events::medication_ticks::write(&Tick::Dose(dose))).into_owned();
         self.insert(DueRow { due_at, regimen, payload: Some(payload) }, None).await
     }
 
     /// Reads what is due in a shard, hands it on, inserts what comes next.
-    pub(super) async fn shard_tick(&self, shard: Shard, at: Timestamp, stop: &Stop) -> Result<Fate, Unavailable> {
+    pub(super) async fn shard_tick(
+        &self,
+        shard: Shard,
+        at: Timestamp,
+        stop: &Stop,
+    ) -> Result<Fate, Unavailable> {
         let until = at.min(self.now());
         self.store.raise(shard, Mark::Opened, until).await?;
         let handed = self.store.marks(shard).await?.handed;
@@ -108,8 +121,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         }
     }
 
-    /// Inserts a due row; hands it on, and the rows after it, where a tick may have read past it already. What the tick
-    /// that inserts it will come to anyway is left to it.
+    /// Inserts a due row; hands it on, and the rows after it, where a tick may have read past it already.
+    /// What the tick that inserts it will come to anyway is left to it.
     async fn insert(&self, row: DueRow, reading: Option<&Reading>) -> Result<(), Unavailable> {
         let mut next = Some(row);
         while let Some(row) = next {
@@ -121,8 +134,11 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             if reading.is_some_and(|reading| reading.will_read(&row)) {
                 return Ok(());
             }
-            // `opened` never lies ahead of a clock, so it need not be asked about what lies ahead of all of them.
-            if earlier(row.due_at, CLOCKS_AGREE_WITHIN) > self.now() || row.due_at > self.store.marks(shard).await?.opened {
+            // `opened` never lies ahead of a clock, so it need not be asked about what lies ahead of all of
+            // them.
+            if earlier(row.due_at, CLOCKS_AGREE_WITHIN) > self.now()
+                || row.due_at > self.store.marks(shard).await?.opened
+            {
                 return Ok(());
             }
             next = self.hand_on(&row).await?;
@@ -141,11 +157,13 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
                     tracing::error!(regimen.id = %row.regimen, due_at = %row.due_at, "The due row of {} at {} carries no dose", row.regimen, row.due_at)
                 }
             },
-            (None, Some(regimen)) if own => self.ring(&Dose::of_regimen(&row.regimen, regimen, row.due_at)).await?,
+            (None, Some(regimen)) if own => {
+                self.ring(&Dose::of_regimen(&row.regimen, regimen, row.due_at)).await?
+            }
             (None, _) => {}
         }
-        // A regimen has one row per time. Upstream's dose may sit in the place of the regimen's own row, and then the
-        // chain goes on from it.
+        // A regimen has one row per time. Upstream's dose may sit in the place of the regimen's own row, and
+        // then the chain goes on from it.
         let goes_on = row.payload.is_none() || own;
         let next = regimen.filter(|_| goes_on).and_then(|regimen| regimen.next_after(row.due_at));
         Ok(next.map(|due_at| DueRow { due_at, regimen: row.regimen.clone(), payload: None }))
@@ -159,8 +177,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         self.ring(&Dose::of_upstream(dose, regimen.as_ref())).await
     }
 
-    /// Inserts each regimen's next due row, in case it is missing (a restored backup, an expired row). Run it at the
-    /// start and daily; answers with the number of regimens.
+    /// Inserts each regimen's next due row, in case it is missing (a restored backup, an expired row). Run it
+    /// at the start and daily; answers with the number of regimens.
     ///
     /// # Errors
     /// The store or Kafka was away; what was done stays done, and all of it may be done again.
@@ -173,7 +191,9 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             after = Some(last.clone());
             seen += page.len() as u64;
             // Only what is to come: it isn't known here since when the definition stands.
-            let restore = async |(id, regimen): (RegimenId, Regimen)| self.keep_going(&id, regimen.next_after(self.now())).await;
+            let restore = async |(id, regimen): (RegimenId, Regimen)| {
+                self.keep_going(&id, regimen.next_after(self.now())).await
+            };
             stream::iter(page).map(Ok).try_for_each_concurrent(ROWS_AT_ONCE, restore).await?;
         }
     }

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{Medication, Settings};
 use crate::{
     domain::{
-        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, ProviderId, Regimen, RegimenId, Report,
-        Timestamp, Unavailable, UpstreamDose, UserId, Work,
+        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId,
+        ProviderId, Regimen, RegimenId, Report, Timestamp, Unavailable, UpstreamDose, UserId, Work,
     },
     events::{self, topics},
     store::{Doses, Registry},
@@ -36,7 +36,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             return self.publish.publish(dose.unrung(DoseOutcome::Missed, missed_at)).await;
         }
         let registrations = self.store.tokens_of(&dose.user).await?;
-        let owned: BTreeSet<ProviderId> = registrations.iter().map(|registration| registration.token.kind().provider()).collect();
+        let owned: BTreeSet<ProviderId> =
+            registrations.iter().map(|registration| registration.token.kind().provider()).collect();
         let jobs: Vec<Message> = owned
             .into_iter()
             .filter(|provider| self.providers.contains(provider))
@@ -66,9 +67,11 @@ impl Dose {
 
     /// In the zone that upstream names, else in the regimen's, else in UTC.
     pub(super) fn of_upstream(dose: UpstreamDose, regimen: Option<&Regimen>) -> Self {
-        let UpstreamDose { regimen: id, profile, user, schedule_time, medicine_name, dosage, timezone } = dose;
+        let UpstreamDose { regimen: id, profile, user, schedule_time, medicine_name, dosage, timezone } =
+            dose;
         let named = timezone.and_then(|name| TimeZone::get(&name).ok());
-        let timezone = named.or_else(|| regimen.map(|regimen| regimen.timezone.clone())).unwrap_or(TimeZone::UTC);
+        let timezone =
+            named.or_else(|| regimen.map(|regimen| regimen.timezone.clone())).unwrap_or(TimeZone::UTC);
         Self { profile, regimen: id, user, schedule_time, medicine_name, dosage, timezone }
     }
 
@@ -78,7 +81,11 @@ impl Dose {
 
     fn job(&self, provider: ProviderId, settings: &Settings, life: Duration) -> Message {
         let local_time = self.timezone.to_datetime(self.schedule_time).strftime("%H:%M").to_string();
-        let values = [("medicine_name", &*self.medicine_name), ("dosage", &*self.dosage), ("local_time", &*local_time)];
+        let values = [
+            ("medicine_name", &*self.medicine_name),
+            ("dosage", &*self.dosage),
+            ("local_time", &*local_time),
+        ];
         let data = [("screen", json!(settings.screen)), ("regimen_id", json!(self.regimen.as_str()))];
         let notification = Notification {
             id: self.notification_id(),
@@ -96,10 +103,15 @@ impl Dose {
             schedule_time: self.schedule_time,
         };
         let job = Job { provider, notification, work: Work::Dose(work) };
-        Message::new(events::jobs::topic(provider, Lane::Urgent), events::jobs::key(&job), events::jobs::write(&job))
+        Message::new(
+            events::jobs::topic(provider, Lane::Urgent),
+            events::jobs::key(&job),
+            events::jobs::write(&job),
+        )
     }
 
-    /// The outcome of a dose of which no provider was asked. `at` follows from the dose, so that a repeat says the same.
+    /// The outcome of a dose of which no provider was asked. `at` follows from the dose, so that a repeat
+    /// says the same.
     fn unrung(&self, outcome: DoseOutcome, at: Timestamp) -> Message {
         let notification = self.notification_id();
         let key = notification.as_str().to_owned();
@@ -108,8 +120,8 @@ impl Dose {
     }
 }
 
-/// The template with `{name}` replaced by its value. What a value holds is not looked at again, and an unknown name
-/// stays as it is.
+/// The template with `{name}` replaced by its value. What a value holds is not looked at again, and an
+/// unknown name stays as it is.
 fn filled(template: &str, values: &[(&str, &str)]) -> String {
     let mut text = String::new();
     let mut rest = template;
@@ -143,6 +155,9 @@ mod tests {
     #[test]
     fn a_template_is_filled_once_and_unknown_names_stay() {
         let values = [("medicine_name", "{dosage}"), ("dosage", "5 mg")];
-        assert_eq!(filled("Time for {medicine_name}: {dosage}, {colour} {", &values), "Time for {dosage}: 5 mg, {colour} {");
+        assert_eq!(
+            filled("Time for {medicine_name}: {dosage}, {colour} {", &values),
+            "Time for {dosage}: 5 mg, {colour} {"
+        );
     }
 }

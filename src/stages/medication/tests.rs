@@ -12,8 +12,8 @@ use self::fake::Fake;
 use super::*;
 use crate::{
     domain::{
-        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, RegimenId, Report, UpstreamDose, UserId,
-        Work,
+        Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, RegimenId,
+        Report, UpstreamDose, UserId, Work,
     },
     stages::fakes::replayed,
 };
@@ -48,7 +48,15 @@ fn clock_of(now_ms: &Arc<AtomicI64>) -> Clock {
 }
 
 fn record(topic: &str, timestamp: Timestamp, value: impl Into<Vec<u8>>) -> Record {
-    Record { topic: topic.into(), partition: 0, offset: 0, timestamp, key: None, value: Some(value.into()), headers: Vec::new() }
+    Record {
+        topic: topic.into(),
+        partition: 0,
+        offset: 0,
+        timestamp,
+        key: None,
+        value: Some(value.into()),
+        headers: Vec::new(),
+    }
 }
 
 /// A regimen of `pr1`, as a console producer would type it.
@@ -72,8 +80,15 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let urgent_life = Duration::from_secs(60);
         let providers = ProviderId::ALL.to_vec();
-        let stage =
-            Medication::new(fake.clone(), fake.clone(), settings(), providers, urgent_life, Arc::clone(&metrics), clock_of(&now_ms));
+        let stage = Medication::new(
+            fake.clone(),
+            fake.clone(),
+            settings(),
+            providers,
+            urgent_life,
+            Arc::clone(&metrics),
+            clock_of(&now_ms),
+        );
         fake.init_marks(at(now)).await.unwrap();
         fake.register("u1", "ExponentPushToken[AAA]");
         fake.register("u1", &format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134)));
@@ -140,7 +155,12 @@ fn job(provider: ProviderId, time: &str, local_time: &str) -> Message {
         channel: "default".to_owned(),
         expires_at: at(time) + Duration::from_secs(60 * 60),
     };
-    let dose = DoseJob { profile: ProfileId::new("pr1"), regimen: RegimenId::new("r1"), user: UserId::new("u1"), schedule_time: at(time) };
+    let dose = DoseJob {
+        profile: ProfileId::new("pr1"),
+        regimen: RegimenId::new("r1"),
+        user: UserId::new("u1"),
+        schedule_time: at(time),
+    };
     let value = events::jobs::write(&Job { provider, notification, work: Work::Dose(dose) });
     Message::new(events::jobs::topic(provider, Lane::Urgent), dose_id("r1", time).to_string(), value)
 }
@@ -240,7 +260,11 @@ async fn an_edited_regimen_rings_at_its_new_time_only() {
 #[tokio::test]
 async fn an_older_definition_that_comes_late_changes_nothing() {
     let world = World::at("2026-11-20T07:00:00Z").await;
-    let older = record(topics::MEDICATION_REGIMENS, at("2026-11-20T06:00:00Z"), regimen_json("r1", "UTC", &["08:00"], true));
+    let older = record(
+        topics::MEDICATION_REGIMENS,
+        at("2026-11-20T06:00:00Z"),
+        regimen_json("r1", "UTC", &["08:00"], true),
+    );
     world.regimen("UTC", &["09:00"]).await;
     assert_eq!(world.handle(&older).await, Fate::Done);
 
@@ -261,7 +285,8 @@ async fn a_removed_or_disabled_regimen_rings_nothing() {
     world.tick().await;
     assert_eq!(world.fake.published(), []);
 
-    let disabled = record(topics::MEDICATION_REGIMENS, world.now(), regimen_json("r1", "UTC", &["09:00"], false));
+    let disabled =
+        record(topics::MEDICATION_REGIMENS, world.now(), regimen_json("r1", "UTC", &["09:00"], false));
     assert_eq!(world.handle(&disabled).await, Fate::Done);
     world.time_is("2026-11-20T09:00:00Z");
     world.tick().await;
@@ -272,8 +297,11 @@ async fn a_removed_or_disabled_regimen_rings_nothing() {
 async fn a_definition_applied_after_the_tick_has_passed_rings_its_dose_itself() {
     let world = World::at("2026-11-20T08:00:00Z").await;
     world.tick().await;
-    let late =
-        record(topics::MEDICATION_REGIMENS, at("2026-11-20T07:50:00Z"), regimen_json("r1", "UTC", &["07:40", "07:55", "12:00"], true));
+    let late = record(
+        topics::MEDICATION_REGIMENS,
+        at("2026-11-20T07:50:00Z"),
+        regimen_json("r1", "UTC", &["07:40", "07:55", "12:00"], true),
+    );
     assert_eq!(world.handle(&late).await, Fate::Done);
 
     // 07:40 was before the definition's own time.
@@ -287,7 +315,10 @@ async fn a_dose_found_too_late_is_missed_and_the_next_one_rings() {
     world.regimen("UTC", &["08:00", "10:00"]).await;
     world.time_is("2026-11-20T09:00:01Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), unrung(DoseOutcome::Missed, "2026-11-20T08:00:00Z", at("2026-11-20T09:00:00Z")));
+    assert_eq!(
+        world.fake.published(),
+        unrung(DoseOutcome::Missed, "2026-11-20T08:00:00Z", at("2026-11-20T09:00:00Z"))
+    );
 
     world.time_is("2026-11-20T11:00:00Z");
     world.tick().await;
@@ -312,7 +343,10 @@ async fn who_has_no_device_is_not_rung_and_that_is_said() {
     world.regimen("UTC", &["08:00"]).await;
     world.time_is("2026-11-20T08:00:10Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), unrung(DoseOutcome::NoTokens, "2026-11-20T08:00:00Z", at("2026-11-20T08:00:00Z")));
+    assert_eq!(
+        world.fake.published(),
+        unrung(DoseOutcome::NoTokens, "2026-11-20T08:00:00Z", at("2026-11-20T08:00:00Z"))
+    );
 }
 
 #[tokio::test]
@@ -364,24 +398,35 @@ async fn the_chain_goes_on_where_upstreams_dose_sits_in_the_regimens_place() {
 #[tokio::test]
 async fn a_record_that_makes_no_sense_is_a_dead_letter() {
     let world = World::at("2026-11-20T08:00:00Z").await;
-    let dead = async |topic: &str, timestamp: &str, value: &str| match world.handle(&record(topic, at(timestamp), value)).await {
+    let dead = async |topic: &str, timestamp: &str, value: &str| match world
+        .handle(&record(topic, at(timestamp), value))
+        .await
+    {
         Fate::DeadLetter(cause) => cause.label,
         fate => panic!("{fate:?}"),
     };
     let now = "2026-11-20T08:00:00Z";
-    assert_eq!(dead(topics::MEDICATION_TICKS, now, r#"{"shard":64,"at":"2026-11-20T08:00:00Z"}"#).await, "invalid");
+    assert_eq!(
+        dead(topics::MEDICATION_TICKS, now, r#"{"shard":64,"at":"2026-11-20T08:00:00Z"}"#).await,
+        "invalid"
+    );
     assert_eq!(dead(topics::MEDICATION_TICKS, now, "tick").await, "unreadable");
     assert_eq!(dead(topics::MEDICATION_REGIMENS, now, "{").await, "unreadable");
     // A record from the future would beat every edit of the days to come.
     let valid = regimen_json("r1", "UTC", &["08:00"], true);
     assert_eq!(dead(topics::MEDICATION_REGIMENS, "2026-11-20T08:05:01Z", &valid).await, "invalid");
-    assert_eq!(world.handle(&record(topics::MEDICATION_REGIMENS, at("2026-11-20T08:05:00Z"), valid)).await, Fate::Done);
+    assert_eq!(
+        world.handle(&record(topics::MEDICATION_REGIMENS, at("2026-11-20T08:05:00Z"), valid)).await,
+        Fate::Done
+    );
 }
 
 #[tokio::test]
 async fn a_replayed_regimen_takes_the_place_that_its_original_had() {
     let world = World::at("2026-11-20T07:00:00Z").await;
-    let written = |at_: &str, times: &[&str]| record(topics::MEDICATION_REGIMENS, at(at_), regimen_json("r1", "UTC", times, true));
+    let written = |at_: &str, times: &[&str]| {
+        record(topics::MEDICATION_REGIMENS, at(at_), regimen_json("r1", "UTC", times, true))
+    };
     let edit = written("2026-11-20T06:30:00Z", &["08:00"]);
     assert_eq!(world.handle(&edit).await, Fate::Done);
 
@@ -408,12 +453,14 @@ async fn ticks_of_one_shard_and_records_of_one_regimen_keep_their_order_and_noth
     let tick = |tick: Tick| lane(topics::MEDICATION_TICKS, events::medication_ticks::write(&tick));
     let shard = |shard: u16| tick(Tick::Shard { shard, at: world.now() });
     let dose = |regimen: &str| tick(Tick::Dose(upstream_dose(regimen, "2026-11-20T08:00:00Z", None)));
-    let regimen = |id: &str| lane(topics::MEDICATION_REGIMENS, regimen_json(id, "UTC", &["08:00"], true).into_bytes());
+    let regimen =
+        |id: &str| lane(topics::MEDICATION_REGIMENS, regimen_json(id, "UTC", &["08:00"], true).into_bytes());
 
     assert_eq!(tick(Tick::Clock { at: None }), None);
     assert_eq!(lane(topics::MEDICATION_TICKS, b"tick".to_vec()), None);
     assert_eq!((shard(1), dose("1"), regimen("1")), (shard(1), dose("1"), regimen("1")));
-    let lanes: std::collections::HashSet<_> = [shard(1), shard(2), dose("1"), dose("2"), regimen("1"), regimen("2")].into();
+    let lanes: std::collections::HashSet<_> =
+        [shard(1), shard(2), dose("1"), dose("2"), regimen("1"), regimen("2")].into();
     assert_eq!(lanes.len(), 6);
 }
 
@@ -425,7 +472,11 @@ async fn a_tick_that_is_stopped_leaves_off_in_good_order() {
     let stop = tokio_util::sync::CancellationToken::new();
     stop.cancel();
     let Shard(shard) = Shard::of(&RegimenId::new("r1"));
-    let tick = record(topics::MEDICATION_TICKS, world.now(), events::medication_ticks::write(&Tick::Shard { shard, at: world.now() }));
+    let tick = record(
+        topics::MEDICATION_TICKS,
+        world.now(),
+        events::medication_ticks::write(&Tick::Shard { shard, at: world.now() }),
+    );
 
     assert_eq!(world.stage.handle(&tick, &Stop::of(stop)).await.unwrap(), Fate::Unfinished);
     assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
@@ -450,7 +501,8 @@ async fn a_sweep_restores_due_rows_that_are_missing_and_rings_nothing() {
 fn a_dose_lives_at_least_as_long_as_it_may_be_late() {
     let stage = |life: u64| {
         let (fake, metrics, clock) = (Fake::default(), Arc::new(Metrics::new()), clock_of(&Arc::default()));
-        Medication::new(fake.clone(), fake, settings(), Vec::new(), Duration::from_secs(life), metrics, clock).life
+        Medication::new(fake.clone(), fake, settings(), Vec::new(), Duration::from_secs(life), metrics, clock)
+            .life
     };
     assert_eq!(stage(60), Duration::from_secs(3600));
     assert_eq!(stage(7200), Duration::from_secs(7200));

@@ -15,7 +15,15 @@ struct Rows(Arc<Mutex<HashMap<BroadcastId, Row>>>);
 
 impl Broadcasts for Rows {
     async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
-        Ok(self.0.lock().unwrap().entry(broadcast.clone()).or_default().0.get_or_insert_with(|| plan.clone()).clone())
+        Ok(self
+            .0
+            .lock()
+            .unwrap()
+            .entry(broadcast.clone())
+            .or_default()
+            .0
+            .get_or_insert_with(|| plan.clone())
+            .clone())
     }
 
     async fn broadcast(&self, broadcast: &BroadcastId) -> Result<Row, Unavailable> {
@@ -23,7 +31,8 @@ impl Broadcasts for Rows {
     }
 
     async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
-        self.0.lock().unwrap().entry(broadcast.clone()).or_default().1 = Some(BroadcastState::Stopped { reason: reason.to_owned() });
+        self.0.lock().unwrap().entry(broadcast.clone()).or_default().1 =
+            Some(BroadcastState::Stopped { reason: reason.to_owned() });
         Ok(())
     }
 
@@ -103,7 +112,9 @@ fn job(message: &Message) -> Job {
 }
 
 fn post(line: &str) -> Post {
-    let Ok(PostEvent::Posted(post)) = posts_created::read(None, Some(line.as_bytes())) else { panic!("no post: {line}") };
+    let Ok(PostEvent::Posted(post)) = posts_created::read(None, Some(line.as_bytes())) else {
+        panic!("no post: {line}")
+    };
     post
 }
 
@@ -121,7 +132,10 @@ async fn a_post_for_everybody_becomes_slices_dealt_out_to_the_partitions() {
         assert_eq!(message.key.as_deref(), Some(format!("post:p1:{}", slice.slice.index).as_bytes()));
         assert_eq!((slice.slice.of, slice.to.include_anonymous), (64, true));
         assert_eq!(slice.to.exclude, Some(UserId::new("u1")));
-        assert_eq!((notification.title.as_str(), notification.body.as_str()), ("New Reflection from Ann", "On walking"));
+        assert_eq!(
+            (notification.title.as_str(), notification.body.as_str()),
+            ("New Reflection from Ann", "On walking")
+        );
         assert_eq!(notification.expires_at.to_string(), "2026-11-21T01:00:00Z");
         seen.insert((provider, slice.slice.index));
     }
@@ -141,7 +155,10 @@ async fn named_users_become_lists_of_at_most_500_without_the_author() {
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(lists.iter().map(|list| (list.part, list.users.len())).collect::<Vec<_>>(), [(0, 500), (1, 500)]);
+    assert_eq!(
+        lists.iter().map(|list| (list.part, list.users.len())).collect::<Vec<_>>(),
+        [(0, 500), (1, 500)]
+    );
     let told: HashSet<_> = lists.into_iter().flat_map(|list| list.users).collect();
     assert_eq!(told.len(), 1000);
     assert!(!told.contains(&UserId::new("u1")));
@@ -171,7 +188,9 @@ async fn parts_that_kafka_did_not_take_are_produced_again() {
 async fn a_post_for_nobody_is_done_at_once() {
     let alone = r#"{"postId":"p1","authorId":"u1","audience":{"users":["u1"]}}"#;
     let empty = r#"{"postId":"p1","audience":{"users":[]}}"#;
-    for (world, line) in [(world(&ProviderId::ALL), alone), (world(&ProviderId::ALL), empty), (world(&[]), POST)] {
+    for (world, line) in
+        [(world(&ProviderId::ALL), alone), (world(&ProviderId::ALL), empty), (world(&[]), POST)]
+    {
         let messages = world.post(line).await;
         let [message] = messages.as_slice() else { panic!("{messages:?}") };
         assert_eq!(message.topic, topics::PUSH_OUTCOMES);

@@ -7,7 +7,8 @@ use crate::{
     stream::Cause,
 };
 
-const THRESHOLDS: Thresholds = Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
+const THRESHOLDS: Thresholds =
+    Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
 
 /// Expo: knows some receipts, and counts how often it is asked.
 #[derive(Clone, Default)]
@@ -48,9 +49,21 @@ struct World {
 
 fn world() -> World {
     let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
-    let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
+    let running = Route {
+        state: RouteState::Running,
+        since: Timestamp::UNIX_EPOCH,
+        set_by: String::new(),
+        detail: String::new(),
+    };
     let route = OneRoute(Arc::new(Mutex::new(running)));
-    let stage = Receipts::new(expo.clone(), route.clone(), topics.clone(), Duration::from_secs(900), THRESHOLDS, metrics.clone());
+    let stage = Receipts::new(
+        expo.clone(),
+        route.clone(),
+        topics.clone(),
+        Duration::from_secs(900),
+        THRESHOLDS,
+        metrics.clone(),
+    );
     World { expo, route, topics, metrics, stage: Arc::new(stage), stop: Stop::default() }
 }
 
@@ -86,7 +99,10 @@ fn ticket(id: &str) -> Ticket {
 /// A record of these tickets, sent that many seconds ago.
 fn sent(ids: &[&str], seconds_ago: i64) -> Record {
     let batch = TicketBatch { tickets: ids.iter().map(|id| ticket(id)).collect(), first_sent_at: None };
-    written_in(record(&String::from_utf8(receipts::write(&batch.tickets, batch.first_sent_at)).unwrap()), -seconds_ago)
+    written_in(
+        record(&String::from_utf8(receipts::write(&batch.tickets, batch.first_sent_at)).unwrap()),
+        -seconds_ago,
+    )
 }
 
 fn unregistered() -> Receipt {
@@ -115,7 +131,10 @@ async fn a_dead_token_is_published_with_the_registration_that_was_sent_to() {
     assert_eq!(world.handle(&sent(&["a", "b", "c"], 900)).await, Fate::Done);
     let messages = world.topics.take();
     let [message] = messages.as_slice() else { panic!("{messages:?}") };
-    assert_eq!((message.topic.as_str(), message.key.as_deref()), ("invalid-tokens", Some(b"ExponentPushToken[b]".as_slice())));
+    assert_eq!(
+        (message.topic.as_str(), message.key.as_deref()),
+        ("invalid-tokens", Some(b"ExponentPushToken[b]".as_slice()))
+    );
     let dead = invalid_tokens::read(None, message.value.as_deref()).unwrap();
     assert_eq!((dead.token, dead.registration), (ticket("b").token, Some(Version::from_i64(42))));
     assert_eq!((dead.reason.as_str(), dead.source.as_deref()), ("DeviceNotRegistered", Some("receipt")));
@@ -218,7 +237,10 @@ async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
 #[tokio::test]
 async fn a_batch_that_can_not_be_read_is_a_dead_letter() {
     let world = world();
-    assert_eq!(world.handle(&record("{}")).await, Fate::DeadLetter(Cause::unreadable("missing field `tickets`")));
+    assert_eq!(
+        world.handle(&record("{}")).await,
+        Fate::DeadLetter(Cause::unreadable("missing field `tickets`"))
+    );
     assert_eq!(world.handle(&record(r#"{"tickets":[]}"#)).await, Fate::Done);
     assert_eq!(world.expo.0.lock().unwrap().1, 0);
 }

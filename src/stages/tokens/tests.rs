@@ -67,7 +67,10 @@ async fn an_event_is_applied_with_the_version_of_its_record() {
     let world = world();
     let record = record(SEEN);
     assert_eq!(world.handle(&record).await, Fate::Done);
-    let expected = (TokenChange::Seen(Token::parse("ExponentPushToken[AAA]").unwrap()), Version::of_record(record.timestamp, 7));
+    let expected = (
+        TokenChange::Seen(Token::parse("ExponentPushToken[AAA]").unwrap()),
+        Version::of_record(record.timestamp, 7),
+    );
     assert_eq!(*world.applied.0.lock().unwrap(), [expected]);
     assert_eq!(world.metrics.token_changes_total.with_label_values(&["seen"]).get(), 1);
 }
@@ -92,7 +95,9 @@ async fn a_record_from_the_future_is_a_dead_letter() {
     // Neither does a header help it.
     let header = replayed(record(SEEN), &late.timestamp.as_millisecond().to_string(), "7");
     let Fate::DeadLetter(Cause { label: "invalid", .. }) = world.handle(&header).await else { panic!() };
-    let Fate::DeadLetter(cause) = world.handle(&replayed(record(SEEN), "yesterday", "7")).await else { panic!() };
+    let Fate::DeadLetter(cause) = world.handle(&replayed(record(SEEN), "yesterday", "7")).await else {
+        panic!()
+    };
     assert_eq!(cause, Cause::invalid("header pushcast.origin.timestamp: not a whole number"));
     assert_eq!(world.versions().len(), 1);
 }
@@ -100,8 +105,14 @@ async fn a_record_from_the_future_is_a_dead_letter() {
 #[tokio::test]
 async fn a_line_that_can_not_be_read_is_a_dead_letter() {
     let world = world();
-    assert_eq!(world.handle(&record("{}")).await, Fate::DeadLetter(Cause::unreadable("missing field `token`")));
-    assert_eq!(world.handle(&record(r#"{"token":"AAA"}"#)).await, Fate::DeadLetter(Cause::invalid("`token`: invalid token format")));
+    assert_eq!(
+        world.handle(&record("{}")).await,
+        Fate::DeadLetter(Cause::unreadable("missing field `token`"))
+    );
+    assert_eq!(
+        world.handle(&record(r#"{"token":"AAA"}"#)).await,
+        Fate::DeadLetter(Cause::invalid("`token`: invalid token format"))
+    );
     assert_eq!(world.versions(), []);
 }
 

@@ -1,7 +1,7 @@
 //! Broadcasts and their parts.
 //!
-//! The plan and the progress of a part are decided by one winner; the state of a broadcast and the set of its finished
-//! parts only grow, and need no decision.
+//! The plan and the progress of a part are decided by one winner; the state of a broadcast and the set of its
+//! finished parts only grow, and need no decision.
 
 pub(crate) mod part;
 
@@ -13,7 +13,9 @@ use super::{
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable,
+    },
     store::{Broadcasts, Checkpoint, Total},
 };
 
@@ -43,7 +45,10 @@ impl Broadcasts for CqlStore {
         Ok(standing)
     }
 
-    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    async fn broadcast(
+        &self,
+        broadcast: &BroadcastId,
+    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
         const CONTEXT: &str = "read a broadcast";
         let (store, key) = (&self.inner, (broadcast.as_str(),));
         let (plan, state) = futures::future::try_join(
@@ -51,7 +56,8 @@ impl Broadcasts for CqlStore {
             store.rows(CONTEXT, &store.statements.broadcast, key),
         )
         .await?;
-        let plan = first::<(String, i32)>(CONTEXT, &plan)?.map(|(spec, parts)| Plan { spec, parts: parts.cast_unsigned() });
+        let plan = first::<(String, i32)>(CONTEXT, &plan)?
+            .map(|(spec, parts)| Plan { spec, parts: parts.cast_unsigned() });
         let state = match first::<(String, Option<String>)>(CONTEXT, &state)? {
             Some((word, reason)) => Some(match word.as_str() {
                 PLANNED => BroadcastState::Planned,
@@ -82,14 +88,20 @@ impl Broadcasts for CqlStore {
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
         const CONTEXT: &str = "record a part's progress";
-        in_time(CONTEXT, part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT)).await
+        in_time(
+            CONTEXT,
+            part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT),
+        )
+        .await
     }
 
     async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
         const CONTEXT: &str = "finish a part";
         let store = &self.inner;
         let (broadcast, provider, number) = key(part);
-        store.write(CONTEXT, &store.statements.put_finished, (broadcast, provider, number, KEPT_SECONDS)).await?;
+        store
+            .write(CONTEXT, &store.statements.put_finished, (broadcast, provider, number, KEPT_SECONDS))
+            .await?;
         let rows = store.rows(CONTEXT, &store.statements.count_finished, (broadcast,)).await?;
         let (finished,) = first::<(i64,)>(CONTEXT, &rows)?.unwrap_or_default();
         u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
@@ -119,8 +131,11 @@ struct Row<'a> {
 impl part::Row for Row<'_> {
     async fn now(&self) -> Result<Option<Progress>, Unavailable> {
         let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
-        let found = first::<(i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
-        let Some((epoch, cursor, open, done, sent, dead, refused, failed, expired)) = found else { return Ok(None) };
+        let found =
+            first::<(i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
+        let Some((epoch, cursor, open, done, sent, dead, refused, failed, expired)) = found else {
+            return Ok(None);
+        };
         let open = open.iter().flatten().map(|text| Token::parse(text)).collect::<Result<_, _>>();
         Ok(Some(Progress {
             epoch,
@@ -141,7 +156,20 @@ impl part::Row for Row<'_> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&found.counts);
         let (epoch, cursor) = (found.epoch, cursor(found));
-        let values = (KEPT_SECONDS, epoch + 1, broadcast, provider, number, epoch, cursor, sent, dead, refused, failed, expired);
+        let values = (
+            KEPT_SECONDS,
+            epoch + 1,
+            broadcast,
+            provider,
+            number,
+            epoch,
+            cursor,
+            sent,
+            dead,
+            refused,
+            failed,
+            expired,
+        );
         self.store.decide(self.context, &self.store.statements.take_over, values).await
     }
 
@@ -174,11 +202,17 @@ impl part::Row for Row<'_> {
 
 impl Inner {
     /// The plan that stands: this one, unless there was one.
-    async fn standing_plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+    async fn standing_plan(
+        &self,
+        broadcast: &BroadcastId,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<Plan, Unavailable> {
         const CONTEXT: &str = "plan a broadcast";
         let mut patience = Patience::new(CONTEXT);
         loop {
-            let values = (broadcast.as_str(), &plan.spec, plan.parts.cast_signed(), micros(now), KEPT_SECONDS);
+            let values =
+                (broadcast.as_str(), &plan.spec, plan.parts.cast_signed(), micros(now), KEPT_SECONDS);
             match self.decide(CONTEXT, &self.statements.insert_plan, values).await? {
                 Decided::Applied => return Ok(plan.clone()),
                 Decided::Refused => {}
@@ -197,12 +231,17 @@ impl Inner {
         const CONTEXT: &str = "sum a broadcast's parts";
         let (mut all_counts, mut from) = (Vec::new(), None);
         loop {
-            let (rows, next) = self.page(CONTEXT, &self.statements.finished, (broadcast.as_str(),), from).await?;
+            let (rows, next) =
+                self.page(CONTEXT, &self.statements.finished, (broadcast.as_str(),), from).await?;
             for parts in all::<(String, i32)>(CONTEXT, &rows)?.chunks(PARTS_AT_ONCE) {
                 let read = parts.iter().map(|(provider, number)| async move {
-                    let rows = self.rows(CONTEXT, &self.statements.part, (broadcast.as_str(), provider, number)).await?;
+                    let rows = self
+                        .rows(CONTEXT, &self.statements.part, (broadcast.as_str(), provider, number))
+                        .await?;
                     let found = first::<(i64, i64, i64, i64, i64)>(CONTEXT, &rows)?;
-                    Ok::<_, Unavailable>(found.map(|(sent, dead, refused, failed, expired)| counts([sent, dead, refused, failed, expired])))
+                    Ok::<_, Unavailable>(found.map(|(sent, dead, refused, failed, expired)| {
+                        counts([sent, dead, refused, failed, expired])
+                    }))
                 });
                 all_counts.extend(try_join_all(read).await?.into_iter().flatten());
             }
@@ -214,7 +253,11 @@ impl Inner {
     }
 
     /// When the total was first asked for: the first one's time stands.
-    async fn first_total_at(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Timestamp, Unavailable> {
+    async fn first_total_at(
+        &self,
+        broadcast: &BroadcastId,
+        now: Timestamp,
+    ) -> Result<Timestamp, Unavailable> {
         const CONTEXT: &str = "note when a broadcast was summed up";
         let mut patience = Patience::new(CONTEXT);
         loop {

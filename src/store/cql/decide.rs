@@ -1,14 +1,16 @@
 //! Conditional writes: one of many wins.
 //!
-//! The answer to such a write may get lost, and the write may have been done all the same. So an error here is no error
-//! but a third answer, *unknown*, and whoever asked reads the row back with a serial read: it sees what was decided, and
-//! ends what was half-way. What that read does not show will not be done any more, as long as we wait longer for an
-//! answer than the servers try (`session::DECIDE_WITHIN`); where even that is not enough, conditions only let a row move
-//! forward.
+//! The answer to such a write may get lost, and the write may have been done all the same. So an error here
+//! is no error but a third answer, *unknown*, and whoever asked reads the row back with a serial read: it
+//! sees what was decided, and ends what was half-way. What that read does not show will not be done any more,
+//! as long as we wait longer for an answer than the servers try (`session::DECIDE_WITHIN`); where even that
+//! is not enough, conditions only let a row move forward.
 
 use std::{future::Future, time::Duration};
 
-use scylla::{errors::ExecutionError, serialize::row::SerializeRow, statement::prepared::PreparedStatement, value::Row};
+use scylla::{
+    errors::ExecutionError, serialize::row::SerializeRow, statement::prepared::PreparedStatement, value::Row,
+};
 use tokio::time::timeout;
 
 use super::{
@@ -37,12 +39,15 @@ pub(super) struct Patience {
     last: Option<Box<ExecutionError>>,
 }
 
-/// Ends a decision that has not come to an end in time. What was asked last may be done or not: nothing is lost by asking
-/// again.
+/// Ends a decision that has not come to an end in time. What was asked last may be done or not: nothing is
+/// lost by asking again.
 ///
 /// # Errors
 /// The decision's own, or that its time is over.
-pub(super) async fn in_time<T>(context: &'static str, decision: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
+pub(super) async fn in_time<T>(
+    context: &'static str,
+    decision: impl Future<Output = Result<T, Unavailable>>,
+) -> Result<T, Unavailable> {
     timeout(DECIDED_WITHIN, decision).await.unwrap_or_else(|late| Err(Unavailable::store(context, late)))
 }
 
@@ -61,10 +66,13 @@ impl Inner {
             Ok(answer) => answer,
             Err(err) => return Ok(Decided::Unknown(Box::new(err))),
         };
-        // The row that stands comes along on one server and not on the other; the first column is the same on both.
+        // The row that stands comes along on one server and not on the other; the first column is the same on
+        // both.
         let rows = answer.into_rows_result().map_err(|err| Unavailable::store(context, err))?;
         let row = first::<Row>(context, &rows)?;
-        let applied = row.and_then(|row| row.columns.into_iter().next().flatten()).and_then(|applied| applied.as_boolean());
+        let applied = row
+            .and_then(|row| row.columns.into_iter().next().flatten())
+            .and_then(|applied| applied.as_boolean());
         Ok(if applied == Some(true) { Decided::Applied } else { Decided::Refused })
     }
 }
@@ -85,7 +93,11 @@ impl Patience {
         if self.rounds == ROUNDS_MAX {
             return Err(match self.last.take() {
                 Some(err) => Unavailable::store(self.context, err),
-                None => Unavailable { dependency: Dependency::Store, context: format!("{}: too many at once", self.context), source: None },
+                None => Unavailable {
+                    dependency: Dependency::Store,
+                    context: format!("{}: too many at once", self.context),
+                    source: None,
+                },
             });
         }
         pause((Duration::from_millis(5) * 2_u32.pow(self.rounds.min(8))).min(PAUSE_MAX)).await;

@@ -1,8 +1,9 @@
-//! What ScyllaDB and Apache Cassandra spell differently. All of it; everything else is CQL that both understand.
+//! What ScyllaDB and Apache Cassandra spell differently. All of it; everything else is CQL that both
+//! understand.
 //!
-//! Nothing here changes what a statement means. That the two also *answer* a conditional write differently (ScyllaDB
-//! always sends the row along, Cassandra only when it was not applied) is no matter of spelling: `decide` reads the first
-//! column only.
+//! Nothing here changes what a statement means. That the two also *answer* a conditional write differently
+//! (ScyllaDB always sends the row along, Cassandra only when it was not applied) is no matter of spelling:
+//! `decide` reads the first column only.
 
 use scylla::{
     client::session::Session,
@@ -26,7 +27,9 @@ pub(super) async fn recognise(session: &Session) -> Result<Server, ExecutionErro
             Ok(Server::Scylla { major, minor })
         }
         Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Invalid, _))) => {
-            let found = session.query_unpaged("SELECT release_version FROM system.local WHERE key = 'local'", ()).await?;
+            let found = session
+                .query_unpaged("SELECT release_version FROM system.local WHERE key = 'local'", ())
+                .await?;
             Ok(Server::Cassandra { major: numbers(&first_text(found)).0 })
         }
         Err(err) => Err(err),
@@ -34,7 +37,11 @@ pub(super) async fn recognise(session: &Session) -> Result<Server, ExecutionErro
 }
 
 fn first_text(answer: scylla::response::query_result::QueryResult) -> String {
-    answer.into_rows_result().ok().and_then(|rows| rows.first_row::<(String,)>().ok()).map_or_else(String::new, |(text,)| text)
+    answer
+        .into_rows_result()
+        .ok()
+        .and_then(|rows| rows.first_row::<(String,)>().ok())
+        .map_or_else(String::new, |(text,)| text)
 }
 
 /// The first two numbers of a version; what can't be read counts as new.
@@ -52,7 +59,8 @@ impl Server {
         }
     }
 
-    /// What a scan of the whole table says at its end, so that it does not drive everybody's rows out of the cache.
+    /// What a scan of the whole table says at its end, so that it does not drive everybody's rows out of the
+    /// cache.
     pub(super) fn scan(self) -> &'static str {
         match self {
             Self::Scylla { .. } => " BYPASS CACHE",
@@ -63,17 +71,20 @@ impl Server {
     /// What a keyspace of conditional writes says at its end: the tablets of older releases knew none.
     pub(super) fn keyspace_of_decisions(self) -> &'static str {
         match self {
-            Self::Scylla { .. } if self.has_tablets() && !self.decides_on_tablets() => " AND tablets = {'enabled': false}",
+            Self::Scylla { .. } if self.has_tablets() && !self.decides_on_tablets() => {
+                " AND tablets = {'enabled': false}"
+            }
             _ => "",
         }
     }
 
-    /// Options of a table whose rows are overwritten, by timestamps of ours that may lie behind the servers' clocks.
-    /// `copies` is how many copies a row has.
+    /// Options of a table whose rows are overwritten, by timestamps of ours that may lie behind the servers'
+    /// clocks. `copies` is how many copies a row has.
     pub(super) fn overwritten(self, copies: u32) -> String {
         match self {
-            // A deletion that is forgotten must not let an older write come back that is still on its way: a day for
-            // what a consumer was late by. With one copy there is no repair that would say when to forget.
+            // A deletion that is forgotten must not let an older write come back that is still on its way: a
+            // day for what a consumer was late by. With one copy there is no repair that would say when to
+            // forget.
             Self::Scylla { .. } => {
                 let forget = if copies > 1 {
                     "tombstone_gc = {'mode': 'repair', 'propagation_delay_in_seconds': '86400'}"
@@ -82,7 +93,9 @@ impl Server {
                 };
                 format!("gc_grace_seconds = 864000 AND {forget} AND compaction = {}", self.compaction())
             }
-            Self::Cassandra { .. } => format!("gc_grace_seconds = 864000 AND compaction = {}", self.compaction()),
+            Self::Cassandra { .. } => {
+                format!("gc_grace_seconds = 864000 AND compaction = {}", self.compaction())
+            }
         }
     }
 
@@ -97,7 +110,9 @@ impl Server {
 
     fn compaction(self) -> &'static str {
         match self {
-            Self::Scylla { .. } if self.counts_years() => "{'class': 'IncrementalCompactionStrategy', 'space_amplification_goal': '1.5'}",
+            Self::Scylla { .. } if self.counts_years() => {
+                "{'class': 'IncrementalCompactionStrategy', 'space_amplification_goal': '1.5'}"
+            }
             Self::Cassandra { major } if major >= 5 => "{'class': 'UnifiedCompactionStrategy'}",
             _ => "{'class': 'SizeTieredCompactionStrategy'}",
         }
@@ -146,9 +161,15 @@ mod tests {
     fn each_server_gets_options_that_it_knows() {
         let cassandra = Server::Cassandra { major: 5 };
         assert!(!cassandra.overwritten(3).contains("tombstone_gc") && cassandra.scan().is_empty());
-        assert!(cassandra.overwritten(3).contains("Unified") && !Server::Cassandra { major: 4 }.overwritten(3).contains("Unified"));
+        assert!(
+            cassandra.overwritten(3).contains("Unified")
+                && !Server::Cassandra { major: 4 }.overwritten(3).contains("Unified")
+        );
         let scylla = Server::Scylla { major: 2026, minor: 1 };
         assert!(scylla.overwritten(3).contains("'repair'") && !scylla.overwritten(1).contains("'repair'"));
-        assert!(scylla.decided().contains("Incremental") && !Server::Scylla { major: 6, minor: 2 }.decided().contains("Incremental"));
+        assert!(
+            scylla.decided().contains("Incremental")
+                && !Server::Scylla { major: 6, minor: 2 }.decided().contains("Incremental")
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Regimens, due rows, marks and claims.
 //!
-//! Due rows lie in buckets of an hour, so that no partition grows for ever and what is handed on is never met again; they
-//! expire, nobody deletes them. The marks are written with their own value as timestamp: the greater one stands, and no
-//! repeat or late arrival lowers it. A claim is decided by one winner.
+//! Due rows lie in buckets of an hour, so that no partition grows for ever and what is handed on is never met
+//! again; they expire, nobody deletes them. The marks are written with their own value as timestamp: the
+//! greater one stands, and no repeat or late arrival lowers it. A claim is decided by one winner.
 
 pub(crate) mod claim;
 
@@ -31,7 +31,12 @@ const LIFE_MAX_SECONDS: i64 = 20 * 365 * 24 * 60 * 60;
 const DOSE_KEPT_SECONDS: i32 = 400 * 24 * 60 * 60;
 
 impl Doses for CqlStore {
-    async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Result<(), Unavailable> {
+    async fn put_regimen(
+        &self,
+        regimen: &RegimenId,
+        definition: Option<&Regimen>,
+        version: Version,
+    ) -> Result<(), Unavailable> {
         let values = (regimen.as_str(), Definition::of(definition, version), version.as_i64());
         self.inner.write("write a regimen", &self.inner.statements.put_regimen, values).await
     }
@@ -45,25 +50,37 @@ impl Doses for CqlStore {
         }
     }
 
-    async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    async fn regimens(
+        &self,
+        after: Option<&RegimenId>,
+        limit: usize,
+    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
         const CONTEXT: &str = "read regimens";
         let store = &self.inner;
-        // Where the last page ended: two regimens may share a position, and lie there in the order of their ids.
+        // Where the last page ended: two regimens may share a position, and lie there in the order of their
+        // ids.
         let place = match after {
-            Some(id) => store.statements.regimen.calculate_token(&(id.as_str(),)).map_err(|err| unreadable(CONTEXT, err))?,
+            Some(id) => store
+                .statements
+                .regimen
+                .calculate_token(&(id.as_str(),))
+                .map_err(|err| unreadable(CONTEXT, err))?,
             None => None,
         };
         let (mut found, mut from) = (Vec::new(), None);
         loop {
             let (rows, next) = match after {
-                Some(id) => store.page(CONTEXT, &store.statements.regimens_from, (id.as_str(),), from).await?,
+                Some(id) => {
+                    store.page(CONTEXT, &store.statements.regimens_from, (id.as_str(),), from).await?
+                }
                 None => store.page(CONTEXT, &store.statements.all_regimens, (), from).await?,
             };
             for (position, id, definition) in all::<(i64, &str, Definition)>(CONTEXT, &rows)? {
                 if found.len() == limit {
                     return Ok(found);
                 }
-                let is_known = place.is_some_and(|place| place.value() == position) && after.is_some_and(|after| id <= after.as_str());
+                let is_known = place.is_some_and(|place| place.value() == position)
+                    && after.is_some_and(|after| id <= after.as_str());
                 if !is_known && let Some(regimen) = definition.read()? {
                     found.push((RegimenId::new(id), regimen));
                 }
@@ -77,10 +94,19 @@ impl Doses for CqlStore {
 
     async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
         let due_at = micros(row.due_at);
-        let life = row.due_at.as_second().saturating_sub(Timestamp::now().as_second()).max(0) + DUE_KEPT_SECONDS;
+        let life =
+            row.due_at.as_second().saturating_sub(Timestamp::now().as_second()).max(0) + DUE_KEPT_SECONDS;
         let life = i32::try_from(life.min(LIFE_MAX_SECONDS)).unwrap_or(i32::MAX);
         let payload = row.payload.as_deref().unwrap_or_default();
-        let values = (i32::from(shard.0), hour(due_at), due_at, row.regimen.as_str(), payload_hash(payload), payload, life);
+        let values = (
+            i32::from(shard.0),
+            hour(due_at),
+            due_at,
+            row.regimen.as_str(),
+            payload_hash(payload),
+            payload,
+            life,
+        );
         self.inner.write("insert a due row", &self.inner.statements.put_due, values).await
     }
 
@@ -102,14 +128,27 @@ impl Doses for CqlStore {
             let rows = match past.filter(|past| micros(past.due_at) > micros(after)) {
                 Some(past) => {
                     let hash = payload_hash(past.payload.as_deref().unwrap_or_default());
-                    let values = (shard, bucket, micros(past.due_at), past.regimen.as_str(), hash, until, rest);
+                    let values =
+                        (shard, bucket, micros(past.due_at), past.regimen.as_str(), hash, until, rest);
                     store.rows(CONTEXT, &store.statements.due_past, values).await?
                 }
-                None => store.rows(CONTEXT, &store.statements.due_after, (shard, bucket, micros(after), until, rest)).await?,
+                None => {
+                    store
+                        .rows(
+                            CONTEXT,
+                            &store.statements.due_after,
+                            (shard, bucket, micros(after), until, rest),
+                        )
+                        .await?
+                }
             };
             for (due_at, regimen, payload) in all::<(i64, String, Option<String>)>(CONTEXT, &rows)? {
                 let payload = payload.filter(|payload| !payload.is_empty());
-                found.push(DueRow { due_at: timestamp(CONTEXT, due_at)?, regimen: RegimenId::new(regimen), payload });
+                found.push(DueRow {
+                    due_at: timestamp(CONTEXT, due_at)?,
+                    regimen: RegimenId::new(regimen),
+                    payload,
+                });
             }
             bucket += HOUR_US;
         }
@@ -147,14 +186,26 @@ impl Doses for CqlStore {
             Mark::Opened => &self.inner.statements.put_opened,
             Mark::Handed => &self.inner.statements.put_handed,
         };
-        self.inner.write("raise a shard's mark", statement, (micros(to), micros(to), i32::from(shard.0))).await
+        self.inner
+            .write("raise a shard's mark", statement, (micros(to), micros(to), i32::from(shard.0)))
+            .await
     }
 
-    async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
+    async fn claim(
+        &self,
+        dose: &DoseKey,
+        owner: &str,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Claim, Unavailable> {
         const CONTEXT: &str = "claim a dose";
         // As the row tells it again.
         let until = timestamp(CONTEXT, micros(until))?;
-        in_time(CONTEXT, claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT)).await
+        in_time(
+            CONTEXT,
+            claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT),
+        )
+        .await
     }
 
     async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
@@ -163,7 +214,11 @@ impl Doses for CqlStore {
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
         const CONTEXT: &str = "mark a dose";
-        in_time(CONTEXT, claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT)).await
+        in_time(
+            CONTEXT,
+            claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT),
+        )
+        .await
     }
 }
 
@@ -176,10 +231,24 @@ struct Row<'a> {
 }
 
 /// A row of the dose log: owner, attempt, lease, outcome, time of the mark, counts.
-type ClaimedRow = (String, i32, i64, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+type ClaimedRow = (
+    String,
+    i32,
+    i64,
+    Option<String>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+);
 
 impl Inner {
-    async fn marks_if_any(&self, shard: Shard) -> Result<(Option<Timestamp>, Option<Timestamp>), Unavailable> {
+    async fn marks_if_any(
+        &self,
+        shard: Shard,
+    ) -> Result<(Option<Timestamp>, Option<Timestamp>), Unavailable> {
         const CONTEXT: &str = "read a shard's marks";
         let rows = self.rows(CONTEXT, &self.statements.marks, (i32::from(shard.0),)).await?;
         let (opened, handed) = first::<(Option<i64>, Option<i64>)>(CONTEXT, &rows)?.unwrap_or_default();
@@ -192,15 +261,16 @@ impl claim::Row for Row<'_> {
     async fn now(&self) -> Result<Option<Claimed>, Unavailable> {
         let context = self.context;
         let rows = self.store.rows(context, &self.store.statements.dose_now, key(self.dose)).await?;
-        let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) = first::<ClaimedRow>(context, &rows)?
+        let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) =
+            first::<ClaimedRow>(context, &rows)?
         else {
             return Ok(None);
         };
         let mark = match marked_at {
             Some(at) => {
                 let word = outcome.unwrap_or_default();
-                let outcome =
-                    DoseOutcome::from_label(&word).ok_or_else(|| unreadable(context, format!("the outcome {word:?} is not known")))?;
+                let outcome = DoseOutcome::from_label(&word)
+                    .ok_or_else(|| unreadable(context, format!("the outcome {word:?} is not known")))?;
                 let counts = counts([sent, dead, refused, failed, expired].map(Option::unwrap_or_default));
                 Some(DoseMark { outcome, counts, at: timestamp(context, at)? })
             }
@@ -211,14 +281,34 @@ impl claim::Row for Row<'_> {
 
     async fn begin(&self, lease: &Lease, now: Timestamp) -> Result<Decided, Unavailable> {
         let (profile, regimen, time, provider) = key(self.dose);
-        let values = (profile, regimen, time, provider, lease.owner.as_str(), micros(lease.until), micros(now), DOSE_KEPT_SECONDS);
+        let values = (
+            profile,
+            regimen,
+            time,
+            provider,
+            lease.owner.as_str(),
+            micros(lease.until),
+            micros(now),
+            DOSE_KEPT_SECONDS,
+        );
         self.store.decide(self.context, &self.store.statements.insert_claim, values).await
     }
 
     async fn take(&self, was: &Lease, lease: &Lease) -> Result<Decided, Unavailable> {
         let (profile, regimen, time, provider) = key(self.dose);
         let new = (lease.owner.as_str(), lease.attempt, micros(lease.until));
-        let values = (DOSE_KEPT_SECONDS, new.0, new.1, new.2, profile, regimen, time, provider, was.owner.as_str(), was.attempt);
+        let values = (
+            DOSE_KEPT_SECONDS,
+            new.0,
+            new.1,
+            new.2,
+            profile,
+            regimen,
+            time,
+            provider,
+            was.owner.as_str(),
+            was.attempt,
+        );
         self.store.decide(self.context, &self.store.statements.take_claim, values).await
     }
 

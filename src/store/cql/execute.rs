@@ -40,7 +40,8 @@ impl Inner {
         rows(context, answer)
     }
 
-    /// One page of an answer, and where the next one begins. A page may be short or empty and yet have a next one.
+    /// One page of an answer, and where the next one begins. A page may be short or empty and yet have a next
+    /// one.
     pub(super) async fn page(
         &self,
         context: &'static str,
@@ -49,7 +50,8 @@ impl Inner {
         from: Option<Next>,
     ) -> Result<(QueryRowsResult, Option<Next>), Unavailable> {
         let (values, from) = (&values, from.map_or_else(PagingState::start, |Next(state)| state));
-        let (answer, state) = tried(context, || self.session.execute_single_page(statement, values, from.clone())).await?;
+        let (answer, state) =
+            tried(context, || self.session.execute_single_page(statement, values, from.clone())).await?;
         let next = match state.into_paging_control_flow() {
             std::ops::ControlFlow::Continue(state) => Some(Next(state)),
             std::ops::ControlFlow::Break(()) => None,
@@ -70,7 +72,10 @@ impl Inner {
 }
 
 /// Asks again what passes by itself, a few times. Never for conditional writes.
-async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(context: &'static str, ask: impl Fn() -> F) -> Result<T, Unavailable> {
+async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(
+    context: &'static str,
+    ask: impl Fn() -> F,
+) -> Result<T, Unavailable> {
     let mut tries = 1;
     loop {
         match ask().await {
@@ -89,8 +94,8 @@ pub(super) async fn pause(at_most: Duration) {
     sleep(at_most.mul_f64(rand::random_range(0.1..1.0))).await;
 }
 
-/// Whether the next moment may bring another answer. When no node is there at all, or one took its whole time, the
-/// caller's longer pauses are the better ones.
+/// Whether the next moment may bring another answer. When no node is there at all, or one took its whole
+/// time, the caller's longer pauses are the better ones.
 fn passes(err: &ExecutionError) -> bool {
     let ExecutionError::LastAttemptError(attempt) = err else { return false };
     matches!(
@@ -131,7 +136,10 @@ pub(super) fn all<'a, R: scylla::deserialize::row::DeserializeRow<'a, 'a>>(
 }
 
 /// A cell holds what no release wrote.
-pub(super) fn unreadable(context: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Unavailable {
+pub(super) fn unreadable(
+    context: &'static str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Unavailable {
     Unavailable::store(context, source)
 }
 
@@ -150,6 +158,7 @@ pub(super) fn columns(counts: &Counts) -> [i64; 5] {
 }
 
 pub(super) fn counts([sent, dead, refused, failed, expired]: [i64; 5]) -> Counts {
-    let [sent, dead, refused, failed, expired] = [sent, dead, refused, failed, expired].map(i64::cast_unsigned);
+    let [sent, dead, refused, failed, expired] =
+        [sent, dead, refused, failed, expired].map(i64::cast_unsigned);
     Counts { sent, dead, refused, failed, expired }
 }

@@ -15,12 +15,18 @@ impl Routes for CqlStore {
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.route, (provider.label(),)).await?;
         match first::<(String, i64, String, String, i64)>(CONTEXT, &rows)? {
             Some((word, since, set_by, detail, _)) => Ok(Route {
-                state: RouteState::from_label(&word).ok_or_else(|| unreadable(CONTEXT, format!("the state {word:?} is not known")))?,
+                state: RouteState::from_label(&word)
+                    .ok_or_else(|| unreadable(CONTEXT, format!("the state {word:?} is not known")))?,
                 since: timestamp(CONTEXT, since)?,
                 set_by,
                 detail,
             }),
-            None => Ok(Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() }),
+            None => Ok(Route {
+                state: RouteState::Running,
+                since: Timestamp::UNIX_EPOCH,
+                set_by: String::new(),
+                detail: String::new(),
+            }),
         }
     }
 
@@ -28,11 +34,19 @@ impl Routes for CqlStore {
         const CONTEXT: &str = "set a route";
         let store = &self.inner;
         let rows = store.rows(CONTEXT, &store.statements.route, (provider.label(),)).await?;
-        let standing = first::<(String, i64, String, String, i64)>(CONTEXT, &rows)?.map(|(_, _, _, _, written_at)| written_at);
-        // After whatever stands, even if that was written by a clock ahead of ours: a person who looks and then closes
-        // the route must not lose to what he looked at.
+        let standing = first::<(String, i64, String, String, i64)>(CONTEXT, &rows)?
+            .map(|(_, _, _, _, written_at)| written_at);
+        // After whatever stands, even if that was written by a clock ahead of ours: a person who looks and
+        // then closes the route must not lose to what he looked at.
         let written_at = standing.map_or(0, |standing| standing + 1).max(micros(Timestamp::now()));
-        let values = (provider.label(), route.state.label(), micros(route.since), route.set_by.as_str(), route.detail.as_str(), written_at);
+        let values = (
+            provider.label(),
+            route.state.label(),
+            micros(route.since),
+            route.set_by.as_str(),
+            route.detail.as_str(),
+            written_at,
+        );
         store.write(CONTEXT, &store.statements.put_route, values).await
     }
 }

@@ -1,7 +1,9 @@
-//! The ring of tokens, read in order of position: a position is what the server's partitioner makes of a token.
+//! The ring of tokens, read in order of position: a position is what the server's partitioner makes of a
+//! token.
 //!
-//! A cursor is a position, never the server's paging state: it outlives a process, a node and a release. Pages are cut
-//! between positions only, because two tokens may share one and a cursor could not tell them apart.
+//! A cursor is a position, never the server's paging state: it outlives a process, a node and a release.
+//! Pages are cut between positions only, because two tokens may share one and a cursor could not tell them
+//! apart.
 
 use futures::future::try_join_all;
 use scylla::statement::prepared::PreparedStatement;
@@ -19,7 +21,8 @@ use crate::{
 /// Rows that the server is asked for at once.
 const PAGE_MIN: usize = 100;
 const PAGE_MAX: usize = 1_000;
-/// A page of an audience looks at that many rows at most, so that it ends in time where hardly anybody is meant.
+/// A page of an audience looks at that many rows at most, so that it ends in time where hardly anybody is
+/// meant.
 const LOOKED_AT_MAX: usize = 20_000;
 /// The whole table is read in pieces, so many at once.
 const PIECES: u32 = 256;
@@ -35,7 +38,8 @@ impl Audience for CqlStore {
         limit: usize,
     ) -> Result<Page, Unavailable> {
         const CONTEXT: &str = "read a page of tokens";
-        let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
+        let mut page =
+            Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
         let Some((start, high)) = slice.after(after) else { return Ok(page) };
         let limit = limit.max(1);
         // One more than are wanted: the next one's position says whether the page may end before it.
@@ -49,7 +53,8 @@ impl Audience for CqlStore {
                 let (position, token, state) = row.map_err(|err| unreadable(CONTEXT, err))?;
                 let full = page.recipients.len() >= limit || looked_at >= LOOKED_AT_MAX;
                 if full && position != end {
-                    let end = if page.recipients.len() >= limit { page.positions.last().copied() } else { None };
+                    let end =
+                        if page.recipients.len() >= limit { page.positions.last().copied() } else { None };
                     return Ok(Page { end: end.unwrap_or(Cursor(position - 1)), last: false, ..page });
                 }
                 (end, looked_at) = (position, looked_at + 1);
@@ -65,7 +70,10 @@ impl Audience for CqlStore {
                 return Ok(page);
             }
             from = next;
-            set_page(&mut statement, rows_for(limit - page.recipients.len().min(limit), page.recipients.len(), looked_at) + 1);
+            set_page(
+                &mut statement,
+                rows_for(limit - page.recipients.len().min(limit), page.recipients.len(), looked_at) + 1,
+            );
         }
     }
 }
@@ -79,14 +87,17 @@ impl Inner {
     /// The token of which only the hash is known. The ring does not know hashes, so all of it is read.
     pub(super) async fn find(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
         let found = self
-            .everywhere("inspect a token by its hash", |found: &mut Option<TokenRow>, token, state, seen_at| {
-                if let Ok(token) = Token::parse(token)
-                    && token.hash() == hash
-                {
-                    *found = Some(state.token_row(token, seen_at)?);
-                }
-                Ok(())
-            })
+            .everywhere(
+                "inspect a token by its hash",
+                |found: &mut Option<TokenRow>, token, state, seen_at| {
+                    if let Ok(token) = Token::parse(token)
+                        && token.hash() == hash
+                    {
+                        *found = Some(state.token_row(token, seen_at)?);
+                    }
+                    Ok(())
+                },
+            )
             .await?;
         Ok(found.into_iter().flatten().next())
     }
@@ -94,16 +105,20 @@ impl Inner {
     /// Counts all tokens.
     pub(super) async fn census(&self) -> Result<Vec<Census>, Unavailable> {
         let pieces = self
-            .everywhere("count the tokens", |counted: &mut [(u64, u64); ProviderId::ALL.len()], _, state, _| {
-                for (provider, (active, inactive)) in ProviderId::ALL.into_iter().zip(counted) {
-                    if state.provider() == Some(provider) {
-                        *if state.active { active } else { inactive } += 1;
+            .everywhere(
+                "count the tokens",
+                |counted: &mut [(u64, u64); ProviderId::ALL.len()], _, state, _| {
+                    for (provider, (active, inactive)) in ProviderId::ALL.into_iter().zip(counted) {
+                        if state.provider() == Some(provider) {
+                            *if state.active { active } else { inactive } += 1;
+                        }
                     }
-                }
-                Ok(())
-            })
+                    Ok(())
+                },
+            )
             .await?;
-        let sum = |of: usize| pieces.iter().fold((0, 0), |sum, piece| (sum.0 + piece[of].0, sum.1 + piece[of].1));
+        let sum =
+            |of: usize| pieces.iter().fold((0, 0), |sum, piece| (sum.0 + piece[of].0, sum.1 + piece[of].1));
         let census = ProviderId::ALL.into_iter().enumerate().map(|(of, provider)| {
             let (active, inactive) = sum(of);
             Census { provider, active, inactive }
@@ -120,7 +135,8 @@ impl Inner {
         let mut collected = Vec::new();
         let pieces: Vec<u32> = (0..PIECES).collect();
         for at_once in pieces.chunks(PIECES_AT_ONCE) {
-            collected.extend(try_join_all(at_once.iter().map(|index| self.piece(context, *index, &look))).await?);
+            collected
+                .extend(try_join_all(at_once.iter().map(|index| self.piece(context, *index, &look))).await?);
         }
         Ok(collected)
     }
@@ -135,7 +151,8 @@ impl Inner {
         set_page(&mut statement, PAGE_MAX);
         let (mut collected, mut from) = (T::default(), None);
         loop {
-            let (rows, next) = self.page(context, &statement, Slice { index, of: PIECES }.bounds(), from).await?;
+            let (rows, next) =
+                self.page(context, &statement, Slice { index, of: PIECES }.bounds(), from).await?;
             for (token, state, seen_at) in all::<(&str, Option<State>, Option<i64>)>(context, &rows)? {
                 if let Some(state) = state {
                     look(&mut collected, token, state, seen_at)?;

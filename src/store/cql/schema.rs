@@ -1,12 +1,13 @@
 //! The schema: numbered files, applied by `pushcast init`, checked at each start.
 //!
-//! `schema_versions` says which files were applied. A file's statements are run one by one and may be run again, so an
-//! `init` that was cut short is simply called again.
+//! `schema_versions` says which files were applied. A file's statements are run one by one and may be run
+//! again, so an `init` that was cut short is simply called again.
 //!
-//! **Several at once.** Two nodes of Cassandra that are told to create the same table at the same time create two of them,
-//! under one name, and do not get over it; `IF NOT EXISTS` is asked of each node alone. So every change goes to one node,
-//! the same one whoever calls: it takes them one after the other, and the second finds the table there. (ScyllaDB decides
-//! such things for the whole cluster.) What is left is an `init` that can't reach that node while another one can.
+//! **Several at once.** Two nodes of Cassandra that are told to create the same table at the same time create
+//! two of them, under one name, and do not get over it; `IF NOT EXISTS` is asked of each node alone. So every
+//! change goes to one node, the same one whoever calls: it takes them one after the other, and the second
+//! finds the table there. (ScyllaDB decides such things for the whole cluster.) What is left is an `init`
+//! that can't reach that node while another one can.
 
 use std::{collections::HashMap, fmt, fmt::Write as _};
 
@@ -54,7 +55,9 @@ pub(super) async fn check(session: &Session, keyspace: &str) -> Result<(), OpenE
     match compare(&found, &FILES) {
         State::Fits => Ok(()),
         State::Missing(version) => Err(not_initialised(version)),
-        State::Newer(found) => Err(OpenError::Newer { keyspace: keyspace.to_owned(), found, known: number(FILES.len()) }),
+        State::Newer(found) => {
+            Err(OpenError::Newer { keyspace: keyspace.to_owned(), found, known: number(FILES.len()) })
+        }
         State::Different(version) => Err(OpenError::Different { keyspace: keyspace.to_owned(), version }),
     }
 }
@@ -72,8 +75,15 @@ pub(super) async fn apply(
     for (keyspace, options) in [(push, ""), (lwt, server.keyspace_of_decisions())] {
         let is_new = !has_keyspace(session, keyspace).await?;
         if is_new {
-            let replication = format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {copies}}}");
-            run(session, &format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}{options}")).await?;
+            let replication =
+                format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {copies}}}");
+            run(
+                session,
+                &format!(
+                    "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}{options}"
+                ),
+            )
+            .await?;
         }
         report.push(Applied { what: format!("keyspace {keyspace}"), now: is_new });
     }
@@ -87,7 +97,9 @@ pub(super) async fn apply(
     let missing = match compare(&found, &FILES) {
         State::Fits => number(FILES.len()) + 1,
         State::Missing(version) => version,
-        State::Newer(found) => return Err(OpenError::Newer { keyspace: push.to_owned(), found, known: number(FILES.len()) }),
+        State::Newer(found) => {
+            return Err(OpenError::Newer { keyspace: push.to_owned(), found, known: number(FILES.len()) });
+        }
         State::Different(version) => return Err(OpenError::Different { keyspace: push.to_owned(), version }),
     };
     for (version, (name, text)) in (1..).zip(FILES) {
@@ -96,9 +108,14 @@ pub(super) async fn apply(
                 run(session, &fill(&words, &statement)).await?;
             }
             // The last thing: what is noted here is there.
-            let note = format!("INSERT INTO {push}.schema_versions (version, applied_at, checksum) VALUES (?, ?, ?)");
+            let note = format!(
+                "INSERT INTO {push}.schema_versions (version, applied_at, checksum) VALUES (?, ?, ?)"
+            );
             let values = (version, now.as_microsecond(), checksum(text));
-            session.query_unpaged(note, values).await.map_err(|err| refused(format!("note that {name} is applied"), err))?;
+            session
+                .query_unpaged(note, values)
+                .await
+                .map_err(|err| refused(format!("note that {name} is applied"), err))?;
         }
         report.push(Applied { what: format!("schema {name}"), now: version >= missing });
     }
@@ -132,7 +149,12 @@ fn compare(found: &HashMap<i32, String>, files: &[(&str, &str)]) -> State {
 /// The statements of a file: separated by semicolons, without comments.
 fn statements(file: &str) -> Vec<String> {
     let bare: Vec<&str> = file.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-    bare.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+    bare.join("\n")
+        .split(';')
+        .map(str::trim)
+        .filter(|statement| !statement.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn checksum(text: &str) -> String {
@@ -162,19 +184,27 @@ fn copies(replication_factor: i32, nodes: usize) -> u32 {
 
 async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, OpenError> {
     let query = "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?";
-    let found = session.query_unpaged(query, (keyspace,)).await.map_err(|err| refused("look for the keyspace", err))?;
+    let found = session
+        .query_unpaged(query, (keyspace,))
+        .await
+        .map_err(|err| refused("look for the keyspace", err))?;
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
 async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<bool, OpenError> {
     let query = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
-    let found = session.query_unpaged(query, (keyspace, table)).await.map_err(|err| refused("look for the tables", err))?;
+    let found = session
+        .query_unpaged(query, (keyspace, table))
+        .await
+        .map_err(|err| refused("look for the tables", err))?;
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
 async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, String>, OpenError> {
-    let unreadable =
-        |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Refused { context: "read schema_versions".to_owned(), source };
+    let unreadable = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Refused {
+        context: "read schema_versions".to_owned(),
+        source,
+    };
     let found = session
         .query_unpaged(format!("SELECT version, checksum FROM {keyspace}.schema_versions"), ())
         .await
@@ -190,12 +220,15 @@ async fn run(session: &Session, text: &str) -> Result<(), OpenError> {
     statement.set_request_timeout(Some(session::SCHEMA_WITHIN));
     let state = session.get_cluster_state();
     let nodes = state.get_nodes_info().iter().map(|node| (node.host_id, node.is_connected()));
-    statement.set_load_balancing_policy(first_of(nodes).map(|id| SingleTargetLoadBalancingPolicy::new(NodeIdentifier::HostId(id), None)));
+    statement.set_load_balancing_policy(
+        first_of(nodes).map(|id| SingleTargetLoadBalancingPolicy::new(NodeIdentifier::HostId(id), None)),
+    );
     let begin = text.split(" (").next().unwrap_or_default();
     session.query_unpaged(statement, ()).await.map(drop).map_err(|err| refused(begin, err))
 }
 
-/// The node that everybody picks who sees the same nodes: the one with the smallest id, of those that can be reached.
+/// The node that everybody picks who sees the same nodes: the one with the smallest id, of those that can be
+/// reached.
 fn first_of<Id: Ord>(nodes: impl Iterator<Item = (Id, bool)>) -> Option<Id> {
     nodes.filter_map(|(id, is_connected)| is_connected.then_some(id)).min()
 }
@@ -225,15 +258,22 @@ mod tests {
 
     #[test]
     fn a_file_is_cut_at_its_semicolons() {
-        assert_eq!(statements("-- a; comment\nCREATE a (\n    -- b\n    c);\n\nCREATE d;\n"), ["CREATE a (\n    c)", "CREATE d"]);
-        assert!(FILES.iter().all(|(_, text)| statements(text).iter().all(|statement| statement.contains(" IF NOT EXISTS $"))));
+        assert_eq!(
+            statements("-- a; comment\nCREATE a (\n    -- b\n    c);\n\nCREATE d;\n"),
+            ["CREATE a (\n    c)", "CREATE d"]
+        );
+        assert!(FILES.iter().all(|(_, text)| {
+            statements(text).iter().all(|statement| statement.contains(" IF NOT EXISTS $"))
+        }));
     }
 
     #[test]
     fn files_are_numbered_and_every_file_is_applied() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/cql");
-        let mut names: Vec<String> =
-            std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, FILES.map(|(name, _)| name));
         assert!((1..).zip(FILES).all(|(n, (name, _))| name.starts_with(&format!("{n:04}_"))));

@@ -13,8 +13,14 @@ use scylla::{
         session::Session,
         session_builder::SessionBuilder,
     },
-    errors::{ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError, NewSessionError},
-    policies::{load_balancing::DefaultPolicy, retry::FallthroughRetryPolicy, speculative_execution::PercentileSpeculativeExecutionPolicy},
+    errors::{
+        ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError,
+        NewSessionError,
+    },
+    policies::{
+        load_balancing::DefaultPolicy, retry::FallthroughRetryPolicy,
+        speculative_execution::PercentileSpeculativeExecutionPolicy,
+    },
     statement::{Consistency, SerialConsistency},
 };
 use secrecy::ExposeSecret;
@@ -27,10 +33,11 @@ const READ_WITHIN: Duration = Duration::from_secs(2);
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// A page of a scan may wade through much that has expired.
 const SCAN_WITHIN: Duration = Duration::from_secs(30);
-/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too. And half of
-/// the time that there is: a lost answer can still be read back.
+/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
+/// And half of the time that there is: a lost answer can still be read back.
 const DECIDE_WITHIN: Duration = Duration::from_secs(DECIDED_WITHIN.as_secs() / 2);
-/// `init` changes the schema, which takes servers longer than anything else, and each node must say that it has heard.
+/// `init` changes the schema, which takes servers longer than anything else, and each node must say that it
+/// has heard.
 pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
 /// How each kind of request is executed.
@@ -48,7 +55,11 @@ pub(super) struct Profiles {
 }
 
 /// Connects to the cluster. `keyspaces` are those whose replication the driver is to know.
-pub(super) async fn connect(cluster: &Cluster, settings: &Settings, keyspaces: [&str; 2]) -> Result<(Session, Profiles), OpenError> {
+pub(super) async fn connect(
+    cluster: &Cluster,
+    settings: &Settings,
+    keyspaces: [&str; 2],
+) -> Result<(Session, Profiles), OpenError> {
     let profiles = Profiles::of(&settings.datacenter);
     let mut builder = SessionBuilder::new()
         .known_nodes(&cluster.nodes)
@@ -67,8 +78,9 @@ pub(super) async fn connect(cluster: &Cluster, settings: &Settings, keyspaces: [
 
 /// Why nobody lets us in: a wrong login is mended in the settings, anything else elsewhere.
 fn not_connected(source: NewSessionError) -> OpenError {
-    if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken { last_connection_error })) =
-        &source
+    if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error,
+    })) = &source
         && let ConnectionError::ConnectionSetupRequestError(setup) = last_connection_error
     {
         match setup.get_error() {
@@ -101,11 +113,18 @@ impl Profiles {
         let second_try = PercentileSpeculativeExecutionPolicy { max_retry_count: 1, percentile: 99.0 };
         let never_again = Arc::new(FallthroughRetryPolicy::new());
         Self {
-            read: within(READ_WITHIN).speculative_execution_policy(Some(Arc::new(second_try))).build().into_handle(),
+            read: within(READ_WITHIN)
+                .speculative_execution_policy(Some(Arc::new(second_try)))
+                .build()
+                .into_handle(),
             write: within(WRITE_WITHIN).build().into_handle(),
             scan: within(SCAN_WITHIN).build().into_handle(),
             decide: within(DECIDE_WITHIN).retry_policy(never_again.clone()).build().into_handle(),
-            serial: within(DECIDE_WITHIN).retry_policy(never_again).consistency(Consistency::LocalSerial).build().into_handle(),
+            serial: within(DECIDE_WITHIN)
+                .retry_policy(never_again)
+                .consistency(Consistency::LocalSerial)
+                .build()
+                .into_handle(),
         }
     }
 }
@@ -113,7 +132,8 @@ impl Profiles {
 /// All that is promised is promised within one datacenter; so of several, one has to be named.
 fn one_datacenter(session: &Session, named: &str) -> Result<(), OpenError> {
     let state = session.get_cluster_state();
-    let mut found: Vec<String> = state.get_nodes_info().iter().filter_map(|node| node.datacenter.clone()).collect();
+    let mut found: Vec<String> =
+        state.get_nodes_info().iter().filter_map(|node| node.datacenter.clone()).collect();
     found.sort();
     found.dedup();
     match named {
@@ -140,7 +160,8 @@ fn tls(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, OpenError> {
     let config = if settings.certificate_file.is_empty() {
         config.with_no_client_auth()
     } else {
-        let key = PrivateKeyDer::from_pem_file(&settings.key_file).map_err(|source| unusable(&settings.key_file, source))?;
+        let key = PrivateKeyDer::from_pem_file(&settings.key_file)
+            .map_err(|source| unusable(&settings.key_file, source))?;
         config
             .with_client_auth_cert(certificates(&settings.certificate_file)?, key)
             .map_err(|source| unusable(&settings.certificate_file, source))?

@@ -1,7 +1,8 @@
 //! Every statement, prepared once at the start.
 //!
-//! A line is a statement's kind, name and text. The kind says how it is executed, and whether it may be executed twice:
-//! all may but the conditional ones, because whatever is written carries its timestamp with it.
+//! A line is a statement's kind, name and text. The kind says how it is executed, and whether it may be
+//! executed twice: all may but the conditional ones, because whatever is written carries its timestamp with
+//! it.
 
 use std::collections::HashMap;
 
@@ -136,7 +137,8 @@ pub(super) fn words(server: Server, push: &str, lwt: &str) -> HashMap<&'static s
     HashMap::from([("push", push.to_owned()), ("lwt", lwt.to_owned()), ("scan", server.scan().to_owned())])
 }
 
-/// Puts in what the words after a `$` stand for. A word that stands for nothing stays, for the server to refuse.
+/// Puts in what the words after a `$` stand for. A word that stands for nothing stays, for the server to
+/// refuse.
 pub(super) fn fill(words: &HashMap<&str, String>, text: &str) -> String {
     let mut pieces = text.split('$');
     let mut filled = pieces.next().unwrap_or_default().to_owned();
@@ -152,7 +154,12 @@ pub(super) fn fill(words: &HashMap<&str, String>, text: &str) -> String {
     filled
 }
 
-async fn prepare(session: &Session, profiles: &Profiles, kind: Kind, text: &str) -> Result<PreparedStatement, PrepareError> {
+async fn prepare(
+    session: &Session,
+    profiles: &Profiles,
+    kind: Kind,
+    text: &str,
+) -> Result<PreparedStatement, PrepareError> {
     let mut statement = session.prepare(text).await?;
     let profile = match kind {
         Kind::Read => &profiles.read,

@@ -1,18 +1,20 @@
 //! Tokens: the protocol of their life, without transactions.
 //!
-//! The token's row is the authority: everything that events change lies in one cell, written with the event's version as
-//! its timestamp, so the latest event stands whatever came when. A revocation of version v is written at v + 1, the odd
-//! slot that no event has: it beats that registration and loses to every later one. Rows of users and devices are hints
-//! of where to look. A hint is written *before* the row that it leads to, checked against the row whenever it is met, and
-//! deleted only when the row shows it to be wrong, at the version after its own.
+//! The token's row is the authority: everything that events change lies in one cell, written with the event's
+//! version as its timestamp, so the latest event stands whatever came when. A revocation of version v is
+//! written at v + 1, the odd slot that no event has: it beats that registration and loses to every later one.
+//! Rows of users and devices are hints of where to look. A hint is written *before* the row that it leads to,
+//! checked against the row whenever it is met, and deleted only when the row shows it to be wrong, at the
+//! version after its own.
 //!
-//! Two handlers may race: each writes its own first and reads the other's *then* (the row before the device's hints, the
-//! row before the mark of a deleted user, that mark before the walk over the user's hints), so with majorities at least
-//! one of the two sees both. The order of the steps is the protocol, and each of them is needed: a model of it and the
-//! schedules of `tests.rs` find the violations when one is left out or swapped.
+//! Two handlers may race: each writes its own first and reads the other's *then* (the row before the device's
+//! hints, the row before the mark of a deleted user, that mark before the walk over the user's hints), so
+//! with majorities at least one of the two sees both. The order of the steps is the protocol, and each of
+//! them is needed: a model of it and the schedules of `tests.rs` find the violations when one is left out or
+//! swapped.
 //!
-//! We accept that two tokens of one device may both be active for the moments between two handlers, and that a late event
-//! leaves a wrong hint until somebody reads it.
+//! We accept that two tokens of one device may both be active for the moments between two handlers, and that
+//! a late event leaves a wrong hint until somebody reads it.
 //!
 //! A device id that many tokens share is no device's ("unknown", an emulator): it is then left alone.
 
@@ -33,7 +35,9 @@ use super::{
     execute::{Next, PAGE_OF_HINTS, all, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, Unavailable, UserId, Version},
+    domain::{
+        DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+    },
     store::{Census, Registry, TokenRow},
 };
 
@@ -71,7 +75,9 @@ impl Registry for CqlStore {
                 let values = (ver, SEEN_SECONDS, micros(version.happened_at()), token.as_str());
                 store.write("note that a token was seen", &store.statements.put_seen, values).await
             }
-            TokenChange::Unregistered(token) => protocol::unregistered(store, token.as_str(), token.kind().label(), ver).await,
+            TokenChange::Unregistered(token) => {
+                protocol::unregistered(store, token.as_str(), token.kind().label(), ver).await
+            }
             TokenChange::UserDeleted(user) => protocol::user_deleted(store, user.as_str(), ver).await,
         }
     }
@@ -117,7 +123,8 @@ impl Cells for Inner {
         if state.active {
             self.write(CONTEXT, &self.statements.put_token, (token, state, state.ver)).await
         } else {
-            self.write(CONTEXT, &self.statements.put_token_for, (token, state, state.ver, INACTIVE_SECONDS)).await
+            self.write(CONTEXT, &self.statements.put_token_for, (token, state, state.ver, INACTIVE_SECONDS))
+                .await
         }
     }
 
@@ -197,9 +204,10 @@ impl State {
             return Ok(None);
         }
         let platform = match self.platform {
-            Some(word) => {
-                Some(Platform::from_label(&word).ok_or_else(|| unreadable(CONTEXT, format!("the platform {word:?} is not known")))?)
-            }
+            Some(word) => Some(
+                Platform::from_label(&word)
+                    .ok_or_else(|| unreadable(CONTEXT, format!("the platform {word:?} is not known")))?,
+            ),
             None => None,
         };
         Ok(Some(Registration {
@@ -213,7 +221,8 @@ impl State {
     }
 
     pub(super) fn token_row(self, token: Token, seen_at: Option<i64>) -> Result<TokenRow, Unavailable> {
-        let time = |micros: Option<i64>| micros.map(|micros| timestamp("read a token's times", micros)).transpose();
+        let time =
+            |micros: Option<i64>| micros.map(|micros| timestamp("read a token's times", micros)).transpose();
         Ok(TokenRow {
             version: Version::from_i64(self.ver),
             created_at: time(self.created_at)?,

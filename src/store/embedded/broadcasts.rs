@@ -8,7 +8,9 @@ use super::{
     writer::Haste,
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable,
+    },
     store::{Broadcasts, Checkpoint, Total},
 };
 
@@ -31,9 +33,15 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    async fn broadcast(
+        &self,
+        broadcast: &BroadcastId,
+    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
         let broadcast = broadcast.clone();
-        self.read("read a broadcast", move |db| Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))).await
+        self.read("read a broadcast", move |db| {
+            Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))
+        })
+        .await
     }
 
     async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
@@ -102,7 +110,11 @@ impl Broadcasts for EmbeddedStore {
                     expired,
                 ))?;
             // The part's end, told a second time by an owner who did not hear the answer, is kept already.
-            if kept == 1 || progress_of(db, &part)?.as_ref() == Some(&progress) { Ok(Checkpoint::Kept) } else { Ok(Checkpoint::Lost) }
+            if kept == 1 || progress_of(db, &part)?.as_ref() == Some(&progress) {
+                Ok(Checkpoint::Kept)
+            } else {
+                Ok(Checkpoint::Lost)
+            }
         };
         // Written again and again, and in no hurry: others may share its flush.
         self.inner.writer.run("record a part's progress", Haste::InCompany, record).await
@@ -151,7 +163,10 @@ impl Broadcasts for EmbeddedStore {
     }
 }
 
-fn read(db: &Connection, broadcast: &BroadcastId) -> rusqlite::Result<Option<(Option<Plan>, BroadcastState)>> {
+fn read(
+    db: &Connection,
+    broadcast: &BroadcastId,
+) -> rusqlite::Result<Option<(Option<Plan>, BroadcastState)>> {
     db.prepare_cached("SELECT spec, parts, state, reason FROM broadcasts WHERE broadcast_id = ?1")?
         .query_row([broadcast.as_str()], |row| {
             let plan = match (row.get(0)?, row.get(1)?) {
@@ -177,7 +192,13 @@ fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progre
     )?
     .query_row((part.broadcast.as_str(), part.provider.label(), part.part), |row| {
         let cursor = row.get::<_, Option<i64>>(1)?.map(Cursor);
-        Ok(Progress { epoch: row.get(0)?, cursor, open: tokens(row, 2)?, done: row.get(3)?, counts: counts(row, 4)? })
+        Ok(Progress {
+            epoch: row.get(0)?,
+            cursor,
+            open: tokens(row, 2)?,
+            done: row.get(3)?,
+            counts: counts(row, 4)?,
+        })
     })
     .optional()
 }

@@ -13,7 +13,12 @@ use crate::{
 };
 
 impl Doses for EmbeddedStore {
-    async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Result<(), Unavailable> {
+    async fn put_regimen(
+        &self,
+        regimen: &RegimenId,
+        definition: Option<&Regimen>,
+        version: Version,
+    ) -> Result<(), Unavailable> {
         let new = Definition::of(definition);
         let regimen = regimen.clone();
         self.write("write a regimen", move |db, _| {
@@ -29,12 +34,19 @@ impl Doses for EmbeddedStore {
     async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
         let regimen = regimen.clone();
         self.read("read a regimen", move |db| {
-            Definition::load(db, &regimen)?.filter(|(_, definition)| !definition.removed).map(|(_, kept)| kept.read()).transpose()
+            Definition::load(db, &regimen)?
+                .filter(|(_, definition)| !definition.removed)
+                .map(|(_, kept)| kept.read())
+                .transpose()
         })
         .await
     }
 
-    async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    async fn regimens(
+        &self,
+        after: Option<&RegimenId>,
+        limit: usize,
+    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
         let after = after.map(|id| id.as_str().to_owned());
         self.read("read regimens", move |db| {
             db.prepare_cached(&format!(
@@ -71,7 +83,9 @@ impl Doses for EmbeddedStore {
         limit: usize,
     ) -> Result<Vec<DueRow>, Unavailable> {
         let (time, regimen, payload) = match past {
-            Some(row) => (micros(row.due_at), row.regimen.as_str().to_owned(), row.payload.clone().unwrap_or_default()),
+            Some(row) => {
+                (micros(row.due_at), row.regimen.as_str().to_owned(), row.payload.clone().unwrap_or_default())
+            }
             None => (i64::MIN, String::new(), String::new()),
         };
         self.read("read due rows", move |db| {
@@ -95,7 +109,9 @@ impl Doses for EmbeddedStore {
     async fn marks(&self, shard: Shard) -> Result<Marks, Unavailable> {
         self.read("read a shard's marks", move |db| {
             db.prepare_cached("SELECT opened, handed FROM due_marks WHERE shard = ?1")?
-                .query_row([shard.0], |row| Ok(Marks { opened: timestamp(row, 0)?, handed: timestamp(row, 1)? }))
+                .query_row([shard.0], |row| {
+                    Ok(Marks { opened: timestamp(row, 0)?, handed: timestamp(row, 1)? })
+                })
                 .optional()
         })
         .await?
@@ -104,8 +120,9 @@ impl Doses for EmbeddedStore {
 
     async fn init_marks(&self, now: Timestamp) -> Result<(), Unavailable> {
         self.write("write the first marks", move |db, _| {
-            let mut insert =
-                db.prepare_cached("INSERT INTO due_marks (shard, opened, handed) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING")?;
+            let mut insert = db.prepare_cached(
+                "INSERT INTO due_marks (shard, opened, handed) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING",
+            )?;
             Shard::all().try_for_each(|shard| insert.execute((shard.0, micros(now))).map(drop))
         })
         .await
@@ -124,7 +141,13 @@ impl Doses for EmbeddedStore {
         if raised == 1 { Ok(()) } else { Err(no_marks(shard)) }
     }
 
-    async fn claim(&self, dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Result<Claim, Unavailable> {
+    async fn claim(
+        &self,
+        dose: &DoseKey,
+        owner: &str,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Claim, Unavailable> {
         let (dose, owner) = (dose.clone(), owner.to_owned());
         self.write("claim a dose", move |db, _| {
             let attempt = match claimed(db, &dose)? {

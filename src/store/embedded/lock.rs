@@ -1,8 +1,9 @@
 //! One process a file.
 //!
-//! The lock is the system's, on a file beside the store's: it vanishes with its process, so that `kill -9` leaves
-//! nothing to clean up. The file's text only tells people who holds it. It is not SQLite's own file that is locked:
-//! opening and closing that a second time in one process would drop the locks SQLite has on it.
+//! The lock is the system's, on a file beside the store's: it vanishes with its process, so that `kill -9`
+//! leaves nothing to clean up. The file's text only tells people who holds it. It is not SQLite's own file
+//! that is locked: opening and closing that a second time in one process would drop the locks SQLite has on
+//! it.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -24,10 +25,18 @@ impl Lock {
     pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
         let beside = beside(path);
         let not_writable = |source| OpenError::NotWritable { path: beside.clone(), source };
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&beside).map_err(not_writable)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&beside)
+            .map_err(not_writable)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: path.to_owned(), holder: holder(&mut file) }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: path.to_owned(), holder: holder(&mut file) });
+            }
             Err(TryLockError::Error(source)) => return Err(not_writable(source)),
         }
         sign(&mut file).map_err(not_writable)?;
@@ -41,7 +50,9 @@ pub(super) fn full(path: &Path) -> Result<PathBuf, OpenError> {
         if let Ok(path) = path.canonicalize() {
             return Ok(path);
         }
-        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this names no file"))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this names no file"))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(folder.canonicalize()?.join(name))
     };

@@ -27,7 +27,12 @@ const AGING: [Aging; 5] = [
     Aging { table: "broadcasts", key: "broadcast_id", age: "created_at", days: 30 },
     Aging { table: "broadcast_parts", key: "broadcast_id, provider, part", age: "created_at", days: 30 },
     Aging { table: "regimen_due", key: "shard, due_at, regimen_id, payload", age: "due_at", days: 7 },
-    Aging { table: "dose_log", key: "profile_id, regimen_id, schedule_time, provider", age: "created_at", days: 400 },
+    Aging {
+        table: "dose_log",
+        key: "profile_id, regimen_id, schedule_time, provider",
+        age: "created_at",
+        days: 400,
+    },
 ];
 
 /// When to do the next step, and where.

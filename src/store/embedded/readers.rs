@@ -42,10 +42,12 @@ impl Readers {
         context: &'static str,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Unavailable> {
-        let seat = self.seats.clone().acquire_owned().await.map_err(|error| Unavailable::store(context, error))?;
+        let seat =
+            self.seats.clone().acquire_owned().await.map_err(|error| Unavailable::store(context, error))?;
         let shelf = self.shelf.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            // Declared first, dropped last: a seat is free only when its connection is back, even if the caller has left.
+            // Declared first, dropped last: a seat is free only when its connection is back, even if the
+            // caller has left.
             let _seat = seat;
             let lent = Lent::from(shelf);
             match &lent.db {
@@ -76,7 +78,10 @@ impl Drop for Lent {
 }
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let db = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
     // Small: what a page or a user's tokens need. The system's cache holds the rest once for all of us.
     db.execute_batch("PRAGMA busy_timeout = 5000; PRAGMA cache_size = -1024; PRAGMA temp_store = MEMORY;")?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);

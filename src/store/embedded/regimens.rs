@@ -7,8 +7,7 @@ use super::values::unreadable;
 use crate::domain::{ProfileId, Regimen, RegimenId, UserId, Version, recurrence::InvalidRule};
 
 /// The columns of a definition, after its version.
-pub(super) const REGIMEN: &str =
-    "version, removed, profile_id, user_id, medicine_name, dosage, timezone, rule, start_date, end_date, enabled";
+pub(super) const REGIMEN: &str = "version, removed, profile_id, user_id, medicine_name, dosage, timezone, rule, start_date, end_date, enabled";
 
 /// A definition as its columns have it. Of two with one version the bigger one stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,7 +64,12 @@ impl Definition {
         Ok((Version::from_i64(row.get(0)?), definition))
     }
 
-    pub(super) fn save(&self, db: &Connection, regimen: &RegimenId, version: Version) -> rusqlite::Result<()> {
+    pub(super) fn save(
+        &self,
+        db: &Connection,
+        regimen: &RegimenId,
+        version: Version,
+    ) -> rusqlite::Result<()> {
         db.prepare_cached(&format!(
             "INSERT OR REPLACE INTO regimens ({REGIMEN}, regimen_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
         ))?
@@ -96,7 +100,12 @@ impl Definition {
             timezone: TimeZone::get(&self.timezone).map_err(|error| unreadable(6, error))?,
             rule: self.rule.parse().map_err(|error: InvalidRule| unreadable(7, error))?,
             start_date: self.start_date.parse().map_err(|error: jiff::Error| unreadable(8, error))?,
-            end_date: self.end_date.as_deref().map(str::parse).transpose().map_err(|error: jiff::Error| unreadable(9, error))?,
+            end_date: self
+                .end_date
+                .as_deref()
+                .map(str::parse)
+                .transpose()
+                .map_err(|error: jiff::Error| unreadable(9, error))?,
             enabled: self.enabled,
         })
     }

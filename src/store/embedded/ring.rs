@@ -8,7 +8,10 @@ use super::{
     tokens::{platform, token},
 };
 use crate::{
-    domain::{Cursor, Listeners, ProviderId, Recipient, Slice, Token, TokenHash, TokenKind, Unavailable, UserId, Version},
+    domain::{
+        Cursor, Listeners, ProviderId, Recipient, Slice, Token, TokenHash, TokenKind, Unavailable, UserId,
+        Version,
+    },
     store::{Audience, Page},
 };
 
@@ -25,7 +28,8 @@ impl Audience for EmbeddedStore {
         limit: usize,
     ) -> Result<Page, Unavailable> {
         let to = to.clone();
-        self.read("read a page of tokens", move |db| page(db, provider, slice, &to, after, limit.max(1))).await
+        self.read("read a page of tokens", move |db| page(db, provider, slice, &to, after, limit.max(1)))
+            .await
     }
 }
 
@@ -50,9 +54,11 @@ fn page(
     after: Option<Cursor>,
     limit: usize,
 ) -> rusqlite::Result<Page> {
-    let mut page = Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
+    let mut page =
+        Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
     let Some((start, high)) = slice.after(after) else { return Ok(page) };
-    // Whoever does not belong to it is left out here, where a column costs a fraction of what it costs to hand it over.
+    // Whoever does not belong to it is left out here, where a column costs a fraction of what it costs to
+    // hand it over.
     let [kind, other_kind] = kinds(provider).map(TokenKind::label);
     let exclude = to.exclude.as_ref().map(UserId::as_str);
     let mut scan = db.prepare_cached(
@@ -71,7 +77,11 @@ fn page(
         if page.recipients.len() >= limit && position != end {
             return Ok(Page { end: Cursor(end), last: false, ..page });
         }
-        page.recipients.push(Recipient { token: token(row, 1)?, version: Version::from_i64(row.get(2)?), platform: platform(row, 3)? });
+        page.recipients.push(Recipient {
+            token: token(row, 1)?,
+            version: Version::from_i64(row.get(2)?),
+            platform: platform(row, 3)?,
+        });
         page.positions.push(Cursor(position));
         end = position;
     }

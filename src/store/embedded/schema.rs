@@ -17,11 +17,15 @@ pub(super) const STATEMENTS_MAX: usize = 64;
 
 /// Opens the writer's connection to a file.
 pub(super) fn open_file(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(|error| explain(path, error))?;
     // SQLite falls back to reading when it may not write.
     if db.is_readonly("main").map_err(|error| explain(path, error))? {
-        return Err(OpenError::NotWritable { path: path.to_owned(), source: std::io::ErrorKind::PermissionDenied.into() });
+        return Err(OpenError::NotWritable {
+            path: path.to_owned(),
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        });
     }
     let found = recognise(&db, path)?;
     db.execute_batch(
@@ -70,7 +74,10 @@ fn prepare(db: &mut Connection, found: usize) -> rusqlite::Result<()> {
     for (step, migration) in MIGRATIONS.iter().enumerate().skip(found) {
         let transaction = Transaction::new(db, TransactionBehavior::Immediate)?;
         transaction.execute_batch(migration)?;
-        transaction.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {};", step + 1))?;
+        transaction.execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {};",
+            step + 1
+        ))?;
         transaction.commit()?;
     }
     Ok(())

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     domain::{
-        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, Listeners, PartId, Plan, ProfileId, ProviderId, RegimenId, Slice, Token,
-        TokenChange, UserId, Version,
+        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, Listeners, PartId, Plan, ProfileId,
+        ProviderId, RegimenId, Slice, Token, TokenChange, UserId, Version,
     },
     store::{Audience, Broadcasts, Claim, Doses, Registry, Shard},
 };
@@ -33,7 +33,10 @@ fn registered(name: &str, user: &str, device: Option<&str>) -> TokenChange {
 }
 
 async fn count(store: &EmbeddedStore, table: &'static str) -> i64 {
-    store.read("count", move |db| db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))).await.unwrap()
+    store
+        .read("count", move |db| db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -59,14 +62,20 @@ async fn tokens_on_one_position_are_never_parted() {
         store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await.unwrap();
     }
     store
-        .write("collide", |db, _| db.execute("UPDATE tokens SET position = 5 WHERE push_token < 'ExponentPushToken[t4]'", []))
+        .write("collide", |db, _| {
+            db.execute("UPDATE tokens SET position = 5 WHERE push_token < 'ExponentPushToken[t4]'", [])
+        })
         .await
         .unwrap();
-    store.write("order", |db, _| db.execute("UPDATE tokens SET position = 6 WHERE position != 5", [])).await.unwrap();
+    store
+        .write("order", |db, _| db.execute("UPDATE tokens SET position = 6 WHERE position != 5", []))
+        .await
+        .unwrap();
     let slice = Slice { index: 0, of: 1 };
     let first = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, None, 2).await.unwrap();
     assert_eq!((first.recipients.len(), first.end, first.last), (4, Cursor(5), false));
-    let second = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, Some(first.end), 2).await.unwrap();
+    let second =
+        store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, Some(first.end), 2).await.unwrap();
     assert_eq!((second.recipients.len(), second.last), (3, true));
 }
 
@@ -87,14 +96,26 @@ async fn old_rows_are_forgotten_and_living_ones_kept() {
     let now = Timestamp::now();
     store.plan(&broadcast, &Plan { spec: String::new(), parts: 1 }, now).await.unwrap();
     store.take_over(&PartId { broadcast, provider: ProviderId::Expo, part: 0 }).await.unwrap();
-    store.insert_due(Shard(0), &DueRow { due_at: now, regimen: RegimenId::new("r1"), payload: None }).await.unwrap();
-    let dose = DoseKey { profile: ProfileId::new("p"), regimen: RegimenId::new("r1"), schedule_time: now, provider: ProviderId::Expo };
+    store
+        .insert_due(Shard(0), &DueRow { due_at: now, regimen: RegimenId::new("r1"), payload: None })
+        .await
+        .unwrap();
+    let dose = DoseKey {
+        profile: ProfileId::new("p"),
+        regimen: RegimenId::new("r1"),
+        schedule_time: now,
+        provider: ProviderId::Expo,
+    };
     assert!(matches!(store.claim(&dose, "me", now, now).await.unwrap(), Claim::Mine(_)));
 
     let tables = ["tokens", "devices", "broadcasts", "broadcast_parts", "regimen_due", "dose_log"];
-    for (days, left) in
-        [(0, [3, 2, 1, 1, 1, 1]), (8, [3, 2, 1, 1, 0, 1]), (31, [3, 2, 0, 0, 0, 1]), (91, [1, 1, 0, 0, 0, 1]), (401, [1, 1, 0, 0, 0, 0])]
-    {
+    for (days, left) in [
+        (0, [3, 2, 1, 1, 1, 1]),
+        (8, [3, 2, 1, 1, 0, 1]),
+        (31, [3, 2, 0, 0, 0, 1]),
+        (91, [1, 1, 0, 0, 0, 1]),
+        (401, [1, 1, 0, 0, 0, 0]),
+    ] {
         // The devices go by their registration's time, which lies in the future of this clock or in its past.
         let then = now.max(at(0)) + jiff::SignedDuration::from_hours(24 * days + 1);
         store.write("purge", move |db, _| purge::Purge::default().remove(db, then)).await.unwrap();
@@ -110,13 +131,16 @@ async fn forgetting_goes_by_small_steps() {
     let store = EmbeddedStore::memory().unwrap();
     store
         .write("fill", |db, now| {
-            let mut insert = db.prepare("INSERT INTO broadcasts (broadcast_id, state, created_at) VALUES (?1, 'done', ?2)")?;
+            let mut insert = db.prepare(
+                "INSERT INTO broadcasts (broadcast_id, state, created_at) VALUES (?1, 'done', ?2)",
+            )?;
             (0..700).try_for_each(|n| insert.execute((n.to_string(), values::micros(now))).map(drop))
         })
         .await
         .unwrap();
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 31);
-    let step = async || store.write("purge", move |db, _| purge::Purge::default().remove(db, later)).await.unwrap();
+    let step =
+        async || store.write("purge", move |db, _| purge::Purge::default().remove(db, later)).await.unwrap();
     assert!(step().await, "there is more to do");
     assert_eq!(count(&store, "broadcasts").await, 200);
     assert!(!step().await);
@@ -146,7 +170,8 @@ async fn the_walk_over_the_devices_comes_round() {
     assert_eq!(count(&store, "devices").await, 600);
 }
 
-/// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one transaction.
+/// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one
+/// transaction.
 async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), Unavailable>>) {
     let (open, gate) = std::sync::mpsc::channel::<()>();
     let (gate, begun) = (std::sync::Mutex::new(gate), Arc::new(tokio::sync::Notify::new()));
@@ -185,7 +210,9 @@ async fn an_operation_that_fails_or_panics_harms_only_itself() {
     });
     let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
     let (closed, before, fails, panics, after, ()) =
-        futures::join!(closed, store.apply(&before, v(1)), fails, panics, store.apply(&after, v(2)), async { open() });
+        futures::join!(closed, store.apply(&before, v(1)), fails, panics, store.apply(&after, v(2)), async {
+            open()
+        });
     closed.unwrap();
     assert!(format!("{:?}", fails.unwrap_err()).contains("nowhere"));
     assert!(format!("{:?}", panics.unwrap_err()).contains("on purpose"));
@@ -203,7 +230,9 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
     let store = EmbeddedStore::open(&path).unwrap();
     let before = commits(&path);
     let (open, closed) = gate(&store).await;
-    let burst = futures::future::join_all((0..300).map(async |n| store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await));
+    let burst = futures::future::join_all(
+        (0..300).map(async |n| store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await),
+    );
     // All of them ask before the gate opens; tokio would make a task that does so much pause in the middle.
     let burst = tokio::task::unconstrained(burst);
     let fails = store.write("fail", |db, _| db.execute("INSERT INTO nowhere VALUES (1)", []));
@@ -246,7 +275,10 @@ async fn a_commit_in_a_file_is_durable() {
     let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
     let (log, flush): (String, i32) = store
         .write("look", |db, _| {
-            Ok((db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?, db.query_row("PRAGMA synchronous", [], |row| row.get(0))?))
+            Ok((
+                db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?,
+                db.query_row("PRAGMA synchronous", [], |row| row.get(0))?,
+            ))
         })
         .await
         .unwrap();

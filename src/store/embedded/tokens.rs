@@ -1,12 +1,14 @@
 //! Tokens: the protocol of their life.
 //!
-//! A token's state is a function of the *set* of events that were applied, whatever their order. The event with the
-//! highest version stands. What stands and names a user or a device may still be struck out, in the odd version above
-//! it: by the deletion of that user, if that is later, and by a later registration on that device. Both leave marks
-//! (`users_deleted`, `devices`) which an event that arrives late meets, and both look for what is there already. For the
-//! latter it does not matter that the later registration's own token may have moved on since: `devices` remembers it.
+//! A token's state is a function of the *set* of events that were applied, whatever their order. The event
+//! with the highest version stands. What stands and names a user or a device may still be struck out, in the
+//! odd version above it: by the deletion of that user, if that is later, and by a later registration on that
+//! device. Both leave marks (`users_deleted`, `devices`) which an event that arrives late meets, and both
+//! look for what is there already. For the latter it does not matter that the later registration's own token
+//! may have moved on since: `devices` remembers it.
 //!
-//! A device id that many tokens take from each other is no device's ("unknown", an emulator): it is then left alone.
+//! A device id that many tokens take from each other is no device's ("unknown", an emulator): it is then left
+//! alone.
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -17,8 +19,8 @@ use super::{
 };
 use crate::{
     domain::{
-        DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash, TokenKind, Unavailable, UserId,
-        Version,
+        DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash,
+        TokenKind, Unavailable, UserId, Version,
     },
     store::{Census, Registry, TokenRow},
 };
@@ -33,7 +35,8 @@ struct State {
     standing: Standing,
 }
 
-/// In this order: of two events with one version the bigger state stands, and it is better to ring than not to.
+/// In this order: of two events with one version the bigger state stands, and it is better to ring than not
+/// to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Inactive { reason: String },
@@ -120,10 +123,12 @@ impl Registry for EmbeddedStore {
     async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
         self.read("inspect a token by its hash", move |db| {
             let (low, high) = positions(hash);
-            db.prepare_cached(&format!("SELECT {TOKEN_ROW} FROM tokens WHERE position BETWEEN ?1 AND ?2 AND version IS NOT NULL"))?
-                .query_map((low, high), token_row)?
-                .find(|row| row.as_ref().map_or(true, |row| row.token.hash() == hash))
-                .transpose()
+            db.prepare_cached(&format!(
+                "SELECT {TOKEN_ROW} FROM tokens WHERE position BETWEEN ?1 AND ?2 AND version IS NOT NULL"
+            ))?
+            .query_map((low, high), token_row)?
+            .find(|row| row.as_ref().map_or(true, |row| row.token.hash() == hash))
+            .transpose()
         })
         .await
     }
@@ -131,7 +136,9 @@ impl Registry for EmbeddedStore {
     async fn census(&self) -> Result<Vec<Census>, Unavailable> {
         self.read("count the tokens", |db| {
             let mut census = ProviderId::ALL.map(|provider| Census { provider, active: 0, inactive: 0 });
-            let mut count = db.prepare("SELECT kind, active, count(*) FROM tokens WHERE version IS NOT NULL GROUP BY kind, active")?;
+            let mut count = db.prepare(
+                "SELECT kind, active, count(*) FROM tokens WHERE version IS NOT NULL GROUP BY kind, active",
+            )?;
             let mut rows = count.query([])?;
             while let Some(row) = rows.next()? {
                 let provider = label(row, 0, TokenKind::from_label)?.provider();
@@ -148,8 +155,15 @@ impl Registry for EmbeddedStore {
 
 // === the protocol ===
 
-/// Takes the device for this token, unless a later registration holds it, and strikes out the token that held it.
-fn hold(db: &Connection, device: &DeviceId, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
+/// Takes the device for this token, unless a later registration holds it, and strikes out the token that held
+/// it.
+fn hold(
+    db: &Connection,
+    device: &DeviceId,
+    token: &Token,
+    version: Version,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let holder = holder(db, device, token.kind())?;
     if holder.as_ref().is_some_and(|holder| !holder.is_before(version, token)) {
         return Ok(());
@@ -182,15 +196,25 @@ fn hold(db: &Connection, device: &DeviceId, token: &Token, version: Version, now
     }
 }
 
-/// The token is this owner's, unless something later is known of it, or struck out by a mark that is there already.
-fn register(db: &Connection, token: &Token, version: Version, owner: Owner, now: Timestamp) -> rusqlite::Result<()> {
+/// The token is this owner's, unless something later is known of it, or struck out by a mark that is there
+/// already.
+fn register(
+    db: &Connection,
+    token: &Token,
+    version: Version,
+    owner: Owner,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let known = known(db, token)?;
     let created = version.happened_at();
     let first = known.as_ref().and_then(|known| known.created).map_or(created, |known| known.min(created));
     let registered = State { version, standing: Standing::Active(owner) };
     if stands(&registered, known.as_ref()) {
         let state = match struck_out(db, token, &registered)? {
-            Some(reason) => State { version: version.revocation(), standing: Standing::Inactive { reason: reason.to_owned() } },
+            Some(reason) => State {
+                version: version.revocation(),
+                standing: Standing::Inactive { reason: reason.to_owned() },
+            },
             None => registered,
         };
         put(db, token, &state, Some(first), now)
@@ -204,7 +228,13 @@ fn register(db: &Connection, token: &Token, version: Version, owner: Owner, now:
 }
 
 /// The token is nobody's from this version on.
-fn end(db: &Connection, token: &Token, version: Version, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+fn end(
+    db: &Connection,
+    token: &Token,
+    version: Version,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let known = known(db, token)?;
     let ended = State { version, standing: Standing::Inactive { reason: reason.to_owned() } };
     if stands(&ended, known.as_ref()) {
@@ -213,7 +243,8 @@ fn end(db: &Connection, token: &Token, version: Version, reason: &str, now: Time
     Ok(())
 }
 
-/// When the app was opened is a cell of its own. A token that was never registered is forgotten like a dead one.
+/// When the app was opened is a cell of its own. A token that was never registered is forgotten like a dead
+/// one.
 fn see(db: &Connection, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO tokens (position, push_token, kind, active, seen_at, inactive_since) VALUES (?1, ?2, ?3, 0, ?4, ?5)
@@ -230,9 +261,11 @@ fn delete_user(db: &Connection, user: &UserId, version: Version, now: Timestamp)
          ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
     )?
     .execute((user.as_str(), version.as_i64()))?;
-    db.prepare_cached(&format!("UPDATE tokens SET {STRUCK_OUT} WHERE user_id = ?3 AND active AND version < ?4"))?
-        .execute(("userDeleted", micros(now), user.as_str(), version.as_i64()))
-        .map(drop)
+    db.prepare_cached(&format!(
+        "UPDATE tokens SET {STRUCK_OUT} WHERE user_id = ?3 AND active AND version < ?4"
+    ))?
+    .execute(("userDeleted", micros(now), user.as_str(), version.as_i64()))
+    .map(drop)
 }
 
 /// Whether an event's state takes the place of what is known.
@@ -280,7 +313,9 @@ impl Holder {
 
 fn holder(db: &Connection, device: &DeviceId, kind: TokenKind) -> rusqlite::Result<Option<Holder>> {
     db.prepare_cached("SELECT version, push_token, holders FROM devices WHERE device_id = ?1 AND kind = ?2")?
-        .query_row((device.as_str(), kind.label()), |row| Ok(Holder { version: row.get(0)?, token: row.get(1)?, holders: row.get(2)? }))
+        .query_row((device.as_str(), kind.label()), |row| {
+            Ok(Holder { version: row.get(0)?, token: row.get(1)?, holders: row.get(2)? })
+        })
         .optional()
 }
 
@@ -307,7 +342,13 @@ fn known(db: &Connection, token: &Token) -> rusqlite::Result<Option<Known>> {
     .optional()
 }
 
-fn put(db: &Connection, token: &Token, state: &State, created: Option<Timestamp>, now: Timestamp) -> rusqlite::Result<()> {
+fn put(
+    db: &Connection,
+    token: &Token,
+    state: &State,
+    created: Option<Timestamp>,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let blank = Owner::default();
     let (owner, reason) = match &state.standing {
         Standing::Active(owner) => (owner, None),
@@ -361,7 +402,8 @@ fn registration(row: &Row<'_>, first: usize) -> rusqlite::Result<Registration> {
     })
 }
 
-const TOKEN_ROW: &str = "push_token, version, user_id, platform, device_id, device_info, active, reason, created_at, seen_at";
+const TOKEN_ROW: &str =
+    "push_token, version, user_id, platform, device_id, device_info, active, reason, created_at, seen_at";
 
 fn token_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
     let registration = registration(row, 0)?;

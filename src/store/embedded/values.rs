@@ -22,12 +22,20 @@ pub(super) fn timestamp_if_any(row: &Row<'_>, column: usize) -> rusqlite::Result
 }
 
 /// A word out of a closed list.
-pub(super) fn label<T>(row: &Row<'_>, column: usize, from_label: impl Fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+pub(super) fn label<T>(
+    row: &Row<'_>,
+    column: usize,
+    from_label: impl Fn(&str) -> Option<T>,
+) -> rusqlite::Result<T> {
     word_of(column, row.get_ref(column)?.as_str()?, from_label)
 }
 
 /// The same of a column that was read already.
-pub(super) fn word_of<T>(column: usize, word: &str, from_label: impl Fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+pub(super) fn word_of<T>(
+    column: usize,
+    word: &str,
+    from_label: impl Fn(&str) -> Option<T>,
+) -> rusqlite::Result<T> {
     from_label(word).ok_or_else(|| unreadable(column, format!("the word {word:?} is not known")))
 }
 

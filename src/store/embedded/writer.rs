@@ -1,10 +1,10 @@
 //! The one thread that writes.
 //!
-//! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes back goes
-//! into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for company. Everybody is
-//! answered after the commit. An operation that fails or panics must not take its neighbours down: each runs in a savepoint
-//! of its own, and only that is rolled back. If the thread itself ends, every waiting caller is told so by the closing of
-//! his channel.
+//! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes
+//! back goes into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for
+//! company. Everybody is answered after the commit. An operation that fails or panics must not take its
+//! neighbours down: each runs in a savepoint of its own, and only that is rolled back. If the thread itself
+//! ends, every waiting caller is told so by the closing of his channel.
 
 use std::{
     any::Any,
@@ -27,7 +27,8 @@ const QUEUE_MAX: usize = 1_024;
 /// Operations in one transaction.
 const BATCH_MAX: usize = 1_024;
 
-/// How long those wait for others who are in no hurry. A broadcast at full speed has a checkpoint each millisecond.
+/// How long those wait for others who are in no hurry. A broadcast at full speed has a checkpoint each
+/// millisecond.
 const COMPANY_WITHIN: Duration = Duration::from_millis(3);
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -118,7 +119,9 @@ impl Drop for Writer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("The store's writer had panicked; what it had not committed was not acknowledged");
+            tracing::error!(
+                "The store's writer had panicked; what it had not committed was not acknowledged"
+            );
         }
     }
 }
@@ -198,7 +201,11 @@ fn commit(db: &Connection, batch: &mut [Box<dyn Job>], now: Timestamp) -> Result
 }
 
 fn words(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no words")
 }
 
 fn gone() -> Unavailable {

@@ -5,14 +5,20 @@ use crate::cli::demo::cast::{Phone, Step, dose_twice, post_for_everybody};
 
 const AT: &str = "2026-11-20T01:00:00Z";
 
-/// Four phones, one of them dead and one a ghost; a post; a dose that comes twice; a line that makes no sense.
+/// Four phones, one of them dead and one a ghost; a post; a dose that comes twice; a line that makes no
+/// sense.
 fn published() -> Expected {
     let registered = |number: u32, owner: &str| Step::Registered {
         phone: Phone { provider: ProviderId::Expo, number },
         owner: Some(owner.to_owned()),
         previous: None,
     };
-    let mut steps = vec![registered(0, "ann"), registered(13, "bob"), registered(29, "cat"), registered(3_000, "user-3000")];
+    let mut steps = vec![
+        registered(0, "ann"),
+        registered(13, "bob"),
+        registered(29, "cat"),
+        registered(3_000, "user-3000"),
+    ];
     steps.push(post_for_everybody("walk", 9));
     steps.extend(dose_twice(AT.parse().unwrap()));
     steps.push(Step::Unreadable);
@@ -38,7 +44,11 @@ fn found() -> Found {
     };
     let counts = |sent, dead| Counts { sent, dead, ..Counts::default() };
     let outcomes = vec![
-        Report::Broadcast { notification: NotificationId::new("post:walk"), counts: counts(3, 1), at: AT.parse().unwrap() },
+        Report::Broadcast {
+            notification: NotificationId::new("post:walk"),
+            counts: counts(3, 1),
+            at: AT.parse().unwrap(),
+        },
         Report::Dose {
             notification: NotificationId::new(format!("dose:of-user-3000:twice:{AT}")),
             provider: Some(ProviderId::Expo),
@@ -54,7 +64,12 @@ fn found() -> Found {
         ..ProviderStatistics::default()
     };
     Found {
-        pushes: vec![push(0, "post:walk"), push(29, "post:walk"), push(3_000, "post:walk"), push(3_000, "dose:twice")],
+        pushes: vec![
+            push(0, "post:walk"),
+            push(29, "post:walk"),
+            push(3_000, "post:walk"),
+            push(3_000, "dose:twice"),
+        ],
         statistics: Statistics { expo, ..Statistics::default() },
         noted: Noted { outcomes, invalid: vec![dead(13), dead(29)], dead_letters: 1 },
         census: vec![
@@ -96,17 +111,35 @@ fn a_message_too_few_too_many_or_to_somebody_else_is_found() {
 
 #[test]
 fn a_notification_that_must_not_ring_is_found() {
-    let said = said(|found| found.pushes.push(Push { name: "dose:ended".to_owned(), ..found.pushes[0].clone() }));
-    assert_eq!(said, ["dose:ended: expected 0 phones rung once, found 0 of them not rung, 1 others rung, 0 rung more than once"]);
+    let said =
+        said(|found| found.pushes.push(Push { name: "dose:ended".to_owned(), ..found.pushes[0].clone() }));
+    assert_eq!(
+        said,
+        [
+            "dose:ended: expected 0 phones rung once, found 0 of them not rung, 1 others rung, 0 rung more than once"
+        ]
+    );
 }
 
 #[test]
 fn what_the_sandbox_counted_otherwise_is_found() {
-    assert_eq!(said(|found| found.statistics.expo.taken = 5), ["messages that expo took: expected 4, found 5"]);
+    assert_eq!(
+        said(|found| found.statistics.expo.taken = 5),
+        ["messages that expo took: expected 4, found 5"]
+    );
     assert_eq!(said(|found| found.statistics.fcm.taken = 1), ["messages that fcm took: expected 0, found 1"]);
-    assert_eq!(said(|found| found.statistics.expo.distinct_tokens = 2), ["tokens that expo took messages for: expected 3, found 2"]);
-    assert_eq!(said(|found| found.statistics.expo.doubles = 1), ["doubles that expo saw: expected 0, found 1"]);
-    assert_eq!(said(|found| found.statistics.expo.answers.clear()), ["messages to dead tokens at expo: expected 1, found 0"]);
+    assert_eq!(
+        said(|found| found.statistics.expo.distinct_tokens = 2),
+        ["tokens that expo took messages for: expected 3, found 2"]
+    );
+    assert_eq!(
+        said(|found| found.statistics.expo.doubles = 1),
+        ["doubles that expo saw: expected 0, found 1"]
+    );
+    assert_eq!(
+        said(|found| found.statistics.expo.answers.clear()),
+        ["messages to dead tokens at expo: expected 1, found 0"]
+    );
 }
 
 #[test]
@@ -120,14 +153,19 @@ fn a_rate_that_is_not_kept_is_found_and_a_machine_that_stumbles_is_not_blamed() 
 fn a_store_that_holds_something_else_is_found() {
     let active = |active| said(|found| found.census[0].active = active);
     assert_eq!(active(3), ["tokens of expo in the store: expected 2 active, 2 not, found 3 active, 2 not"]);
-    assert_eq!(said(|found| found.census.truncate(1)), ["tokens of fcm in the store: expected 0 active, 0 not, found nothing"]);
+    assert_eq!(
+        said(|found| found.census.truncate(1)),
+        ["tokens of fcm in the store: expected 0 active, 0 not, found nothing"]
+    );
 }
 
 #[test]
 fn an_outcome_that_is_missing_wrong_or_of_nothing_is_found() {
     let missing = said(|found| drop(found.noted.outcomes.remove(0)));
     assert!(
-        missing.len() == 1 && missing[0].starts_with("the outcome of post:walk: ") && missing[0].ends_with("found none"),
+        missing.len() == 1
+            && missing[0].starts_with("the outcome of post:walk: ")
+            && missing[0].ends_with("found none"),
         "{missing:?}"
     );
     let wrong = said(|found| {
@@ -145,12 +183,18 @@ fn an_outcome_that_is_missing_wrong_or_of_nothing_is_found() {
 #[test]
 fn a_dead_token_that_is_untold_and_one_that_lives_and_is_told_are_found() {
     let untold = said(|found| drop(found.noted.invalid.pop()));
-    assert_eq!(untold, ["tokens in invalid-tokens: expected the 2 dead ones, found 1 of them untold, 0 others told"]);
+    assert_eq!(
+        untold,
+        ["tokens in invalid-tokens: expected the 2 dead ones, found 1 of them untold, 0 others told"]
+    );
     let slandered = said(|found| {
         let alive = Token::parse(&found.pushes[0].token).unwrap();
         found.noted.invalid.push(DeadToken { token: alive, ..found.noted.invalid[0].clone() });
     });
-    assert_eq!(slandered, ["tokens in invalid-tokens: expected the 2 dead ones, found 0 of them untold, 1 others told"]);
+    assert_eq!(
+        slandered,
+        ["tokens in invalid-tokens: expected the 2 dead ones, found 0 of them untold, 1 others told"]
+    );
 }
 
 #[test]

@@ -9,13 +9,23 @@ fn down() -> Reply {
 /// A provider that fails for so long from now on.
 fn away_for(time: Duration) -> World {
     let back = Instant::now() + time;
-    World::new(0, move |number, tokens| if Instant::now() < back { down() } else { accept_all(number, tokens) })
+    World::new(
+        0,
+        move |number, tokens| if Instant::now() < back { down() } else { accept_all(number, tokens) },
+    )
 }
 
 impl World {
     /// The moments of all requests that began in a span from the first one.
     fn requests_between(&self, from: Instant, to: Instant) -> Vec<Vec<String>> {
-        self.provider.requests.lock().unwrap().iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, tokens)| tokens.clone()).collect()
+        self.provider
+            .requests
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(at, _)| (from..to).contains(at))
+            .map(|(_, tokens)| tokens.clone())
+            .collect()
     }
 }
 
@@ -78,8 +88,9 @@ async fn an_open_breaker_shows_and_closes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_that_brings_the_provider_down_by_itself_holds_nobody_up() {
-    let w =
-        World::new(0, |number, tokens| if tokens.iter().any(|token| token.contains("evil")) { down() } else { accept_all(number, tokens) });
+    let w = World::new(0, |number, tokens| {
+        if tokens.iter().any(|token| token.contains("evil")) { down() } else { accept_all(number, tokens) }
+    });
     let mut evil = page(Class::Urgent, "evil", 1);
     evil.expires = Instant::now() + Duration::from_secs(300);
     let bulk = async {
@@ -101,9 +112,14 @@ async fn a_page_goes_stale_while_its_provider_is_down() {
     old.stale_at = begun + Duration::from_secs(60);
     let (old, _) = tokio::join!(
         w.desk.send(old, pending()),
-        futures::future::join_all((0..10).map(|i| w.desk.send(page(Class::Slice, &format!("p{i}-"), 500), pending())))
+        futures::future::join_all(
+            (0..10).map(|i| w.desk.send(page(Class::Slice, &format!("p{i}-"), 500), pending()))
+        )
     );
-    assert!(outcomes(&old.unwrap()).iter().all(|outcome| *outcome == "-"), "nobody was reached: the page is read again");
+    assert!(
+        outcomes(&old.unwrap()).iter().all(|outcome| *outcome == "-"),
+        "nobody was reached: the page is read again"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,13 +26,22 @@ fn spec() -> Spec {
 async fn world() -> Admin<EmbeddedStore> {
     let store = EmbeddedStore::memory().unwrap();
     let id = broadcast_of("p1");
-    store.plan(&id, &Plan { spec: broadcast_specs::write(&spec()), parts: 4 }, Timestamp::now()).await.unwrap();
+    store
+        .plan(&id, &Plan { spec: broadcast_specs::write(&spec()), parts: 4 }, Timestamp::now())
+        .await
+        .unwrap();
     for (part, sent, done) in [(0, 100, true), (1, 50, false)] {
         let id = PartId { broadcast: id.clone(), provider: ProviderId::Expo, part };
         let (low, high) = Slice { index: part, of: 4 }.bounds();
         let cursor = Some(Cursor(if done { high } else { low + (high - low) / 2 }));
         let begun = store.take_over(&id).await.unwrap();
-        store.checkpoint(&id, &Progress { cursor, done, counts: Counts { sent, ..Counts::default() }, ..begun }).await.unwrap();
+        store
+            .checkpoint(
+                &id,
+                &Progress { cursor, done, counts: Counts { sent, ..Counts::default() }, ..begun },
+            )
+            .await
+            .unwrap();
     }
     let admin = Admin { metrics: Arc::new(Metrics::new()), health: Health::new(["posts"]), store };
     admin.metrics.rate_limit.with_label_values(&["expo", "deployment"]).set(10.0);
@@ -50,7 +59,10 @@ async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
     let told = told(&admin).await;
     assert_eq!((&told["state"], &told["title"]), (&json!("planned"), &json!("On walking")));
     let expo = &told["providers"]["expo"];
-    assert_eq!((&expo["parts"], &expo["begun"], &expo["done"], &expo["sent"]), (&json!(4), &json!(2), &json!(1), &json!(150)));
+    assert_eq!(
+        (&expo["parts"], &expo["begun"], &expo["done"], &expo["sent"]),
+        (&json!(4), &json!(2), &json!(1), &json!(150))
+    );
     assert_eq!((&expo["left"], &expo["standsStill"]), (&json!(250), &json!([])));
     let ends: Timestamp = expo["endsAt"].as_str().unwrap().parse().unwrap();
     let seconds = ends.duration_since(Timestamp::now()).as_secs();
@@ -60,15 +72,26 @@ async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
 #[tokio::test]
 async fn a_broadcast_that_stands_still_tells_every_reason() {
     let admin = world().await;
-    let paused = Route { state: RouteState::Paused, since: Timestamp::now(), set_by: "ann".to_owned(), detail: "lunch".to_owned() };
+    let paused = Route {
+        state: RouteState::Paused,
+        since: Timestamp::now(),
+        set_by: "ann".to_owned(),
+        detail: "lunch".to_owned(),
+    };
     admin.store.set_route(ProviderId::Expo, &paused).await.unwrap();
     admin.metrics.rate_limit.with_label_values(&["expo", "instance"]).set(0.0);
-    for (trouble, reason) in [(Some("open breaker: HTTP 503"), "open breaker"), (None, "owns none of its partitions")] {
+    for (trouble, reason) in
+        [(Some("open breaker: HTTP 503"), "open breaker"), (None, "owns none of its partitions")]
+    {
         admin.health.detail(&trouble_of(ProviderId::Expo), trouble.map(str::to_owned));
         let told = told(&admin).await;
         let expo = &told["providers"]["expo"];
-        let reasons: Vec<&str> = expo["standsStill"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-        assert!(reasons[0].starts_with("the route is paused since") && reasons[0].ends_with("by ann: lunch"), "{reasons:?}");
+        let reasons: Vec<&str> =
+            expo["standsStill"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert!(
+            reasons[0].starts_with("the route is paused since") && reasons[0].ends_with("by ann: lunch"),
+            "{reasons:?}"
+        );
         assert!(reasons.len() == 2 && reasons[1].contains(reason), "{reasons:?}");
         assert_eq!(expo["endsAt"], Value::Null);
     }
@@ -78,7 +101,10 @@ async fn a_broadcast_that_stands_still_tells_every_reason() {
 async fn a_broadcast_is_cancelled_once_and_not_after_its_end() {
     let admin = world().await;
     let wish = async |id: &str| cancel(State(admin.clone()), Path(id.to_owned())).await.map(|told| told.0);
-    assert_eq!(wish("p1").await.unwrap(), json!({"broadcast": "post:p1", "state": "stopped", "planned": true}));
+    assert_eq!(
+        wish("p1").await.unwrap(),
+        json!({"broadcast": "post:p1", "state": "stopped", "planned": true})
+    );
     let standing = admin.store.broadcast(&broadcast_of("post:p1")).await.unwrap().1;
     assert_eq!(standing, Some(BroadcastState::Stopped { reason: "cancelled".to_owned() }));
     assert_eq!(told(&admin).await["reason"], json!("cancelled"));

@@ -28,13 +28,33 @@ fn what_fcm_refuses_is_refused_in_its_words() {
     for (message, by_fcm, why) in [
         (json!({ "notification": {} }), true, "Recipient of the message is not set."),
         (json!({ "token": "a", "fid": "b" }), false, "oneof field 'target' is already set"),
-        (json!({ "token": "a", "data": { "a": "1", "n": 5 } }), false, "Invalid value at 'message.data[1].value' (TYPE_STRING), 5"),
+        (
+            json!({ "token": "a", "data": { "a": "1", "n": 5 } }),
+            false,
+            "Invalid value at 'message.data[1].value' (TYPE_STRING), 5",
+        ),
         (json!({ "token": "a", "data": { "from": "x" } }), true, "Invalid data payload key: from"),
         (json!({ "token": "a", "tag": "x" }), false, "Unknown name \"tag\" at 'message': Cannot find field."),
-        (json!({ "token": "a", "android": { "notification": { "badge": 1 } } }), false, "Unknown name \"badge\""),
-        (json!({ "token": "a", "android": { "ttl": "60" } }), false, "Invalid value at 'message.android.ttl'"),
-        (json!({ "token": "a", "android": { "ttl": "2419201s" } }), false, "Invalid value at 'message.android.ttl'"),
-        (json!({ "token": "a", "notification": { "body": "x".repeat(4097) } }), true, "Android message is too big"),
+        (
+            json!({ "token": "a", "android": { "notification": { "badge": 1 } } }),
+            false,
+            "Unknown name \"badge\"",
+        ),
+        (
+            json!({ "token": "a", "android": { "ttl": "60" } }),
+            false,
+            "Invalid value at 'message.android.ttl'",
+        ),
+        (
+            json!({ "token": "a", "android": { "ttl": "2419201s" } }),
+            false,
+            "Invalid value at 'message.android.ttl'",
+        ),
+        (
+            json!({ "token": "a", "notification": { "body": "x".repeat(4097) } }),
+            true,
+            "Android message is too big",
+        ),
     ] {
         let fault = parse(message).unwrap_err();
         assert!(fault.why.contains(why) && fault.by_fcm == by_fcm, "{fault:?}");

@@ -1,5 +1,6 @@
-//! A store in memory that several processes share, with the steps of `store::cql` over rows of its own: whoever asks for a
-//! conditional write may never hear what became of it. And what is wrong with it, one thing at a time.
+//! A store in memory that several processes share, with the steps of `store::cql` over rows of its own:
+//! whoever asks for a conditional write may never hear what became of it. And what is wrong with it, one
+//! thing at a time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +14,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress, ProviderId, Regimen,
-        RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan,
+        Progress, ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange,
+        TokenHash, Unavailable, UserId, Version,
     },
     events::topics,
     stages::delivery::dose,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
-        RouteState, Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
+        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, TokenRow, Total,
         cql::{Decided, claim, part},
     },
     stream::{Message, Publish},
@@ -104,8 +106,8 @@ pub struct Seat {
     pub lost: Arc<Mutex<BTreeSet<u32>>>,
 }
 
-/// A row that conditional writes change. One that is not answered was done, or never will be, or is half-way: the next
-/// look does it or undoes it.
+/// A row that conditional writes change. One that is not answered was done, or never will be, or is half-way:
+/// the next look does it or undoes it.
 struct Row<T> {
     stands: Option<T>,
     half_way: Option<T>,
@@ -118,7 +120,12 @@ impl Cluster {
         let unknown = *[0.0, 0.05, 0.2].choose(&mut dice).unwrap();
         let route_away = *[0.0, 0.0, 0.3, 0.8].choose(&mut dice).unwrap();
         let kafka_away = *[0.0, 0.3].choose(&mut dice).unwrap();
-        let running = Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
+        let running = Route {
+            state: RouteState::Running,
+            since: Timestamp::UNIX_EPOCH,
+            set_by: String::new(),
+            detail: String::new(),
+        };
         Self {
             dice,
             unknown,
@@ -168,7 +175,13 @@ impl<T: Clone> Row<T> {
         self.stands.clone()
     }
 
-    fn decide(&mut self, dice: &mut StdRng, unknown: f64, condition: impl FnOnce(Option<&T>) -> bool, new: T) -> Decided {
+    fn decide(
+        &mut self,
+        dice: &mut StdRng,
+        unknown: f64,
+        condition: impl FnOnce(Option<&T>) -> bool,
+        new: T,
+    ) -> Decided {
         let stands = self.now(dice);
         let lost = dice.random_bool(unknown);
         if condition(stands.as_ref()) {
@@ -202,7 +215,11 @@ impl Seat {
     async fn ask<T>(&self, question: impl FnOnce(&mut Cluster) -> T) -> T {
         let (there, back) = {
             let dice = &mut self.cluster().dice;
-            let takes = if dice.random_bool(0.8) { dice.random_range(0.01..1.0) } else { dice.random_range(1.0..2.2) };
+            let takes = if dice.random_bool(0.8) {
+                dice.random_range(0.01..1.0)
+            } else {
+                dice.random_range(1.0..2.2)
+            };
             let there = dice.random_range(0.0..takes);
             (there, takes - there)
         };
@@ -217,7 +234,10 @@ impl Seat {
         let silence = {
             let mut cluster = self.cluster();
             let away = away(&cluster);
-            cluster.dice.random_bool(away).then(|| Duration::from_secs_f64(cluster.dice.random_range(1.0..30.0)))
+            cluster
+                .dice
+                .random_bool(away)
+                .then(|| Duration::from_secs_f64(cluster.dice.random_range(1.0..30.0)))
         };
         let Some(silence) = silence else { return Ok(()) };
         sleep(silence).await;
@@ -276,7 +296,13 @@ impl part::Row for PartRow<'_> {
         if self.0.is(Broken::OpenForgotten) {
             new.open.clear();
         }
-        let before = self.0.cluster().parts.get(&self.1).and_then(|row| row.stands.as_ref()).map_or(0, |row| row.counts.total());
+        let before = self
+            .0
+            .cluster()
+            .parts
+            .get(&self.1)
+            .and_then(|row| row.stands.as_ref())
+            .map_or(0, |row| row.counts.total());
         self.0.cluster().counted_beside += new.counts.total().saturating_sub(before);
         let condition = |row: Option<&Progress>| {
             row.is_some_and(|row| {
@@ -309,7 +335,11 @@ impl DoseRow<'_> {
 
 fn stands(lease: &Lease) -> impl FnOnce(Option<&Claimed>) -> bool {
     let (owner, attempt) = (lease.owner.clone(), lease.attempt);
-    move |row| row.is_some_and(|row| row.mark.is_none() && (&row.lease.owner, row.lease.attempt) == (&owner, attempt))
+    move |row| {
+        row.is_some_and(|row| {
+            row.mark.is_none() && (&row.lease.owner, row.lease.attempt) == (&owner, attempt)
+        })
+    }
 }
 
 impl claim::Row for DoseRow<'_> {
@@ -328,10 +358,13 @@ impl claim::Row for DoseRow<'_> {
     }
 
     async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Answer<Decided> {
-        Ok(match self.decide(stands(lease), Claimed { lease: lease.clone(), mark: Some(mark.clone()) }).await {
-            Decided::Unknown(_) if self.0.is(Broken::MarkedOnce) => Decided::Applied,
-            decided => decided,
-        })
+        Ok(
+            match self.decide(stands(lease), Claimed { lease: lease.clone(), mark: Some(mark.clone()) }).await
+            {
+                Decided::Unknown(_) if self.0.is(Broken::MarkedOnce) => Decided::Applied,
+                decided => decided,
+            },
+        )
     }
 }
 
@@ -365,7 +398,8 @@ impl Broadcasts for Seat {
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Answer<Checkpoint> {
-        let checkpoint = part::checkpoint(&PartRow(self, part.part), progress, "record a part's progress").await?;
+        let checkpoint =
+            part::checkpoint(&PartRow(self, part.part), progress, "record a part's progress").await?;
         if checkpoint == Checkpoint::Lost && self.is(Broken::LostIsSettled) {
             self.lost().insert(part.part);
         }
@@ -404,22 +438,37 @@ impl Broadcasts for Seat {
 }
 
 impl Audience for Seat {
-    async fn page_of_slice(&self, _: ProviderId, slice: Slice, _: &Listeners, after: Option<Cursor>, limit: usize) -> Answer<Page> {
+    async fn page_of_slice(
+        &self,
+        _: ProviderId,
+        slice: Slice,
+        _: &Listeners,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Answer<Page> {
         let (cut, checkpoint_first) = (self.is(Broken::PositionsCut), self.is(Broken::CheckpointFirst));
         let read = |cluster: &mut Cluster| {
             let ring = &cluster.rings[slice.index as usize];
             let rest = ring.iter().filter(|(position, _)| after.is_none_or(|after| *position > after));
             let rest: Vec<(Cursor, Registration)> = rest.cloned().collect();
             let last = rest.get(limit - 1).map(|(position, _)| *position);
-            let len =
-                if cut { limit.min(rest.len()) } else { rest.partition_point(|(position, _)| last.is_none_or(|last| *position <= last)) };
+            let len = if cut {
+                limit.min(rest.len())
+            } else {
+                rest.partition_point(|(position, _)| last.is_none_or(|last| *position <= last))
+            };
             let end = rest[..len].last().map(|(position, _)| *position).or(after).unwrap_or(Cursor(0));
-            if let Some(Row { stands: Some(row), .. }) = cluster.parts.get_mut(&slice.index).filter(|_| checkpoint_first) {
+            if let Some(Row { stands: Some(row), .. }) =
+                cluster.parts.get_mut(&slice.index).filter(|_| checkpoint_first)
+            {
                 row.cursor = row.cursor.max(Some(end));
             }
             let is_last = len == rest.len();
-            let (positions, recipients) =
-                rest.into_iter().take(len).map(|(position, registration)| (position, registration.into())).unzip();
+            let (positions, recipients) = rest
+                .into_iter()
+                .take(len)
+                .map(|(position, registration)| (position, registration.into()))
+                .unzip();
             Page { recipients, positions, end, last: is_last }
         };
         Ok(self.ask(read).await)
@@ -472,7 +521,14 @@ impl Doses for Seat {
         unreachable!("delivery knows no due row")
     }
 
-    async fn due_rows(&self, _: Shard, _: Timestamp, _: Timestamp, _: Option<&DueRow>, _: usize) -> Answer<Vec<DueRow>> {
+    async fn due_rows(
+        &self,
+        _: Shard,
+        _: Timestamp,
+        _: Timestamp,
+        _: Option<&DueRow>,
+        _: usize,
+    ) -> Answer<Vec<DueRow>> {
         unreachable!("delivery knows no due row")
     }
 
@@ -504,9 +560,22 @@ impl Registry for Seat {
 
     async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
         let row = |cluster: &mut Cluster| {
-            let found = cluster.rings.iter().flatten().find(|(_, registration)| registration.token == *token)?.1.clone();
+            let found = cluster
+                .rings
+                .iter()
+                .flatten()
+                .find(|(_, registration)| registration.token == *token)?
+                .1
+                .clone();
             let (token, version) = (found.token.clone(), found.version);
-            Some(TokenRow { token, version, registration: Some(found), reason: None, created_at: None, seen_at: None })
+            Some(TokenRow {
+                token,
+                version,
+                registration: Some(found),
+                reason: None,
+                created_at: None,
+                seen_at: None,
+            })
         };
         Ok(self.ask(row).await)
     }

@@ -24,7 +24,11 @@ async fn a_store_that_is_away_between_two_claims_rings_nobody_twice() {
         let stop = Stop::default();
         let (fate, ()) = tokio::join!(w.handle(dose, &stop), away);
         assert_eq!(fate, Fate::Done);
-        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)), "{operation}");
+        assert_eq!(
+            (w.service.rung("a"), w.service.rung("b"), w.mark()),
+            (1, 1, Some(DoseOutcome::Sent)),
+            "{operation}"
+        );
         assert_eq!(w.store.state().away[operation], 0, "it was away");
     }
 }
@@ -36,7 +40,10 @@ async fn a_store_that_is_away_between_claim_and_tokens_does_not_leave_the_dose_t
     w.store.state().away.insert("tokens_of", 5);
     let begun = Instant::now();
     assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.mark(), w.store.state().asked["claim"]), (1, Some(DoseOutcome::Sent), 1));
+    assert_eq!(
+        (w.service.rung("a"), w.mark(), w.store.state().asked["claim"]),
+        (1, Some(DoseOutcome::Sent), 1)
+    );
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
@@ -48,7 +55,11 @@ async fn a_store_that_cannot_say_whose_tokens_does_not_hold_up_a_stop() {
     let stop = Stop::default();
     let begun = Instant::now();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
-    assert_eq!((fate, w.store.state().asked["claim"]), (Fate::Unfinished, 2), "the second one ends the lease");
+    assert_eq!(
+        (fate, w.store.state().asked["claim"]),
+        (Fate::Unfinished, 2),
+        "the second one ends the lease"
+    );
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 

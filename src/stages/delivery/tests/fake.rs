@@ -9,12 +9,13 @@ use std::{
 use crate::{
     delivery::{Message, PayloadRefused, Provider, Reply, Verdict},
     domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification, PartId, Plan, Progress, ProviderId,
-        Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
+        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
+        Token, TokenChange, TokenHash, Unavailable, UserId, Version,
     },
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Page, Registry, Route,
-        RouteState, Routes, Shard, Store, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
+        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, TokenRow, Total,
     },
 };
 
@@ -23,7 +24,14 @@ type Answer<T> = Result<T, Unavailable>;
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
     let token = Token::parse(&format!("ExponentPushToken[{name}]")).unwrap();
-    Registration { token, version: Version::from_i64(2), user: None, platform: None, device: None, device_info: None }
+    Registration {
+        token,
+        version: Version::from_i64(2),
+        user: None,
+        platform: None,
+        device: None,
+        device_info: None,
+    }
 }
 
 // === The store ===
@@ -84,7 +92,11 @@ impl Registry for Fake {
 
     async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
         let state = self.ask("inspect")?;
-        let registration = state.ring.iter().chain(state.users.values().flatten()).find(|registration| registration.token == *token);
+        let registration = state
+            .ring
+            .iter()
+            .chain(state.users.values().flatten())
+            .find(|registration| registration.token == *token);
         Ok(registration.map(|registration| TokenRow {
             token: token.clone(),
             registration: Some(registration.clone()),
@@ -105,7 +117,14 @@ impl Registry for Fake {
 }
 
 impl Audience for Fake {
-    async fn page_of_slice(&self, _: ProviderId, _: Slice, _: &Listeners, after: Option<Cursor>, limit: usize) -> Answer<Page> {
+    async fn page_of_slice(
+        &self,
+        _: ProviderId,
+        _: Slice,
+        _: &Listeners,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Answer<Page> {
         let state = self.ask("page_of_slice")?;
         let from = after.map_or(0, |Cursor(at)| usize::try_from(at).unwrap());
         let to = state.ring.len().min(from + limit);
@@ -193,7 +212,14 @@ impl Doses for Fake {
         unreachable!("delivery knows no due row")
     }
 
-    async fn due_rows(&self, _: Shard, _: Timestamp, _: Timestamp, _: Option<&DueRow>, _: usize) -> Answer<Vec<DueRow>> {
+    async fn due_rows(
+        &self,
+        _: Shard,
+        _: Timestamp,
+        _: Timestamp,
+        _: Option<&DueRow>,
+        _: usize,
+    ) -> Answer<Vec<DueRow>> {
         unreachable!("delivery knows no due row")
     }
 
@@ -228,7 +254,9 @@ impl Doses for Fake {
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
         let mut state = self.ask("mark")?;
         match &mut state.claim {
-            Some((standing, marked)) if (&standing.owner, standing.attempt) == (&lease.owner, lease.attempt) => {
+            Some((standing, marked))
+                if (&standing.owner, standing.attempt) == (&lease.owner, lease.attempt) =>
+            {
                 marked.get_or_insert_with(|| mark.clone());
                 Ok(Marked::Kept)
             }
@@ -239,7 +267,12 @@ impl Doses for Fake {
 
 impl Routes for Fake {
     async fn route(&self, _: ProviderId) -> Answer<Route> {
-        let running = || Route { state: RouteState::Running, since: Timestamp::UNIX_EPOCH, set_by: String::new(), detail: String::new() };
+        let running = || Route {
+            state: RouteState::Running,
+            since: Timestamp::UNIX_EPOCH,
+            set_by: String::new(),
+            detail: String::new(),
+        };
         Ok(self.ask("route")?.route.clone().unwrap_or_else(running))
     }
 
@@ -299,7 +332,11 @@ impl Provider for Service {
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {
         assert_ne!(notification.title, "a bug");
-        if notification.title == "too large" { Err(PayloadRefused { reason: "5000 bytes".to_owned() }) } else { Ok(()) }
+        if notification.title == "too large" {
+            Err(PayloadRefused { reason: "5000 bytes".to_owned() })
+        } else {
+            Ok(())
+        }
     }
 
     async fn send(&self, messages: &[Message<'_, ()>]) -> Reply {

@@ -1,11 +1,13 @@
-//! Several processes at one broadcast, or at one dose, under random schedules: a process dies, or freezes and comes back;
-//! a record goes to two of them; a part is taken away in the middle; a conditional write is not answered; clocks differ;
-//! providers are slow or refuse; the route is braked, and its row can't be read; Kafka is away.
+//! Several processes at one broadcast, or at one dose, under random schedules: a process dies, or freezes and
+//! comes back; a record goes to two of them; a part is taken away in the middle; a conditional write is not
+//! answered; clocks differ; providers are slow or refuse; the route is braked, and its row can't be read;
+//! Kafka is away.
 //!
-//! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of a part: that
-//! everybody is rung, that a take-over repeats at most one page, and one total, which is the sum of the checkpoints. Of a
-//! dose: that it rings and is marked, and twice only where somebody died or froze in the middle. The same schedules must go
-//! wrong when a step is left out or swapped, or else they prove nothing.
+//! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of
+//! a part: that everybody is rung, that a take-over repeats at most one page, and one total, which is the sum
+//! of the checkpoints. Of a dose: that it rings and is marked, and twice only where somebody died or froze in
+//! the middle. The same schedules must go wrong when a step is left out or swapped, or else they prove
+//! nothing.
 //!
 //! A failure prints its seed. It repeats the schedule but for the jitter of pauses and the dice of `select!`.
 
@@ -138,7 +140,8 @@ fn broadcast_under(seed: u64, broken: Broken) -> Vec<String> {
         let parts = schedule.cluster().rings.len();
         let jobs: Vec<Job> = (0..u32::try_from(parts).unwrap()).map(part_job).collect();
         let settled = join_all(jobs.iter().map(|job| schedule.settle(job, 0.0)));
-        let twice: Vec<&Job> = jobs.iter().flat_map(|job| std::iter::repeat_n(job, schedule.roll(0..3))).collect();
+        let twice: Vec<&Job> =
+            jobs.iter().flat_map(|job| std::iter::repeat_n(job, schedule.roll(0..3))).collect();
         let faults = schedule.roll(0..5);
         let is_calm = faults == 0 && twice.is_empty();
         let doubled = join_all(twice.into_iter().map(|job| schedule.handle_too(job, 30.0)));
@@ -156,7 +159,8 @@ fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
     on_paused_time(async {
         let dead_min = if seed.is_multiple_of(2) { 1 } else { LIMITS.brake.dead_min };
         let schedule = Schedule::of(seed, broken, dead_min);
-        schedule.cluster().devices = (0..schedule.roll(1..3)).map(|n| registration(&format!("d{n}"))).collect();
+        schedule.cluster().devices =
+            (0..schedule.roll(1..3)).map(|n| registration(&format!("d{n}"))).collect();
         let job = job(
             Work::Dose(DoseJob {
                 profile: ProfileId::new("pr1"),
@@ -182,7 +186,12 @@ fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
 }
 
 fn on_paused_time<T>(schedule: impl Future<Output = T>) -> T {
-    runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(schedule)
+    runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(schedule)
 }
 
 fn part_job(part: u32) -> Job {
@@ -262,7 +271,8 @@ impl Schedule {
             let process = self.roll(0..processes.len());
             // A dose that is left in the middle may ring again.
             let is_stopped = job.work.lane() == Lane::Bulk && self.roll(0..4) == 0;
-            let stop = is_stopped.then(|| Duration::from_secs_f64(self.cluster().dice.random_range(0.0..20.0)));
+            let stop =
+                is_stopped.then(|| Duration::from_secs_f64(self.cluster().dice.random_range(0.0..20.0)));
             processes[process].handle(job, stop)
         };
         handled.await.ok()
@@ -275,7 +285,8 @@ impl Schedule {
         let process = self.roll(0..processes.len());
         if self.roll(0..2) == 0 {
             let seat = processes[process].seat.clone();
-            processes[process] = Process::start(Seat { lost: Arc::default(), ..seat }, &self.service, self.limits);
+            processes[process] =
+                Process::start(Seat { lost: Arc::default(), ..seat }, &self.service, self.limits);
         } else {
             let freeze = Duration::from_secs([2, 20, 70, 200][self.roll(0..4)]);
             *processes[process].frozen.lock().unwrap() = Instant::now() + freeze;
@@ -322,7 +333,8 @@ impl Schedule {
             let repeats = answered.iter().sum::<usize>().saturating_sub(ring.len());
             let pages = if is_calm { 0 } else { usize::try_from(progress.epoch).unwrap() - 1 };
             let of_a_position = |at: &Cursor| ring.iter().filter(|(position, _)| position == at).count();
-            let page_max = self.limits.page_size - 1 + ring.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
+            let page_max = self.limits.page_size - 1
+                + ring.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
             if repeats > pages * page_max {
                 wrong.push(format!("part {part} repeated {repeats}, {pages} pages of {page_max} at most"));
             }
@@ -348,7 +360,9 @@ impl Schedule {
         for device in &devices {
             let (answered, rung) = (self.answered(device), self.rung(device));
             if answered == 0 || rung > 1 + repeats {
-                wrong.push(format!("rung {rung} times of {answered}, with {repeats} deaths, freezes and slow marks"));
+                wrong.push(format!(
+                    "rung {rung} times of {answered}, with {repeats} deaths, freezes and slow marks"
+                ));
             }
         }
         match cluster.mark() {
@@ -371,11 +385,20 @@ impl Process {
         let share = watch::Sender::new(Share::WHOLE);
         let (provider, metrics) = (Arc::new(service.clone()), Arc::new(Metrics::new()));
         let pace = Pace::new(0, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
+        let (batcher, desk) =
+            Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let frozen = Arc::new(Mutex::new(Instant::now()));
         let mut tasks = JoinSet::new();
         tasks.spawn(while_not_frozen(Arc::clone(&frozen), batcher.run()));
-        let keeps = keep_route(seat.clone(), ProviderId::Expo, true, String::new(), keeper, CancellationToken::new(), |_| {});
+        let keeps = keep_route(
+            seat.clone(),
+            ProviderId::Expo,
+            true,
+            String::new(),
+            keeper,
+            CancellationToken::new(),
+            |_| {},
+        );
         tasks.spawn(while_not_frozen(Arc::clone(&frozen), keeps));
         let stage = Arc::new(Delivery::new(provider, desk, seat.clone(), seat.clone(), limits, metrics));
         Self { seat, stage, frozen, tasks, _share: share }
@@ -462,8 +485,9 @@ impl Service {
             let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut dice).unwrap() * dice.random_range(0.5..1.5);
             return Verdict::DeviceBusy { retry_after: Some(Duration::from_secs_f64(later)) };
         }
-        let count =
-            |times: &Mutex<HashMap<String, usize>>| *times.lock().unwrap().entry(message.token.as_str().to_owned()).or_default() += 1;
+        let count = |times: &Mutex<HashMap<String, usize>>| {
+            *times.lock().unwrap().entry(message.token.as_str().to_owned()).or_default() += 1
+        };
         count(&self.answered);
         if dice.random_bool(self.dead) {
             return dead();

@@ -1,4 +1,5 @@
-//! A store and a Kafka in memory, which can be made to take their time and to break the promises that the chain leans on.
+//! A store and a Kafka in memory, which can be made to take their time and to break the promises that the
+//! chain leans on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,8 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     domain::{
-        DoseKey, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        DoseKey, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash,
+        Unavailable, UserId, Version,
     },
     store::{Census, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
     stream::{Message, Publish},
@@ -29,7 +31,8 @@ pub enum Broken {
     RowsShowLate,
     /// As if a tick raised `handed` before its work.
     HandedBeforeTheWork,
-    /// As if there were no `opened`: whoever inserts a row goes by `handed` and what a tick may be ahead of it.
+    /// As if there were no `opened`: whoever inserts a row goes by `handed` and what a tick may be ahead of
+    /// it.
     SlackForOpened,
     /// As if who inserts a row left it to the ticks, whatever they have read.
     InsertedIsLeft,
@@ -99,7 +102,12 @@ impl Fake {
         let shard = Shard::of(regimen);
         let state = self.state();
         let rows = state.due.iter().filter(|((of, _, id), _)| *of == shard && id == regimen);
-        rows.map(|((_, due_at, id), payload)| DueRow { due_at: *due_at, regimen: id.clone(), payload: payload.clone() }).collect()
+        rows.map(|((_, due_at, id), payload)| DueRow {
+            due_at: *due_at,
+            regimen: id.clone(),
+            payload: payload.clone(),
+        })
+        .collect()
     }
 
     /// What was published since the last look.
@@ -148,7 +156,9 @@ impl State {
         for (_, shard, opened) in self.opened_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
             self.raise(shard, Mark::Opened, opened);
         }
-        for (_, regimen, definition, version) in self.regimens_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
+        for (_, regimen, definition, version) in
+            self.regimens_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>()
+        {
             self.define(regimen, definition, version);
         }
     }
@@ -178,7 +188,12 @@ impl State {
 }
 
 impl Doses for Fake {
-    async fn put_regimen(&self, regimen: &RegimenId, definition: Option<&Regimen>, version: Version) -> Answer<()> {
+    async fn put_regimen(
+        &self,
+        regimen: &RegimenId,
+        definition: Option<&Regimen>,
+        version: Version,
+    ) -> Answer<()> {
         let mut state = self.turn().await;
         if self.broken == Some(Broken::RegimensShowLate) {
             state.regimens_late.push((OPERATIONS_LATE, regimen.clone(), definition.cloned(), version));
@@ -194,7 +209,8 @@ impl Doses for Fake {
 
     async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Answer<Vec<(RegimenId, Regimen)>> {
         let state = self.turn().await;
-        let living = state.regimens.iter().filter_map(|(id, (_, definition))| Some((id.clone(), definition.clone()?)));
+        let living =
+            state.regimens.iter().filter_map(|(id, (_, definition))| Some((id.clone(), definition.clone()?)));
         Ok(living.filter(|(id, _)| after.is_none_or(|after| after < id)).take(limit).collect())
     }
 
@@ -208,16 +224,30 @@ impl Doses for Fake {
         Ok(())
     }
 
-    async fn due_rows(&self, shard: Shard, after: Timestamp, until: Timestamp, past: Option<&DueRow>, limit: usize) -> Answer<Vec<DueRow>> {
+    async fn due_rows(
+        &self,
+        shard: Shard,
+        after: Timestamp,
+        until: Timestamp,
+        past: Option<&DueRow>,
+        limit: usize,
+    ) -> Answer<Vec<DueRow>> {
         let mut state = self.turn().await;
         // Small pages where schedules are tried out, so that there are many.
         let limit = if self.pace.is_some() { 2 } else { limit };
         let rows = state.due.iter().filter(|((of, due_at, regimen), _)| {
-            *of == shard && after < *due_at && *due_at <= until && past.is_none_or(|past| (past.due_at, &past.regimen) < (*due_at, regimen))
+            *of == shard
+                && after < *due_at
+                && *due_at <= until
+                && past.is_none_or(|past| (past.due_at, &past.regimen) < (*due_at, regimen))
         });
         let page = rows
             .take(limit)
-            .map(|((_, due_at, regimen), payload)| DueRow { due_at: *due_at, regimen: regimen.clone(), payload: payload.clone() })
+            .map(|((_, due_at, regimen), payload)| DueRow {
+                due_at: *due_at,
+                regimen: regimen.clone(),
+                payload: payload.clone(),
+            })
             .collect();
         if self.broken == Some(Broken::HandedBeforeTheWork) {
             state.raise(shard, Mark::Handed, until);

@@ -1,8 +1,8 @@
-//! The chain under random schedules: definitions, ticks of several tickers and a clock, one operation at a time, in any
-//! order, with a crash between any two operations and what Kafka delivers again after it.
+//! The chain under random schedules: definitions, ticks of several tickers and a clock, one operation at a
+//! time, in any order, with a crash between any two operations and what Kafka delivers again after it.
 //!
-//! Promised: every occurrence that no later edit takes away is handed on, none before its time, and the chain goes on.
-//! A failure prints its seed.
+//! Promised: every occurrence that no later edit takes away is handed on, none before its time, and the chain
+//! goes on. A failure prints its seed.
 
 use std::{
     collections::BTreeMap,
@@ -72,12 +72,25 @@ impl Schedule {
             let now_ms = Arc::clone(&now_ms);
             Arc::new(move || Timestamp::from_millisecond(now_ms.load(Ordering::SeqCst) + ahead).unwrap())
         };
-        let stage = Medication::new(fake.clone(), fake.clone(), settings, Vec::new(), Duration::ZERO, metrics, clock);
+        let stage =
+            Medication::new(fake.clone(), fake.clone(), settings, Vec::new(), Duration::ZERO, metrics, clock);
         let end = rng.random_range(8..28);
         let pace = [1, 4, 12, 40][rng.random_range(0..4)];
-        let mut schedule = Self { rng, stage: Arc::new(stage), fake, now_ms, start, end, pace, definitions: Vec::new(), lanes: Vec::new() };
+        let mut schedule = Self {
+            rng,
+            stage: Arc::new(stage),
+            fake,
+            now_ms,
+            start,
+            end,
+            pace,
+            definitions: Vec::new(),
+            lanes: Vec::new(),
+        };
         // Of one shard, so that they share its pages and marks.
-        let ids = (1..).map(|n| format!("r{n}")).filter(|id| Shard::of(&RegimenId::new(id.as_str())) == Shard::of(&RegimenId::new("r1")));
+        let ids = (1..)
+            .map(|n| format!("r{n}"))
+            .filter(|id| Shard::of(&RegimenId::new(id.as_str())) == Shard::of(&RegimenId::new("r1")));
         for regimen in ids.take(schedule.rng.random_range(1..=3)) {
             schedule.add_regimen(&regimen);
         }
@@ -123,11 +136,18 @@ impl Schedule {
     }
 
     fn definition(&mut self, id: &str, minute: i64) -> Task {
-        let times: Vec<String> = (0..40).filter(|_| self.rng.random_bool(0.3)).map(|minute| format!("00:{minute:02}")).collect();
-        let json =
-            regimen_json(id, "UTC", &times.iter().map(String::as_str).chain(["12:00"]).collect::<Vec<_>>(), self.rng.random_bool(0.85));
+        let times: Vec<String> =
+            (0..40).filter(|_| self.rng.random_bool(0.3)).map(|minute| format!("00:{minute:02}")).collect();
+        let json = regimen_json(
+            id,
+            "UTC",
+            &times.iter().map(String::as_str).chain(["12:00"]).collect::<Vec<_>>(),
+            self.rng.random_bool(0.85),
+        );
         let record = record(topics::MEDICATION_REGIMENS, self.minute(minute), json.clone());
-        let Ok(RegimenEvent::Set(regimen, parsed)) = events::medication_regimens::read(None, Some(json.as_bytes())) else {
+        let Ok(RegimenEvent::Set(regimen, parsed)) =
+            events::medication_regimens::read(None, Some(json.as_bytes()))
+        else {
             panic!("{json}")
         };
         self.definitions.push(Definition { regimen, since: minute, parsed: *parsed, stands_after: None });
@@ -136,7 +156,8 @@ impl Schedule {
 
     fn tick(&self, shard: u16, minute: i64, not_before: i64) -> Task {
         let at = self.minute(minute);
-        let record = record(topics::MEDICATION_TICKS, at, events::medication_ticks::write(&Tick::Shard { shard, at }));
+        let record =
+            record(topics::MEDICATION_TICKS, at, events::medication_ticks::write(&Tick::Shard { shard, at }));
         Task { not_before, record, defines: None }
     }
 
@@ -145,7 +166,8 @@ impl Schedule {
         let mut wrong = Vec::new();
         for _ in 0..200_000 {
             let now = self.now();
-            let ready: Vec<usize> = (0..self.lanes.len()).filter(|lane| self.lanes[*lane].is_ready(now)).collect();
+            let ready: Vec<usize> =
+                (0..self.lanes.len()).filter(|lane| self.lanes[*lane].is_ready(now)).collect();
             let clock_ticks = now < self.end && self.rng.random_ratio(1, self.pace);
             if clock_ticks || (ready.is_empty() && now < self.end) {
                 self.now_ms.fetch_add(MINUTE, Ordering::SeqCst);
@@ -186,7 +208,8 @@ impl Schedule {
                 let not_too_late = self.now_ms.load(Ordering::SeqCst) - 6 * MINUTE;
                 let after = (self.start.as_millisecond() + definition.since * MINUTE).max(not_too_late);
                 let after = Timestamp::from_millisecond(after).unwrap();
-                definition.stands_after = Some(definition.stands_after.map_or(after, |before| before.min(after)));
+                definition.stands_after =
+                    Some(definition.stands_after.map_or(after, |before| before.min(after)));
             }
             lane.running = None;
             lane.next += 1;
@@ -195,8 +218,11 @@ impl Schedule {
 
     fn too_early(&self) -> Vec<String> {
         let now = self.minute(self.now());
-        let keys = self.fake.published().into_iter().filter_map(|message| String::from_utf8(message.key?).ok());
-        keys.filter(|id| at(&id[id.len() - "2026-11-20T00:00:00Z".len()..]) > now).map(|id| format!("{id} before its time")).collect()
+        let keys =
+            self.fake.published().into_iter().filter_map(|message| String::from_utf8(message.key?).ok());
+        keys.filter(|id| at(&id[id.len() - "2026-11-20T00:00:00Z".len()..]) > now)
+            .map(|id| format!("{id} before its time"))
+            .collect()
     }
 
     /// Occurrences that nobody handed on, and chains that ended.
@@ -210,8 +236,12 @@ impl Schedule {
         for (id, definitions) in by_regimen {
             for minute in 1..=self.end {
                 let time = self.minute(minute);
-                let Some(standing) = definitions.iter().rposition(|definition| definition.since < minute) else { continue };
-                let due = definitions[standing..].iter().all(|definition| definition.parsed.is_occurrence(time));
+                let Some(standing) = definitions.iter().rposition(|definition| definition.since < minute)
+                else {
+                    continue;
+                };
+                let due =
+                    definitions[standing..].iter().all(|definition| definition.parsed.is_occurrence(time));
                 let promised = definitions[standing].stands_after.is_some_and(|after| after < time);
                 let dose = dose_id(id.as_str(), &time.to_string());
                 if due && promised && !handed_on.contains(dose.as_str().as_bytes()) {

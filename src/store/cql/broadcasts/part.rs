@@ -1,9 +1,10 @@
-//! How far a part is, step by step, over a row that only conditional writes change: the server's, or that of a test that
-//! lets owners race, die and hear nothing.
+//! How far a part is, step by step, over a row that only conditional writes change: the server's, or that of
+//! a test that lets owners race, die and hear nothing.
 //!
-//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there is one owner,
-//! and he tells his totals one after the other, so a row that says the same was written by him. It lets cursor and counts
-//! only grow, so that one that a server still held when its successor was through does not undo it.
+//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there
+//! is one owner, and he tells his totals one after the other, so a row that says the same was written by him.
+//! It lets cursor and counts only grow, so that one that a server still held when its successor was through
+//! does not undo it.
 
 use std::future::Future;
 
@@ -48,7 +49,11 @@ pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<P
 }
 
 /// Records an owner's progress, unless he is the owner no more.
-pub(crate) async fn checkpoint(row: &impl Row, progress: &Progress, context: &'static str) -> Answer<Checkpoint> {
+pub(crate) async fn checkpoint(
+    row: &impl Row,
+    progress: &Progress,
+    context: &'static str,
+) -> Answer<Checkpoint> {
     let mut patience = Patience::new(context);
     loop {
         match row.record(progress).await? {
@@ -65,8 +70,11 @@ pub(crate) async fn checkpoint(row: &impl Row, progress: &Progress, context: &'s
     }
 }
 
-/// Whether an owner may write this over what he found. Of the counts those of messages that were answered are enough.
+/// Whether an owner may write this over what he found. Of the counts those of messages that were answered are
+/// enough.
 pub(crate) fn follows(found: &Progress, next: &Progress) -> bool {
-    let is_behind = found.cursor <= next.cursor && found.counts.sent <= next.counts.sent && found.counts.dead <= next.counts.dead;
+    let is_behind = found.cursor <= next.cursor
+        && found.counts.sent <= next.counts.sent
+        && found.counts.dead <= next.counts.dead;
     found.epoch == next.epoch && !found.done && is_behind
 }

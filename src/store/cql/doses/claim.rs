@@ -1,5 +1,5 @@
-//! Who rings a dose, step by step, over a row that only conditional writes change: the server's, or that of a test that
-//! lets handlings race, die and hear nothing.
+//! Who rings a dose, step by step, over a row that only conditional writes change: the server's, or that of a
+//! test that lets handlings race, die and hear nothing.
 
 use std::future::Future;
 
@@ -24,7 +24,13 @@ pub(crate) trait Row: Sync {
 }
 
 /// Claims the dose for `owner`, unless somebody else's lease runs or it is marked.
-pub(crate) async fn claim(row: &impl Row, owner: &str, now: Timestamp, until: Timestamp, context: &'static str) -> Answer<Claim> {
+pub(crate) async fn claim(
+    row: &impl Row,
+    owner: &str,
+    now: Timestamp,
+    until: Timestamp,
+    context: &'static str,
+) -> Answer<Claim> {
     let mut patience = Patience::new(context);
     let mut found: Option<Claimed> = None;
     loop {
@@ -45,9 +51,13 @@ pub(crate) async fn claim(row: &impl Row, owner: &str, now: Timestamp, until: Ti
         found = row.now().await?;
         match &found {
             Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark.clone())),
-            Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+            Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => {
+                return Ok(Claim::Held(lease.until));
+            }
             // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
-            Some(Claimed { lease, .. }) if lost && lease.owner == owner && lease.until == until => return Ok(Claim::Mine(lease.clone())),
+            Some(Claimed { lease, .. }) if lost && lease.owner == owner && lease.until == until => {
+                return Ok(Claim::Mine(lease.clone()));
+            }
             _ => {}
         }
         patience.next_round().await?;
@@ -55,7 +65,12 @@ pub(crate) async fn claim(row: &impl Row, owner: &str, now: Timestamp, until: Ti
 }
 
 /// Marks the dose, unless its lease is another one's by now.
-pub(crate) async fn mark(row: &impl Row, lease: &Lease, mark: &DoseMark, context: &'static str) -> Answer<Marked> {
+pub(crate) async fn mark(
+    row: &impl Row,
+    lease: &Lease,
+    mark: &DoseMark,
+    context: &'static str,
+) -> Answer<Marked> {
     let mut patience = Patience::new(context);
     loop {
         match row.mark(lease, mark).await? {
@@ -64,7 +79,9 @@ pub(crate) async fn mark(row: &impl Row, lease: &Lease, mark: &DoseMark, context
             Decided::Unknown(err) => patience.lost(err),
         }
         match row.now().await? {
-            Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => return Ok(Marked::Lost),
+            Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => {
+                return Ok(Marked::Lost);
+            }
             Some(Claimed { mark: Some(_), .. }) => return Ok(Marked::Kept),
             Some(_) => {}
             None => return Ok(Marked::Lost),

@@ -1,6 +1,7 @@
 //! The protocol of a token's life, step by step, over cells that keep the latest write.
 //!
-//! It knows no statement: the cells are the server's, or those of a test that lets handlers race, die and come back.
+//! It knows no statement: the cells are the server's, or those of a test that lets handlers race, die and
+//! come back.
 
 use std::future::Future;
 
@@ -43,8 +44,8 @@ pub(super) struct Hint {
 
 type Answer<T> = Result<T, Unavailable>;
 
-/// Cells of which the write with the highest timestamp stands, read and written by majorities. Each operation may be
-/// repeated.
+/// Cells of which the write with the highest timestamp stands, read and written by majorities. Each operation
+/// may be repeated.
 pub(super) trait Cells: Sync {
     /// A place between two pages of hints.
     type Place: Send;
@@ -54,7 +55,11 @@ pub(super) trait Cells: Sync {
     /// Writes a row at its version. Inactive ones expire.
     fn put_row(&self, token: &str, state: &State) -> impl Future<Output = Answer<()>> + Send;
     /// A page of hints. It may be short or empty and yet have a next one.
-    fn hints(&self, of: Of<'_>, from: Option<Self::Place>) -> impl Future<Output = Answer<(Vec<Hint>, Option<Self::Place>)>> + Send;
+    fn hints(
+        &self,
+        of: Of<'_>,
+        from: Option<Self::Place>,
+    ) -> impl Future<Output = Answer<(Vec<Hint>, Option<Self::Place>)>> + Send;
     /// Writes a hint at this version.
     fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> impl Future<Output = Answer<()>> + Send;
     /// Deletes a hint as of this version.
@@ -74,9 +79,14 @@ pub(super) enum Device {
     Crowded,
 }
 
-/// The token is alive and belongs to whom `state` names. `previous` is another token, of this kind, that it takes the
-/// place of.
-pub(super) async fn registered(cells: &impl Cells, token: &str, state: State, previous: Option<(&str, &str)>) -> Answer<Device> {
+/// The token is alive and belongs to whom `state` names. `previous` is another token, of this kind, that it
+/// takes the place of.
+pub(super) async fn registered(
+    cells: &impl Cells,
+    token: &str,
+    state: State,
+    previous: Option<(&str, &str)>,
+) -> Answer<Device> {
     let ver = state.ver;
     // 1. Our own first.
     let written = put(cells, token, state).await?;
@@ -143,8 +153,8 @@ pub(super) async fn tokens_of(cells: &impl Cells, user: &str) -> Answer<Vec<(Str
     }
 }
 
-/// Writes a state with its hints, and clears those of the state that it takes the place of. Answers with what was
-/// written; a later state stays.
+/// Writes a state with its hints, and clears those of the state that it takes the place of. Answers with what
+/// was written; a later state stays.
 async fn put(cells: &impl Cells, token: &str, mut new: State) -> Answer<State> {
     try_join_all(new.names().map(|of| cells.put_hint(of, token, new.ver))).await?;
     let old = cells.row(token).await?;
@@ -186,16 +196,21 @@ async fn one_of_a_kind(cells: &impl Cells, token: &str, own: &State, device: &st
         }
         from = next;
     }
-    let winner = rivals.iter().map(|(rival, state)| (state.ver, rival.as_str())).fold((own.ver, token), Ord::max);
+    let winner =
+        rivals.iter().map(|(rival, state)| (state.ver, rival.as_str())).fold((own.ver, token), Ord::max);
     let losers = rivals.iter().filter(|(rival, state)| (state.ver, rival.as_str()) < winner);
     try_join_all(losers.map(|(loser, state)| kill(cells, loser, state, "replaced"))).await?;
     Ok(Device::Settled)
 }
 
-/// The active rows that a page of hints leads to, and where the next page begins. A hint that its row proves wrong is
-/// deleted: the row is newer, and inactive or somebody else's. One without a row stays, and so does one that is newer than
-/// its row: a registration is on its way.
-async fn hinted<C: Cells>(cells: &C, of: Of<'_>, from: Option<C::Place>) -> Answer<(Vec<(String, State)>, Option<C::Place>)> {
+/// The active rows that a page of hints leads to, and where the next page begins. A hint that its row proves
+/// wrong is deleted: the row is newer, and inactive or somebody else's. One without a row stays, and so does
+/// one that is newer than its row: a registration is on its way.
+async fn hinted<C: Cells>(
+    cells: &C,
+    of: Of<'_>,
+    from: Option<C::Place>,
+) -> Answer<(Vec<(String, State)>, Option<C::Place>)> {
     let (hints, next) = cells.hints(of, from).await?;
     let states = try_join_all(hints.iter().map(|hint| cells.row(&hint.token))).await?;
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -211,7 +226,13 @@ async fn hinted<C: Cells>(cells: &C, of: Of<'_>, from: Option<C::Place>) -> Answ
 }
 
 /// Deletes the hints that belong to a state, unless `keep` has them too.
-async fn delete_hints(cells: &impl Cells, token: &str, state: &State, at: i64, keep: Option<&State>) -> Answer<()> {
+async fn delete_hints(
+    cells: &impl Cells,
+    token: &str,
+    state: &State,
+    at: i64,
+    keep: Option<&State>,
+) -> Answer<()> {
     let gone = state.names().filter(|of| !keep.is_some_and(|keep| of.names(keep)));
     try_join_all(gone.map(|of| cells.delete_hint(of, token, at))).await.map(drop)
 }

@@ -1,9 +1,10 @@
 //! The protocol under handlers that race, die and come back, over three copies of each cell.
 //!
-//! A write reaches two copies before it is acknowledged and the third one later; a read asks two. What runs next is a
-//! matter of dice: a step of some handler, a late copy, a death (its record is handled again from the start). In the end
-//! the rows must be those that the events make of them in the order of their versions, and be found by their hints. The
-//! same schedules must go wrong when a step is left out or swapped, or else they prove nothing.
+//! A write reaches two copies before it is acknowledged and the third one later; a read asks two. What runs
+//! next is a matter of dice: a step of some handler, a late copy, a death (its record is handled again from
+//! the start). In the end the rows must be those that the events make of them in the order of their versions,
+//! and be found by their hints. The same schedules must go wrong when a step is left out or swapped, or else
+//! they prove nothing.
 
 mod world;
 
@@ -22,9 +23,21 @@ use crate::domain::{Judged, Unavailable, Version};
 
 #[derive(Clone, Debug)]
 enum Event {
-    Registered { token: String, user: Option<String>, device: Option<String>, previous: Option<String>, ver: i64 },
-    Unregistered { token: String, ver: i64 },
-    UserDeleted { user: String, ver: i64 },
+    Registered {
+        token: String,
+        user: Option<String>,
+        device: Option<String>,
+        previous: Option<String>,
+        ver: i64,
+    },
+    Unregistered {
+        token: String,
+        ver: i64,
+    },
+    UserDeleted {
+        user: String,
+        ver: i64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -100,9 +113,14 @@ impl Schedule {
     fn run(seed: u64, broken: Broken) -> Result<(), String> {
         let mut random = StdRng::seed_from_u64(seed);
         let (kinds, events) = scenario(&mut random);
-        let world = World { copies: Default::default(), late: Vec::new(), random: StdRng::seed_from_u64(seed ^ 0x5eed) };
+        let world = World {
+            copies: Default::default(),
+            late: Vec::new(),
+            random: StdRng::seed_from_u64(seed ^ 0x5eed),
+        };
         let clock = events.iter().map(Event::ver).max().unwrap_or(0) + 101;
-        let schedule = Self { world: Arc::new(Mutex::new(world)), broken, kinds, events, sent: Arc::default(), clock };
+        let schedule =
+            Self { world: Arc::new(Mutex::new(world)), broken, kinds, events, sent: Arc::default(), clock };
         let mut lanes = schedule.lanes(&mut random);
         while !lanes.is_empty() {
             let late = schedule.world.lock().unwrap().late.len();
@@ -133,7 +151,8 @@ impl Schedule {
         schedule.check()
     }
 
-    /// Records of one key follow each other, or all are dealt out at random; some come once more as if from the dead.
+    /// Records of one key follow each other, or all are dealt out at random; some come once more as if from
+    /// the dead.
     fn lanes(&self, random: &mut StdRng) -> Vec<Lane> {
         let mut keyed: BTreeMap<String, VecDeque<Task>> = BTreeMap::new();
         let mut order = self.events.clone();
@@ -146,7 +165,8 @@ impl Schedule {
             keyed.entry(key).or_default().push_back(Task::Event(event));
         }
         let lane = |tasks, deaths| Lane { tasks, deaths, running: None };
-        let mut lanes: Vec<Lane> = keyed.into_values().map(|tasks| lane(tasks, *[0, 0, 1, 2].choose(random).unwrap())).collect();
+        let mut lanes: Vec<Lane> =
+            keyed.into_values().map(|tasks| lane(tasks, *[0, 0, 1, 2].choose(random).unwrap())).collect();
         for event in &self.events {
             if random.random_bool(0.15) {
                 lanes.push(lane(VecDeque::from([Task::Event(event.clone())]), 0));
@@ -160,7 +180,14 @@ impl Schedule {
     }
 
     fn handler(&self, role: Role, ver: i64, kind: &str) -> Handler {
-        Handler { world: Arc::clone(&self.world), broken: self.broken, role, ver, kind: kind.to_owned(), early: Mutex::default() }
+        Handler {
+            world: Arc::clone(&self.world),
+            broken: self.broken,
+            role,
+            ver,
+            kind: kind.to_owned(),
+            early: Mutex::default(),
+        }
     }
 
     fn handle(&self, task: Task) -> Step {
@@ -179,8 +206,16 @@ impl Schedule {
                         hints.push(Hint { token: token.clone(), ver });
                         cells.early.lock().unwrap().device = Some(hints);
                     }
-                    let state = State { active: true, user_id: user, device_id: device, reason: None, ..State::blank(ver, kind, "") };
-                    let previous = previous.as_deref().filter(|previous| *previous != token || cells.broken == Broken::PreviousIsItself);
+                    let state = State {
+                        active: true,
+                        user_id: user,
+                        device_id: device,
+                        reason: None,
+                        ..State::blank(ver, kind, "")
+                    };
+                    let previous = previous
+                        .as_deref()
+                        .filter(|previous| *previous != token || cells.broken == Broken::PreviousIsItself);
                     let previous = previous.map(|previous| (previous, kinds[previous]));
                     protocol::registered(&cells, &token, state, previous).await.map(drop)
                 })
@@ -208,12 +243,21 @@ impl Schedule {
             Task::Send(user) => {
                 let (cells, sent) = (self.handler(Role::Revoking, self.clock, ""), Arc::clone(&self.sent));
                 Box::pin(async move {
-                    let Some((token, state)) = protocol::tokens_of(&cells, &user).await?.pop() else { return Ok(()) };
+                    let Some((token, state)) = protocol::tokens_of(&cells, &user).await?.pop() else {
+                        return Ok(());
+                    };
                     sent.lock().unwrap().insert((token.clone(), state.ver));
                     for _ in 0..12 {
                         cells.turn().await;
                     }
-                    protocol::revoke(&cells, &token, Judged::Registration(Version::from_i64(state.ver)), "dead").await.map(drop)
+                    protocol::revoke(
+                        &cells,
+                        &token,
+                        Judged::Registration(Version::from_i64(state.ver)),
+                        "dead",
+                    )
+                    .await
+                    .map(drop)
                 })
             }
         }
@@ -223,13 +267,18 @@ impl Schedule {
     fn check_at_a_death(&self) -> Result<(), String> {
         let world = self.world.lock().unwrap();
         for token in self.kinds.keys() {
-            let latest = self.events.iter().filter(|event| event.concerns(token)).max_by_key(|event| event.ver());
-            let Some(Event::Registered { token: registered, user: Some(user), ver: at, .. }) = latest else { continue };
+            let latest =
+                self.events.iter().filter(|event| event.concerns(token)).max_by_key(|event| event.ver());
+            let Some(Event::Registered { token: registered, user: Some(user), ver: at, .. }) = latest else {
+                continue;
+            };
             let rows = world.copies.iter().filter_map(|copy| copy.get(&Cell::Row(token.clone())));
             let versions: Vec<i64> = rows.map(|kept| kept.at).collect();
             let hint = Cell::OfUser(user.clone(), token.clone());
-            let hinted = world.copies.iter().filter(|copy| copy.get(&hint).is_some_and(|kept| kept.at >= *at)).count();
-            let stands = versions.iter().filter(|version| *version == at).count() >= 2 && versions.iter().all(|version| version <= at);
+            let hinted =
+                world.copies.iter().filter(|copy| copy.get(&hint).is_some_and(|kept| kept.at >= *at)).count();
+            let stands = versions.iter().filter(|version| *version == at).count() >= 2
+                && versions.iter().all(|version| version <= at);
             if registered == token && stands && hinted < 2 {
                 return Err(format!("{token} is not found by {user} while a handler is dead"));
             }
@@ -248,7 +297,10 @@ impl Schedule {
                 (Some((ver, None)), Some(found)) => found.ver == *ver && !found.active,
                 (Some((ver, Some(named))), Some(found)) => {
                     let lives = found.ver == *ver && found.active && owner(found) == *named;
-                    lives || (found.ver == ver + 1 && !found.active && self.may_be_struck_out(token, *ver, named.1.as_deref()))
+                    lives
+                        || (found.ver == ver + 1
+                            && !found.active
+                            && self.may_be_struck_out(token, *ver, named.1.as_deref()))
                 }
                 _ => false,
             };
@@ -268,7 +320,9 @@ impl Schedule {
             }
             let rival = |other: &&String| {
                 *other != token
-                    && row(other).is_some_and(|row| row.active && (&row.device_id, &row.kind) == (&found.device_id, &found.kind))
+                    && row(other).is_some_and(|row| {
+                        row.active && (&row.device_id, &row.kind) == (&found.device_id, &found.kind)
+                    })
             };
             if found.active && found.device_id.is_some() && self.kinds.keys().any(|other| rival(&other)) {
                 return Err(format!("{token} is not the only one on its device"));
@@ -277,7 +331,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// What the events make of a token in the order of their versions: the last one's version, and whose it is.
+    /// What the events make of a token in the order of their versions: the last one's version, and whose it
+    /// is.
     #[expect(clippy::type_complexity, reason = "version, and user and device while it is active")]
     fn expected(&self, token: &str) -> Option<(i64, Option<(Option<String>, Option<String>)>)> {
         let mut expected = None;
@@ -322,7 +377,9 @@ impl Schedule {
 impl Event {
     fn ver(&self) -> i64 {
         match self {
-            Self::Registered { ver, .. } | Self::Unregistered { ver, .. } | Self::UserDeleted { ver, .. } => *ver,
+            Self::Registered { ver, .. } | Self::Unregistered { ver, .. } | Self::UserDeleted { ver, .. } => {
+                *ver
+            }
         }
     }
 
@@ -350,10 +407,14 @@ fn user(random: &mut StdRng) -> String {
 /// A few names, so that they meet; versions side by side or far apart.
 fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>) {
     let tokens: Vec<String> = (1..=random.random_range(1..=3)).map(|n| format!("t{n}")).collect();
-    let kinds = tokens.iter().map(|token| (token.clone(), if random.random_bool(0.2) { "f" } else { "e" })).collect();
+    let kinds =
+        tokens.iter().map(|token| (token.clone(), if random.random_bool(0.2) { "f" } else { "e" })).collect();
     let devices = [Some("D1"), Some("D2"), None];
     let dense = random.random_bool(0.3);
-    let (step, number) = (*[2, 100].choose(random).unwrap(), if dense { random.random_range(4..=7) } else { random.random_range(2..=6) });
+    let (step, number) = (
+        *[2, 100].choose(random).unwrap(),
+        if dense { random.random_range(4..=7) } else { random.random_range(2..=6) },
+    );
     let events = (1..=number).map(|n| {
         let (token, ver) = (tokens.choose(random).unwrap().clone(), 1_000 + n * step);
         match random.random_range(0..100) {
@@ -375,12 +436,14 @@ fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>)
     (kinds, events)
 }
 
-/// Gives neighbours one version where the order of the two changes nothing: registrations of two tokens that take no
-/// other's place.
+/// Gives neighbours one version where the order of the two changes nothing: registrations of two tokens that
+/// take no other's place.
 fn level(events: &mut [Event]) {
     for pair in events.chunks_exact_mut(2) {
-        if let [Event::Registered { token, previous: None, ver, .. }, Event::Registered { token: other, previous: None, ver: later, .. }] =
-            pair
+        if let [
+            Event::Registered { token, previous: None, ver, .. },
+            Event::Registered { token: other, previous: None, ver: later, .. },
+        ] = pair
             && token != other
         {
             *later = *ver;

@@ -186,7 +186,13 @@ impl Handler {
         for copy in [first, second] {
             self.turn().await;
             let world = self.world.lock().unwrap();
-            merge(&mut found, world.copies[copy].iter().filter(|(cell, _)| wanted(cell)).map(|(cell, kept)| (cell.clone(), kept.clone())));
+            merge(
+                &mut found,
+                world.copies[copy]
+                    .iter()
+                    .filter(|(cell, _)| wanted(cell))
+                    .map(|(cell, kept)| (cell.clone(), kept.clone())),
+            );
         }
         found
     }
@@ -198,7 +204,10 @@ impl Handler {
             _ => None,
         };
         let found = self.read(|cell| token(cell).is_some()).await;
-        found.iter().filter_map(|(cell, kept)| Some(Hint { token: token(cell)?, ver: ver(Some(kept))? })).collect()
+        found
+            .iter()
+            .filter_map(|(cell, kept)| Some(Hint { token: token(cell)?, ver: ver(Some(kept))? }))
+            .collect()
     }
 
     pub async fn mark_now(&self, user: &str) -> Option<i64> {
@@ -242,13 +251,21 @@ impl Cells for Handler {
         let mut state = state.clone();
         let replaced = state.reason.as_deref() == Some("replaced");
         match (self.broken, self.role) {
-            (Broken::ReplacedAtTheEvent, Role::Registering) if replaced => state.ver = state.ver.max(self.ver),
-            (Broken::PreviousAtItsRow, Role::Registering) if replaced && state.ver == self.ver => match self.row(token).await? {
-                Some(row) if row.active && row.ver < self.ver => state.ver = row.ver | 1,
-                _ => return Ok(()),
-            },
-            (Broken::RevokedKeepsUser, Role::Revoking) => state.user_id = self.row(token).await?.and_then(|row| row.user_id),
-            (Broken::DeletedAtTheEvent, Role::Deleting) | (Broken::RevokedByClock, Role::Revoking) => state.ver = self.ver,
+            (Broken::ReplacedAtTheEvent, Role::Registering) if replaced => {
+                state.ver = state.ver.max(self.ver)
+            }
+            (Broken::PreviousAtItsRow, Role::Registering) if replaced && state.ver == self.ver => {
+                match self.row(token).await? {
+                    Some(row) if row.active && row.ver < self.ver => state.ver = row.ver | 1,
+                    _ => return Ok(()),
+                }
+            }
+            (Broken::RevokedKeepsUser, Role::Revoking) => {
+                state.user_id = self.row(token).await?.and_then(|row| row.user_id)
+            }
+            (Broken::DeletedAtTheEvent, Role::Deleting) | (Broken::RevokedByClock, Role::Revoking) => {
+                state.ver = self.ver
+            }
             _ => {}
         }
         let at = state.ver;
@@ -262,7 +279,11 @@ impl Cells for Handler {
         Ok(())
     }
 
-    async fn hints(&self, of: Of<'_>, from: Option<String>) -> Result<(Vec<Hint>, Option<String>), Unavailable> {
+    async fn hints(
+        &self,
+        of: Of<'_>,
+        from: Option<String>,
+    ) -> Result<(Vec<Hint>, Option<String>), Unavailable> {
         let early = match of {
             Of::Device(_) => self.early.lock().unwrap().device.clone(),
             Of::User(_) => None,
