@@ -1,23 +1,27 @@
 # pushcast as a small image: docker build --tag pushcast .
-# It speaks TLS and SASL to Kafka (feature `tls`), runs as nobody in particular and needs a file system for the embedded
+# It speaks TLS and SASL to Kafka (feature `tls`), runs as an unprivileged user and needs a file system for the embedded
 # store only (/var/lib/pushcast).
 
 FROM rust:1.95-trixie AS build
 WORKDIR /src
 
 # First the dependencies, OpenSSL and librdkafka among them: minutes that are spent again only when Cargo.lock changes.
-# Cargo wants to see a crate, so it sees an empty one.
+# Cargo wants to see the crates of the workspace, so it sees empty ones.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches \
-    && echo 'fn main() {}' | tee src/main.rs benches/broadcast.rs benches/runtime.rs benches/store.rs \
-    && touch src/lib.rs \
+COPY crates/backoff/Cargo.toml crates/backoff/
+COPY crates/consumer/Cargo.toml crates/consumer/
+COPY crates/sandbox/Cargo.toml crates/sandbox/
+RUN mkdir -p src benches crates/backoff/src crates/consumer/src crates/consumer/benches crates/sandbox/src \
+    && echo 'fn main() {}' | tee src/main.rs benches/broadcast.rs benches/store.rs crates/consumer/benches/runtime.rs \
+    && touch src/lib.rs crates/backoff/src/lib.rs crates/consumer/src/lib.rs crates/sandbox/src/lib.rs \
     && cargo build --release --locked --features tls
 
 # Then pushcast. Its files may be older than the empty ones, which Cargo would take for unchanged: hence the touch.
+COPY crates crates
 COPY src src
 COPY config config
 COPY schemas schemas
-RUN touch src/main.rs src/lib.rs \
+RUN touch src/main.rs src/lib.rs crates/*/src/lib.rs \
     && cargo build --release --locked --features tls --bin pushcast
 
 FROM debian:trixie-slim

@@ -23,7 +23,7 @@ build: ## Build the release binary
 .PHONY: test
 test: ## Run the tests, those on real servers too
 	scripts/services up
-	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test
+	@trap 'scripts/services down' EXIT; trap 'exit 130' INT TERM; RUST_TEST_THREADS=8 cargo test --workspace
 
 .PHONY: soak
 soak: ## Kill processes and brokers for a long time; ROUNDS=30, REAL_SEED=… repeats the moments
@@ -46,11 +46,11 @@ check: fmt clippy tls doc deny ## Check everything that is not a test
 
 .PHONY: fmt
 fmt: ## Check the format
-	cargo fmt --check
+	cargo fmt --all --check
 
 .PHONY: clippy
 clippy: ## Check with clippy; every warning is an error
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 .PHONY: tls
 tls: ## Check that the build with Kafka over TLS and SASL compiles
@@ -59,7 +59,7 @@ tls: ## Check that the build with Kafka over TLS and SASL compiles
 
 .PHONY: doc
 doc: ## Check that the documentation builds, links included
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --lib
 
 .PHONY: deny
 deny: $(DENY) ## Check licences, sources and bans of the dependencies

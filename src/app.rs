@@ -19,32 +19,32 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-pub use self::selection::{STAGES, Stages, UnknownStage};
+pub use self::selection::{Stages, UnknownStage};
 use self::timed::{Timed, copy_driver_counts};
 use crate::{
     config::Config,
-    delivery::{self, Batcher, Pace, Provider, Share},
+    dispatch::{self, Batcher, Provider, RateLimiter, Share},
     domain::{Lane, ProviderId, Timestamp},
     events::{self, topics},
     expo::Expo,
     fcm::Fcm,
     http::{self, Health, admin},
-    kafka::{self, Assignment, Producer, Stage, StageSpec},
     metrics::Metrics,
     stages::{
         brake::Thresholds,
         cleanup::Cleanup,
-        delivery::{Delivery, Limits, keep_route},
+        delivery::{Delivery, Limits, sync_route},
         medication::{self, Medication},
         posts::{self, Posts},
         receipts::Receipts,
         tokens::Tokens,
     },
     store::{Route, Store},
-    stream::{Handler, Publish, Stop},
+    topology::{self, StageEntry},
 };
+use consumer::{Assignment, Handler, Producer, Publish, Stage};
 
 /// What a stop may take beyond the drain: last commits, leaving the groups, closing the consumers.
 const LEAVING: Duration = Duration::from_secs(20);
@@ -56,6 +56,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 const FATAL_EVERY: Duration = Duration::from_secs(5);
 /// Doses that one consumer has in hand at once.
 const URGENT_IN_FLIGHT: usize = 1_024;
+/// How long the producer may take to flush, after the drain.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// A process of pushcast, not yet running.
 pub struct App<S> {
@@ -121,7 +123,7 @@ impl<S: Store> App<S> {
         if !self.config.http.listen.is_empty() {
             warn!("http.listen is set, but this release has no registration API yet: nothing listens there");
         }
-        let partitions = kafka::admin::check_topics(&self.config.kafka, topics::ALL).await?;
+        let partitions = topology::check(&self.config.kafka).await?;
 
         let instance = if self.config.kafka.instance_id.is_empty() {
             format!("pid {}", std::process::id())
@@ -142,7 +144,7 @@ impl<S: Store> App<S> {
         if let Some(expo) = expo {
             running.receipts(Arc::clone(&expo))?;
             let settings = &running.app.config.expo;
-            let pace = Pace::new(settings.rate_per_second, Duration::ZERO, Instant::now());
+            let pace = RateLimiter::new(settings.rate_per_second, Duration::ZERO, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
             running
                 .app
@@ -154,7 +156,7 @@ impl<S: Store> App<S> {
         }
         if let Some(fcm) = fcm {
             let settings = &running.app.config.fcm;
-            let pace = Pace::new(settings.rate_per_second, settings.ramp_up, Instant::now());
+            let pace = RateLimiter::new(settings.rate_per_second, settings.ramp_up, Instant::now());
             let (slots, timeout) = (settings.requests_in_flight, settings.request_timeout);
             running
                 .app
@@ -185,25 +187,21 @@ impl<S: Store> Running<S> {
     /// go.
     fn stage<H: Handler>(
         &mut self,
-        name: &str,
-        of: &[&str],
+        entry: StageEntry,
         in_flight: usize,
         handler: Arc<H>,
     ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
+        let name = entry.name;
         if !self.app.stages.contains(name) {
             return Ok(None);
         }
-        let spec = StageSpec {
-            name: name.to_owned(),
-            topics: of.iter().map(|&topic| topic.to_owned()).collect(),
-            in_flight,
-        };
+        let spec = entry.spec(in_flight);
         let stage = Stage::new(
             &self.app.config.kafka,
             spec,
             handler,
             self.producer.clone(),
-            Arc::clone(&self.app.metrics),
+            Arc::new(self.app.metrics.consumer()),
         )?;
         let assignment = stage.assignment();
         self.app.health.assigned(name, false);
@@ -222,15 +220,9 @@ impl<S: Store> Running<S> {
         let in_flight = self.app.config.kafka.in_flight;
         let config = self.app.config.clone();
 
+        self.stage(topology::TOKENS, in_flight, Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))))?;
         self.stage(
-            "tokens",
-            &[topics::DEVICE_TOKENS],
-            in_flight,
-            Arc::new(Tokens::new(store.clone(), Arc::clone(&metrics))),
-        )?;
-        self.stage(
-            "cleanup",
-            &[topics::INVALID_TOKENS],
+            topology::CLEANUP,
             in_flight,
             Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))),
         )?;
@@ -241,7 +233,7 @@ impl<S: Store> Running<S> {
             partitions: self.bulk_partitions(),
         };
         let posts = Posts::new(store.clone(), producer.clone(), rules);
-        self.stage("posts", &[topics::POSTS_CREATED], in_flight, Arc::new(posts))?;
+        self.stage(topology::POSTS, in_flight, Arc::new(posts))?;
 
         let (every, life) = (config.medication.tick_every, config.push.urgent_life);
         let clock: medication::Clock = Arc::new(Timestamp::now);
@@ -254,8 +246,7 @@ impl<S: Store> Running<S> {
             metrics,
             clock,
         ));
-        let of = [topics::MEDICATION_REGIMENS, topics::MEDICATION_TICKS];
-        if self.stage("medication", &of, in_flight, Arc::clone(&medication))?.is_some() {
+        if self.stage(topology::MEDICATION, in_flight, Arc::clone(&medication))?.is_some() {
             self.tick(every);
             self.sweep(medication);
         }
@@ -306,19 +297,19 @@ impl<S: Store> Running<S> {
             thresholds(&self.app.config.push),
             metrics,
         );
-        self.stage("receipts", &[topics::EXPO_RECEIPTS], 64, Arc::new(receipts)).map(drop)
+        self.stage(topology::RECEIPTS, 64, Arc::new(receipts)).map(drop)
     }
 
     /// One provider: its batcher, its route, and a consumer for each lane.
     fn delivery<P: Provider>(
         &mut self,
         provider: Arc<P>,
-        pace: Pace,
+        pace: RateLimiter,
         slots: usize,
         request_timeout: Duration,
     ) -> anyhow::Result<()> {
         let id = provider.id();
-        if Lane::ALL.into_iter().all(|lane| !self.app.stages.contains(&lane_name(id, lane))) {
+        if Lane::ALL.into_iter().all(|lane| !self.app.stages.contains(topology::delivery(id, lane).name)) {
             return Ok(()); // This process plans for it at most.
         }
         let push = self.app.config.push.clone();
@@ -328,9 +319,9 @@ impl<S: Store> Running<S> {
                 Some("push.enabled is false: nothing is sent, jobs wait in Kafka".to_owned()),
             );
         }
-        let (route, keeper) = delivery::route();
+        let (route, route_sync) = dispatch::route();
         let share = watch::Sender::new(Share::NONE);
-        let (batcher, desk) = Batcher::new(
+        let (batcher, handle) = Batcher::new(
             Arc::clone(&provider),
             slots,
             pace,
@@ -347,7 +338,7 @@ impl<S: Store> Running<S> {
         };
         let handler = Arc::new(Delivery::new(
             provider,
-            desk,
+            handle,
             self.app.store.clone(),
             self.producer.clone(),
             limits,
@@ -362,7 +353,7 @@ impl<S: Store> Running<S> {
             stop.cancelled().await; // As in `tell_readiness`: without consumers it has nothing to do.
             Ok(())
         });
-        let (trouble, health, stop) = (keeper.trouble(), self.app.health.clone(), self.stop.clone());
+        let (trouble, health, stop) = (route_sync.trouble(), self.app.health.clone(), self.stop.clone());
         self.spawn(format!("trouble of {id}"), async move {
             tell_trouble(id, trouble, &health).await;
             stop.cancelled().await; // As in `tell_readiness`.
@@ -376,7 +367,7 @@ impl<S: Store> Running<S> {
                     .then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
                 health.detail(&format!("route.{id}"), closed);
             };
-            keep_route(store, id, push.enabled, instance, keeper, stop, show).await;
+            sync_route(store, id, push.enabled, instance, route_sync, stop, show).await;
             Ok(())
         });
         let lane = |assignment, lane| {
@@ -388,7 +379,8 @@ impl<S: Store> Running<S> {
             })
         };
         let (urgent, bulk) = (lane(urgent, Lane::Urgent)?, lane(bulk, Lane::Bulk)?);
-        let lanes = share::Lanes { urgent, bulk, trusted_for: self.app.config.kafka.session_timeout / 2 };
+        let lanes =
+            share::LaneAssignment { urgent, bulk, trusted_for: self.app.config.kafka.session_timeout / 2 };
         let stop = self.stop.clone();
         self.spawn(format!("share of {id}"), async move {
             share::follow(lanes, share).await;
@@ -405,7 +397,7 @@ impl<S: Store> Running<S> {
         in_flight: usize,
         handler: Arc<H>,
     ) -> anyhow::Result<Option<watch::Receiver<Assignment>>> {
-        self.stage(&lane_name(id, lane), &[events::jobs::topic(id, lane)], in_flight, handler)
+        self.stage(topology::delivery(id, lane), in_flight, handler)
     }
 
     /// How many partitions the bulk topics have in common: slices are spread over them.
@@ -417,7 +409,7 @@ impl<S: Store> Running<S> {
     /// The admin listener, and the pulses of the store, of Kafka and of the producer.
     fn edges(&mut self, listener: Option<TcpListener>) {
         let health = self.app.health.clone();
-        let stop = Stop::of(self.stop.clone());
+        let stop = self.stop.clone();
         if let Some(listener) = listener {
             let admin = admin::Admin {
                 metrics: Arc::clone(&self.app.metrics),
@@ -439,7 +431,7 @@ impl<S: Store> Running<S> {
         });
         let (producer, asking, asked_until) = (self.producer.clone(), health.clone(), stop.clone());
         self.spawn("Kafka's pulse", async move {
-            asking.ask_kafka(|| producer.ping(http::ASK_EVERY), &asked_until).await;
+            asking.ask_kafka(|| producer.ping(topics::PUSH_OUTCOMES, http::ASK_EVERY), &asked_until).await;
             Ok(())
         });
         let (store, metrics, stopped) =
@@ -459,7 +451,11 @@ impl<S: Store> Running<S> {
     async fn until_stopped(mut self) -> anyhow::Result<()> {
         info!(providers = ?self.providers.iter().map(|id| id.label()).collect::<Vec<_>>(), "pushcast is running");
         let early = first_to_end(&mut self.tasks, &self.stop).await;
-        info!("Stopping: what is on the wire is waited for");
+        if let Some(cause) = &early {
+            // At once: the drain may take a minute, or not end.
+            error!(error = format!("{cause:#}"), "A task ended early, the process stops: {cause:#}");
+        }
+        info!("Stopping: requests on the wire are waited for");
         self.stop.cancel();
         let grace = grace(self.app.config.kafka.drain_timeout);
         let drained = timeout(grace, async {
@@ -477,14 +473,26 @@ impl<S: Store> Running<S> {
                 "The drain outlasted its grace period; what is unsettled will be delivered again"
             );
         }
-        self.producer.flush(Duration::from_secs(5)).await?;
-        info!("Stopped");
-        early.map_or(Ok(()), Err)
+        let flushed = self.producer.flush(FLUSH_WITHIN).await.map_err(anyhow::Error::from);
+        ended(early, flushed)
     }
 }
 
-fn lane_name(id: ProviderId, lane: Lane) -> String {
-    format!("delivery.{id}.{}", lane.label())
+/// How the process ended. The cause of an early end is kept, whatever fails after it.
+fn ended(early: Option<anyhow::Error>, flushed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match (early, flushed) {
+        (Some(cause), flushed) => {
+            if let Err(err) = flushed {
+                warn!(error = format!("{err:#}"), "Flushing the producer failed while stopping");
+            }
+            Err(cause)
+        }
+        (None, Ok(())) => {
+            info!("Stopped");
+            Ok(())
+        }
+        (None, Err(err)) => Err(err),
+    }
 }
 
 /// Waits for the stop, or for a task that ends before it: that is an error, and this says whose.
@@ -499,13 +507,13 @@ async fn first_to_end(
     match first? {
         // It heard of the stop sooner than we did.
         Ok((_, Ok(()))) if stop.is_cancelled() => None,
-        Ok((name, Ok(()))) => Some(anyhow!("{name} ended, although nobody asked it to")),
+        Ok((name, Ok(()))) => Some(anyhow!("{name} ended without a stop")),
         Ok((name, Err(err))) => Some(err.context(format!("{name} failed"))),
         Err(panicked) => Some(anyhow!(panicked).context("a task panicked")),
     }
 }
 
-fn thresholds(push: &delivery::Settings) -> Thresholds {
+fn thresholds(push: &dispatch::Settings) -> Thresholds {
     Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
 }
 

@@ -16,7 +16,8 @@ mod tick;
 use std::{future::Future, path::PathBuf};
 
 use clap::{Parser, Subcommand};
-use pushcast::{config::Config, stream::Stop};
+use pushcast::config::Config;
+use tokio_util::sync::CancellationToken;
 
 const AFTER_HELP: &str = "\
 Settings: config/default.toml lists them all. A file given with --config goes on top, and the environment on top of that:
@@ -82,11 +83,11 @@ impl Command {
     }
 
     /// Runs it to its end. What runs for long ends in good order after `stop`; the rest is dropped.
-    pub async fn run(self, config: Config, stop: Stop) -> anyhow::Result<()> {
+    pub async fn run(self, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
         match self {
             Self::Run(args) => run::run(args, config, stop).await,
             Self::Demo(args) => demo::run(args, config, stop).await,
-            Self::Sandbox(args) => sandbox::run(args, stop).await,
+            Self::Sandbox(args) => sandbox::run(args, config.kafka.partitions, stop).await,
             Self::Init => or_stop(init::run(config), &stop).await,
             Self::Check => or_stop(check::run(config), &stop).await,
             Self::Produce(args) => or_stop(produce::run(args, config), &stop).await,
@@ -101,10 +102,13 @@ impl Command {
     }
 }
 
-async fn or_stop(command: impl Future<Output = anyhow::Result<()>>, stop: &Stop) -> anyhow::Result<()> {
+async fn or_stop(
+    command: impl Future<Output = anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     tokio::select! {
         ended = command => ended,
-        () = stop.wait() => anyhow::bail!("interrupted"),
+        () = stop.cancelled() => anyhow::bail!("interrupted"),
     }
 }
 

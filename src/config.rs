@@ -9,8 +9,8 @@
 //! **Invariant:** the environment is an argument; nothing below `main` reads it. **Invariant:** no secret is
 //! ever printed.
 
+mod error;
 mod layers;
-mod mistake;
 mod redact;
 mod rules;
 
@@ -18,9 +18,9 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::Deserialize;
 
-pub use self::mistake::{Mistake, Mistakes, Origin};
+pub use self::error::{ConfigError, ConfigErrors, Origin};
 use crate::{
-    delivery, expo, fcm, http, kafka,
+    dispatch, expo, fcm, http,
     stages::{medication, posts},
     store, telemetry,
 };
@@ -32,9 +32,9 @@ pub type Environment = BTreeMap<String, String>;
 #[derive(Clone)]
 #[expect(missing_docs, reason = "config/default.toml is the manual")]
 pub struct Config {
-    pub kafka: kafka::Settings,
+    pub kafka: consumer::Settings,
     pub store: store::Settings,
-    pub push: delivery::Settings,
+    pub push: dispatch::Settings,
     pub expo: expo::Settings,
     pub fcm: fcm::Settings,
     pub posts: posts::Settings,
@@ -60,9 +60,9 @@ pub struct Redacted<'a>(&'a [Set]);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sections {
-    kafka: kafka::Settings,
+    kafka: consumer::Settings,
     store: store::Settings,
-    push: delivery::Settings,
+    push: dispatch::Settings,
     expo: expo::Settings,
     fcm: fcm::Settings,
     posts: posts::Settings,
@@ -78,13 +78,13 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong, in one go.
-    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, Mistakes> {
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigErrors> {
         let mut mistakes = Vec::new();
         let mut effective = layers::Effective::of_defaults();
         if let Some(path) = file {
             match std::fs::read_to_string(path) {
                 Ok(text) => effective.read_file(path, &text, &mut mistakes),
-                Err(err) => mistakes.push(Mistake::of_file(path, format!("can't be read: {err}"))),
+                Err(err) => mistakes.push(ConfigError::of_file(path, format!("can't be read: {err}"))),
             }
         }
         effective.read_names_of_old(environment, &mut mistakes);
@@ -93,7 +93,7 @@ impl Config {
         for broken in rules::broken(&config) {
             mistakes.push(effective.complaint(broken.key, broken.expected));
         }
-        if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
     }
 
     /// What was set, and where, without secrets.

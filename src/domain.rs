@@ -13,7 +13,6 @@ mod provider;
 pub mod recurrence;
 mod regimen;
 mod token;
-mod unavailable;
 mod version;
 
 pub use jiff::Timestamp;
@@ -32,6 +31,5 @@ pub use self::{
     provider::ProviderId,
     regimen::{EveryDay, LocalTime, Regimen, Rule},
     token::{InvalidToken, Platform, Recipient, Registration, Token, TokenChange, TokenHash, TokenKind},
-    unavailable::{Dependency, Unavailable},
     version::{AHEAD_MAX_MS, Judged, Version},
 };

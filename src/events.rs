@@ -31,15 +31,16 @@ pub mod topics;
 
 use schemars::Schema;
 
-/// A record does not say what its topic's records say.
+/// A record does not say what its topic's records say. Each holds the field and what was expected of it, and no
+/// token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}")]
-pub struct Unreadable {
-    /// `unreadable`: no JSON, a missing field, a wrong type. `invalid`: it can be read but says something
-    /// impossible.
-    pub label: &'static str,
-    /// The field and what was expected of it. Holds no token.
-    pub detail: String,
+pub enum Unreadable {
+    /// No JSON, a missing field, a wrong type.
+    #[error("{0}")]
+    Malformed(String),
+    /// It can be read but says something impossible.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 /// Every topic's JSON Schema, by the name of its file in `schemas/events/`.
@@ -60,10 +61,10 @@ pub fn schemas() -> [(&'static str, Schema); 8] {
 
 impl Unreadable {
     fn malformed(detail: impl Into<String>) -> Self {
-        Self { label: "unreadable", detail: detail.into() }
+        Self::Malformed(detail.into())
     }
 
     fn invalid(detail: impl Into<String>) -> Self {
-        Self { label: "invalid", detail: detail.into() }
+        Self::Invalid(detail.into())
     }
 }

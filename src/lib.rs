@@ -17,16 +17,14 @@
 
 pub mod app;
 pub mod config;
-pub mod delivery;
+pub mod dispatch;
 pub mod domain;
 pub mod events;
 pub mod expo;
 pub mod fcm;
 pub mod http;
-pub mod kafka;
 pub mod metrics;
-pub mod sandbox;
 pub mod stages;
 pub mod store;
-pub mod stream;
 pub mod telemetry;
+pub mod topology;

@@ -7,8 +7,7 @@ use std::{future::Future, pin::pin, process::ExitCode};
 use anyhow::Context;
 use clap::Parser;
 use pushcast::{
-    config::{Config, Environment, Mistakes},
-    stream::Stop,
+    config::{Config, ConfigErrors, Environment},
     telemetry,
 };
 use tokio::{
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 /// The environment is read here and nowhere else.
-fn load(cli: &Cli) -> Result<Config, Mistakes> {
+fn load(cli: &Cli) -> Result<Config, ConfigErrors> {
     let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let mut environment: Environment =
         std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
@@ -70,7 +69,7 @@ fn run(cli: Cli, config: Config) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
         let (token, mut signals) = (CancellationToken::new(), Signals::listen()?);
-        let command = cli.command.run(config, Stop::of(token.clone()));
+        let command = cli.command.run(config, token.clone());
         until_stopped_twice(command, &mut signals, &token).await
     });
     // The command has joined what it started. What may be left is a thread that reads standard input, which

@@ -4,6 +4,7 @@
 //! from the `label()` of our own types; an id or a token never becomes a label. There is one [`Metrics`] a
 //! process, handed to whoever counts; no globals, so that two instances can live in one test.
 
+use consumer::ConsumerMetrics;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -142,6 +143,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Those that the Kafka runtime counts.
+    pub fn consumer(&self) -> ConsumerMetrics {
+        ConsumerMetrics {
+            records_total: self.records_total.clone(),
+            stage_lag_records: self.stage_lag_records.clone(),
+            stage_lag_seconds: self.stage_lag_seconds.clone(),
+            offset_gaps_total: self.offset_gaps_total.clone(),
+            offset_resets_total: self.offset_resets_total.clone(),
+            dead_letters_total: self.dead_letters_total.clone(),
+        }
+    }
+
     /// All metrics in Prometheus' text format.
     pub fn exposition(&self) -> String {
         self.resident_memory_bytes.set(resident_memory());

@@ -10,12 +10,14 @@ pub mod posts;
 pub mod receipts;
 pub mod tokens;
 
+use consumer::{Cause, HandlerError, Record, Rejected, Unavailable};
 use jiff::SignedDuration;
 
 use crate::{
+    dispatch::{BatcherStopped, ProviderUnavailable},
     domain::{AHEAD_MAX_MS, Timestamp, Version},
     events::{Unreadable, topics},
-    stream::{Cause, Fate, Record},
+    store::StoreError,
 };
 
 /// When and where an event came into the world: a replayed dead letter carries its original's place in its
@@ -34,7 +36,7 @@ impl Origin {
     /// # Errors
     /// It lies more than [`AHEAD_MAX_MS`] ahead of the clock, and would win over everything that is yet to
     /// come; or the headers of a replayed record make no sense.
-    pub fn of(record: &Record, now: Timestamp) -> Result<Self, Cause> {
+    pub fn of(record: &Record, now: Timestamp) -> Result<Self, Rejected> {
         let timestamp = match number(record, topics::ORIGIN_TIMESTAMP)? {
             Some(ms) => Timestamp::from_millisecond(ms)
                 .map_err(|_| Cause::invalid(format_args!("header {}: no time", topics::ORIGIN_TIMESTAMP)))?,
@@ -42,10 +44,10 @@ impl Origin {
         };
         let ahead = timestamp.duration_since(now);
         if ahead > SignedDuration::from_millis(AHEAD_MAX_MS) {
-            return Err(Cause::invalid(format_args!(
+            return Err(Rejected(Cause::invalid(format_args!(
                 "its timestamp, {timestamp}, is {} s ahead of the clock",
                 ahead.as_secs()
-            )));
+            ))));
         }
         let offset = number(record, topics::ORIGIN_OFFSET)?.unwrap_or(record.offset);
         Ok(Self { timestamp, offset })
@@ -57,18 +59,42 @@ impl Origin {
     }
 }
 
-impl From<Unreadable> for Cause {
+impl From<Unreadable> for Rejected {
     fn from(unreadable: Unreadable) -> Self {
-        Self { label: unreadable.label, detail: unreadable.detail }
+        Self(match unreadable {
+            Unreadable::Malformed(detail) => Cause::Unreadable(detail),
+            Unreadable::Invalid(detail) => Cause::Invalid(detail),
+        })
     }
 }
 
-fn dead_letter(cause: impl Into<Cause>) -> Fate {
-    Fate::DeadLetter(cause.into())
+/// Whatever a store answers, the record is tried again: a rejected question and a corrupt row are waited for
+/// like an unavailable store.
+impl From<StoreError> for HandlerError {
+    fn from(error: StoreError) -> Self {
+        let context = error.to_string();
+        let source = match error {
+            StoreError::Unavailable { source, .. } => source,
+            StoreError::Rejected { source, .. } | StoreError::Corrupt { source, .. } => Some(source),
+        };
+        Unavailable { dependency: "the store", context, source }.into()
+    }
 }
 
-fn number(record: &Record, header: &str) -> Result<Option<i64>, Cause> {
+impl From<ProviderUnavailable> for HandlerError {
+    fn from(error: ProviderUnavailable) -> Self {
+        Unavailable::new("the provider", error.to_string(), error).into()
+    }
+}
+
+impl From<BatcherStopped> for HandlerError {
+    fn from(error: BatcherStopped) -> Self {
+        Unavailable::new("the provider", error.to_string(), error).into()
+    }
+}
+
+fn number(record: &Record, header: &str) -> Result<Option<i64>, Rejected> {
     let Some(value) = record.header(header) else { return Ok(None) };
     let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-    number.map(Some).ok_or_else(|| Cause::invalid(format_args!("header {header}: not a whole number")))
+    number.map(Some).ok_or_else(|| Cause::invalid(format_args!("header {header}: not a whole number")).into())
 }

@@ -2,22 +2,24 @@
 //! Cassandra), which any number of processes share.
 //!
 //! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died
-//! half-way is simply run again. Every error is [`Unavailable`]: a store that is away or slow. What a store
+//! half-way is simply run again. Every error is [`StoreError`]: a store that is away or slow. What a store
 //! could not do by its caller's fault does not exist here; the types keep it out.
 
 pub mod cql;
 pub mod embedded;
+mod error;
 mod url;
 
 use std::{future::Future, time::Duration};
 
 use serde::Deserialize;
 
+pub use self::error::StoreError;
 pub use self::url::{Cluster, InvalidStoreUrl, Login, StoreUrl};
 use crate::domain::{
     BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, Listeners, PartId,
     Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token,
-    TokenChange, TokenHash, Unavailable, UserId, Version,
+    TokenChange, TokenHash, UserId, Version,
 };
 
 /// `[store]` of config/default.toml.
@@ -33,10 +35,10 @@ pub struct Settings {
     pub key_file: String,
 }
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a
-/// mark is kept; or that it is [`Unavailable`]. Whoever holds a lease counts on it.
+/// mark is kept; or that it is [`StoreError`]. Whoever holds a lease counts on it.
 pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
 
 /// The tokens: who owns them, whether they live.

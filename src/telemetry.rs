@@ -120,7 +120,7 @@ mod tests {
     fn everything_at_debug() {
         tracing::debug!(target: "yup_oauth2::authenticator", "access token ya29");
         tracing::debug!(target: "h2::proto", "a frame");
-        tracing::debug!(target: "pushcast::delivery", "a page");
+        tracing::debug!(target: "pushcast::dispatch", "a page");
     }
 
     #[test]

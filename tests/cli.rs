@@ -8,14 +8,13 @@ use std::{
 };
 
 use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
-use pushcast::{
-    kafka::mock::Broker,
-    sandbox::{self, Sandbox},
-};
+use consumer::mock::Broker;
+use pushcast::topology;
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer as _},
 };
+use sandbox::{self, Sandbox};
 use serde_json::{Value, json};
 
 /// In a folder of its own, because the store is by default a file in the current one.
@@ -75,7 +74,7 @@ fn a_valid_configuration_is_said_to_be_fine() {
 
 #[test]
 fn produce_writes_what_stands_before_a_bad_line_and_nothing_behind_it() {
-    let broker = Broker::start_with([("t", 1)]).unwrap();
+    let broker = Broker::start([("t", 1)]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let lines = folder.path().join("lines");
     std::fs::write(&lines, "a:1\n\nb:2\nc\nd:4\n").unwrap();
@@ -104,7 +103,7 @@ async fn check_tries_the_credentials_of_fcm() {
     let account = folder.path().join("fcm.json");
     std::fs::write(&account, sandbox.service_account()).unwrap();
     // Not for its own sake: `check` waits ten seconds for a Kafka that is away.
-    let broker = Broker::start().unwrap();
+    let broker = topology::embedded_broker(16).unwrap();
     let check = async || {
         let (account, servers) = (account.to_str().unwrap().to_owned(), broker.bootstrap_servers());
         let checking = move || {

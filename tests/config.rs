@@ -4,7 +4,7 @@
 
 use std::{io::Write, time::Duration};
 
-use pushcast::config::{Config, Environment, Mistakes};
+use pushcast::config::{Config, ConfigErrors, Environment};
 use secrecy::ExposeSecret;
 
 /// Loads a file of this text under an environment of these variables. The file is called `pushcast.toml` in
@@ -15,7 +15,7 @@ fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>>
     let environment: Environment =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let path = written.path().display().to_string();
-    Config::load(Some(written.path()), &environment).map_err(|Mistakes(all)| {
+    Config::load(Some(written.path()), &environment).map_err(|ConfigErrors(all)| {
         all.iter().map(|mistake| mistake.to_string().replace(&path, "pushcast.toml")).collect()
     })
 }
@@ -169,7 +169,7 @@ url = "x"
             "PUSHCAST__KAFKA__SPAN: kafka.span = \"1e4\": expected a whole number",
             "pushcast.toml:7: push.page_size = 0: expected 1 to 500",
             "pushcast.toml:4: expo.request_timeout = \"20s\": expected more than 0s and less than kafka.drain_timeout (20s), or a stop cuts requests short",
-            "PUSHCAST__POSTS__SLICES: posts.slices = 48: expected a power of two and a multiple of the 16 partitions: 16, 32, 64, … 4096",
+            "PUSHCAST__POSTS__SLICES: posts.slices = 48: expected a power of two and a multiple of kafka.partitions (16): 16, 32, 64, … 4096",
         ]
     );
 }
@@ -185,6 +185,10 @@ fn each_rule_refuses_what_breaks_it() {
         (&[("KAFKA__COMMIT_EVERY", "0s")], "kafka.commit_every"),
         (&[("KAFKA__IN_FLIGHT", "0")], "kafka.in_flight = 0"),
         (&[("KAFKA__REPLICATION_FACTOR", "-1")], "kafka.replication_factor = -1"),
+        (&[("KAFKA__PARTITIONS", "24")], "kafka.partitions = 24"),
+        (&[("KAFKA__PARTITIONS", "0")], "kafka.partitions = 0"),
+        (&[("KAFKA__PARTITIONS", "-16")], "kafka.partitions = -16"),
+        (&[("KAFKA__PARTITIONS", "128")], "posts.slices"),
         (&[("KAFKA__PROPERTIES", r#"{"enable.auto.commit":"true"}"#)], "kafka.properties"),
         (&[("STORE__URL", "postgres://x")], "expected embedded:memory, embedded:/path/to/file or scylla://"),
         (&[("STORE__URL", "scylla://db:9042")], "the keyspace is missing"),

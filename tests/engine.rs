@@ -11,15 +11,18 @@ use std::{future::pending, sync::Arc, time::Duration};
 use futures::{StreamExt as _, stream};
 use pushcast::{
     config::{Config, Environment},
-    delivery::{Batcher, Class, Desk, Final, Gate, Keeper, Pace, Page, Provider, Returned, Share, route},
+    dispatch::{
+        Batcher, BatcherHandle, Class, Gate, MessageOutcome, Page, Provider, RateLimiter, Returned,
+        RouteSync, Share, route,
+    },
     domain::{Notification, NotificationId, ProviderId, Recipient, Timestamp, Token, Version},
     expo::{self, Expo},
     fcm::{self, Fcm},
     metrics::Metrics,
-    sandbox::{
-        Answer, Faults, Manner, Outage, ProviderFaults, ProviderStatistics, Sandbox, TokenFault, TokenRule,
-        Which,
-    },
+};
+use sandbox::{
+    Answer, FailureMode, Faults, Outage, ProviderFaults, ProviderStatistics, Sandbox, TokenFault, TokenRule,
+    Which,
 };
 use tokio::{
     io::copy_bidirectional,
@@ -38,20 +41,20 @@ const OUTAGE: Duration = Duration::from_secs(600);
 /// An instance's sender to one provider.
 struct Engine<P: Provider> {
     provider: Arc<P>,
-    desk: Desk<P::Body>,
+    handle: BatcherHandle<P::Body>,
     share: watch::Sender<Share>,
     metrics: Arc<Metrics>,
-    keeper: Keeper,
+    route_sync: RouteSync,
     _task: JoinSet<()>,
 }
 
 impl<P: Provider> Engine<P> {
     fn new(provider: P, limit: u32, requests_in_flight: usize, metrics: Arc<Metrics>) -> Self {
-        let (provider, share, (route, keeper)) =
+        let (provider, share, (route, route_sync)) =
             (Arc::new(provider), watch::Sender::new(Share::WHOLE), route());
-        keeper.follow(Gate::Open);
-        let pace = Pace::new(limit, Duration::ZERO, Instant::now());
-        let (batcher, desk) = Batcher::new(
+        route_sync.follow(Gate::Open);
+        let pace = RateLimiter::new(limit, Duration::ZERO, Instant::now());
+        let (batcher, handle) = Batcher::new(
             Arc::clone(&provider),
             requests_in_flight,
             pace,
@@ -61,7 +64,7 @@ impl<P: Provider> Engine<P> {
         );
         let mut task = JoinSet::new();
         task.spawn(batcher.run());
-        Self { provider, desk, share, metrics, keeper, _task: task }
+        Self { provider, handle, share, metrics, route_sync, _task: task }
     }
 
     async fn send(&self, class: Class, recipients: Vec<Recipient>) -> Returned {
@@ -70,8 +73,8 @@ impl<P: Provider> Engine<P> {
             Instant::now() + Duration::from_secs(24 * 3600),
             Instant::now() + Duration::from_secs(24 * 3600),
         );
-        self.desk
-            .send(
+        self.handle
+            .submit(
                 Page { class, body, recipients: recipients.into(), expires, start_before: None, stale_at },
                 pending(),
             )
@@ -80,14 +83,14 @@ impl<P: Provider> Engine<P> {
     }
 
     /// Sends to all of them, page by page, as the handlers of a broadcast's parts do.
-    async fn broadcast(&self, everybody: Vec<Recipient>) -> Vec<Final> {
+    async fn broadcast(&self, everybody: Vec<Recipient>) -> Vec<MessageOutcome> {
         let pages: Vec<_> = everybody.chunks(PAGE).map(<[_]>::to_vec).collect();
         let returned: Vec<Returned> = stream::iter(pages)
             .map(|page| self.send(Class::Slice, page))
             .buffer_unordered(OPEN_PAGES)
             .collect()
             .await;
-        returned.into_iter().flat_map(|page| page.finals).map(Option::unwrap).collect()
+        returned.into_iter().flat_map(|page| page.outcomes).map(Option::unwrap).collect()
     }
 
     fn ambiguous(&self) -> u64 {
@@ -127,7 +130,7 @@ fn everybody(provider: ProviderId, count: usize) -> Vec<Recipient> {
 
 /// A sandbox where each provider takes a moment to answer.
 async fn sandbox(change: impl FnOnce(&mut Faults)) -> Sandbox {
-    let sandbox = Sandbox::start(pushcast::sandbox::Options::default()).await.unwrap();
+    let sandbox = Sandbox::start(sandbox::Options::default()).await.unwrap();
     let mut faults = Faults::default();
     (faults.expo.latency, faults.fcm.latency) = (LATENCY, LATENCY);
     change(&mut faults);
@@ -187,17 +190,23 @@ async fn fcm_at(sandbox: &Sandbox, url: String, limit: u32) -> Engine<Fcm> {
     )
 }
 
-fn all_sent(finals: &[Final]) -> bool {
-    finals.iter().all(|fate| matches!(fate, Final::Sent { .. }))
+fn all_sent(outcomes: &[MessageOutcome]) -> bool {
+    outcomes.iter().all(|fate| matches!(fate, MessageOutcome::Sent { .. }))
 }
 
 // === Outages ===
 
-const MANNERS: [Manner; 6] =
-    [Manner::Error, Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short];
+const MANNERS: [FailureMode; 6] = [
+    FailureMode::Error,
+    FailureMode::Html,
+    FailureMode::Hang,
+    FailureMode::Reset,
+    FailureMode::Drip,
+    FailureMode::Short,
+];
 
 /// A provider that is away for ten minutes, in this manner.
-fn away(manner: Manner, take_anyway: bool) -> ProviderFaults {
+fn away(manner: FailureMode, take_anyway: bool) -> ProviderFaults {
     let down = Outage { manner, status: 503, lasting: Some(OUTAGE), take_anyway, ..Outage::default() };
     ProviderFaults { latency: LATENCY, down: Some(down), ..ProviderFaults::default() }
 }
@@ -206,12 +215,12 @@ fn away(manner: Manner, take_anyway: bool) -> ProviderFaults {
 async fn survives<P: Provider>(engine: &Engine<P>, seen: impl Fn() -> ProviderStatistics, what: &str) {
     const PEOPLE: usize = 5_000;
     let begun = Instant::now();
-    let (finals, asked_in_vain) =
+    let (outcomes, asked_in_vain) =
         tokio::join!(engine.broadcast(everybody(engine.provider.id(), PEOPLE)), async {
             tokio::time::sleep(OUTAGE).await;
             seen().requests
         });
-    assert_eq!((finals.len(), all_sent(&finals)), (PEOPLE, true), "{what}");
+    assert_eq!((outcomes.len(), all_sent(&outcomes)), (PEOPLE, true), "{what}");
     let (seen, took) = (seen(), begun.elapsed());
     assert_eq!(seen.distinct_tokens, PEOPLE as u64, "{what}: {seen:?}");
     // The longest pause of a probe, half as long again by its jitter, and a request that still hangs.
@@ -266,14 +275,15 @@ async fn a_connection_that_is_reset_takes_down_only_what_it_carried() {
     let reset = async {
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         sandbox.faults().change(|faults| {
-            faults.fcm.down = Some(Outage { manner: Manner::Reset, requests: Some(1), ..Outage::default() });
+            faults.fcm.down =
+                Some(Outage { manner: FailureMode::Reset, requests: Some(1), ..Outage::default() });
         });
     };
     let people = people(ProviderId::Fcm, (0..4_000).map(|number| format!("other-{number}")));
-    let (finals, ()) = tokio::join!(engine.broadcast(people), reset);
-    assert!(all_sent(&finals));
+    let (outcomes, ()) = tokio::join!(engine.broadcast(people), reset);
+    assert!(all_sent(&outcomes));
     let seen = sandbox.statistics().fcm;
-    assert_eq!((seen.distinct_tokens, seen.outages.get(&Manner::Reset)), (5_000, Some(&1)));
+    assert_eq!((seen.distinct_tokens, seen.outages.get(&FailureMode::Reset)), (5_000, Some(&1)));
     // A connection carries a hundred.
     assert!((1..=100).contains(&engine.ambiguous()), "{} were on the connection", engine.ambiguous());
     assert!(seen.doubles <= engine.ambiguous(), "{} doubles", seen.doubles);
@@ -311,7 +321,7 @@ async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobod
             (600, 0, 2),
             "{manner:?}"
         );
-        assert_eq!(*engine.keeper.trouble().borrow(), None, "{manner:?}");
+        assert_eq!(*engine.route_sync.trouble().borrow(), None, "{manner:?}");
     }
 }
 
@@ -376,10 +386,10 @@ async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
                 sandbox.revoke_credentials();
             }
         };
-        let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 5_000)), google);
+        let (outcomes, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 5_000)), google);
         let seen = sandbox.statistics();
         let refused = seen.fcm.answered(Answer::CredentialsRefused);
-        assert!(all_sent(&finals) && (refused > 0) == revoked, "{refused} were refused");
+        assert!(all_sent(&outcomes) && (refused > 0) == revoked, "{refused} were refused");
         assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, engine.ambiguous()), (5_000, 0, 0));
         assert!(
             seen.fcm.peak_per_second <= u64::from(LIMIT),
@@ -394,7 +404,7 @@ async fn what_has_waited_for_an_oauth_token_goes_at_the_rate() {
 async fn an_fcm_that_will_not_have_us_halts_the_route_until_somebody_has_mended_that() {
     let sandbox = sandbox(|_| {}).await;
     let mut engine = fcm_of(&sandbox, 400).await;
-    let mut keeper = std::mem::replace(&mut engine.keeper, route().1);
+    let mut route_sync = std::mem::replace(&mut engine.route_sync, route().1);
     let forgetful = async {
         loop {
             sandbox.revoke_credentials();
@@ -402,17 +412,18 @@ async fn an_fcm_that_will_not_have_us_halts_the_route_until_somebody_has_mended_
         }
     };
     let operator = async {
-        let why = tokio::select! { why = keeper.halted() => why.unwrap(), () = forgetful => unreachable!() };
+        let why =
+            tokio::select! { why = route_sync.halted() => why.unwrap(), () = forgetful => unreachable!() };
         assert!(why.contains("UNAUTHENTICATED"), "{why}");
         tokio::time::sleep(Duration::from_secs(600)).await;
         // The token that we have is still one of the bad ones.
         sandbox.revoke_credentials();
-        keeper.follow(Gate::Open);
-        let again = tokio::time::timeout(Duration::from_secs(60), keeper.halted()).await;
+        route_sync.follow(Gate::Open);
+        let again = tokio::time::timeout(Duration::from_secs(60), route_sync.halted()).await;
         assert!(again.is_err(), "once is enough: {again:?}");
     };
-    let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 2_000)), operator);
-    assert!(all_sent(&finals));
+    let (outcomes, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 2_000)), operator);
+    assert!(all_sent(&outcomes));
     let seen = sandbox.statistics().fcm;
     assert_eq!((seen.distinct_tokens, seen.doubles), (2_000, 0));
 }
@@ -429,7 +440,7 @@ async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {
             let back = Instant::now() + AWAY;
             sandbox.faults().change(|faults| {
                 faults.expo.down = Some(Outage {
-                    manner: Manner::Error,
+                    manner: FailureMode::Error,
                     status: 503,
                     lasting: Some(AWAY),
                     ..Outage::default()
@@ -443,8 +454,8 @@ async fn reminders_go_within_two_seconds_of_the_end_of_a_short_outage() {
             };
             futures::future::join_all((0..40).map(reminder)).await
         };
-        let (finals, late) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, bulk)), reminders);
-        assert_eq!((finals.len(), all_sent(&finals), sandbox.statistics().expo.doubles), (bulk, true, 0));
+        let (outcomes, late) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, bulk)), reminders);
+        assert_eq!((outcomes.len(), all_sent(&outcomes), sandbox.statistics().expo.doubles), (bulk, true, 0));
         let (first, last) = (late.iter().min().unwrap(), late.iter().max().unwrap());
         assert!(
             *last < Duration::from_secs(2),
@@ -536,11 +547,11 @@ async fn a_storm_of_429s_is_weathered_and_nobody_rings_twice() {
     })
     .await;
     let (expo, fcm) = (expo_of(&sandbox, 600), fcm_of(&sandbox, 400).await);
-    let finals = tokio::join!(
+    let outcomes = tokio::join!(
         expo.broadcast(everybody(ProviderId::Expo, 10_000)),
         fcm.broadcast(everybody(ProviderId::Fcm, 3_000))
     );
-    assert!(all_sent(&finals.0) && all_sent(&finals.1));
+    assert!(all_sent(&outcomes.0) && all_sent(&outcomes.1));
     let seen = sandbox.statistics();
     for (seen, people, what) in [(seen.expo, 10_000, "Expo"), (seen.fcm, 3_000, "FCM")] {
         assert_eq!((seen.distinct_tokens, seen.doubles), (people, 0), "{what}");
@@ -569,8 +580,8 @@ async fn a_busy_device_holds_up_nobody_else() {
         );
         sandbox.faults().change(|faults| faults.fcm.tokens.clear());
     };
-    let (finals, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 1_000)), free);
-    assert!(all_sent(&finals));
+    let (outcomes, ()) = tokio::join!(engine.broadcast(everybody(ProviderId::Fcm, 1_000)), free);
+    assert!(all_sent(&outcomes));
 }
 
 // === Urgent ===
@@ -587,14 +598,14 @@ async fn reminders_overtake_a_broadcast_to_two_hundred_thousand() {
             let begun = Instant::now();
             let patient = people(ProviderId::Expo, [format!("patient-{number}")]);
             assert!(all_sent(
-                &engine.send(Class::Urgent, patient).await.finals.into_iter().flatten().collect::<Vec<_>>()
+                &engine.send(Class::Urgent, patient).await.outcomes.into_iter().flatten().collect::<Vec<_>>()
             ));
             waits.push(begun.elapsed().saturating_sub(LATENCY));
         }
         waits
     };
-    let (finals, waits) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, PEOPLE)), reminders);
-    assert_eq!((finals.len(), all_sent(&finals)), (PEOPLE, true));
+    let (outcomes, waits) = tokio::join!(engine.broadcast(everybody(ProviderId::Expo, PEOPLE)), reminders);
+    assert_eq!((outcomes.len(), all_sent(&outcomes)), (PEOPLE, true));
     let longest = waits.iter().max().unwrap();
     assert!(*longest <= Duration::from_millis(50), "a reminder waited {longest:?}");
     let seen = sandbox.statistics().expo;

@@ -24,7 +24,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::read::GzDecoder;
 use pushcast::{
-    delivery::{Message, Provider, Receipt, Receipts as _, Reply, Verdict},
+    dispatch::{Message, Provider, Receipt, Receipts as _, Reply, Verdict},
     domain::{Notification, NotificationId, Platform, Timestamp, Token},
     expo::{self, Expo},
     fcm::{self, Fcm},

@@ -8,7 +8,7 @@
 //! is one story, because what it takes is time: a member's death is noticed after seconds, and a reminder's
 //! minute comes when it comes.
 //!
-//! The runtime is tried with a small stage, examples/relay.rs, that writes what it has handled to a topic.
+//! The runtime is tried with a small stage, crates/consumer/examples/relay.rs, that writes what it has handled to a topic.
 //! Each scene has topics and a group of its own and is played beside the others, but one test's after the
 //! other's: a machine whose processors are short makes sessions end, which is another test. `REAL_SEED`
 //! repeats the moments of a run; what is ignored here is for `make soak`.
@@ -48,7 +48,7 @@ use std::{
 };
 
 use broker::Broker;
-use pushcast::kafka::GroupProtocol::{Classic, Consumer};
+use consumer::GroupProtocol::{Classic, Consumer};
 use world::World;
 
 /// Held by who plays with relays.

@@ -6,7 +6,8 @@ use std::{
     process::{ChildStdout, Command, Stdio},
 };
 
-use pushcast::{config::Environment, events::topics, kafka::mock::Broker};
+use consumer::mock::Broker;
+use pushcast::{config::Environment, events::topics};
 
 use crate::{
     bare,
@@ -37,7 +38,7 @@ pub fn named(word: &str) -> Option<fn(&[String])> {
 
 /// Says where it is, and serves until it is killed.
 fn kafka() {
-    let broker = Broker::start_with(topics::ALL.map(|topic| (topic, PARTITIONS))).unwrap();
+    let broker = Broker::start(topics::ALL.map(|topic| (topic, PARTITIONS))).unwrap();
     println!("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
     loop {
         std::thread::park();

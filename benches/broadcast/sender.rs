@@ -6,12 +6,9 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Message, Publish as _};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use pushcast::{
-    config::Environment,
-    events::topics,
-    stream::{Message, Publish as _},
-};
+use pushcast::{config::Environment, events::topics};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 

@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use consumer::{Message, Producer, Publish as _};
 use pushcast::{
     config::{Config, Environment},
     events::topics,
-    kafka::Producer,
-    stream::{Message, Publish as _},
 };
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,

@@ -2,18 +2,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
-/// Every stage, in the order of a record's life.
-pub const STAGES: [&str; 9] = [
-    "tokens",
-    "posts",
-    "medication",
-    "delivery.expo.urgent",
-    "delivery.expo.bulk",
-    "delivery.fcm.urgent",
-    "delivery.fcm.bulk",
-    "receipts",
-    "cleanup",
-];
+use crate::topology::STAGES;
 
 /// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all
 /// below them.
@@ -22,13 +11,13 @@ pub struct Stages(BTreeSet<&'static str>);
 
 /// There is no such stage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no stage; there are {all}", all = STAGES.join(", "))]
+#[error("{0:?} is no stage; there are {all}", all = STAGES.map(|stage| stage.name).join(", "))]
 pub struct UnknownStage(String);
 
 impl Stages {
     /// All of them.
     pub fn all() -> Self {
-        Self(STAGES.into())
+        Self(STAGES.map(|stage| stage.name).into())
     }
 
     /// Whether the stage of that name was picked.
@@ -46,7 +35,7 @@ impl FromStr for Stages {
             let is_named = |stage: &&str| {
                 stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
-            let named: Vec<_> = STAGES.into_iter().filter(is_named).collect();
+            let named: Vec<_> = STAGES.iter().map(|stage| stage.name).filter(is_named).collect();
             if named.is_empty() {
                 return Err(UnknownStage(name.to_owned()));
             }

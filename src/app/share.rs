@@ -6,15 +6,16 @@
 
 use std::time::Duration;
 
+use consumer::Assignment;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 
-use crate::{delivery::Share, kafka::Assignment};
+use crate::dispatch::Share;
 
 /// What a share follows from.
-pub(super) struct Lanes {
+pub(super) struct LaneAssignment {
     /// Of the provider's urgent jobs.
     pub urgent: Lane,
     /// Of its other ones.
@@ -34,8 +35,8 @@ pub(super) struct Lane {
 }
 
 /// Keeps `share` up to date until the lanes' consumers have ended.
-pub(super) async fn follow(lanes: Lanes, share: watch::Sender<Share>) {
-    let Lanes { mut urgent, mut bulk, trusted_for } = lanes;
+pub(super) async fn follow(lanes: LaneAssignment, share: watch::Sender<Share>) {
+    let LaneAssignment { mut urgent, mut bulk, trusted_for } = lanes;
     loop {
         let now = Instant::now();
         let [(urgent_owned, urgent_until), (bulk_owned, bulk_until)] =
@@ -94,7 +95,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::kafka::TopicPartition;
+    use consumer::TopicPartition;
 
     const TRUSTED_FOR: Duration = Duration::from_secs(5);
 
@@ -116,7 +117,7 @@ mod tests {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(
-            Lanes {
+            LaneAssignment {
                 urgent: lane(urgent, "urgent", 4),
                 bulk: lane(bulk, "bulk", 16),
                 trusted_for: TRUSTED_FOR,

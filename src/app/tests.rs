@@ -1,7 +1,8 @@
+use consumer::mock::Broker;
 use tokio::time::sleep;
 
 use super::*;
-use crate::{kafka::mock::Broker, store::embedded::EmbeddedStore};
+use crate::store::embedded::EmbeddedStore;
 
 #[test]
 fn a_stop_leaves_time_to_finish_what_is_begun_and_to_be_gone() {
@@ -25,8 +26,12 @@ fn config(broker: &Broker) -> Config {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
-    let broker = Broker::start().unwrap();
-    for stage in STAGES.into_iter().filter(|stage| !stage.starts_with("delivery.fcm")) {
+    let broker = topology::embedded_broker(16).unwrap();
+    for stage in crate::topology::STAGES
+        .map(|stage| stage.name)
+        .into_iter()
+        .filter(|stage| !stage.starts_with("delivery.fcm"))
+    {
         let app = App::new(config(&broker), EmbeddedStore::memory().unwrap(), stage.parse().unwrap());
         let (health, stop) = (app.health(), CancellationToken::new());
         let mut process = JoinSet::new();
@@ -75,10 +80,7 @@ async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
 async fn a_task_that_ends_unasked_is_named() {
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
-    assert_eq!(
-        first_to_end(&mut tasks, &stop).await.unwrap().to_string(),
-        "sweep ended, although nobody asked it to"
-    );
+    assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended without a stop");
     tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
     assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
 }

@@ -9,12 +9,12 @@ use crate::{
     domain::{
         BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress,
         ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash,
-        Unavailable, UserId, Version,
+        UserId, Version,
     },
     metrics::Metrics,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark,
-        Marked, Marks, Page, Registry, Route, Routes, Shard, Store, TokenRow, Total,
+        Marked, Marks, Page, Registry, Route, Routes, Shard, Store, StoreError, TokenRow, Total,
     },
 };
 
@@ -46,7 +46,7 @@ impl<S> Timed<S> {
 macro_rules! timed {
     ($($port:ident { $($operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)+ })+) => {$(
         impl<S: $port> $port for Timed<S> {
-            $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, Unavailable> {
+            $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, StoreError> {
                 // On the heap: without optimisation each caller's frame would hold all that a driver awaits,
                 // many times over, and a worker's 2 MiB of stack were too few for delivery on a CQL store.
                 self.time(stringify!($operation), Box::pin(self.store.$operation($($name),*))).await
@@ -98,7 +98,7 @@ timed! {
 }
 
 impl<S: Store> Store for Timed<S> {
-    async fn ping(&self) -> Result<(), Unavailable> {
+    async fn ping(&self) -> Result<(), StoreError> {
         self.time("ping", self.store.ping()).await
     }
 

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use anyhow::bail;
 use pushcast::{
     config::Config,
-    events::topics,
     expo::Expo,
     fcm::Fcm,
-    kafka::admin,
     metrics::Metrics,
     store::{Store, embedded::OpenError},
+    topology,
 };
 
 use super::run::{Opened, open};
@@ -21,9 +20,7 @@ use super::run::{Opened, open};
 pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("configuration  fine: {}", config.redacted());
     let metrics = Arc::new(Metrics::new());
-    let kafka = admin::check_topics(&config.kafka, topics::ALL)
-        .await
-        .map(|topics| format!("fine: {} topics", topics.len()));
+    let kafka = topology::check(&config.kafka).await.map(|topics| format!("fine: {} topics", topics.len()));
     let store = match open(&config).await {
         Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => {
             Ok(format!("fine: {:#}", err.root_cause()))
@@ -54,9 +51,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(err) => Err(err.into()),
     };
     let mut wrong = 0;
-    for (what, found) in
-        [("kafka", kafka.map_err(anyhow::Error::from)), ("store", store), ("expo", expo), ("fcm", fcm)]
-    {
+    for (what, found) in [("kafka", kafka), ("store", store), ("expo", expo), ("fcm", fcm)] {
         match found {
             Ok(fine) => println!("{what:13}  {fine}"),
             Err(err) => {

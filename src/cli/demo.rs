@@ -1,16 +1,16 @@
 //! `pushcast demo`: all of it in one process, and the promises attacked while you watch.
 //!
 //! Kafka is librdkafka's mock cluster, the store is SQLite in memory, Expo and FCM are the sandbox; between
-//! them runs what `pushcast run` runs, with settings that come the way that everybody's come. `cast` says
+//! them runs what `pushcast run` runs, with settings that come the way that everybody's come. `scenario` says
 //! what is published, `acts` when and under which attacks, `expected` what must come of it, and `verify`
 //! whether it did. What is expected follows from what was published alone.
 
-mod acts;
-mod cast;
 mod expected;
 mod keep;
 mod measure;
+mod scenario;
 mod screen;
+mod script;
 mod table;
 mod verify;
 mod watch;
@@ -20,13 +20,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use pushcast::{config::Config, stream::Stop};
+use pushcast::config::Config;
 use tokio::{select, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use self::{
-    acts::Play,
     screen::Screen,
-    table::Told,
+    script::Runner,
+    table::ReportTable,
     verify::{Disagreement, verify},
     watch::Watch,
     world::{Running, World},
@@ -45,13 +46,13 @@ pub struct Args {
 
 /// Runs until it has shown everything, or until `stop`. It fails if what was found is not what must come of
 /// what was published.
-pub async fn run(args: Args, _: Config, stop: Stop) -> anyhow::Result<()> {
+pub async fn run(args: Args, _: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let screen = Screen::new();
     let (world, mut running) = World::start(args.keep).await?;
     let ended = select! {
         ended = show(&world, &screen, &args) => ended,
         broken = running.broken() => Err(broken),
-        () = stop.wait() => Err(anyhow::anyhow!("interrupted")),
+        () = stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
     };
     let ended = match ended {
         Ok(verdict) if args.keep => stay(&world, &mut running, &stop).await.and(verdict),
@@ -66,7 +67,7 @@ pub async fn run(args: Args, _: Config, stop: Stop) -> anyhow::Result<()> {
 /// The demonstration. `Ok(Err(_))` = it went to its end, and something does not agree.
 async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<anyhow::Result<()>> {
     let watch = Watch::new(world);
-    let play = Play::new(world, &watch, screen);
+    let play = Runner::new(world, &watch, screen);
     let acts = async {
         match timeout(DEADLINE, play.all()).await {
             Ok(ended) => ended.map(|()| None),
@@ -88,7 +89,7 @@ async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<any
     }
     println!(
         "{}",
-        Told {
+        ReportTable {
             world,
             expected: &expected,
             found: &found,
@@ -118,11 +119,11 @@ fn judge(disagreements: &[Disagreement]) -> anyhow::Result<()> {
 }
 
 /// Stays until `stop`, and shows every push.
-async fn stay(world: &World, running: &mut Running, stop: &Stop) -> anyhow::Result<()> {
+async fn stay(world: &World, running: &mut Running, stop: &CancellationToken) -> anyhow::Result<()> {
     println!("It goes on running until Ctrl-C.");
     select! {
         never = keep::show_pushes(world) => match never {},
         broken = running.broken() => Err(broken),
-        () = stop.wait() => Ok(()),
+        () = stop.cancelled() => Ok(()),
     }
 }

@@ -1,18 +1,21 @@
 //! `pushcast init`: what has to be there before the first `run`.
 
 use anyhow::Context;
+use consumer::admin::{self, Began, Created};
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
-    kafka::admin::{self, Began, Created},
     store::{Doses, StoreUrl, cql::CqlStore, embedded::OpenError},
+    topology,
 };
 
 use super::run::{Opened, open};
 
 /// Creates missing topics, first offsets, the store's tables and its first rows, and tells what it did.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let report = admin::init(&config.kafka).await?;
+    let report =
+        admin::init(&config.kafka, &topology::topics(config.kafka.partitions), &topology::subscriptions())
+            .await?;
     for (topic, created) in report.topics {
         println!(
             "topic  {topic:24} {}",

@@ -3,12 +3,9 @@
 use std::{future::ready, pin::pin};
 
 use anyhow::Context;
+use consumer::{Message, Producer, Publish};
 use futures::{StreamExt, TryStreamExt, stream};
-use pushcast::{
-    config::Config,
-    kafka::Producer,
-    stream::{Message, Publish},
-};
+use pushcast::config::Config;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio_util::sync::CancellationToken;
 

@@ -6,8 +6,8 @@ use pushcast::{
     app::{App, Stages},
     config::Config,
     store::{Doses, StoreUrl, cql::CqlStore, embedded::EmbeddedStore},
-    stream::Stop,
 };
+use tokio_util::sync::CancellationToken;
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -19,16 +19,16 @@ pub struct Args {
 }
 
 /// Runs the stages until `stop`, and drains.
-pub async fn run(args: Args, config: Config, stop: Stop) -> anyhow::Result<()> {
+pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(config = %config.redacted(), "Starting pushcast {}", env!("CARGO_PKG_VERSION"));
     let stages = args.stages.unwrap_or_else(Stages::all);
     match open(&config).await? {
         Opened::Embedded(store) => {
             // Its only owner may begin it; for a store that is shared `pushcast init` does.
             store.init_marks(Timestamp::now()).await?;
-            App::new(config, store, stages).run(stop.token()).await
+            App::new(config, store, stages).run(stop).await
         }
-        Opened::Cql(store) => App::new(config, store, stages).run(stop.token()).await,
+        Opened::Cql(store) => App::new(config, store, stages).run(stop).await,
     }
 }
 

@@ -3,11 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Context;
-use pushcast::{
-    kafka::mock::Broker,
-    sandbox::{Options, Sandbox},
-    stream::Stop,
-};
+use pushcast::topology;
+use sandbox::{Options, Sandbox};
+use tokio_util::sync::CancellationToken;
 
 /// What to fake, and where.
 #[derive(Debug, clap::Args)]
@@ -35,13 +33,13 @@ pub struct Args {
 }
 
 /// Serves until `stop`.
-pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
+pub async fn run(args: Args, partitions: i32, stop: CancellationToken) -> anyhow::Result<()> {
     let options =
         Options { listen: args.listen, url: args.url, remember: args.remember, ..Options::default() };
     let sandbox = Sandbox::start(options)
         .await
         .with_context(|| format!("--listen: can't listen on {}", args.listen))?;
-    let broker = if args.kafka { Some(Broker::start()?) } else { None };
+    let broker = if args.kafka { Some(topology::embedded_broker(partitions)?) } else { None };
     println!("PUSHCAST__EXPO__URL={}", sandbox.expo_url());
     println!("PUSHCAST__FCM__URL={}", sandbox.fcm_url());
     if let Some(path) = &args.credentials {
@@ -57,7 +55,7 @@ pub async fn run(args: Args, stop: Stop) -> anyhow::Result<()> {
         sandbox.url(),
         sandbox.url()
     );
-    stop.wait().await;
+    stop.cancelled().await;
     sandbox.stop().await;
     Ok(())
 }

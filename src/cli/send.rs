@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
-    delivery::{Message, Provider, Reply, Verdict},
+    dispatch::{Message, Provider, Reply, Verdict},
     domain::{Notification, NotificationId, ProviderId, Token},
     expo::Expo,
     fcm::Fcm,

@@ -1,7 +1,8 @@
 //! `pushcast tick`: what an upstream cron job would write.
 
+use consumer::{Producer, Publish};
 use jiff::Timestamp;
-use pushcast::{config::Config, kafka::Producer, stages::medication::clock_tick, stream::Publish};
+use pushcast::{config::Config, stages::medication::clock_tick};
 
 /// Which moment.
 #[derive(Debug, clap::Args)]

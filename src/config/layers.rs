@@ -12,7 +12,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Environment, Mistake, Origin, Sections, redact};
+use super::{ConfigError, Environment, Origin, Sections, redact};
 
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 const PREFIX: &str = "PUSHCAST__";
@@ -21,7 +21,7 @@ const PREFIX: &str = "PUSHCAST__";
 const PROPERTIES: &str = "kafka.properties";
 
 /// Names that the replaced systems read, and what they mean here.
-const NAMES_OF_OLD: [(&str, &str); 6] = [
+const LEGACY_ENV: [(&str, &str); 6] = [
     ("EXPO_PUSH_URL", "expo.url"),
     ("ENABLE_PUSH_NOTIFICATIONS", "push.enabled"),
     ("FIREBASE_PROJECT_ID", "fcm.project_id"),
@@ -71,7 +71,7 @@ impl Effective {
     }
 
     /// Puts a file on top.
-    pub fn read_file(&mut self, path: &Path, text: &str, mistakes: &mut Vec<Mistake>) {
+    pub fn read_file(&mut self, path: &Path, text: &str, mistakes: &mut Vec<ConfigError>) {
         let path: Arc<str> = path.display().to_string().into();
         let at = |offset: usize| Origin::File {
             path: path.clone(),
@@ -80,7 +80,7 @@ impl Effective {
         let (document, errors) = DeTable::parse_recoverable(text);
         for err in &errors {
             let origin = at(err.span().map_or(0, |span| span.start));
-            mistakes.push(Mistake {
+            mistakes.push(ConfigError {
                 origin: origin.to_string(),
                 setting: None,
                 expected: format!("is not TOML: {}", err.message()),
@@ -89,7 +89,7 @@ impl Effective {
         for (section, values) in document.get_ref() {
             let name = section.get_ref();
             let Some(values) = values.get_ref().as_table().filter(|_| self.has_section(name)) else {
-                mistakes.push(Mistake::unknown(&at(section.span().start), Some(name), self.alike(name)));
+                mistakes.push(ConfigError::unknown(&at(section.span().start), Some(name), self.alike(name)));
                 continue;
             };
             for (key, value) in values {
@@ -99,7 +99,7 @@ impl Effective {
                 if self.0.contains_key(key) {
                     self.put(key, plain(value.get_ref()), origin, mistakes);
                 } else {
-                    mistakes.push(Mistake::unknown(&origin, Some(key), self.alike(key)));
+                    mistakes.push(ConfigError::unknown(&origin, Some(key), self.alike(key)));
                 }
             }
         }
@@ -107,8 +107,8 @@ impl Effective {
 
     /// Puts the variables of the replaced systems on top. An empty one counts as not there: deployments pass
     /// them on unset.
-    pub fn read_names_of_old(&mut self, environment: &Environment, mistakes: &mut Vec<Mistake>) {
-        for (name, key) in NAMES_OF_OLD {
+    pub fn read_names_of_old(&mut self, environment: &Environment, mistakes: &mut Vec<ConfigError>) {
+        for (name, key) in LEGACY_ENV {
             if let Some(text) = environment.get(name).filter(|text| !text.is_empty()) {
                 self.put_text(key, text, Origin::Variable(name.to_owned()), mistakes);
             }
@@ -116,7 +116,7 @@ impl Effective {
     }
 
     /// Puts `PUSHCAST__SECTION__KEY` on top.
-    pub fn read_environment(&mut self, environment: &Environment, mistakes: &mut Vec<Mistake>) {
+    pub fn read_environment(&mut self, environment: &Environment, mistakes: &mut Vec<ConfigError>) {
         for (name, text) in environment {
             let Some(path) = name.strip_prefix(PREFIX) else { continue };
             let key = path.to_lowercase().replace("__", ".");
@@ -124,7 +124,11 @@ impl Effective {
             if self.0.contains_key(&key) {
                 self.put_text(&key, text, origin, mistakes);
             } else {
-                mistakes.push(Mistake::unknown(&origin, None, self.alike(&key).map(|key| variable(&key))));
+                mistakes.push(ConfigError::unknown(
+                    &origin,
+                    None,
+                    self.alike(&key).map(|key| variable(&key)),
+                ));
             }
         }
     }
@@ -136,9 +140,9 @@ impl Effective {
     }
 
     /// A mistake about the value that a key has now.
-    pub fn complaint(&self, key: &str, expected: String) -> Mistake {
+    pub fn complaint(&self, key: &str, expected: String) -> ConfigError {
         let Setting { value, origin, .. } = &self.0[key];
-        Mistake::of_value(origin, key, &redact::shown(key, value), expected)
+        ConfigError::of_value(origin, key, &redact::shown(key, value), expected)
     }
 
     /// The settings as the parts of the process want them.
@@ -151,24 +155,24 @@ impl Effective {
     }
 
     /// Puts one value that came as text on top.
-    fn put_text(&mut self, key: &str, text: &str, origin: Origin, mistakes: &mut Vec<Mistake>) {
+    fn put_text(&mut self, key: &str, text: &str, origin: Origin, mistakes: &mut Vec<ConfigError>) {
         match self.0[key].kind.read(key, text) {
             Ok(value) => self.put(key, value, origin, mistakes),
             Err(expected) => {
                 let shown = redact::shown(key, &Value::from(text));
                 // A broken JSON object of properties may hold a password anywhere.
                 let shown = if key == PROPERTIES { "\"[redacted]\"" } else { &shown };
-                mistakes.push(Mistake::of_value(&origin, key, shown, expected));
+                mistakes.push(ConfigError::of_value(&origin, key, shown, expected));
             }
         }
     }
 
     /// Puts one value on top, if it is of the right type and its section takes it. Otherwise the one below
     /// stays, so that the rules between settings can still be checked.
-    fn put(&mut self, key: &str, value: Value, origin: Origin, mistakes: &mut Vec<Mistake>) {
+    fn put(&mut self, key: &str, value: Value, origin: Origin, mistakes: &mut Vec<ConfigError>) {
         let before = &self.0[key];
         let refusal = |value: &Value, expected: String| {
-            Mistake::of_value(&origin, key, &redact::shown(key, value), expected)
+            ConfigError::of_value(&origin, key, &redact::shown(key, value), expected)
         };
         let value = match before.kind.accept(value, &before.value) {
             Ok(value) => value,

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::Config;
 use crate::{
-    delivery, expo, fcm, http, kafka,
+    dispatch, expo, fcm, http,
     stages::{medication, posts},
     store, telemetry,
 };
@@ -16,8 +16,10 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Partitions of each topic, which the slices of a broadcast are spread over evenly.
-const PARTITIONS: u32 = 16;
+/// The most partitions that a topic is created with.
+const PARTITIONS_MAX: i32 = 1024;
+/// The most slices of a broadcast: each is a record and a row.
+const SLICES_MAX: u32 = 4096;
 
 /// A rule that a setting breaks.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,32 +39,32 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     expo(&mut rules, &config.expo);
     fcm(&mut rules, &config.fcm);
     drain(&mut rules, config);
-    posts(&mut rules, &config.posts);
+    posts(&mut rules, &config.posts, config.kafka.partitions);
     medication(&mut rules, &config.medication);
     http(&mut rules, &config.http);
     log(&mut rules, &config.log);
     rules.0
 }
 
-fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
-    rules.hold(
+fn kafka(rules: &mut Rules, kafka: &consumer::Settings) {
+    rules.ensure(
         "kafka.bootstrap_servers",
         kafka.bootstrap_servers.split(',').all(|server| is_host_and_port(server.trim())),
         || "expected host:port, or several of them separated by commas",
     );
     let prefix = &kafka.group_prefix;
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    rules.hold(
+    rules.ensure(
         "kafka.group_prefix",
         !prefix.is_empty() && prefix.bytes().all(legal),
         || "expected letters, digits, '.', '_' or '-'",
     );
-    rules.hold(
+    rules.ensure(
         "kafka.session_timeout",
         (SECOND * 6..=SECOND * 1800).contains(&kafka.session_timeout),
         || "expected 6s to 30m, what brokers allow (group.min.session.timeout.ms, group.max.session.timeout.ms)",
     );
-    rules.hold(
+    rules.ensure(
         "kafka.commit_every",
         (SECOND / 10..=SECOND * 60).contains(&kafka.commit_every),
         || "expected 100ms to 60s",
@@ -70,7 +72,12 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
     rules.at_least_one("kafka.in_flight", kafka.in_flight);
     rules.at_least_one("kafka.in_flight_bytes", kafka.in_flight_bytes);
     rules.at_least_one("kafka.span", kafka.span);
-    rules.hold(
+    rules.ensure(
+        "kafka.partitions",
+        (1..=PARTITIONS_MAX).contains(&kafka.partitions) && (kafka.partitions & (kafka.partitions - 1)) == 0,
+        || format!("expected a power of two: 1, 2, 4, … {PARTITIONS_MAX}"),
+    );
+    rules.ensure(
         "kafka.replication_factor",
         kafka.replication_factor >= 0,
         || "expected 0 (as many as there are brokers, at most 3) or more",
@@ -79,7 +86,7 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
     // into one group. `latest` would skip what was written while nobody was reading, `error` would end the
     // reading.
     for name in ["enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "group.id"] {
-        rules.hold("kafka.properties", !kafka.properties.contains_key(name), || {
+        rules.ensure("kafka.properties", !kafka.properties.contains_key(name), || {
             format!("{name} is not yours to set: records would be lost with it")
         });
     }
@@ -87,53 +94,53 @@ fn kafka(rules: &mut Rules, kafka: &kafka::Settings) {
 
 fn store(rules: &mut Rules, store: &store::Settings) {
     if let Err(invalid) = store.location() {
-        rules.breaks("store.url", invalid);
+        rules.refuse("store.url", invalid);
     }
-    rules.hold(
+    rules.ensure(
         "store.replication_factor",
         store.replication_factor >= 0,
         || "expected 0 (as many as there are nodes, at most 3) or more",
     );
     let (certificate, key) = (!store.certificate_file.is_empty(), !store.key_file.is_empty());
-    rules.hold("store.certificate_file", certificate || !key, || "needed beside store.key_file");
-    rules.hold("store.key_file", key || !certificate, || "needed beside store.certificate_file");
-    rules.hold(
+    rules.ensure("store.certificate_file", certificate || !key, || "needed beside store.key_file");
+    rules.ensure("store.key_file", key || !certificate, || "needed beside store.certificate_file");
+    rules.ensure(
         "store.ca_file",
         !store.ca_file.is_empty() || !(certificate || key),
         || "needed beside store.certificate_file",
     );
 }
 
-fn push(rules: &mut Rules, push: &delivery::Settings) {
+fn push(rules: &mut Rules, push: &dispatch::Settings) {
     rules.at_least_one("push.open_pages", push.open_pages);
-    rules.hold("push.page_size", (1..=500).contains(&push.page_size), || "expected 1 to 500");
+    rules.ensure("push.page_size", (1..=500).contains(&push.page_size), || "expected 1 to 500");
     let provider_max = DAY * 28;
-    rules.hold(
+    rules.ensure(
         "push.bulk_life",
         (SECOND..=provider_max).contains(&push.bulk_life),
         || "expected 1s to 28 days (672h)",
     );
-    rules.hold(
+    rules.ensure(
         "push.urgent_life",
         (SECOND..=provider_max).contains(&push.urgent_life),
         || "expected 1s to 28 days (672h)",
     );
-    rules.hold("push.brake_dead", push.brake_dead >= 1, || "expected 1 or more");
-    rules.hold("push.brake_percent", push.brake_percent <= 100, || "expected 0 to 100 (100 = no brake)");
-    rules.hold("push.brake_window", (SECOND..=HOUR).contains(&push.brake_window), || "expected 1s to 1h");
-    rules.hold("push.page_stale_after", push.page_stale_after >= SECOND, || "expected 1s or more");
+    rules.ensure("push.brake_dead", push.brake_dead >= 1, || "expected 1 or more");
+    rules.ensure("push.brake_percent", push.brake_percent <= 100, || "expected 0 to 100 (100 = no brake)");
+    rules.ensure("push.brake_window", (SECOND..=HOUR).contains(&push.brake_window), || "expected 1s to 1h");
+    rules.ensure("push.page_stale_after", push.page_stale_after >= SECOND, || "expected 1s or more");
 }
 
 fn expo(rules: &mut Rules, expo: &expo::Settings) {
     rules.url("expo.url", &expo.url);
     rules.rate("expo.rate_per_second", expo.rate_per_second);
     rules.request_slots("expo.requests_in_flight", expo.requests_in_flight);
-    rules.hold(
+    rules.ensure(
         "expo.receipt_delay",
         expo.receipt_delay < DAY,
         || "expected less than 24h: Expo forgets receipts then",
     );
-    rules.hold(
+    rules.ensure(
         "expo.dead_token_errors",
         expo.dead_token_errors.iter().all(|word| !word.trim().is_empty()),
         || "expected no empty text",
@@ -141,7 +148,7 @@ fn expo(rules: &mut Rules, expo: &expo::Settings) {
 }
 
 fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
-    rules.hold(
+    rules.ensure(
         "fcm.url",
         url_of(&fcm.url).is_some_and(|url| url.path() == "/" && url.query().is_none()),
         || "expected an origin: http:// or https://, a host, perhaps a port, and no path",
@@ -151,7 +158,7 @@ fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
     rules.request_slots("fcm.requests_in_flight", fcm.requests_in_flight);
     rules.at_least_one("fcm.connections", fcm.connections);
     let key = fcm.private_key.expose_secret();
-    rules.hold(
+    rules.ensure(
         "fcm.private_key",
         key.is_empty() || key.contains("-----BEGIN "),
         || "expected a PEM key: -----BEGIN PRIVATE KEY-----…",
@@ -162,16 +169,16 @@ fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
     // Credentials in parts: both and a project, or none.
     match (fcm.client_email.is_empty(), key.is_empty()) {
         (true, true) => {}
-        (false, false) => rules.hold(
+        (false, false) => rules.ensure(
             "fcm.project_id",
             !fcm.project_id.is_empty(),
             || "needed beside fcm.client_email and fcm.private_key, which do not name the project",
         ),
-        (false, true) => rules.breaks(
+        (false, true) => rules.refuse(
             "fcm.private_key",
             "needed beside fcm.client_email (or fcm.credentials_file instead of both)",
         ),
-        (true, false) => rules.breaks(
+        (true, false) => rules.refuse(
             "fcm.client_email",
             "needed beside fcm.private_key (or fcm.credentials_file instead of both)",
         ),
@@ -187,15 +194,21 @@ fn drain(rules: &mut Rules, config: &Config) {
         ("fcm.request_timeout", config.fcm.request_timeout),
     ];
     for (key, timeout) in timeouts {
-        rules.hold(key, !timeout.is_zero() && timeout < drain, || {
+        rules.ensure(key, !timeout.is_zero() && timeout < drain, || {
             format!("expected more than 0s and less than kafka.drain_timeout ({drain:?}), or a stop cuts requests short")
         });
     }
 }
 
-fn posts(rules: &mut Rules, posts: &posts::Settings) {
-    rules.hold("posts.slices", posts.slices.is_power_of_two() && (PARTITIONS..=4096).contains(&posts.slices), || {
-        format!("expected a power of two and a multiple of the {PARTITIONS} partitions: {PARTITIONS}, 32, 64, … 4096")
+fn posts(rules: &mut Rules, posts: &posts::Settings, partitions: i32) {
+    let of = u32::try_from(partitions).unwrap_or(1);
+    let spread = posts.slices.is_power_of_two() && (of..=SLICES_MAX).contains(&posts.slices);
+    rules.ensure("posts.slices", spread, || {
+        format!(
+            "expected a power of two and a multiple of kafka.partitions ({partitions}): {partitions}, {}, … \
+             {SLICES_MAX}",
+            2 * of
+        )
     });
     let fields = ["author_name", "title", "body", "post_id", "author_id"];
     rules.template("posts.title", &posts.title, &fields);
@@ -203,8 +216,8 @@ fn posts(rules: &mut Rules, posts: &posts::Settings) {
 }
 
 fn medication(rules: &mut Rules, medication: &medication::Settings) {
-    rules.hold("medication.max_lateness", medication.max_lateness >= SECOND, || "expected 1s or more");
-    rules.hold("medication.tick_every", medication.tick_every < medication.max_lateness, || {
+    rules.ensure("medication.max_lateness", medication.max_lateness >= SECOND, || "expected 1s or more");
+    rules.ensure("medication.tick_every", medication.tick_every < medication.max_lateness, || {
         format!(
             "expected less than medication.max_lateness ({:?}), or doses are missed between two ticks",
             medication.max_lateness
@@ -218,16 +231,16 @@ fn medication(rules: &mut Rules, medication: &medication::Settings) {
 fn http(rules: &mut Rules, http: &http::Settings) {
     let listens = |address: &str| address.is_empty() || address.parse::<SocketAddr>().is_ok();
     let expected = || "expected address:port, as in 127.0.0.1:8080 or [::]:8080, or an empty text for none";
-    rules.hold("http.listen", listens(&http.listen), expected);
-    rules.hold("http.admin_listen", listens(&http.admin_listen), expected);
+    rules.ensure("http.listen", listens(&http.listen), expected);
+    rules.ensure("http.admin_listen", listens(&http.admin_listen), expected);
     // Port 0 is a different port each time.
     let same = http.listen == http.admin_listen && !http.listen.is_empty() && !http.listen.ends_with(":0");
-    rules.hold("http.listen", !same, || "expected another address than http.admin_listen");
+    rules.ensure("http.listen", !same, || "expected another address than http.admin_listen");
 }
 
 fn log(rules: &mut Rules, log: &telemetry::Settings) {
     if let Err(err) = telemetry::filter(log) {
-        rules.breaks(
+        rules.refuse(
             "log.filter",
             format!("expected a filter as in \"info\" or \"pushcast=debug,info\": {err}"),
         );
@@ -239,30 +252,30 @@ fn log(rules: &mut Rules, log: &telemetry::Settings) {
 struct Rules(Vec<Broken>);
 
 impl Rules {
-    fn breaks(&mut self, key: &'static str, expected: impl ToString) {
+    fn refuse(&mut self, key: &'static str, expected: impl ToString) {
         self.0.push(Broken { key, expected: expected.to_string() });
     }
 
-    fn hold<T: ToString>(&mut self, key: &'static str, holds: bool, expected: impl FnOnce() -> T) {
+    fn ensure<T: ToString>(&mut self, key: &'static str, holds: bool, expected: impl FnOnce() -> T) {
         if !holds {
-            self.breaks(key, expected().to_string());
+            self.refuse(key, expected().to_string());
         }
     }
 
     fn at_least_one(&mut self, key: &'static str, number: usize) {
-        self.hold(key, number >= 1, || "expected 1 or more");
+        self.ensure(key, number >= 1, || "expected 1 or more");
     }
 
     fn request_slots(&mut self, key: &'static str, number: usize) {
-        self.hold(key, number >= 2, || "expected 2 or more: one is kept for urgent ones");
+        self.ensure(key, number >= 2, || "expected 2 or more: one is kept for urgent ones");
     }
 
     fn rate(&mut self, key: &'static str, rate: u32) {
-        self.hold(key, rate != 1, || "expected 2 or more, or 0 for no limit");
+        self.ensure(key, rate != 1, || "expected 2 or more, or 0 for no limit");
     }
 
     fn url(&mut self, key: &'static str, text: &str) {
-        self.hold(key, url_of(text).is_some(), || "expected a URL with http:// or https://");
+        self.ensure(key, url_of(text).is_some(), || "expected a URL with http:// or https://");
     }
 
     /// Braces around a word stand for a field; any other brace is text.
@@ -270,7 +283,7 @@ impl Rules {
         for piece in template.split('{').skip(1) {
             let Some((word, _)) = piece.split_once('}') else { continue };
             let is_word = !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            self.hold(key, !is_word || fields.contains(&word), || {
+            self.ensure(key, !is_word || fields.contains(&word), || {
                 let known: Vec<_> = fields.iter().map(|field| format!("{{{field}}}")).collect();
                 format!("{{{word}}} stands for nothing; expected {}", known.join(", "))
             });

@@ -20,11 +20,11 @@ use super::{
     wire::{Body, Request, grouped},
 };
 use crate::{
-    delivery::{
-        Message, PayloadRefused, Provider, Receipt, Receipts, Reply, Verdict,
+    dispatch::{
+        Message, PayloadRefused, Provider, ProviderUnavailable, Receipt, Receipts, Reply, Verdict,
         answer::{causes, retry_after},
     },
-    domain::{Dependency, Notification, ProviderId, Token, Unavailable},
+    domain::{Notification, ProviderId, Token},
     metrics::Metrics,
 };
 
@@ -198,14 +198,14 @@ impl Provider for Expo {
 }
 
 impl Receipts for Expo {
-    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
         if tickets.is_empty() {
             return Ok(Vec::new());
         }
-        let unavailable = |why: String| Unavailable {
-            dependency: Dependency::Provider,
+        let unavailable = |why: String| ProviderUnavailable {
+            provider: ProviderId::Expo,
             context: format!("asking Expo for {} receipts", tickets.len()),
-            source: Some(why.into()),
+            why,
         };
         let request =
             Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;

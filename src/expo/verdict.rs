@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use super::wire::{Received, RequestError, Sent, Ticket, same_device};
 use crate::{
-    delivery::{Receipt, Reply, Verdict, answer::words},
+    dispatch::{Receipt, Reply, Verdict, answer::words},
     domain::Token,
 };
 

@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    delivery::{Message, PayloadRefused, payload, splice, splice_number},
+    dispatch::{Message, PayloadRefused, payload, splice, splice_number},
     domain::{Notification, Platform, Token},
 };
 

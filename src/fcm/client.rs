@@ -21,7 +21,7 @@ use super::{
     wire::{self, Body},
 };
 use crate::{
-    delivery::{
+    dispatch::{
         Message, PayloadRefused, Provider, Reply, Verdict,
         answer::{causes, retry_after},
     },

@@ -43,7 +43,7 @@ use tracing::{debug, warn};
 pub(super) use self::dial::tls_of_the_platform;
 use self::dial::{Dialer, Opened};
 use super::Settings;
-use crate::delivery::answer::causes;
+use crate::dispatch::answer::causes;
 
 const CONNECT_WITHIN_MAX: Duration = Duration::from_secs(5);
 
@@ -112,10 +112,10 @@ struct State {
 
 struct Place {
     attempt: u64,
-    line: Line,
+    line: SlotState_,
 }
 
-enum Line {
+enum SlotState_ {
     Closed { rests_until: Instant },
     Opening,
     Open { connection: Arc<Connection>, carried: usize },
@@ -129,7 +129,7 @@ struct Connection {
 }
 
 /// The right to one stream. Going back is all it does when it is dropped.
-struct Seat<'a> {
+struct SlotGuard<'a> {
     pool: &'a Pool,
     place: usize,
     attempt: u64,
@@ -138,7 +138,7 @@ struct Seat<'a> {
 
 /// A place of the pool in the hands of the task that serves it. Closed when it is dropped, if no other has
 /// taken it over.
-struct Tenure {
+struct SlotState {
     pool: Arc<Pool>,
     place: usize,
     attempt: u64,
@@ -152,7 +152,7 @@ impl Connections {
     /// Connects when the first request is made.
     pub(super) fn new(settings: &Settings, url: Uri, tls: ClientConfig) -> Self {
         let Settings { connections, request_timeout, .. } = *settings;
-        let closed = || Place { attempt: 0, line: Line::Closed { rests_until: Instant::now() } };
+        let closed = || Place { attempt: 0, line: SlotState_::Closed { rests_until: Instant::now() } };
         let places = (0..connections.max(1)).map(|_| closed()).collect();
         let state = State { places, attempts: 0, failures: 0, failure: String::new() };
         Self {
@@ -188,7 +188,7 @@ impl Connections {
         headers: &HeaderMap,
         body: &Bytes,
         deadline: Instant,
-    ) -> Result<(Seat<'_>, ResponseFuture), NoAnswer> {
+    ) -> Result<(SlotGuard<'_>, ResponseFuture), NoAnswer> {
         let mut why = String::new();
         // A connection that is going away takes nothing. Who meets two of these had better come back later.
         for _ in 0..2 {
@@ -229,7 +229,7 @@ impl Connections {
     ///
     /// # Errors
     /// Says why there is no connection.
-    async fn wait(&self) -> Result<Seat<'_>, String> {
+    async fn wait(&self) -> Result<SlotGuard<'_>, String> {
         let known = self.pool.lock().failures;
         loop {
             let mut changed = pin!(self.pool.changed.notified());
@@ -246,17 +246,18 @@ impl Connections {
     }
 
     /// A seat, if one is free. Opens the connections that are closed.
-    fn seat(&self) -> Option<Seat<'_>> {
+    fn seat(&self) -> Option<SlotGuard<'_>> {
         let mut state = self.pool.lock();
-        if state.places.iter().any(|place| matches!(place.line, Line::Closed { .. })) {
+        if state.places.iter().any(|place| matches!(place.line, SlotState_::Closed { .. })) {
             self.open(&mut state);
         }
         let place = state.roomiest()?;
-        let Place { attempt, line: Line::Open { connection, carried } } = &mut state.places[place] else {
+        let Place { attempt, line: SlotState_::Open { connection, carried } } = &mut state.places[place]
+        else {
             return None;
         };
         *carried += 1;
-        Some(Seat { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
+        Some(SlotGuard { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
     }
 
     fn open(&self, state: &mut State) {
@@ -264,14 +265,14 @@ impl Connections {
         while tasks.try_join_next().is_some() {}
         for (place, attempt) in state.due(Instant::now()) {
             let failure = Some("its task has ended".to_owned());
-            let tenure = Tenure { pool: Arc::clone(&self.pool), place, attempt, failure };
+            let tenure = SlotState { pool: Arc::clone(&self.pool), place, attempt, failure };
             tasks.spawn(carry(tenure, Arc::clone(&self.dialer), self.connect_within));
         }
     }
 }
 
 /// Opens a connection and carries it until it ends.
-async fn carry(mut tenure: Tenure, dialer: Arc<Dialer>, connect_within: Duration) {
+async fn carry(mut tenure: SlotState, dialer: Arc<Dialer>, connect_within: Duration) {
     let opened = timeout(connect_within, dialer.open()).await;
     let Opened { requests, connection, pings, streams_max } = match opened {
         Ok(Ok(opened)) => opened,
@@ -369,10 +370,10 @@ impl Pool {
 
     /// A connection that takes nothing any more makes room for another one, and finishes what it carries
     /// beside it.
-    fn retire(&self, seat: &Seat<'_>) {
+    fn retire(&self, seat: &SlotGuard<'_>) {
         let place = &mut self.lock().places[seat.place];
         if place.attempt == seat.attempt {
-            place.line = Line::Closed { rests_until: Instant::now() };
+            place.line = SlotState_::Closed { rests_until: Instant::now() };
         }
     }
 }
@@ -383,8 +384,8 @@ impl State {
     /// The open connection that carries least, if it has a free stream.
     fn roomiest(&self) -> Option<usize> {
         let room = |place: &Place| match &place.line {
-            Line::Open { connection, carried } => connection.streams_max.saturating_sub(*carried),
-            Line::Closed { .. } | Line::Opening => 0,
+            SlotState_::Open { connection, carried } => connection.streams_max.saturating_sub(*carried),
+            SlotState_::Closed { .. } | SlotState_::Opening => 0,
         };
         let (place, room) = self.places.iter().map(room).enumerate().max_by_key(|&(_, room)| room)?;
         (room > 0).then_some(place)
@@ -396,11 +397,11 @@ impl State {
         let alone = self.is_hopeless();
         let mut opening = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
-            if let Line::Closed { rests_until } = place.line
+            if let SlotState_::Closed { rests_until } = place.line
                 && (alone || rests_until <= now)
             {
                 self.attempts += 1;
-                *place = Place { attempt: self.attempts, line: Line::Opening };
+                *place = Place { attempt: self.attempts, line: SlotState_::Opening };
                 opening.push((index, self.attempts));
             }
         }
@@ -413,17 +414,17 @@ impl State {
     }
 
     fn is_hopeless(&self) -> bool {
-        self.places.iter().all(|place| matches!(place.line, Line::Closed { .. }))
+        self.places.iter().all(|place| matches!(place.line, SlotState_::Closed { .. }))
     }
 }
 
-// === impl Seat ===
+// === impl SlotGuard ===
 
-impl Drop for Seat<'_> {
+impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
         let place = &mut self.pool.lock().places[self.place];
         if place.attempt == self.attempt
-            && let Line::Open { carried, .. } = &mut place.line
+            && let SlotState_::Open { carried, .. } = &mut place.line
         {
             *carried -= 1;
         }
@@ -431,20 +432,20 @@ impl Drop for Seat<'_> {
     }
 }
 
-// === impl Tenure ===
+// === impl SlotState ===
 
-impl Tenure {
+impl SlotState {
     fn begin(&mut self, connection: Connection) {
         self.failure = None;
         let place = &mut self.pool.lock().places[self.place];
         if place.attempt == self.attempt {
-            place.line = Line::Open { connection: Arc::new(connection), carried: 0 };
+            place.line = SlotState_::Open { connection: Arc::new(connection), carried: 0 };
         }
         self.pool.changed.notify_waiters();
     }
 }
 
-impl Drop for Tenure {
+impl Drop for SlotState {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
         let mut rests_until = Instant::now();
@@ -455,7 +456,7 @@ impl Drop for Tenure {
         }
         let place = &mut state.places[self.place];
         if place.attempt == self.attempt {
-            place.line = Line::Closed { rests_until };
+            place.line = SlotState_::Closed { rests_until };
         }
         drop(state);
         self.pool.changed.notify_waiters();

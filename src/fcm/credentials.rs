@@ -27,7 +27,7 @@ use super::{
     Settings,
     wire::{self, ServiceAccountFile},
 };
-use crate::delivery::answer::causes;
+use crate::dispatch::answer::causes;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::wire::{Failure, Taken};
 use crate::{
-    delivery::{Reply, Verdict, answer::words},
+    dispatch::{Reply, Verdict, answer::words},
     domain::Token,
 };
 

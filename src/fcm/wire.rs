@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    delivery::{Message, PayloadRefused, payload, splice, splice_number},
+    dispatch::{Message, PayloadRefused, payload, splice, splice_number},
     domain::{Notification, Timestamp, TokenKind},
 };
 

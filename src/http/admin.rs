@@ -18,13 +18,13 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::{Health, Report};
 use crate::{
-    domain::{Registration, Token, TokenHash, Unavailable, UserId},
+    domain::{Registration, Token, TokenHash, UserId},
     metrics::Metrics,
-    store::{Broadcasts, Doses, Registry, Routes, TokenRow},
-    stream::Stop,
+    store::{Broadcasts, Doses, Registry, Routes, StoreError, TokenRow},
 };
 
 /// What the routes read.
@@ -45,9 +45,9 @@ pub struct Admin<S> {
 pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(
     listener: TcpListener,
     admin: Admin<S>,
-    stop: Stop,
+    stop: CancellationToken,
 ) -> io::Result<()> {
-    let stopped = async move { stop.wait().await };
+    let stopped = async move { stop.cancelled().await };
     axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
 }
 
@@ -74,26 +74,26 @@ async fn metrics<S: Registry + Routes + Broadcasts>(State(admin): State<Admin<S>
 async fn ready<S: Registry + Routes + Broadcasts>(State(admin): State<Admin<S>>) -> impl IntoResponse {
     let report = admin.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(told(&report)))
+    (status, Json(to_json(&report)))
 }
 
 /// `{token}` is a token, or the hash that stands for it in logs.
 async fn inspect_token<S: Registry + Routes + Broadcasts>(
     State(admin): State<Admin<S>>,
     Path(text): Path<String>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let row = match (TokenHash::parse(&text), Token::parse(&text)) {
         (Some(hash), _) => admin.store.inspect_hash(hash).await?,
         (None, Ok(token)) => admin.store.inspect(&token).await?,
-        (None, Err(_)) => return Err(Refusal::NeitherTokenNorHash),
+        (None, Err(_)) => return Err(ApiError::NeitherTokenNorHash),
     };
-    row.map(|row| Json(token_row(&row))).ok_or(Refusal::Unknown)
+    row.map(|row| Json(token_row(&row))).ok_or(ApiError::Unknown)
 }
 
 async fn inspect_user<S: Registry + Routes + Broadcasts>(
     State(admin): State<Admin<S>>,
     Path(user): Path<String>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let registrations = admin.store.tokens_of(&UserId::new(user.clone())).await?;
     let tokens: Vec<_> = registrations.iter().map(registration).collect();
     Ok(Json(json!({ "user": user, "tokens": tokens })))
@@ -101,22 +101,22 @@ async fn inspect_user<S: Registry + Routes + Broadcasts>(
 
 /// Why a question has no answer.
 #[derive(Debug)]
-enum Refusal {
+enum ApiError {
     NeitherTokenNorHash,
     Unknown,
     NotFound(String),
     BadRequest(String),
     Conflict(String),
-    Unavailable(Unavailable),
+    Store(StoreError),
 }
 
-impl From<Unavailable> for Refusal {
-    fn from(unavailable: Unavailable) -> Self {
-        Self::Unavailable(unavailable)
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, error) = match self {
             Self::NeitherTokenNorHash => (
@@ -127,13 +127,13 @@ impl IntoResponse for Refusal {
             Self::NotFound(what) => (StatusCode::NOT_FOUND, what),
             Self::BadRequest(why) => (StatusCode::BAD_REQUEST, why),
             Self::Conflict(why) => (StatusCode::CONFLICT, why),
-            Self::Unavailable(unavailable) => (StatusCode::SERVICE_UNAVAILABLE, unavailable.to_string()),
+            Self::Store(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
         };
         (status, Json(json!({ "error": error }))).into_response()
     }
 }
 
-fn told(report: &Report) -> Value {
+fn to_json(report: &Report) -> Value {
     let [store, kafka] = [&report.store, &report.kafka].map(|wrong| wrong.as_deref().unwrap_or("answers"));
     json!({ "ready": report.is_ready(), "store": store, "kafka": kafka, "stages": report.stages, "details": report.details })
 }

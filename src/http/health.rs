@@ -5,17 +5,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::{
-    domain::{ProviderId, Unavailable},
-    stream::Stop,
-};
+use crate::domain::ProviderId;
 
 /// How often the store and Kafka are asked, and how long they may take to answer.
 pub const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -85,17 +84,19 @@ impl Health {
     }
 
     /// Asks the store every two seconds, until `stop`. A store that does not answer within that time is away.
-    pub async fn ask_the_store<F>(&self, ping: impl Fn() -> F, stop: &Stop)
+    pub async fn ask_the_store<F, E>(&self, ping: impl Fn() -> F, stop: &CancellationToken)
     where
-        F: Future<Output = Result<(), Unavailable>>,
+        F: Future<Output = Result<(), E>>,
+        E: Display,
     {
         ask(ping, |answer| self.store(answer), stop).await;
     }
 
     /// Asks Kafka in the same way.
-    pub async fn ask_kafka<F>(&self, ping: impl Fn() -> F, stop: &Stop)
+    pub async fn ask_kafka<F, E>(&self, ping: impl Fn() -> F, stop: &CancellationToken)
     where
-        F: Future<Output = Result<(), Unavailable>>,
+        F: Future<Output = Result<(), E>>,
+        E: Display,
     {
         ask(ping, |answer| self.kafka(answer), stop).await;
     }
@@ -106,17 +107,18 @@ impl Health {
     }
 }
 
-async fn ask<F>(ping: impl Fn() -> F, tell: impl Fn(Result<(), String>), stop: &Stop)
+async fn ask<F, E>(ping: impl Fn() -> F, tell: impl Fn(Result<(), String>), stop: &CancellationToken)
 where
-    F: Future<Output = Result<(), Unavailable>>,
+    F: Future<Output = Result<(), E>>,
+    E: Display,
 {
-    while !stop.is_set() {
+    while !stop.is_cancelled() {
         tell(match timeout(ASK_EVERY, ping()).await {
             Ok(answer) => answer.map_err(|err| err.to_string()),
             Err(_) => Err(format!("no answer within {ASK_EVERY:?}")),
         });
         tokio::select! {
-            () = stop.wait() => {}
+            () = stop.cancelled() => {}
             () = sleep(ASK_EVERY) => {}
         }
     }
@@ -170,9 +172,9 @@ mod tests {
             if hangs.load(std::sync::atomic::Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
-            Ok(())
+            Ok::<_, String>(())
         };
-        let stop = Stop::of(token.clone());
+        let stop = token.clone();
         let asking = health.ask_the_store(ping, &stop);
         let watching = async {
             sleep(ASK_EVERY + Duration::from_millis(1)).await;

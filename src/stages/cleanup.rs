@@ -4,15 +4,16 @@
 
 use std::sync::Arc;
 
+use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use tokio_util::sync::CancellationToken;
+
+use super::Origin;
 use crate::{
-    domain::{DeadToken, Judged, Timestamp, Unavailable},
+    domain::{DeadToken, Judged, Timestamp},
     events::invalid_tokens,
     metrics::Metrics,
     store::Registry,
-    stream::{Fate, Handler, LaneKey, Record, Stop},
 };
-
-use super::{Origin, dead_letter};
 
 /// The stage of `invalid-tokens`.
 #[derive(Debug)]
@@ -29,20 +30,23 @@ impl<S: Registry> Cleanup<S> {
 }
 
 impl<S: Registry> Handler for Cleanup<S> {
-    fn lane(&self, record: &Record) -> Option<LaneKey> {
-        let dead = invalid_tokens::read(record.key.as_deref(), record.value.as_deref()).ok()?;
+    type Event = DeadToken;
+
+    fn read(&self, record: &Record) -> Result<DeadToken, Rejected> {
+        Ok(invalid_tokens::read(record.key.as_deref(), record.value.as_deref())?)
+    }
+
+    fn key(&self, dead: &DeadToken) -> Option<LaneKey> {
         Some(LaneKey::of(dead.token.as_str()))
     }
 
-    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
-        let dead = match invalid_tokens::read(record.key.as_deref(), record.value.as_deref()) {
-            Ok(dead) => dead,
-            Err(unreadable) => return Ok(dead_letter(unreadable)),
-        };
-        let origin = match Origin::of(record, Timestamp::now()) {
-            Ok(origin) => origin,
-            Err(cause) => return Ok(dead_letter(cause)),
-        };
+    async fn handle(
+        &self,
+        dead: DeadToken,
+        record: &Record,
+        _: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        let origin = Origin::of(record, Timestamp::now())?;
         let revoked = self.store.revoke(&dead.token, judged(&dead, origin.timestamp), &dead.reason).await?;
         let change = if revoked { "revoked" } else { "spared" };
         self.metrics.token_changes_total.with_label_values(&[change]).inc();

@@ -1,14 +1,14 @@
 //! Carries jobs out: a lane of one provider's work, record by record, each to its last outcome.
 //!
 //! A *part* of a broadcast is walked page by page (`part`); a *dose* is claimed, rung and marked (`dose`).
-//! Both hand their messages in at the provider's desk and then see to what follows from the answers
+//! Both hand their messages in at the provider's batcher and then see to what follows from the answers
 //! (`ledger`), in an order in which a death at any line costs at most a repeat.
 
-mod dose;
+mod broadcast;
+mod follow_up;
 mod held;
-mod ledger;
-mod part;
-mod switch;
+mod reminder;
+mod route_sync;
 
 use std::{
     error::Error,
@@ -22,16 +22,18 @@ use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
-pub use self::switch::keep_route;
+pub use self::route_sync::sync_route;
 use crate::{
-    delivery::{Desk, Provider},
-    domain::{Job, ProviderId, Timestamp, Unavailable, Work},
+    dispatch::{BatcherHandle, Provider},
+    domain::{Job, ProviderId, Timestamp, Work},
     events,
     metrics::Metrics,
     stages::brake::{Brake, Thresholds},
     store::Store,
-    stream::{Cause, Fate, Handler, LaneKey, Publish, Rarely, Record, Stop},
 };
+use consumer::HandlerError;
+use consumer::{Cause, Fate, Handler, LaneKey, LogThrottle, Publish, Record, Rejected};
+use tokio_util::sync::CancellationToken;
 
 /// The longest pause between two tries of what follows from an answer.
 const INSIST_EVERY_MAX: Duration = Duration::from_secs(5);
@@ -39,13 +41,13 @@ const INSIST_EVERY_MAX: Duration = Duration::from_secs(5);
 /// The handler of `push.<provider>.<lane>`.
 pub struct Delivery<S, Q, P: Provider> {
     provider: Arc<P>,
-    desk: Desk<P::Body>,
+    batcher: BatcherHandle<P::Body>,
     store: S,
     publish: Q,
     limits: Limits,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
-    complaints: Rarely,
+    log_throttle: LogThrottle,
 }
 
 /// What delivery is bounded by.
@@ -64,10 +66,10 @@ pub struct Limits {
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
-    /// Carries jobs out through `provider`, whose batcher is behind `desk`.
+    /// Carries jobs out through `provider`, whose batcher is behind `batcher`.
     pub fn new(
         provider: Arc<P>,
-        desk: Desk<P::Body>,
+        batcher: BatcherHandle<P::Body>,
         store: S,
         publish: Q,
         limits: Limits,
@@ -75,13 +77,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     ) -> Self {
         Self {
             provider,
-            desk,
+            batcher,
             store,
             publish,
             limits,
             metrics,
             brake: Mutex::new(Brake::new(limits.brake)),
-            complaints: Rarely::default(),
+            log_throttle: LogThrottle::default(),
         }
     }
 
@@ -89,31 +91,37 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.provider.id()
     }
 
-    async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(&self, follow: impl FnMut() -> F) -> T {
-        insist(&self.complaints, follow).await
+    async fn retry_until_settled<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
+        &self,
+        follow: impl FnMut() -> F,
+    ) -> T {
+        retry_until_settled(&self.log_throttle, follow).await
     }
 }
 
 impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
-    /// The same part, or the same dose, one after the other.
-    fn lane(&self, record: &Record) -> Option<LaneKey> {
-        record.key.as_deref().map(|key| LaneKey(key.into()))
+    type Event = Job;
+
+    fn read(&self, record: &Record) -> Result<Job, Rejected> {
+        let job = events::jobs::read(record.key.as_deref(), record.value.as_deref())?;
+        if job.provider != self.id() {
+            let cause = format!("a job for {} in a topic of {}", job.provider, self.id());
+            return Err(Cause::Invalid(cause).into());
+        }
+        Ok(job)
     }
 
-    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
-        let job: Job = match events::jobs::read(record.key.as_deref(), record.value.as_deref()) {
-            Ok(job) => job,
-            Err(unreadable) => {
-                return Ok(Fate::DeadLetter(Cause { label: unreadable.label, detail: unreadable.detail }));
-            }
-        };
-        if job.provider != self.id() {
-            return Ok(Fate::DeadLetter(Cause::invalid(format!(
-                "a job for {} in a topic of {}",
-                job.provider,
-                self.id()
-            ))));
-        }
+    /// The same part, or the same dose, one after the other.
+    fn key(&self, job: &Job) -> Option<LaneKey> {
+        Some(LaneKey::of(&events::jobs::key(job)))
+    }
+
+    async fn handle(
+        &self,
+        job: Job,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
         let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
         match &job.work {
             // On the heap, as what they ask of the store is: the runtime's frames would hold them otherwise.
@@ -134,25 +142,25 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
 /// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while: of a dose
 /// the next owner knows nothing but the mark, and would ring it from its beginning.
 struct Stopping<'a> {
-    stop: &'a Stop,
+    stop: &'a CancellationToken,
     finish_within: Duration,
     came: OnceLock<Instant>,
 }
 
 impl Stopping<'_> {
     fn is_set(&self) -> bool {
-        self.stop.is_set()
+        self.stop.is_cancelled()
     }
 
     /// Returns when it has come.
     async fn wait(&self) {
-        self.stop.wait().await;
+        self.stop.cancelled().await;
         self.came.get_or_init(Instant::now);
     }
 
     /// Whether there is no time left for what is begun either.
     fn is_over(&self) -> bool {
-        self.stop.is_set() && self.came.get_or_init(Instant::now).elapsed() >= self.finish_within
+        self.stop.is_cancelled() && self.came.get_or_init(Instant::now).elapsed() >= self.finish_within
     }
 
     /// Returns when there is no time left for what is begun either.
@@ -165,8 +173,8 @@ impl Stopping<'_> {
 /// Does what follows from a provider's answer, again and again until it succeeds: an answered message is
 /// never sent again because Kafka or the store was away. The end of a drain aborts the handler, and only that
 /// ends this.
-async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(
-    complaints: &Rarely,
+async fn retry_until_settled<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
+    log_throttle: &LogThrottle,
     mut follow: impl FnMut() -> F,
 ) -> T {
     let mut pause = Duration::from_millis(100);
@@ -174,7 +182,7 @@ async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(
         match follow().await {
             Ok(done) => return done,
             Err(err) => {
-                tell(complaints, &err);
+                log_unsettled(log_throttle, &err);
                 sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
                 pause = (pause * 2).min(INSIST_EVERY_MAX);
             }
@@ -182,9 +190,8 @@ async fn insist<T, F: Future<Output = Result<T, Unavailable>>>(
     }
 }
 
-fn tell(complaints: &Rarely, err: &Unavailable) {
-    let error: &dyn Error = err;
-    if complaints.now() {
+fn log_unsettled(log_throttle: &LogThrottle, error: &(dyn Error + 'static)) {
+    if log_throttle.now() {
         warn!(error, "What follows from answers is not durable yet; it is tried again until it works");
     } else {
         debug!(error, "What follows from an answer is not durable yet");

@@ -2,10 +2,34 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::{
-    domain::{Timestamp, Unavailable},
-    stream::{Header, Message, Publish, Record},
+use consumer::{
+    Fate, Handler, HandlerError, Header, LaneKey, Message, Publish, PublishError, Record, Rejected,
+    Unavailable,
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::Timestamp;
+
+/// One try at a record, as the runtime makes it: read, then handled; what is rejected becomes a dead letter.
+pub(super) async fn handle<H: Handler>(
+    stage: &H,
+    record: &Record,
+    stop: &CancellationToken,
+) -> Result<Fate, HandlerError> {
+    let handled = match stage.read(record) {
+        Ok(event) => stage.handle(event, record, stop).await,
+        Err(rejected) => Err(rejected.into()),
+    };
+    match handled {
+        Err(HandlerError::Rejected(Rejected(cause))) => Ok(Fate::DeadLetter(cause)),
+        handled => handled,
+    }
+}
+
+/// The key that keeps a record in order; none for one that can't be read.
+pub(super) fn key_of<H: Handler>(stage: &H, record: &Record) -> Option<LaneKey> {
+    stage.key(&stage.read(record).ok()?)
+}
 
 /// A record written at a quiet moment of the past.
 pub(super) fn record(value: &str) -> Record {
@@ -57,11 +81,11 @@ impl Topics {
 }
 
 impl Publish for Topics {
-    async fn publish(&self, message: Message) -> Result<(), Unavailable> {
+    async fn publish(&self, message: Message) -> Result<(), PublishError> {
         let mut inside = self.0.lock().unwrap();
         if inside.refusals > 0 {
             inside.refusals -= 1;
-            return Err(Unavailable::kafka("write a message", "away"));
+            return Err(Unavailable::kafka("write a message", "away").into());
         }
         inside.written.push(message);
         Ok(())

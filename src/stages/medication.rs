@@ -8,22 +8,23 @@
 //! Everything here may happen twice: ticks overlap, records are delivered again. A dose handed on twice has
 //! the same name both times, and delivery rings it once.
 
-mod chain;
 mod dose;
+mod due_queue;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
+use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
-use super::{Origin, dead_letter};
+use super::Origin;
 use crate::{
-    domain::{ProviderId, RegimenEvent, Tick, Timestamp, Unavailable},
-    events::{self, Unreadable, topics},
+    domain::{ProviderId, RegimenEvent, Tick, Timestamp},
+    events::{self, topics},
     metrics::Metrics,
     store::{Doses, Registry, SHARDS, Shard},
-    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
 };
 
 /// `[medication]` of config/default.toml.
@@ -58,8 +59,12 @@ pub struct Medication<S, P> {
     clock: Clock,
 }
 
-enum Event {
+/// What the stage reads.
+#[derive(Debug)]
+pub enum MedicationEvent {
+    /// A record of `medication-regimens`.
     Regimen(RegimenEvent),
+    /// A record of `medication-ticks`.
     Tick(Tick),
 }
 
@@ -95,11 +100,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         (self.clock)()
     }
 
-    async fn regimen_event(&self, event: &RegimenEvent, record: &Record) -> Result<Fate, Unavailable> {
-        let origin = match Origin::of(record, self.now()) {
-            Ok(origin) => origin,
-            Err(cause) => return Ok(dead_letter(cause)),
-        };
+    async fn regimen_event(&self, event: &RegimenEvent, record: &Record) -> Result<Fate, HandlerError> {
+        let origin = Origin::of(record, self.now())?;
         match event {
             RegimenEvent::Set(id, regimen) => self.define(id, regimen, origin).await?,
             // Its due rows stay: they find no regimen.
@@ -108,16 +110,20 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         Ok(Fate::Done)
     }
 
-    async fn tick(&self, tick: Tick, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
+    async fn tick(
+        &self,
+        tick: Tick,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
         match tick {
             Tick::Clock { at } => {
                 self.split(at.unwrap_or(record.timestamp).min(self.now())).await?;
                 Ok(Fate::Done)
             }
-            Tick::Shard { shard, .. } if shard >= SHARDS => Ok(dead_letter(Cause::invalid(format_args!(
-                "there is no shard {shard}, only 0 to {}",
-                SHARDS - 1
-            )))),
+            Tick::Shard { shard, .. } if shard >= SHARDS => Ok(Fate::DeadLetter(Cause::invalid(
+                format_args!("there is no shard {shard}, only 0 to {}", SHARDS - 1),
+            ))),
             Tick::Shard { shard, at } => self.shard_tick(Shard(shard), at, stop).await,
             Tick::Dose(dose) => {
                 self.upstream_dose(dose).await?;
@@ -127,7 +133,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     }
 
     /// Cuts a clock tick into one record per shard.
-    async fn split(&self, at: Timestamp) -> Result<(), Unavailable> {
+    async fn split(&self, at: Timestamp) -> Result<(), HandlerError> {
         let tick = |Shard(shard): Shard| {
             let value = events::medication_ticks::write(&Tick::Shard { shard, at });
             Message::new(topics::MEDICATION_TICKS, shard.to_string(), value)
@@ -139,30 +145,39 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
 }
 
 impl<S: Doses + Registry, P: Publish> Handler for Medication<S, P> {
-    fn lane(&self, record: &Record) -> Option<LaneKey> {
-        let lane = match read(record).ok()? {
-            Event::Regimen(RegimenEvent::Set(id, _) | RegimenEvent::Removed(id)) => format!("regimen:{id}"),
-            Event::Tick(Tick::Clock { .. }) => return None,
-            Event::Tick(Tick::Shard { shard, .. }) => format!("shard:{shard}"),
-            Event::Tick(Tick::Dose(dose)) => format!("dose:{}", dose.regimen),
+    type Event = MedicationEvent;
+
+    fn read(&self, record: &Record) -> Result<MedicationEvent, Rejected> {
+        let key = record.key.as_deref();
+        let value = record.value.as_deref();
+        Ok(if &*record.topic == topics::MEDICATION_REGIMENS {
+            MedicationEvent::Regimen(events::medication_regimens::read(key, value)?)
+        } else {
+            MedicationEvent::Tick(events::medication_ticks::read(key, value)?)
+        })
+    }
+
+    fn key(&self, event: &MedicationEvent) -> Option<LaneKey> {
+        let key = match event {
+            MedicationEvent::Regimen(RegimenEvent::Set(id, _) | RegimenEvent::Removed(id)) => {
+                format!("regimen:{id}")
+            }
+            MedicationEvent::Tick(Tick::Clock { .. }) => return None,
+            MedicationEvent::Tick(Tick::Shard { shard, .. }) => format!("shard:{shard}"),
+            MedicationEvent::Tick(Tick::Dose(dose)) => format!("dose:{}", dose.regimen),
         };
-        Some(LaneKey::of(&lane))
+        Some(LaneKey::of(&key))
     }
 
-    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
-        match read(record) {
-            Ok(Event::Regimen(event)) => self.regimen_event(&event, record).await,
-            Ok(Event::Tick(tick)) => self.tick(tick, record, stop).await,
-            Err(unreadable) => Ok(dead_letter(unreadable)),
+    async fn handle(
+        &self,
+        event: MedicationEvent,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        match event {
+            MedicationEvent::Regimen(event) => self.regimen_event(&event, record).await,
+            MedicationEvent::Tick(tick) => self.tick(tick, record, stop).await,
         }
-    }
-}
-
-fn read(record: &Record) -> Result<Event, Unreadable> {
-    let (key, value) = (record.key.as_deref(), record.value.as_deref());
-    if &*record.topic == topics::MEDICATION_REGIMENS {
-        events::medication_regimens::read(key, value).map(Event::Regimen)
-    } else {
-        events::medication_ticks::read(key, value).map(Event::Tick)
     }
 }

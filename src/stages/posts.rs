@@ -10,24 +10,23 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
         BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
-        Report, Slice, SliceJob, Timestamp, Unavailable, UserId, Work,
+        Report, Slice, SliceJob, Timestamp, UserId, Work,
     },
     events::{
         broadcast_specs::{self, Audience, Spec},
         jobs, posts_created, push_outcomes, topics,
     },
     store::Broadcasts,
-    stream::{Cause, Fate, Handler, LaneKey, Message, Publish, Record, Stop},
 };
-
-use super::dead_letter;
 
 /// A phone shows a line of title and a few of text; a provider takes 4 KiB for everything.
 const TITLE_BYTES_MAX: usize = 256;
@@ -82,7 +81,7 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
         post: &Post,
         posted_at: Timestamp,
         now: Timestamp,
-    ) -> Result<Fate, Unavailable> {
+    ) -> Result<Fate, HandlerError> {
         let id = BroadcastId::of_post(&post.id);
         let spec = plan(post, &id, posted_at.min(now), &self.rules);
         let standing = self
@@ -92,7 +91,7 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
         let spec = match broadcast_specs::read(&standing.spec) {
             Ok(spec) => spec,
             Err(err) => {
-                return Ok(dead_letter(Cause::invalid(format_args!(
+                return Ok(Fate::DeadLetter(Cause::invalid(format_args!(
                     "the plan of {id} can't be read: {err}"
                 ))));
             }
@@ -114,25 +113,34 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
 }
 
 impl<S: Broadcasts, P: Publish> Handler for Posts<S, P> {
+    type Event = PostEvent;
+
+    fn read(&self, record: &Record) -> Result<PostEvent, Rejected> {
+        Ok(posts_created::read(record.key.as_deref(), record.value.as_deref())?)
+    }
+
     /// A post and its cancelling keep their order.
-    fn lane(&self, record: &Record) -> Option<LaneKey> {
-        let event = posts_created::read(record.key.as_deref(), record.value.as_deref()).ok()?;
-        Some(LaneKey::of(match &event {
+    fn key(&self, event: &PostEvent) -> Option<LaneKey> {
+        Some(LaneKey::of(match event {
             PostEvent::Posted(post) => post.id.as_str(),
             PostEvent::Cancelled(id) => id.as_str(),
         }))
     }
 
-    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
-        match posts_created::read(record.key.as_deref(), record.value.as_deref()) {
-            Ok(PostEvent::Posted(post)) => self.broadcast(&post, record.timestamp, Timestamp::now()).await,
-            Ok(PostEvent::Cancelled(post)) => {
+    async fn handle(
+        &self,
+        event: PostEvent,
+        record: &Record,
+        _: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        match event {
+            PostEvent::Posted(post) => self.broadcast(&post, record.timestamp, Timestamp::now()).await,
+            PostEvent::Cancelled(post) => {
                 let id = BroadcastId::of_post(&post);
                 self.store.stop(&id, "cancelled").await?;
                 tracing::info!(broadcast.id = %id, "Broadcast {id} is cancelled");
                 Ok(Fate::Done)
             }
-            Err(unreadable) => Ok(dead_letter(unreadable)),
         }
     }
 }

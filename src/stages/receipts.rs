@@ -20,20 +20,17 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Fate, Handler, HandlerError, LaneKey, LogThrottle, Message, Publish, Record, Rejected};
 use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
 
+use super::brake::{Brake, Thresholds};
 use crate::{
-    delivery::{self, Receipt},
-    domain::{DeadToken, ProviderId, Ticket, TicketBatch, Timestamp, Unavailable},
+    dispatch::{self, Receipt},
+    domain::{DeadToken, ProviderId, Ticket, TicketBatch, Timestamp},
     events::{invalid_tokens, receipts, topics},
     metrics::Metrics,
     store::{Route, RouteState, Routes},
-    stream::{Fate, Handler, LaneKey, Message, Publish, Rarely, Record, Stop},
-};
-
-use super::{
-    brake::{Brake, Thresholds},
-    dead_letter,
 };
 
 /// How long Expo keeps receipts.
@@ -51,10 +48,10 @@ pub struct Receipts<R, S, P> {
     delay: Duration,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
-    complaints: Rarely,
+    log_throttle: LogThrottle,
 }
 
-impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
+impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
     pub fn new(
         expo: R,
@@ -71,19 +68,19 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
             delay,
             metrics,
             brake: Mutex::new(Brake::new(thresholds)),
-            complaints: Rarely::default(),
+            log_throttle: LogThrottle::default(),
         }
     }
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is
     /// away: only this is tried again, until it succeeds or the drain ends.
-    async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &Stop) -> Fate {
+    async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &CancellationToken) -> Fate {
         let mut counted = false;
         loop {
             match self.step(follows, written_at, &mut counted).await {
                 Ok(Step::Settled) => return Fate::Done,
                 Ok(Step::Held) => {}
-                Err(err) if self.complaints.now() => {
+                Err(err) if self.log_throttle.now() => {
                     let error: &dyn Error = &err;
                     tracing::warn!(
                         error,
@@ -93,7 +90,7 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                 Err(_) => {}
             }
             tokio::select! {
-                () = stop.wait() => return Fate::Unfinished,
+                () = stop.cancelled() => return Fate::Unfinished,
                 () = tokio::time::sleep(AGAIN_AFTER) => {}
             }
         }
@@ -104,7 +101,7 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
         follows: &Follows,
         written_at: Timestamp,
         counted: &mut bool,
-    ) -> Result<Step, Unavailable> {
+    ) -> Result<Step, HandlerError> {
         if follows.needs_the_route() {
             let route = self.routes.route(ProviderId::Expo).await?;
             let now = Timestamp::now();
@@ -118,7 +115,7 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                 );
                 if let Err(err) = self.routes.set_route(ProviderId::Expo, &closed).await {
                     *counted = false;
-                    return Err(err);
+                    return Err(err.into());
                 }
                 if closed.state == RouteState::Braked {
                     return Ok(Step::Held);
@@ -161,8 +158,14 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     }
 }
 
-impl<R: delivery::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P> {
-    fn lane(&self, _: &Record) -> Option<LaneKey> {
+impl<R: dispatch::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P> {
+    type Event = TicketBatch;
+
+    fn read(&self, record: &Record) -> Result<TicketBatch, Rejected> {
+        Ok(receipts::read(record.key.as_deref(), record.value.as_deref())?)
+    }
+
+    fn key(&self, _: &TicketBatch) -> Option<LaneKey> {
         None
     }
 
@@ -170,12 +173,15 @@ impl<R: delivery::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P>
         Some(record.timestamp.saturating_add(self.delay).unwrap_or(Timestamp::MAX))
     }
 
-    async fn handle(&self, record: &Record, stop: &Stop) -> Result<Fate, Unavailable> {
-        let batch = match receipts::read(record.key.as_deref(), record.value.as_deref()) {
-            Ok(batch) if batch.tickets.is_empty() => return Ok(Fate::Done),
-            Ok(batch) => batch,
-            Err(unreadable) => return Ok(dead_letter(unreadable)),
-        };
+    async fn handle(
+        &self,
+        batch: TicketBatch,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        if batch.tickets.is_empty() {
+            return Ok(Fate::Done);
+        }
         let sent_at = batch.first_sent_at.unwrap_or(record.timestamp);
         let ids: Vec<Arc<str>> = batch.tickets.iter().map(|ticket| ticket.id.clone()).collect();
         let answers = self.expo.receipts(&ids).await?;

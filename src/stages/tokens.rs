@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
+use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use tokio_util::sync::CancellationToken;
+
+use super::Origin;
 use crate::{
-    domain::{Timestamp, Token, TokenChange, Unavailable},
+    domain::{Timestamp, Token, TokenChange},
     events::device_tokens,
     metrics::Metrics,
     store::Registry,
-    stream::{Fate, Handler, LaneKey, Record, Stop},
 };
-
-use super::{Origin, dead_letter};
 
 /// The stage of `device-tokens`.
 #[derive(Debug)]
@@ -30,10 +31,15 @@ impl<S: Registry> Tokens<S> {
 }
 
 impl<S: Registry> Handler for Tokens<S> {
+    type Event = TokenChange;
+
+    fn read(&self, record: &Record) -> Result<TokenChange, Rejected> {
+        Ok(device_tokens::read(record.key.as_deref(), record.value.as_deref())?)
+    }
+
     /// A token's events keep their order, and so do a user's deletions.
-    fn lane(&self, record: &Record) -> Option<LaneKey> {
-        let change = device_tokens::read(record.key.as_deref(), record.value.as_deref()).ok()?;
-        Some(LaneKey::of(match &change {
+    fn key(&self, change: &TokenChange) -> Option<LaneKey> {
+        Some(LaneKey::of(match change {
             TokenChange::UserDeleted(user) => user.as_str(),
             TokenChange::Registered { token, .. }
             | TokenChange::Seen(token)
@@ -41,15 +47,13 @@ impl<S: Registry> Handler for Tokens<S> {
         }))
     }
 
-    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
-        let change = match device_tokens::read(record.key.as_deref(), record.value.as_deref()) {
-            Ok(change) => change,
-            Err(unreadable) => return Ok(dead_letter(unreadable)),
-        };
-        let origin = match Origin::of(record, Timestamp::now()) {
-            Ok(origin) => origin,
-            Err(cause) => return Ok(dead_letter(cause)),
-        };
+    async fn handle(
+        &self,
+        change: TokenChange,
+        record: &Record,
+        _: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        let origin = Origin::of(record, Timestamp::now())?;
         self.store.apply(&change, origin.version()).await?;
         self.metrics.token_changes_total.with_label_values(&[label(&change)]).inc();
         tracing::debug!(

@@ -17,11 +17,11 @@
 //! each other.
 //!
 //! What passes by itself (a node too busy, a connection broken) is tried three times here, because one step
-//! of a protocol costs less than all of them; anything longer is [`Unavailable`], and the caller's to try
+//! of a protocol costs less than all of them; anything longer is [`StoreError`], and the caller's to try
 //! again.
 
 mod broadcasts;
-mod decide;
+mod cas;
 mod dialect;
 mod doses;
 mod execute;
@@ -48,9 +48,9 @@ pub use self::schema::Applied;
 use self::statements::Statements;
 /// For tests that let whole stages race over a row.
 #[cfg(test)]
-pub(crate) use self::{broadcasts::part, decide::Decided, doses::claim};
+pub(crate) use self::{broadcasts::part, cas::CasResult, doses::claim};
 use super::{Cluster, DriverCounts, Settings, Store};
-use crate::domain::{Timestamp, Unavailable};
+use crate::{domain::Timestamp, store::StoreError};
 
 /// A store in a cluster. Clones share its connections.
 #[derive(Clone)]
@@ -163,7 +163,7 @@ impl CqlStore {
     /// # Errors
     /// The cluster is away, or `pushcast init` has to run first.
     pub async fn open(cluster: &Cluster, settings: &Settings) -> Result<Self, OpenError> {
-        let lwt = keyspace_of_decisions(&cluster.keyspace);
+        let lwt = lwt_keyspace(&cluster.keyspace);
         let (session, profiles) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
         let server =
             dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
@@ -185,7 +185,7 @@ impl CqlStore {
         settings: &Settings,
         now: Timestamp,
     ) -> Result<Vec<Applied>, OpenError> {
-        let lwt = keyspace_of_decisions(&cluster.keyspace);
+        let lwt = lwt_keyspace(&cluster.keyspace);
         let (session, _) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
         let server =
             dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
@@ -194,7 +194,7 @@ impl CqlStore {
 }
 
 impl Store for CqlStore {
-    async fn ping(&self) -> Result<(), Unavailable> {
+    async fn ping(&self) -> Result<(), StoreError> {
         self.inner.rows("ping", &self.inner.statements.ping, (1_i32,)).await.map(drop)
     }
 
@@ -214,7 +214,7 @@ impl Store for CqlStore {
 }
 
 /// Where the tables of conditional writes lie.
-fn keyspace_of_decisions(keyspace: &str) -> String {
+fn lwt_keyspace(keyspace: &str) -> String {
     format!("{keyspace}_lwt")
 }
 

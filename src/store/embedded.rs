@@ -38,10 +38,10 @@ use rusqlite::Connection;
 use self::{
     lock::Lock,
     readers::Readers,
-    writer::{Haste, Writer},
+    writer::{Durability, Writer},
 };
 use super::Store;
-use crate::domain::{Timestamp, Unavailable};
+use crate::{domain::Timestamp, store::StoreError};
 
 /// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes
 /// the file.
@@ -148,8 +148,8 @@ impl EmbeddedStore {
         &self,
         context: &'static str,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Unavailable> {
-        self.inner.writer.run(context, Haste::AtOnce, work).await
+    ) -> Result<T, StoreError> {
+        self.inner.writer.run(context, Durability::Immediate, work).await
     }
 
     /// Runs `work` on a connection for reading.
@@ -157,16 +157,16 @@ impl EmbeddedStore {
         &self,
         context: &'static str,
         work: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<T, StoreError> {
         match &self.inner.readers {
             Some(readers) => readers.run(context, work).await,
-            None => self.inner.writer.run(context, Haste::AtOnce, move |db, _| work(db)).await,
+            None => self.inner.writer.run(context, Durability::Immediate, move |db, _| work(db)).await,
         }
     }
 }
 
 impl Store for EmbeddedStore {
-    async fn ping(&self) -> Result<(), Unavailable> {
+    async fn ping(&self) -> Result<(), StoreError> {
         self.inner.writer.alive()?;
         self.read("ping", |db| db.query_row("SELECT 1", [], |_| Ok(()))).await
     }

@@ -2,11 +2,9 @@
 
 use std::{env, time::Duration};
 
-use pushcast::{
-    domain::Timestamp,
-    sandbox::{Faults, ProviderFaults},
-};
+use pushcast::domain::Timestamp;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use sandbox::{Faults, ProviderFaults};
 use serde_json::{Value, json};
 
 use crate::{

@@ -162,7 +162,7 @@ async fn a_dose_while_the_provider_is_away_rings_once_it_is_back() {
         .tell(async |w| {
             let phone = Phone::expo("pats");
             w.registers("pat", &phone).await;
-            let down = pushcast::sandbox::Outage { requests: Some(2), ..Default::default() };
+            let down = sandbox::Outage { requests: Some(2), ..Default::default() };
             w.faults(|faults| faults.expo.down = Some(down));
             let at = now();
             w.dose_is_due("pat", at).await;

@@ -1,11 +1,8 @@
 //! The edges of a process: what it says when it can't start, and what it never says.
 
-use pushcast::{
-    domain::Timestamp,
-    kafka::mock::Broker,
-    sandbox::{Faults, Outage, ProviderFaults},
-    store::embedded::EmbeddedStore,
-};
+use consumer::mock::Broker;
+use pushcast::{domain::Timestamp, store::embedded::EmbeddedStore, topology};
+use sandbox::{Faults, Outage, ProviderFaults};
 use serde_json::json;
 
 use crate::{
@@ -15,7 +12,8 @@ use crate::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_taken_is_named_with_its_setting() {
-    let (broker, taken) = (Broker::start().unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (broker, taken) =
+        (topology::embedded_broker(16).unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let address = taken.local_addr().unwrap().to_string();
     let said = fails(&[
         ("kafka.bootstrap_servers", &broker.bootstrap_servers()),
@@ -45,7 +43,7 @@ async fn a_kafka_that_nobody_answers_for_is_named_with_its_settings() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_topics_are_named_with_the_command_that_makes_them() {
-    let broker = Broker::start_with([("posts-created", 1)]).unwrap();
+    let broker = Broker::start([("posts-created", 1)]).unwrap();
     let said = fails(&[
         ("kafka.bootstrap_servers", &broker.bootstrap_servers()),
         ("store.url", "embedded:memory"),
@@ -58,7 +56,7 @@ async fn missing_topics_are_named_with_the_command_that_makes_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_in_use_is_named_with_its_holder_and_the_way_out() {
-    let (broker, folder) = (Broker::start().unwrap(), tempfile::TempDir::new().unwrap());
+    let (broker, folder) = (topology::embedded_broker(16).unwrap(), tempfile::TempDir::new().unwrap());
     let path = folder.path().join("push.db");
     let _ours = EmbeddedStore::open(&path).unwrap();
     let said = fails(&[

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use pushcast::{
     domain::{Counts, ProviderId, Timestamp},
-    sandbox::{Manner, Outage, TokenFault, TokenRule, Which},
     store::{Route, RouteState, Routes as _},
 };
+use sandbox::{FailureMode, Outage, TokenFault, TokenRule, Which};
 
 use crate::world::{Phone, World, story, until};
 
@@ -27,7 +27,13 @@ async fn whatever_the_manner_of_an_outage_everybody_rings_once() {
         .tell(async |w| {
             let phones = Phone::many(80);
             w.all_register(&phones).await;
-            for manner in [Manner::Html, Manner::Hang, Manner::Reset, Manner::Drip, Manner::Short] {
+            for manner in [
+                FailureMode::Html,
+                FailureMode::Hang,
+                FailureMode::Reset,
+                FailureMode::Drip,
+                FailureMode::Short,
+            ] {
                 w.faults(|faults| {
                     faults.expo.down = Some(Outage { manner, requests: Some(3), ..Outage::default() })
                 });
@@ -132,7 +138,7 @@ async fn receipts_that_come_late_and_a_restart_in_between_lose_no_dead_token() {
             w.faults(|faults| {
                 faults.expo.receipt_delay = Duration::from_secs(2);
                 faults.expo.receipts_down =
-                    Some(Outage { manner: Manner::Reset, requests: Some(3), ..Outage::default() });
+                    Some(Outage { manner: FailureMode::Reset, requests: Some(3), ..Outage::default() });
             });
             w.posts("p1").by("ann").await;
             assert_eq!(w.outcome_of("post:p1").await, sent(3_000));

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use pushcast::kafka::topics::{SUBSCRIPTIONS, TOPICS};
+use pushcast::topology;
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _, StreamConsumer},
@@ -57,12 +57,14 @@ impl Neighbour {
         let group = |stage: &str| -> BaseConsumer {
             client().set("group.id", format!("pushcast.{stage}")).create().unwrap()
         };
-        let groups =
-            SUBSCRIPTIONS.iter().map(|reads| (reads.stage, reads.topic, group(reads.stage))).collect();
+        let groups = topology::subscriptions()
+            .iter()
+            .map(|reads| (reads.stage, reads.topic, group(reads.stage)))
+            .collect();
         let reader: StreamConsumer =
             client().set("group.id", "neighbour").set("enable.auto.commit", "false").create().unwrap();
         let mut everything = TopicPartitionList::new();
-        for topic in TOPICS
+        for topic in topology::topics(16)
             .iter()
             .filter(|topic| ["push-outcomes", "dead-letters", "invalid-tokens"].contains(&topic.name))
         {
@@ -159,7 +161,7 @@ fn unsettled(groups: &[(&'static str, &'static str, BaseConsumer)]) -> Vec<Strin
 }
 
 fn partitions_of(topic: &str) -> impl Iterator<Item = i32> {
-    0..TOPICS.iter().find(|known| known.name == topic).unwrap().partitions
+    0..topology::topics(16).iter().find(|known| known.name == topic).unwrap().partitions
 }
 
 fn end(client: &BaseConsumer, topic: &str, partition: i32) -> i64 {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use pushcast::{
     domain::{Counts, ProviderId, Timestamp},
-    sandbox::{Answer, Outage},
     store::{Route, RouteState, Routes as _},
 };
+use sandbox::{Answer, Outage};
 
 use crate::world::{Phone, World, story, until};
 

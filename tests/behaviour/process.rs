@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use pushcast::{
-    config::Environment,
-    sandbox::{Faults, Statistics, TakenMessage},
-};
+use pushcast::config::Environment;
+use sandbox::{Faults, Statistics, TakenMessage};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use tokio::time::Instant;

@@ -8,6 +8,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use consumer::mock::Broker;
 use futures::FutureExt as _;
 use pushcast::{
     app::{App, Stages},
@@ -15,11 +16,11 @@ use pushcast::{
     domain::{Counts, ProviderId, Report, Timestamp, Token},
     events,
     http::Health,
-    kafka::mock::Broker,
     metrics::Metrics,
-    sandbox::{Faults, Options, Sandbox, TakenMessage},
     store::{Doses as _, Registry as _, Route, Routes as _, embedded::EmbeddedStore},
+    topology,
 };
+use sandbox::{Faults, Options, Sandbox, TakenMessage};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -145,7 +146,7 @@ impl Story {
 impl World {
     async fn of(story: Story) -> Self {
         let sandbox = Sandbox::start(Options::remembering()).await.unwrap();
-        let broker = Broker::start().unwrap();
+        let broker = topology::embedded_broker(16).unwrap();
         let store = EmbeddedStore::memory().unwrap();
         store.init_marks(Timestamp::now()).await.unwrap();
         let credentials = NamedTempFile::new().unwrap();

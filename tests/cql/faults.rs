@@ -12,11 +12,11 @@ use futures::future::join_all;
 use pushcast::{
     domain::{
         BroadcastId, Counts, Cursor, DoseKey, DoseOutcome, PartId, ProfileId, Progress, ProviderId,
-        RegimenId, TokenChange, Unavailable,
+        RegimenId, TokenChange,
     },
     store::{
         Broadcasts, Checkpoint, Claim, DECIDED_WITHIN, DoseMark, Doses, Lease, Marked, Registry, Settings,
-        Store, cql::CqlStore,
+        Store, StoreError, cql::CqlStore,
     },
 };
 use tokio::time::{self, Instant, sleep};
@@ -38,7 +38,7 @@ async fn over_a_line() -> (CqlStore, Proxy, impl Drop) {
 }
 
 /// As the runtime does.
-async fn insist<T>(work: impl AsyncFn() -> Result<T, Unavailable>) -> T {
+async fn retry_until_settled<T>(work: impl AsyncFn() -> Result<T, StoreError>) -> T {
     loop {
         match work().await {
             Ok(done) => return done,
@@ -62,14 +62,14 @@ async fn registrations_survive_lost_answers() {
                 device_info: None,
                 previous: Some(expo(&format!("old{n}"))),
             };
-            insist(async || store.apply(&change, v(n)).await).await;
+            retry_until_settled(async || store.apply(&change, v(n)).await).await;
         }
     }))
     .await;
     assert!(proxy.lost() > 0, "the line was never cut");
     proxy.lose(0);
     for n in 0..150 {
-        let found = insist(async || store.tokens_of(&user(&format!("u{n}"))).await).await;
+        let found = retry_until_settled(async || store.tokens_of(&user(&format!("u{n}"))).await).await;
         assert_eq!(
             found.iter().map(|found| found.token.clone()).collect::<Vec<_>>(),
             [expo(&format!("t{n}"))]
@@ -87,13 +87,15 @@ async fn pages_are_counted_once_though_answers_get_lost() {
     let kept = join_all((0..3).map(|_| async {
         let mut kept = Vec::new();
         loop {
-            let mut mine = insist(async || store.take_over(&part).await).await;
+            let mut mine = retry_until_settled(async || store.take_over(&part).await).await;
             while !mine.done {
                 let from = mine.cursor.map_or(0, |Cursor(at)| at);
                 let mut next =
                     Progress { cursor: Some(Cursor(from + 1)), done: from + 1 == PAGES, ..mine.clone() };
                 next.counts.sent += 1;
-                if insist(async || store.checkpoint(&part, &next).await).await == Checkpoint::Lost {
+                if retry_until_settled(async || store.checkpoint(&part, &next).await).await
+                    == Checkpoint::Lost
+                {
                     break;
                 }
                 kept.push(from);
@@ -112,8 +114,8 @@ async fn pages_are_counted_once_though_answers_get_lost() {
     kept.sort_unstable();
     kept.dedup();
     assert_eq!(kept.len(), told, "a page was recorded by two owners");
-    assert_eq!(insist(async || store.finish_part(&part).await).await, 1);
-    let total = insist(async || store.total(&part.broadcast, at(1)).await).await;
+    assert_eq!(retry_until_settled(async || store.finish_part(&part).await).await, 1);
+    let total = retry_until_settled(async || store.total(&part.broadcast, at(1)).await).await;
     assert_eq!(total.counts, Counts { sent: PAGES.cast_unsigned(), ..Counts::default() });
 }
 
@@ -129,11 +131,9 @@ async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
             provider: ProviderId::Expo,
         };
         let owners: Vec<String> = (0..4).map(|n| format!("owner {n}")).collect();
-        let claims = join_all(
-            owners
-                .iter()
-                .map(|owner| insist(async || store.claim(&dose, owner, at(round), at(round + 10)).await)),
-        )
+        let claims = join_all(owners.iter().map(|owner| {
+            retry_until_settled(async || store.claim(&dose, owner, at(round), at(round + 10)).await)
+        }))
         .await;
         let won: Vec<Lease> = claims
             .into_iter()
@@ -148,8 +148,10 @@ async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
             counts: Counts { sent: 1, ..Counts::default() },
             at: at(round + 1),
         };
-        assert_eq!(insist(async || store.mark(&dose, &won[0], &mark).await).await, Marked::Kept);
-        let later = insist(async || store.claim(&dose, "later", at(round + 20), at(round + 30)).await).await;
+        assert_eq!(retry_until_settled(async || store.mark(&dose, &won[0], &mark).await).await, Marked::Kept);
+        let later =
+            retry_until_settled(async || store.claim(&dose, "later", at(round + 20), at(round + 30)).await)
+                .await;
         assert_eq!(later, Claim::Marked(mark));
     }
     assert!(proxy.lost() > 0, "the line was never cut");
@@ -171,8 +173,8 @@ async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
             .is_err()
     );
     proxy.stop(false);
-    insist(async || store.apply(&change, v(3)).await).await;
-    let row = insist(async || store.inspect(&expo("t1")).await).await;
+    retry_until_settled(async || store.apply(&change, v(3)).await).await;
+    let row = retry_until_settled(async || store.inspect(&expo("t1")).await).await;
     assert_eq!(row.map(|row| row.version), Some(v(3)));
 }
 
@@ -186,7 +188,7 @@ async fn a_slow_server_loses_nothing() {
     let mine = store.take_over(&part).await.unwrap();
     let page = Progress { cursor: Some(Cursor(5)), counts: Counts { sent: 5, ..Counts::default() }, ..mine };
     let failures = AtomicU32::new(0);
-    let counted = |answer: Result<(), Unavailable>| {
+    let counted = |answer: Result<(), StoreError>| {
         failures.fetch_add(u32::from(answer.is_err()), Ordering::Relaxed);
         answer
     };
@@ -204,10 +206,10 @@ async fn a_slow_server_loses_nothing() {
                 device_info: None,
                 previous: None,
             };
-            insist(async || counted(store.apply(&change, v(n)).await)).await;
+            retry_until_settled(async || counted(store.apply(&change, v(n)).await)).await;
         }
     }));
-    let checkpoint = insist(async || store.checkpoint(&part, &page).await);
+    let checkpoint = retry_until_settled(async || store.checkpoint(&part, &page).await);
     let recovery = async {
         sleep(TOO_LATE).await;
         proxy.delay(Duration::ZERO);
@@ -217,10 +219,10 @@ async fn a_slow_server_loses_nothing() {
     println!("{failures} failures of {TOKENS} registrations");
     assert!(failures > 0, "nothing took too long");
     assert_eq!(kept, Checkpoint::Kept, "the owner is told that he is the owner");
-    let found = insist(async || store.tokens_of(&user("ann")).await).await;
+    let found = retry_until_settled(async || store.tokens_of(&user("ann")).await).await;
     assert_eq!(found.len(), usize::try_from(TOKENS).unwrap());
     assert_eq!(
-        insist(async || store.take_over(&part).await).await,
+        retry_until_settled(async || store.take_over(&part).await).await,
         Progress { epoch: mine.epoch + 1, ..page }
     );
 }
@@ -254,11 +256,11 @@ async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
     proxy.stop(false);
 
     // What was asked in vain is done, or can be: the answers are the same either way.
-    insist(async || store.take_over(&part).await).await;
-    assert_eq!(insist(async || store.mark(&dose, &lease, &mark).await).await, Marked::Kept);
+    retry_until_settled(async || store.take_over(&part).await).await;
+    assert_eq!(retry_until_settled(async || store.mark(&dose, &lease, &mark).await).await, Marked::Kept);
 }
 
-async fn told_in_time<T: Debug>(asked: impl Future<Output = Result<T, Unavailable>>) {
+async fn told_in_time<T: Debug>(asked: impl Future<Output = Result<T, StoreError>>) {
     let begun = Instant::now();
     asked.await.expect_err("nobody answers");
     let waited = begun.elapsed();

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use pushcast::{
     config::{Config, Environment},
     events::topics,
-    sandbox::{Options, Sandbox},
     store::StoreUrl,
 };
+use sandbox::{Options, Sandbox};
 use serde_json::Value;
 
 use super::{list, object, path, schema, text, tree};

@@ -16,6 +16,20 @@ fn copied() -> Vec<String> {
     lines.flat_map(|rest| rest.rsplit_once(' ').unwrap().0.split(' ').map(str::to_owned)).collect()
 }
 
+fn is_at_or_below(file: &str, folder: &str) -> bool {
+    file == folder || file.starts_with(&format!("{folder}/"))
+}
+
+/// The manifests of the workspace, with their folders.
+fn manifests() -> Vec<(String, Table)> {
+    let members = manifest()["workspace"]["members"].as_array().unwrap().clone();
+    let of = |member: &toml::Value| {
+        let folder = member.as_str().unwrap();
+        (format!("{folder}/"), text(&format!("{folder}/Cargo.toml")).parse().unwrap())
+    };
+    std::iter::once((String::new(), manifest())).chain(members.iter().map(of)).collect()
+}
+
 #[test]
 fn the_image_is_built_from_files_that_are_there_and_not_ignored() {
     let ignored = text(".dockerignore");
@@ -24,23 +38,20 @@ fn the_image_is_built_from_files_that_are_there_and_not_ignored() {
     for file in copied() {
         assert!(path(&file).exists(), "there is no {file}");
         assert!(
-            kept.iter().any(|kept| *kept == file || kept.starts_with(&format!("{file}/"))),
+            kept.iter().any(|kept| is_at_or_below(&file, kept) || is_at_or_below(kept, &file)),
             "{file} is ignored"
         );
     }
     for kept in kept {
         assert!(path(kept).exists(), "there is no {kept}");
-        assert!(
-            copied().iter().any(|file| *file == kept || kept.starts_with(&format!("{file}/"))),
-            "nobody copies {kept}"
-        );
+        assert!(copied().iter().any(|file| is_at_or_below(kept, file)), "{kept} is not copied");
     }
 }
 
 #[test]
 fn every_file_that_is_compiled_in_gets_into_the_image() {
     let mut found = 0;
-    for (file, source) in sources(&path("src")) {
+    for (file, source) in sources(&path("src")).into_iter().chain(sources(&path("crates"))) {
         for included in source.split("include_str!(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
             let file = file.parent().unwrap().join(included).canonicalize().unwrap();
             let file = file.strip_prefix(path(".").canonicalize().unwrap()).unwrap().to_owned();
@@ -66,12 +77,16 @@ fn sources(folder: &std::path::Path) -> Vec<(std::path::PathBuf, String)> {
 
 #[test]
 fn dependencies_are_built_with_an_empty_crate_of_the_same_shape() {
-    let (dockerfile, manifest) = (text("Dockerfile"), manifest());
-    for bench in manifest["bench"].as_array().unwrap() {
-        let stub = format!("benches/{}.rs", bench["name"].as_str().unwrap());
-        assert!(dockerfile.contains(&stub), "Cargo.toml names {stub}, and Cargo looks for it");
+    let dockerfile = text("Dockerfile");
+    for (folder, manifest) in manifests() {
+        assert!(folder.is_empty() || dockerfile.contains(&format!("COPY {folder}Cargo.toml {folder}\n")));
+        assert!(dockerfile.contains(&format!("{folder}src/lib.rs")), "{folder} is empty at first");
+        for bench in manifest.get("bench").and_then(|benches| benches.as_array()).into_iter().flatten() {
+            let stub = format!("{folder}benches/{}.rs", bench["name"].as_str().unwrap());
+            assert!(dockerfile.contains(&stub), "Cargo.toml names {stub}, and Cargo looks for it");
+        }
     }
-    assert!(manifest["features"].as_table().unwrap().contains_key("tls"));
+    assert!(manifest()["features"].as_table().unwrap().contains_key("tls"));
     assert_eq!(
         dockerfile.matches("cargo build --release --locked --features tls").count(),
         2,
@@ -82,7 +97,7 @@ fn dependencies_are_built_with_an_empty_crate_of_the_same_shape() {
 #[test]
 fn versions_that_are_named_twice_are_the_same() {
     let (dockerfile, manifest) = (text("Dockerfile"), manifest());
-    let rust = manifest["package"]["rust-version"].as_str().unwrap();
+    let rust = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
     assert!(dockerfile.contains(&format!("FROM rust:{rust}-trixie AS build")), "Rust {rust}");
     assert!(dockerfile.contains("FROM debian:trixie-slim"), "the same C library as where it was built");
     let image = tree("docker-compose.yml")["services"]["kafka"]["image"].as_str().unwrap().to_owned();

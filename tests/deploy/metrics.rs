@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pushcast::{app::STAGES, domain::Outcome};
+use pushcast::{domain::Outcome, topology};
 use serde_json::Value;
 
 use super::{
@@ -77,10 +77,12 @@ fn mistakes(expression: &str, shown: &BTreeSet<String>, metrics: &BTreeMap<Strin
 /// Whether a label can have this value. `.*` stands for anything.
 fn occurs(label: &str, value: &str, metric: &Metric) -> bool {
     match label {
-        "stage" => STAGES.iter().any(|stage| match value.split_once(".*") {
-            Some((begin, end)) => stage.starts_with(begin) && stage.ends_with(end),
-            None => *stage == value,
-        }),
+        "stage" => {
+            topology::STAGES.map(|stage| stage.name).iter().any(|stage| match value.split_once(".*") {
+                Some((begin, end)) => stage.starts_with(begin) && stage.ends_with(end),
+                None => *stage == value,
+            })
+        }
         "outcome" => Outcome::ALL.iter().any(|outcome| outcome.label() == value),
         "lane" => ["urgent", "bulk"].contains(&value),
         "operation" => text("src/app/timed.rs").contains(&format!(" {value}(")),

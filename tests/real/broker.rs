@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pushcast::kafka::topics::TOPICS;
+use pushcast::events::topics;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -86,7 +86,7 @@ impl Broker {
     /// for; and the one asked may not be the one to ask yet.
     fn wake_coordinator(&self) {
         let mut asked = TopicPartitionList::new();
-        asked.add_partition(TOPICS[0].name, 0);
+        asked.add_partition(topics::ALL[0], 0);
         let look = self.consumer("look");
         until("the coordinator of a group answers", ANSWER_TIMEOUT, || {
             look.committed_offsets(asked.clone(), 2 * ANSWER_TIMEOUT).ok()
@@ -95,7 +95,7 @@ impl Broker {
 
     async fn delete_topics(&self) {
         let admin = self.admin();
-        let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
+        let names = topics::ALL;
         for deleted in admin.delete_topics(&names, &AdminOptions::new()).await.unwrap() {
             assert!(
                 matches!(deleted, Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))),
@@ -108,7 +108,7 @@ impl Broker {
     /// The topics of ours that are there, and how many partitions they have.
     pub fn topics(&self) -> BTreeMap<String, usize> {
         let metadata = self.consumer("look").fetch_metadata(None, ANSWER_TIMEOUT).unwrap();
-        let ours: BTreeSet<_> = TOPICS.iter().map(|topic| topic.name).collect();
+        let ours: BTreeSet<_> = topics::ALL.into();
         let topics = metadata.topics().iter().filter(|topic| ours.contains(topic.name()));
         topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect()
     }

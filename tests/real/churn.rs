@@ -2,7 +2,7 @@
 
 use std::{slice, thread, time::Duration};
 
-use pushcast::kafka::GroupProtocol;
+use consumer::GroupProtocol;
 use rand::{RngExt as _, rngs::StdRng};
 
 use crate::{

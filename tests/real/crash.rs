@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use pushcast::sandbox::Provider;
 use rand::RngExt;
+use sandbox::Provider;
 use serde_json::{Value, json};
 
 use crate::{

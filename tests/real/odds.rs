@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeSet, iter, time::Duration};
 
+use consumer::GroupProtocol;
 use futures::executor::block_on;
-use pushcast::kafka::GroupProtocol;
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminOptions, NewPartitions},

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use pushcast::kafka::GroupProtocol::{Classic, Consumer};
+use consumer::GroupProtocol::{Classic, Consumer};
 
 use crate::{
     cluster::Cluster,

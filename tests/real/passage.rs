@@ -1,4 +1,4 @@
-//! One topic, another one, and the relays (examples/relay.rs) that carry the records over: what every test of
+//! One topic, another one, and the relays (crates/consumer/examples/relay.rs) that carry the records over: what every test of
 //! the runtime on a real broker begins with. Topics and group are its own, so that many can stand on one
 //! broker side by side.
 
@@ -17,8 +17,8 @@ use std::{
     time::Duration,
 };
 
+use consumer::GroupProtocol;
 use futures::executor::block_on;
-use pushcast::kafka::GroupProtocol;
 use rdkafka::{
     admin::AdminOptions,
     error::{KafkaError, RDKafkaErrorCode},
@@ -124,7 +124,7 @@ impl Passage {
 
     /// The same with a setting of `[kafka]`.
     pub fn with(mut self, key: &str, value: &str) -> Self {
-        self.settings.insert(format!("PUSHCAST__KAFKA__{}", key.to_uppercase()), value.to_owned());
+        self.settings.insert(format!("--{}", key.replace('_', "-")), value.to_owned());
         self
     }
 
@@ -158,9 +158,9 @@ impl Passage {
         command.args([&self.input(), &self.output()]).args(["--name", name, "--work", work]);
         command
             .env_clear()
-            .envs(&self.settings)
-            .env("PUSHCAST__KAFKA__PROPERTIES", json!(self.properties).to_string());
-        command.env("PUSHCAST__KAFKA__INSTANCE_ID", instance);
+            .args(self.settings.iter().flat_map(|(flag, value)| [flag, value]))
+            .args(self.properties.iter().map(|(name, value)| format!("--property={name}={value}")))
+            .arg(format!("--instance-id={instance}"));
         let child = command.stdin(Stdio::null()).stdout(file("said")).stderr(file("log")).spawn().unwrap();
         let memory_max_kib = IDLE_KIB + KIB_PER_PARTITION * u64::try_from(self.partitions).unwrap();
         Relay {

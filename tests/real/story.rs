@@ -8,11 +8,10 @@ use std::{
     time::Duration,
 };
 
+use consumer::Subscription;
 use jiff::{Timestamp, ToSpan, Unit, tz::TimeZone};
-use pushcast::{
-    kafka::topics::{SUBSCRIPTIONS, TOPICS},
-    sandbox::{Answer, Provider},
-};
+use pushcast::{events::topics, topology};
+use sandbox::{Answer, Provider};
 use serde_json::{Value, json};
 
 use crate::{
@@ -76,8 +75,8 @@ fn without_topics_it_refuses_to_run(world: &World) {
     assert_eq!(ended.status.code(), Some(1), "{said}");
     let line = said.lines().last().unwrap();
     assert!(line.starts_with("error: Kafka has no ") && line.ends_with(": run `pushcast init`"), "{line}");
-    for topic in TOPICS {
-        assert!(line.contains(topic.name), "{} is not named: {line}", topic.name);
+    for topic in topics::ALL {
+        assert!(line.contains(topic), "{topic} is not named: {line}");
     }
 }
 
@@ -86,7 +85,7 @@ fn what_was_there_before(world: &World, phones: &[Phone]) {
     let ended =
         world.pushcast_with("KAFKA__GROUP_PREFIX", &format!("{}-before", world.group_prefix), &["init"]);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
-    let all = TOPICS
+    let all = topology::topics(16)
         .iter()
         .map(|topic| (topic.name.to_owned(), usize::try_from(topic.partitions).unwrap()))
         .collect();
@@ -96,26 +95,28 @@ fn what_was_there_before(world: &World, phones: &[Phone]) {
 }
 
 fn init_begins_and_then_changes_nothing(world: &World) {
-    let groups = || SUBSCRIPTIONS.map(|reads| world.broker.committed(&world.group(reads.stage), reads.topic));
+    let subscriptions = topology::subscriptions();
+    let committed = |reads: &Subscription| world.broker.committed(&world.group(reads.stage), reads.topic);
+    let groups = || subscriptions.iter().map(committed).collect::<Vec<_>>();
     let said = |topic: &str, group: &str| {
         let ended = world.pushcast(&["init"]);
         let said = String::from_utf8_lossy(&ended.stdout).into_owned();
         assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
         assert_eq!(
             said.lines().filter(|line| line.starts_with("topic") && line.ends_with(topic)).count(),
-            TOPICS.len(),
+            topics::ALL.len(),
             "{said}"
         );
         assert_eq!(
             said.lines().filter(|line| line.starts_with("group") && line.contains(group)).count(),
-            SUBSCRIPTIONS.len(),
+            subscriptions.len(),
             "{said}"
         );
     };
     said("is there, left as it is", "begins at the");
     let first = groups();
     assert!(first.iter().flatten().all(Option::is_some), "{first:?}");
-    for (reads, committed) in SUBSCRIPTIONS.iter().zip(&first) {
+    for (reads, committed) in subscriptions.iter().zip(&first) {
         let sum: i64 = committed.iter().flatten().sum();
         assert_eq!(
             sum,

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, env, fs, net::TcpListener, time::Duration};
 
 use jiff::Timestamp;
-use pushcast::sandbox::Provider;
+use sandbox::Provider;
 use scylla::client::session_builder::SessionBuilder;
 use serde_json::{Value, json};
 use tokio::{runtime::Handle, task::block_in_place};

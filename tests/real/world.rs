@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use pushcast::sandbox::{Options, Sandbox};
 use rand::{SeedableRng as _, rngs::StdRng};
+use sandbox::{Options, Sandbox};
 use tempfile::TempDir;
 use tokio::time::Instant;
 

@@ -9,7 +9,7 @@ use pushcast::{
     store::Census,
 };
 
-use super::cast::{Condition, Phone, Step, profile};
+use super::scenario::{Condition, Phone, Step, profile};
 
 /// A notification, as the sandbox can tell it apart: `post:walk` or `dose:daily-1`.
 pub type Name = String;
@@ -206,7 +206,7 @@ impl Phones {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::demo::cast;
+    use crate::cli::demo::scenario;
 
     const EXPO: ProviderId = ProviderId::Expo;
 
@@ -229,8 +229,8 @@ mod tests {
             registered(2, "bob"),
             registered(13, "cat"),
             registered(29, "dan"),
-            cast::post_for_everybody("a", 9),
-            cast::post_for_everybody("a", 9),
+            scenario::post_for_everybody("a", 9),
+            scenario::post_for_everybody("a", 9),
             Step::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
         ];
         let expected = Expected::of(&steps);
@@ -273,7 +273,7 @@ mod tests {
             Step::UserDeleted { user: "ann".to_owned() },
             Step::Unregistered { phone: phone(2) },
             Step::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
-            cast::post_for_everybody("a", 9),
+            scenario::post_for_everybody("a", 9),
         ];
         assert_eq!(takers(&Expected::of(&steps), "post:a"), [phone(6).token()]);
     }
@@ -286,8 +286,8 @@ mod tests {
             registered(2_000, "user-2000"),
             registered(2_002, "user-2002"),
         ];
-        steps.extend(cast::dose_twice(at));
-        steps.extend(cast::regimens(at));
+        steps.extend(scenario::dose_twice(at));
+        steps.extend(scenario::regimens(at));
         let expected = Expected::of(&steps);
         assert_eq!(takers(&expected, "dose:twice"), [phone(3_000).token()]);
         assert!(!expected.pushes.contains_key("dose:ended") && !expected.pushes.contains_key("dose:removed"));

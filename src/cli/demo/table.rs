@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use pushcast::domain::{Outcome, ProviderId};
-use pushcast::sandbox::{Answer, ProviderStatistics};
+use sandbox::{Answer, ProviderStatistics};
 
 use super::{
     expected::Expected,
@@ -13,7 +13,7 @@ use super::{
 };
 
 /// What there is to tell.
-pub struct Told<'a> {
+pub struct ReportTable<'a> {
     /// For pushcast's own counts.
     pub world: &'a World,
     /// What was published.
@@ -26,7 +26,7 @@ pub struct Told<'a> {
     pub samples: &'a [Sample],
 }
 
-impl Told<'_> {
+impl ReportTable<'_> {
     /// The table.
     pub fn table(&self) -> Table {
         let mut table = Table::new();

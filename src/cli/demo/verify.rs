@@ -8,9 +8,9 @@ use std::{
 
 use pushcast::{
     domain::{ProviderId, Report},
-    sandbox::{Answer, ProviderStatistics, Statistics},
     store::Census,
 };
+use sandbox::{Answer, ProviderStatistics, Statistics};
 
 use super::{
     expected::{Expected, Outcome},

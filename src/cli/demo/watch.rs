@@ -5,14 +5,15 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
 use jiff::Timestamp;
 use pushcast::{
-    domain::{DeadToken, ProviderId, Report, Unavailable},
+    domain::{DeadToken, ProviderId, Report},
     events::{invalid_tokens, push_outcomes, topics},
-    sandbox::{self, ProviderStatistics, Statistics, TakenMessage},
-    stream::{Cause, Fate, Handler, LaneKey, Record, Stop},
 };
+use sandbox::{self, ProviderStatistics, Statistics, TakenMessage};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{expected::Name, world::World};
 
@@ -60,7 +61,7 @@ pub struct Watch<'a> {
 
 /// What pushcast has published for others: a reader like any of theirs.
 #[derive(Debug, Default)]
-pub struct Notes(Mutex<Noted>);
+pub struct Collector(Mutex<Noted>);
 
 /// The records that were read.
 #[derive(Clone, Debug, Default)]
@@ -132,39 +133,57 @@ impl From<TakenMessage> for Push {
     }
 }
 
-// === impl Notes ===
+// === impl Collector ===
 
-impl Notes {
+impl Collector {
     /// What was read so far.
-    pub fn read(&self) -> MutexGuard<'_, Noted> {
+    pub fn noted(&self) -> MutexGuard<'_, Noted> {
         held(&self.0)
     }
 }
 
-impl Handler for Notes {
-    fn lane(&self, _: &Record) -> Option<LaneKey> {
+impl Handler for Collector {
+    type Event = Noticed;
+
+    fn read(&self, record: &Record) -> Result<Noticed, Rejected> {
+        let key = record.key.as_deref();
+        let value = record.value.as_deref();
+        Ok(match &*record.topic {
+            topics::PUSH_OUTCOMES => Noticed::Outcome(push_outcomes::read(key, value)?),
+            topics::INVALID_TOKENS => Noticed::Invalid(invalid_tokens::read(key, value)?),
+            _ => Noticed::DeadLetter,
+        })
+    }
+
+    fn key(&self, _: &Noticed) -> Option<LaneKey> {
         None
     }
 
-    async fn handle(&self, record: &Record, _: &Stop) -> Result<Fate, Unavailable> {
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        let noted = match &*record.topic {
-            topics::PUSH_OUTCOMES => {
-                push_outcomes::read(key, value).map(|report| self.read().outcomes.push(report))
-            }
-            topics::INVALID_TOKENS => {
-                invalid_tokens::read(key, value).map(|dead| self.read().invalid.push(dead))
-            }
-            _ => {
-                self.read().dead_letters += 1;
-                Ok(())
-            }
-        };
-        Ok(match noted {
-            Ok(()) => Fate::Done,
-            Err(unreadable) => Fate::DeadLetter(Cause { label: unreadable.label, detail: unreadable.detail }),
-        })
+    async fn handle(
+        &self,
+        noticed: Noticed,
+        _: &Record,
+        _: &CancellationToken,
+    ) -> Result<Fate, HandlerError> {
+        let mut noted = self.noted();
+        match noticed {
+            Noticed::Outcome(report) => noted.outcomes.push(report),
+            Noticed::Invalid(dead) => noted.invalid.push(dead),
+            Noticed::DeadLetter => noted.dead_letters += 1,
+        }
+        Ok(Fate::Done)
     }
+}
+
+/// What the topics for others say.
+#[derive(Debug)]
+pub enum Noticed {
+    /// A record of `push-outcomes`.
+    Outcome(Report),
+    /// A record of `invalid-tokens`.
+    Invalid(DeadToken),
+    /// A dead letter, whatever it holds.
+    DeadLetter,
 }
 
 /// Locks; a panic elsewhere can't leave half a push behind.

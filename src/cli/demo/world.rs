@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use consumer::{ConsumerMetrics, Producer, Stage, StageSpec, mock::Broker};
 use jiff::Timestamp;
 use pushcast::{
     app::{App, Stages},
@@ -11,15 +12,15 @@ use pushcast::{
     domain::ProviderId,
     events::topics,
     http::Health,
-    kafka::{Producer, Stage, StageSpec, mock::Broker},
     metrics::Metrics,
-    sandbox::{Options, Sandbox},
     store::{Doses, embedded::EmbeddedStore},
+    topology,
 };
+use sandbox::{Options, Sandbox};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::watch::Notes;
+use super::watch::Collector;
 
 /// The longest that the stop may take; whatever is left then is dropped with the world.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ pub struct World {
     /// pushcast's health.
     pub health: Health,
     /// What pushcast has published for others.
-    pub notes: Arc<Notes>,
+    pub notes: Arc<Collector>,
     /// pushcast's settings.
     pub config: Config,
 }
@@ -55,7 +56,8 @@ pub struct Running {
 impl World {
     /// Starts everything. `admin` opens the admin listener on a free port.
     pub async fn start(admin: bool) -> anyhow::Result<(Self, Running)> {
-        let broker = Broker::start()?;
+        let partitions = Config::load(None, &Environment::new())?.kafka.partitions;
+        let broker = topology::embedded_broker(partitions)?;
         let sandbox = Sandbox::start(Options { remember: REMEMBERED, ..Options::default() })
             .await
             .context("starting the sandbox")?;
@@ -70,12 +72,22 @@ impl World {
 
         let app = App::new(config.clone(), store.clone(), Stages::all());
         let (metrics, health) = (app.metrics(), app.health());
-        let notes = Arc::new(Notes::default());
+        let notes = Arc::new(Collector::default());
         let of =
             [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS].map(str::to_owned).to_vec();
-        let spec = StageSpec { name: "demo".to_owned(), topics: of, in_flight: 1_024 };
-        let reader =
-            Stage::new(&config.kafka, spec, Arc::clone(&notes), producer.clone(), Arc::new(Metrics::new()))?;
+        let spec = StageSpec {
+            name: "demo".to_owned(),
+            topics: of,
+            in_flight: 1_024,
+            dead_letters: topology::dead_letters(),
+        };
+        let reader = Stage::new(
+            &config.kafka,
+            spec,
+            Arc::clone(&notes),
+            producer.clone(),
+            Arc::new(ConsumerMetrics::default()),
+        )?;
 
         let mut running = Running { tasks: JoinSet::new(), stop: CancellationToken::new() };
         let stop = running.stop.clone();

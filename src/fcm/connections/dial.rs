@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower_service::Service as _;
 
-use crate::delivery::answer::causes;
+use crate::dispatch::answer::causes;
 
 /// Answers have less than 4 KB, so that a window of this size is never in their way.
 const WINDOW: u32 = 1 << 20;

@@ -12,7 +12,7 @@ use axum::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{super::trouble_of, Admin, Refusal};
+use super::{super::trouble_of, Admin, ApiError};
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp,
@@ -48,10 +48,10 @@ struct Sending {
 pub(super) async fn cancel<S: Registry + Routes + Broadcasts>(
     State(admin): State<Admin<S>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let id = broadcast_of(&id);
     if let (_, Some(BroadcastState::Done)) = admin.store.broadcast(&id).await? {
-        return Err(Refusal::Conflict(format!("{id} is done: everything is sent")));
+        return Err(ApiError::Conflict(format!("{id} is done: everything is sent")));
     }
     admin.store.stop(&id, "cancelled").await?;
     tracing::info!(broadcast.id = %id, "Broadcast {id} is cancelled by an operator's wish");
@@ -62,7 +62,7 @@ pub(super) async fn cancel<S: Registry + Routes + Broadcasts>(
 pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
     State(admin): State<Admin<S>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let id = broadcast_of(&id);
     let (plan, state) = admin.store.broadcast(&id).await?;
     let mut told = json!({ "broadcast": id.as_str(), "state": label(state.as_ref()) });
@@ -73,11 +73,11 @@ pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
         return if state.is_some() {
             Ok(Json(told))
         } else {
-            Err(Refusal::NotFound(format!("there was never a broadcast {id}")))
+            Err(ApiError::NotFound(format!("there was never a broadcast {id}")))
         };
     };
     let spec = broadcast_specs::read(&plan.spec)
-        .map_err(|unreadable| Refusal::Conflict(format!("its plan can't be read: {}", unreadable.detail)))?;
+        .map_err(|unreadable| ApiError::Conflict(format!("its plan can't be read: {}", unreadable)))?;
     let now = Timestamp::now();
     told["title"] = json!(spec.notification.title);
     told["expiresAt"] = json!(spec.notification.expires_at);
@@ -108,7 +108,7 @@ fn broadcast_of(id: &str) -> BroadcastId {
     if id.starts_with("post:") { BroadcastId::new(id) } else { BroadcastId::of_post(&PostId::new(id)) }
 }
 
-async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Sending, Refusal> {
+async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Sending, ApiError> {
     let rate = |of| admin.metrics.rate_limit.with_label_values(&[provider.label(), of]).get();
     Ok(Sending {
         route: admin.store.route(provider).await?,

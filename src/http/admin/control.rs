@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{super::trouble_of, Admin, Refusal};
+use super::{super::trouble_of, Admin, ApiError};
 use crate::{
     domain::{ProviderId, Timestamp},
     store::{Registry, Route, RouteState, Routes},
@@ -17,7 +17,7 @@ use crate::{
 
 /// What an operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum RouteAction {
     /// Send nothing until somebody resumes.
     Pause,
     /// Send again: after a pause, or when refused credentials have been mended.
@@ -29,7 +29,7 @@ pub(super) enum Wish {
 /// Who wishes it, and why.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Said {
+pub(super) struct ChangeRequest {
     by: String,
     why: String,
 }
@@ -37,9 +37,9 @@ pub(super) struct Said {
 pub(super) async fn inspect_route<S: Registry + Routes>(
     State(admin): State<Admin<S>>,
     Path(provider): Path<String>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let provider = provider_of(&provider)?;
-    let mut told = told(provider, &admin.store.route(provider).await?);
+    let mut told = to_json(provider, &admin.store.route(provider).await?);
     told["here"] = json!(admin.health.report().details.get(&trouble_of(provider)));
     Ok(Json(told))
 }
@@ -47,50 +47,50 @@ pub(super) async fn inspect_route<S: Registry + Routes>(
 pub(super) async fn set_route<S: Registry + Routes>(
     State(admin): State<Admin<S>>,
     Path((provider, wish)): Path<(String, String)>,
-    Json(said): Json<Said>,
-) -> Result<Json<Value>, Refusal> {
+    Json(said): Json<ChangeRequest>,
+) -> Result<Json<Value>, ApiError> {
     let provider = provider_of(&provider)?;
-    let wish = Wish::from_label(&wish)
-        .ok_or_else(|| Refusal::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
+    let wish = RouteAction::from_label(&wish)
+        .ok_or_else(|| ApiError::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
     let now = admin.store.route(provider).await?;
-    let state = next(provider, now.state, wish).map_err(Refusal::Conflict)?;
+    let state = next(provider, now.state, wish).map_err(ApiError::Conflict)?;
     let route = Route { state, since: Timestamp::now(), set_by: said.by, detail: said.why };
     admin.store.set_route(provider, &route).await?;
     tracing::info!(provider = %provider, set_by = route.set_by, "The route of {provider} is {} by an operator's wish", state.label());
-    Ok(Json(told(provider, &route)))
+    Ok(Json(to_json(provider, &route)))
 }
 
 /// What becomes of a route in `state`. The brake needs a word of its own, so that nobody releases it out of
 /// habit.
-fn next(provider: ProviderId, state: RouteState, wish: Wish) -> Result<RouteState, String> {
+fn next(provider: ProviderId, state: RouteState, wish: RouteAction) -> Result<RouteState, String> {
     match (state, wish) {
-        (RouteState::Running | RouteState::Released | RouteState::Paused, Wish::Pause) => {
+        (RouteState::Running | RouteState::Released | RouteState::Paused, RouteAction::Pause) => {
             Ok(RouteState::Paused)
         }
-        (RouteState::Halted | RouteState::Braked, Wish::Pause) => {
+        (RouteState::Halted | RouteState::Braked, RouteAction::Pause) => {
             Err(format!("the route of {provider} is {}: it sends nothing already", state.label()))
         }
-        (RouteState::Braked, Wish::Resume) => Err(format!(
+        (RouteState::Braked, RouteAction::Resume) => Err(format!(
             "the route of {provider} is braked: look at its dead tokens first, then `pushcast release {provider} brake`"
         )),
-        (RouteState::Released, Wish::Resume) | (RouteState::Braked, Wish::Release) => {
+        (RouteState::Released, RouteAction::Resume) | (RouteState::Braked, RouteAction::Release) => {
             Ok(RouteState::Released)
         }
-        (_, Wish::Resume) => Ok(RouteState::Running),
-        (_, Wish::Release) => Err(format!("the route of {provider} is {}, not braked", state.label())),
+        (_, RouteAction::Resume) => Ok(RouteState::Running),
+        (_, RouteAction::Release) => Err(format!("the route of {provider} is {}, not braked", state.label())),
     }
 }
 
-fn provider_of(label: &str) -> Result<ProviderId, Refusal> {
+fn provider_of(label: &str) -> Result<ProviderId, ApiError> {
     ProviderId::from_label(label)
-        .ok_or_else(|| Refusal::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
+        .ok_or_else(|| ApiError::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
 }
 
-fn told(provider: ProviderId, route: &Route) -> Value {
+fn to_json(provider: ProviderId, route: &Route) -> Value {
     json!({ "provider": provider.label(), "state": route.state.label(), "since": route.since, "setBy": route.set_by, "detail": route.detail })
 }
 
-impl Wish {
+impl RouteAction {
     fn from_label(label: &str) -> Option<Self> {
         match label {
             "pause" => Some(Self::Pause),
@@ -108,19 +108,23 @@ mod tests {
     #[test]
     fn a_brake_is_not_resumed_by_the_way() {
         let next = |state, wish| next(ProviderId::Expo, state, wish);
-        assert_eq!(next(RouteState::Running, Wish::Pause), Ok(RouteState::Paused));
-        assert_eq!(next(RouteState::Paused, Wish::Resume), Ok(RouteState::Running));
-        assert_eq!(next(RouteState::Halted, Wish::Resume), Ok(RouteState::Running));
-        assert!(next(RouteState::Braked, Wish::Resume).unwrap_err().contains("pushcast release expo brake"));
-        assert_eq!(next(RouteState::Braked, Wish::Release), Ok(RouteState::Released));
+        assert_eq!(next(RouteState::Running, RouteAction::Pause), Ok(RouteState::Paused));
+        assert_eq!(next(RouteState::Paused, RouteAction::Resume), Ok(RouteState::Running));
+        assert_eq!(next(RouteState::Halted, RouteAction::Resume), Ok(RouteState::Running));
+        assert!(
+            next(RouteState::Braked, RouteAction::Resume)
+                .unwrap_err()
+                .contains("pushcast release expo brake")
+        );
+        assert_eq!(next(RouteState::Braked, RouteAction::Release), Ok(RouteState::Released));
         assert_eq!(
-            next(RouteState::Released, Wish::Resume),
+            next(RouteState::Released, RouteAction::Resume),
             Ok(RouteState::Released),
             "a release is not taken back by the way"
         );
-        assert!(next(RouteState::Running, Wish::Release).is_err());
+        assert!(next(RouteState::Running, RouteAction::Release).is_err());
         assert!(
-            next(RouteState::Halted, Wish::Pause).is_err(),
+            next(RouteState::Halted, RouteAction::Pause).is_err(),
             "a pause would hide why the route stands still"
         );
     }

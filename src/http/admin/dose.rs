@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Admin, Refusal};
+use super::{Admin, ApiError};
 use crate::{
     domain::{DoseKey, ProfileId, ProviderId, Regimen, RegimenId, Timestamp},
     store::{Claimed, Doses, Marks, Shard},
@@ -27,9 +27,9 @@ struct Known {
 pub(super) async fn inspect<S: Doses>(
     State(admin): State<Admin<S>>,
     Path((profile, regimen, time)): Path<(String, String, String)>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, ApiError> {
     let at: Timestamp = time.parse().map_err(|err| {
-        Refusal::BadRequest(format!("{time:?} is no time like 2026-11-20T08:00:00Z: {err}"))
+        ApiError::BadRequest(format!("{time:?} is no time like 2026-11-20T08:00:00Z: {err}"))
     })?;
     let (profile, regimen) = (ProfileId::new(profile), RegimenId::new(regimen));
     let (store, shard) = (&admin.store, Shard::of(&regimen));

@@ -39,11 +39,11 @@ impl Known {
         }
     }
 
-    fn answer<T>(&self, answer: T) -> Result<T, Unavailable> {
-        if self.away { Err(Unavailable::store("looking", "no route")) } else { Ok(answer) }
+    fn answer<T>(&self, answer: T) -> Result<T, StoreError> {
+        if self.away { Err(StoreError::unavailable("looking", "no route")) } else { Ok(answer) }
     }
 
-    fn row(&self, known: bool) -> Result<Option<TokenRow>, Unavailable> {
+    fn row(&self, known: bool) -> Result<Option<TokenRow>, StoreError> {
         let row = || TokenRow {
             token: Self::phone().token,
             version: Version::from_i64(42),
@@ -57,28 +57,28 @@ impl Known {
 }
 
 impl Registry for Known {
-    async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), Unavailable> {
+    async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), StoreError> {
         self.answer(())
     }
-    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, Unavailable> {
+    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, StoreError> {
         self.answer(if user.as_str() == "ada" { vec![Self::phone()] } else { vec![] })
     }
-    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, Unavailable> {
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, StoreError> {
         self.answer(false)
     }
-    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, StoreError> {
         self.row(*token == Self::phone().token)
     }
-    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         self.row(hash == Self::phone().token.hash())
     }
-    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    async fn census(&self) -> Result<Vec<Census>, StoreError> {
         self.answer(vec![])
     }
 }
 
 impl Routes for Known {
-    async fn route(&self, _: ProviderId) -> Result<Route, Unavailable> {
+    async fn route(&self, _: ProviderId) -> Result<Route, StoreError> {
         let state = *self.expo.lock().unwrap();
         self.answer(Route {
             state,
@@ -87,7 +87,7 @@ impl Routes for Known {
             detail: String::new(),
         })
     }
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), StoreError> {
         *self.expo.lock().unwrap() = route.state;
         self.answer(())
     }
@@ -95,54 +95,51 @@ impl Routes for Known {
 
 /// It knows of no broadcast; `broadcast` has tests of its own.
 impl Broadcasts for Known {
-    async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
+    async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, StoreError> {
         self.answer(plan.clone())
     }
-    async fn broadcast(
-        &self,
-        _: &BroadcastId,
-    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    async fn broadcast(&self, _: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
         self.answer((None, None))
     }
-    async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), Unavailable> {
+    async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), StoreError> {
         self.answer(())
     }
-    async fn close(&self, _: &BroadcastId) -> Result<(), Unavailable> {
+    async fn close(&self, _: &BroadcastId) -> Result<(), StoreError> {
         self.answer(())
     }
-    async fn take_over(&self, _: &PartId) -> Result<Progress, Unavailable> {
+    async fn take_over(&self, _: &PartId) -> Result<Progress, StoreError> {
         unreachable!("the listener sends nothing")
     }
-    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, Unavailable> {
+    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, StoreError> {
         unreachable!("the listener sends nothing")
     }
-    async fn finish_part(&self, _: &PartId) -> Result<u32, Unavailable> {
+    async fn finish_part(&self, _: &PartId) -> Result<u32, StoreError> {
         unreachable!("the listener sends nothing")
     }
-    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, StoreError> {
         self.answer(None)
     }
-    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
+    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, StoreError> {
         unreachable!("the listener sums nothing up")
     }
 }
 
 /// It knows of no dose; `dose` has tests of its own.
 impl Doses for Known {
-    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Result<(), Unavailable> {
+    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Result<(), StoreError> {
         unreachable!("the listener keeps no regimen")
     }
-    async fn regimen(&self, _: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+    async fn regimen(&self, _: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         self.answer(None)
     }
     async fn regimens(
         &self,
         _: Option<&RegimenId>,
         _: usize,
-    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    ) -> Result<Vec<(RegimenId, Regimen)>, StoreError> {
         unreachable!("the listener sweeps nothing")
     }
-    async fn insert_due(&self, _: Shard, _: &DueRow) -> Result<(), Unavailable> {
+    async fn insert_due(&self, _: Shard, _: &DueRow) -> Result<(), StoreError> {
         unreachable!("the listener plans nothing")
     }
     async fn due_rows(
@@ -152,25 +149,25 @@ impl Doses for Known {
         _: Timestamp,
         _: Option<&DueRow>,
         _: usize,
-    ) -> Result<Vec<DueRow>, Unavailable> {
+    ) -> Result<Vec<DueRow>, StoreError> {
         self.answer(vec![])
     }
-    async fn marks(&self, _: Shard) -> Result<Marks, Unavailable> {
+    async fn marks(&self, _: Shard) -> Result<Marks, StoreError> {
         self.answer(Marks { opened: Timestamp::UNIX_EPOCH, handed: Timestamp::UNIX_EPOCH })
     }
-    async fn init_marks(&self, _: Timestamp) -> Result<(), Unavailable> {
+    async fn init_marks(&self, _: Timestamp) -> Result<(), StoreError> {
         unreachable!("the listener begins nothing")
     }
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Result<(), Unavailable> {
+    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Result<(), StoreError> {
         unreachable!("the listener ticks nothing")
     }
-    async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Result<Claim, Unavailable> {
+    async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Result<Claim, StoreError> {
         unreachable!("the listener rings nothing")
     }
-    async fn claimed(&self, _: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+    async fn claimed(&self, _: &DoseKey) -> Result<Option<Claimed>, StoreError> {
         self.answer(None)
     }
-    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Result<Marked, Unavailable> {
+    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Result<Marked, StoreError> {
         unreachable!("the listener rings nothing")
     }
 }
@@ -185,7 +182,7 @@ async fn serving(store: Known, questions: impl AsyncFnOnce(SocketAddr, &Health))
         questions(address, &health).await;
         stop.cancel();
     };
-    let (served, ()) = tokio::join!(serve(listener, admin, Stop::of(stop.clone())), asking);
+    let (served, ()) = tokio::join!(serve(listener, admin, stop.clone()), asking);
     served.unwrap();
 }
 

@@ -1,11 +1,12 @@
 use std::sync::Mutex;
 
+use consumer::Cause;
+
 use super::*;
 use crate::{
     domain::{Registration, Token, TokenChange, TokenHash, UserId, Version},
-    stages::fakes::{record, replayed},
-    store::{Census, TokenRow},
-    stream::Cause,
+    stages::fakes::{handle, record, replayed},
+    store::{Census, StoreError, TokenRow},
 };
 
 /// Writes down who is to be revoked, and spares everybody but `AAA`.
@@ -13,28 +14,28 @@ use crate::{
 struct Verdicts(Arc<Mutex<Vec<(Judged, String)>>>);
 
 impl Registry for Verdicts {
-    async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), Unavailable> {
+    async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), StoreError> {
         unreachable!("this stage only revokes")
     }
 
-    async fn tokens_of(&self, _: &UserId) -> Result<Vec<Registration>, Unavailable> {
+    async fn tokens_of(&self, _: &UserId) -> Result<Vec<Registration>, StoreError> {
         unreachable!("this stage only revokes")
     }
 
-    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, Unavailable> {
+    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, StoreError> {
         self.0.lock().unwrap().push((judged, reason.to_owned()));
         Ok(token.as_str() == "ExponentPushToken[AAA]")
     }
 
-    async fn inspect(&self, _: &Token) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect(&self, _: &Token) -> Result<Option<TokenRow>, StoreError> {
         unreachable!("this stage only revokes")
     }
 
-    async fn inspect_hash(&self, _: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect_hash(&self, _: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         unreachable!("this stage only revokes")
     }
 
-    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    async fn census(&self) -> Result<Vec<Census>, StoreError> {
         unreachable!("this stage only revokes")
     }
 }
@@ -42,7 +43,7 @@ impl Registry for Verdicts {
 async fn judged_by(record: &Record) -> Judged {
     let verdicts = Verdicts::default();
     let stage = Cleanup::new(verdicts.clone(), Arc::new(Metrics::new()));
-    assert_eq!(stage.handle(record, &Stop::default()).await.unwrap(), Fate::Done);
+    assert_eq!(handle(&stage, record, &CancellationToken::default()).await.unwrap(), Fate::Done);
     let judged: Vec<_> = verdicts.0.lock().unwrap().iter().map(|(judged, _)| *judged).collect();
     judged[0]
 }
@@ -72,7 +73,7 @@ async fn the_revoked_and_the_spared_are_counted() {
     let stage = Cleanup::new(Verdicts::default(), metrics.clone());
     for token in ["AAA", "BBB", "CCC"] {
         let line = format!(r#"{{"token":"ExponentPushToken[{token}]","reason":"gone"}}"#);
-        assert_eq!(stage.handle(&record(&line), &Stop::default()).await.unwrap(), Fate::Done);
+        assert_eq!(handle(&stage, &record(&line), &CancellationToken::default()).await.unwrap(), Fate::Done);
     }
     let count = |change| metrics.token_changes_total.with_label_values(&[change]).get();
     assert_eq!((count("revoked"), count("spared")), (1, 2));
@@ -81,7 +82,7 @@ async fn the_revoked_and_the_spared_are_counted() {
 #[tokio::test]
 async fn a_verdict_without_a_reason_is_a_dead_letter() {
     let stage = Cleanup::new(Verdicts::default(), Arc::new(Metrics::new()));
-    let fate =
-        stage.handle(&record(r#"{"token":"ExponentPushToken[AAA]"}"#), &Stop::default()).await.unwrap();
+    let record = record(r#"{"token":"ExponentPushToken[AAA]"}"#);
+    let fate = handle(&stage, &record, &CancellationToken::default()).await.unwrap();
     assert_eq!(fate, Fate::DeadLetter(Cause::unreadable("missing field `reason`")));
 }

@@ -12,16 +12,16 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Publish, Record};
 use tokio::time::{Instant, sleep};
 use tracing::error;
 
-use super::{Delivery, Stopping, ledger::tickets};
+use super::{Delivery, Stopping, follow_up::tickets};
 use crate::{
-    delivery::{Final, Page, Provider, Returned},
+    dispatch::{MessageOutcome, Page, Provider, Returned},
     domain::{BroadcastId, Recipient, Timestamp},
     stages::brake::{Answers, Brake},
     store::{Route, RouteState, Store},
-    stream::{Publish, Record},
 };
 
 /// How often a braked route is looked at again.
@@ -29,7 +29,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers of a provider as the brake counts them, and whether the dead among them are held.
 #[derive(Debug)]
-pub(super) struct Suspects {
+pub(super) struct DeadTokenEvidence {
     answers: u64,
     dead: u64,
     answered_at: Timestamp,
@@ -39,7 +39,7 @@ pub(super) struct Suspects {
 
 /// What a look at the route says of dead tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Decision {
     /// They may be reported.
     Pass,
     /// They were held, and the route is open: they are to be asked again.
@@ -48,38 +48,41 @@ pub(super) enum Look {
     Wait,
 }
 
-// === impl Suspects ===
+// === impl DeadTokenEvidence ===
 
-impl Suspects {
-    pub(super) fn of<'a>(fates: impl IntoIterator<Item = &'a Final>, answered_at: Timestamp) -> Self {
-        let mut suspects = Self { answers: 0, dead: 0, answered_at, counted: false, held: false };
+impl DeadTokenEvidence {
+    pub(super) fn of<'a>(
+        fates: impl IntoIterator<Item = &'a MessageOutcome>,
+        answered_at: Timestamp,
+    ) -> Self {
+        let mut evidence = Self { answers: 0, dead: 0, answered_at, counted: false, held: false };
         for fate in fates {
-            suspects.answers += u64::from(!matches!(fate, Final::Expired));
-            suspects.dead += u64::from(is_dead(fate));
+            evidence.answers += u64::from(!matches!(fate, MessageOutcome::Expired));
+            evidence.dead += u64::from(is_dead(fate));
         }
-        suspects
+        evidence
     }
 }
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Whether dead tokens may be reported. Counts them, once, and brakes the route if they are a flood.
-    pub(super) async fn look(&self, written_at: Timestamp, suspects: &mut Suspects) -> Look {
-        if suspects.dead == 0 {
-            self.brake().add(suspects.answered_at, suspects.answers, 0);
-            return Look::Pass;
+    pub(super) async fn look(&self, written_at: Timestamp, evidence: &mut DeadTokenEvidence) -> Decision {
+        if evidence.dead == 0 {
+            self.brake().add(evidence.answered_at, evidence.answers, 0);
+            return Decision::Pass;
         }
-        let route = self.insist(|| self.store.route(self.id())).await;
-        if suspects.held && route.state.sends() {
-            return Look::AskAgain;
+        let route = self.retry_until_settled(|| self.store.route(self.id())).await;
+        if evidence.held && route.state.sends() {
+            return Decision::AskAgain;
         }
         if route.lets_pass(written_at) {
-            return Look::Pass;
+            return Decision::Pass;
         }
-        if !std::mem::replace(&mut suspects.counted, true) {
-            self.brake().add(suspects.answered_at, suspects.answers, suspects.dead);
+        if !std::mem::replace(&mut evidence.counted, true) {
+            self.brake().add(evidence.answered_at, evidence.answers, evidence.dead);
         }
         let now = Timestamp::now();
-        suspects.held |= match route.state {
+        evidence.held |= match route.state {
             // Only a release starts the count anew. If the braking did too, a handler that had read the route
             // just before would find no flood, and report its dead.
             RouteState::Running | RouteState::Released => match self.flood_since(route.since, now) {
@@ -93,7 +96,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                         set_by: "delivery".to_owned(),
                         detail,
                     };
-                    self.insist(|| self.store.set_route(self.id(), &braked)).await;
+                    self.retry_until_settled(|| self.store.set_route(self.id(), &braked)).await;
                     true
                 }
             },
@@ -101,7 +104,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             // Closed for another reason; whoever opens it does not say that he has looked at these.
             RouteState::Paused | RouteState::Halted => self.brake().flood(now).is_some(),
         };
-        if suspects.held { Look::Wait } else { Look::Pass }
+        if evidence.held { Decision::Wait } else { Decision::Pass }
     }
 
     /// The answers that are a flood of dead tokens. Those before the route was opened don't count: somebody
@@ -126,14 +129,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         sending: &(impl Fn(Arc<[Recipient]>) -> Page<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
-        let mut suspects = Suspects::of(returned.finals.iter().flatten(), Timestamp::now());
+        let mut evidence = DeadTokenEvidence::of(returned.outcomes.iter().flatten(), Timestamp::now());
         loop {
             let opened = async {
                 loop {
-                    match self.look(record.timestamp, &mut suspects).await {
-                        Look::Wait => tokio::select! {
+                    match self.look(record.timestamp, &mut evidence).await {
+                        Decision::Wait => tokio::select! {
                             () = sleep(LOOK_EVERY) => {}
-                            () = stop.wait() => return Look::Wait,
+                            () = stop.wait() => return Decision::Wait,
                         },
                         opened => return opened,
                     }
@@ -142,32 +145,32 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let opened = tokio::select! {
                 biased;
                 opened = opened => opened,
-                () = stop.last_call() => Look::Wait,
-                () = self.stopped(broadcast) => Look::Wait,
+                () = stop.last_call() => Decision::Wait,
+                () = self.stopped(broadcast) => Decision::Wait,
             };
             match opened {
-                Look::Pass => return,
-                Look::AskAgain => {}
-                Look::Wait => return leave_open(&mut returned.finals),
+                Decision::Pass => return,
+                Decision::AskAgain => {}
+                Decision::Wait => return leave_open(&mut returned.outcomes),
             }
             let again = self.still_registered(returned).await;
             let recipients = again.iter().map(|&index| returned.recipients[index].clone()).collect();
             let page =
                 Page { stale_at: Instant::now() + self.limits.page_stale_after, ..sending(recipients) };
-            let asked = self.desk.send(page, self.withdrawal(broadcast, stop)).await;
-            let mut fates = asked.map(|asked| asked.finals).unwrap_or_default();
+            let asked = self.batcher.submit(page, self.withdrawal(broadcast, stop)).await;
+            let mut fates = asked.map(|asked| asked.outcomes).unwrap_or_default();
             fates.resize(again.len(), None);
             let is_complete = fates.iter().all(Option::is_some);
-            suspects = Suspects::of(fates.iter().flatten(), Timestamp::now());
+            evidence = DeadTokenEvidence::of(fates.iter().flatten(), Timestamp::now());
             for (&index, fate) in again.iter().zip(fates) {
-                returned.finals[index] = fate;
+                returned.outcomes[index] = fate;
             }
             let decided = again
                 .iter()
-                .filter_map(|&index| Some((&returned.recipients[index], returned.finals[index].as_ref()?)));
+                .filter_map(|&index| Some((&returned.recipients[index], returned.outcomes[index].as_ref()?)));
             self.publish_all(tickets(decided)).await;
             if !is_complete {
-                return leave_open(&mut returned.finals);
+                return leave_open(&mut returned.outcomes);
             }
         }
     }
@@ -180,9 +183,9 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             .recipients
             .iter()
             .enumerate()
-            .filter(|(index, _)| returned.finals[*index].as_ref().is_some_and(is_dead))
+            .filter(|(index, _)| returned.outcomes[*index].as_ref().is_some_and(is_dead))
         {
-            let row = self.insist(|| self.store.inspect(&to.token)).await;
+            let row = self.retry_until_settled(|| self.store.inspect(&to.token)).await;
             if row.and_then(|row| row.registration).is_some_and(|now| now.version == to.version) {
                 standing.push(index);
             }
@@ -191,13 +194,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 }
 
-pub(super) fn is_dead(fate: &Final) -> bool {
-    matches!(fate, Final::Dead { .. })
+pub(super) fn is_dead(fate: &MessageOutcome) -> bool {
+    matches!(fate, MessageOutcome::Dead { .. })
 }
 
 /// Takes their outcome from the dead: they are asked again by whoever goes on with the page.
-fn leave_open(finals: &mut [Option<Final>]) {
-    for fate in finals {
+fn leave_open(outcomes: &mut [Option<MessageOutcome>]) {
+    for fate in outcomes {
         fate.take_if(|fate| is_dead(fate));
     }
 }

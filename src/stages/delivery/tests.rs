@@ -7,19 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::{sync::watch, task::JoinSet};
 
+use self::fake::{Fake, Service, registration};
 use super::*;
 use crate::{
-    delivery::{Batcher, Gate, Keeper, Pace, Share, Verdict, route},
+    dispatch::{Batcher, Gate, RateLimiter, RouteSync, Share, Verdict, route},
     domain::{
         BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId,
         Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, UserId,
     },
     events::topics,
-    stages::fakes::Topics,
-    store::{Route, RouteState},
+    stages::fakes::{Topics, handle},
+    store::{Route, RouteState, StoreError},
 };
-
-use self::fake::{Fake, Service, registration};
 
 const LIMITS: Limits = Limits {
     page_size: 300,
@@ -35,7 +34,7 @@ struct World {
     service: Service,
     topics: Topics,
     stage: Arc<Delivery<Fake, Topics, Service>>,
-    keeper: Keeper,
+    route_sync: RouteSync,
     _tasks: JoinSet<()>,
     _share: watch::Sender<Share>,
 }
@@ -44,21 +43,22 @@ impl World {
     fn new() -> Self {
         let (store, service, topics, metrics) =
             (Fake::default(), Service::default(), Topics::default(), Arc::new(Metrics::new()));
-        let (route, keeper) = route();
-        keeper.follow(Gate::Open);
+        let (route, route_sync) = route();
+        route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
         let provider = Arc::new(service.clone());
-        let pace = Pace::new(0, Duration::ZERO, Instant::now());
-        let (batcher, desk) =
+        let pace = RateLimiter::new(0, Duration::ZERO, Instant::now());
+        let (batcher, submit_to) =
             Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
-        let stage = Arc::new(Delivery::new(provider, desk, store.clone(), topics.clone(), LIMITS, metrics));
-        Self { store, service, topics, stage, keeper, _tasks: tasks, _share: share }
+        let stage =
+            Arc::new(Delivery::new(provider, submit_to, store.clone(), topics.clone(), LIMITS, metrics));
+        Self { store, service, topics, stage, route_sync, _tasks: tasks, _share: share }
     }
 
     /// Handles the job as Kafka's consumer does: again while a dependency is away, until the stop.
-    async fn handle(&self, work: Work, stop: &Stop) -> Fate {
+    async fn handle(&self, work: Work, stop: &CancellationToken) -> Fate {
         let expires_at = Timestamp::now() + Duration::from_secs(3600);
         self.handle_job(&job(work, expires_at), stop).await
     }
@@ -67,15 +67,15 @@ impl World {
         record(&job(work, Timestamp::now() + Duration::from_secs(3600)))
     }
 
-    async fn handle_job(&self, job: &Job, stop: &Stop) -> Fate {
+    async fn handle_job(&self, job: &Job, stop: &CancellationToken) -> Fate {
         self.handle_record(&record(job), stop).await
     }
 
-    async fn handle_record(&self, record: &Record, stop: &Stop) -> Fate {
+    async fn handle_record(&self, record: &Record, stop: &CancellationToken) -> Fate {
         loop {
-            match self.stage.handle(record, stop).await {
+            match handle(&*self.stage, record, stop).await {
                 Ok(fate) => return fate,
-                Err(_) if stop.is_set() => return Fate::Unfinished,
+                Err(_) if stop.is_cancelled() => return Fate::Unfinished,
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         }
@@ -151,9 +151,9 @@ fn busy(seconds: u64) -> Verdict {
 }
 
 /// A stop that comes after that time.
-async fn stop_after(time: Duration, stop: &Stop) {
+async fn stop_after(time: Duration, stop: &CancellationToken) {
     sleep(time).await;
-    stop.token().cancel();
+    stop.cancel();
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,9 +168,9 @@ async fn an_outage_is_told_every_half_minute_however_many_wait_for_its_end() {
     let _log = tracing::subscriber::set_default(log.finish());
     let (w, back) = (World::new(), Instant::now() + Duration::from_secs(75));
     let answer = || async {
-        if Instant::now() < back { Err(Unavailable::store("answer", "it is away")) } else { Ok(()) }
+        if Instant::now() < back { Err(StoreError::unavailable("answer", "it is away")) } else { Ok(()) }
     };
-    futures::future::join_all((0..1_000).map(|_| w.stage.insist(answer))).await;
+    futures::future::join_all((0..1_000).map(|_| w.stage.retry_until_settled(answer))).await;
     assert_eq!(lines.load(Ordering::Relaxed), 3);
 }
 
@@ -180,7 +180,7 @@ async fn an_outage_is_told_every_half_minute_however_many_wait_for_its_end() {
 async fn a_broadcast_rings_everybody_once_and_its_total_is_published() {
     let w = World::new();
     let slice = w.broadcast_to(1_000);
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert!(w.rung(1_000).iter().all(|&times| times == 1));
     let outcomes = w.published(topics::PUSH_OUTCOMES);
     assert!(outcomes.len() == 1 && outcomes[0].contains(r#""sent":1000"#), "{outcomes:?}");
@@ -195,7 +195,7 @@ async fn a_store_that_is_away_at_every_step_rings_nobody_twice() {
         let w = World::new();
         let slice = w.broadcast_to(700);
         w.store.state().away.insert(operation, 2);
-        assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+        assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
         assert!(w.rung(700).iter().all(|&times| times == 1), "{operation}");
         assert_eq!(w.store.state().parts[&0].counts.sent, 700, "{operation}");
     }
@@ -207,7 +207,7 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
     let slice = w.broadcast_to(700);
     w.service.answers("t10", [busy(30)]);
     w.service.answers("t150", [busy(30)]);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(fate, Fate::Unfinished);
     let open = w.store.state().parts[&0].open.clone();
@@ -216,7 +216,7 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
         ["t10", "t150"].map(|name| registration(name).token),
         "nobody is sent to while his pause lasts"
     );
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     let doubled: Vec<_> = w.rung(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
     assert_eq!(doubled, []);
     assert_eq!(w.store.state().parts[&0].counts.sent, 700);
@@ -239,13 +239,13 @@ async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_ha
         }
         let users = ["u0", "u1", "u2"].map(UserId::new).to_vec();
         let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
-        let stop = Stop::default();
+        let stop = CancellationToken::new();
         tokio::join!(w.handle(list.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
         assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (0, 1, 1));
 
         w.store.state().users.get_mut(&UserId::new("u1")).unwrap().remove(0);
         w.store.state().users.entry(UserId::new(owner)).or_default().insert(0, phone(owner, "a"));
-        assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+        assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
         assert_eq!(["a", "b", "c", "d"].map(|name| w.service.rung(name)), [rings, 1, 1, 1], "{owner}");
         let counts = w.store.state().parts[&0].counts;
         assert_eq!(counts.sent, 3 + rings as u64);
@@ -259,7 +259,7 @@ async fn a_list_steps_over_users_without_tokens() {
     w.store.state().users.insert(UserId::new("u3"), vec![registration("a"), registration("b")]);
     let users = (0..8).map(|i| UserId::new(format!("u{i}"))).collect();
     let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
-    assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.service.rung("a"), w.service.rung("b")), (1, 1));
     assert_eq!(w.store.state().parts[&0].counts.sent, 2);
 }
@@ -279,7 +279,7 @@ async fn a_list_is_walked_in_pages_and_a_user_is_never_cut() {
     let users = (0..300).map(|i| UserId::new(format!("u{i}"))).collect();
     w.store.state().away.insert("tokens_of", 1);
     let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
-    assert_eq!(w.handle(list, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
     assert!(w.rung(all).iter().all(|&times| times == 1));
     assert_eq!(w.store.state().parts[&0].counts.sent, all as u64);
     assert!(
@@ -294,9 +294,9 @@ async fn a_stop_that_comes_long_after_a_page_was_read_rings_nobody_twice() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     w.service.answers("t10", [busy(300)]);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (_, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(100), &stop));
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert!(w.rung(300).iter().all(|&times| times == 1));
 }
 
@@ -309,7 +309,7 @@ async fn a_cancelled_broadcast_ends_with_the_count_of_what_was_sent() {
         sleep(Duration::from_secs(5)).await;
         w.store.state().broadcast = Some(BroadcastState::Stopped { reason: "cancelled".to_owned() });
     };
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(slice, &stop), cancel);
     assert_eq!(fate, Fate::Done);
     let outcomes = w.published(topics::PUSH_OUTCOMES);
@@ -328,7 +328,7 @@ async fn a_total_is_told_by_whoever_asks_first() {
         sleep(Duration::from_secs(1)).await;
         w.store.state().broadcast = Some(BroadcastState::Done);
     };
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(slice, &stop), other);
     assert_eq!((fate, w.published(topics::PUSH_OUTCOMES).len()), (Fate::Done, 0));
 }
@@ -338,7 +338,7 @@ async fn a_total_is_told_though_whoever_asked_first_has_died() {
     let w = World::new();
     let slice = w.broadcast_to(100);
     w.store.state().total_at = Some(Timestamp::UNIX_EPOCH);
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     let outcomes = w.published(topics::PUSH_OUTCOMES);
     assert!(outcomes.len() == 1 && outcomes[0].contains(r#""at":"1970-01-01T00:00:00Z""#), "{outcomes:?}");
 }
@@ -368,7 +368,11 @@ impl World {
         let begun = Instant::now();
         loop {
             sleep(Duration::from_millis(100)).await;
-            self.keeper.follow(if is_braked(self) { Gate::Closed { state: "braked" } } else { Gate::Open });
+            self.route_sync.follow(if is_braked(self) {
+                Gate::Closed { state: "braked" }
+            } else {
+                Gate::Open
+            });
             if begun.elapsed() >= Duration::from_secs(60) && is_braked(self) {
                 assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
                 self.store.state().route = Some(released());
@@ -377,7 +381,7 @@ impl World {
     }
 
     async fn handle_until_released(&self, work: Work) -> Fate {
-        let stop = Stop::default();
+        let stop = CancellationToken::new();
         tokio::select! {
             fate = self.handle(work, &stop) => fate,
             () = self.released_after_a_minute() => unreachable!("it has no end"),
@@ -426,13 +430,13 @@ async fn a_restart_while_the_route_is_braked_asks_everybody_again_if_nobody_was_
     let slice = w.broadcast_to(300);
     (0..300).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
     let record = w.record(slice);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (fate, ()) =
         tokio::join!(w.handle_record(&record, &stop), stop_after(Duration::from_secs(60), &stop));
     assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Unfinished, 0));
 
     w.store.state().route = Some(released());
-    assert_eq!(w.handle_record(&record, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle_record(&record, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }
@@ -442,7 +446,7 @@ async fn a_resume_after_another_closing_does_not_report_what_is_held() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let set = |state| w.store.state().route = Some(Route { state, ..released() });
     let operator = async {
         sleep(Duration::from_secs(60)).await;
@@ -463,7 +467,7 @@ async fn a_stop_leaves_what_a_braked_route_holds_to_the_next_owner_and_rings_nob
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let begun = Instant::now();
     tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(60), &stop));
     assert!(begun.elapsed() < Duration::from_secs(66), "{:?}", begun.elapsed());
@@ -474,7 +478,7 @@ async fn a_stop_leaves_what_a_braked_route_holds_to_the_next_owner_and_rings_nob
     assert_eq!((part.counts.sent, part.counts.dead, part.open.len(), part.done), (200, 0, 100, false));
 
     w.store.state().route = Some(released());
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
 }
 
@@ -484,7 +488,7 @@ async fn what_was_written_before_a_release_passes_and_a_resume_is_no_release() {
         let w = World::new();
         let slice = w.broadcast_to(300);
         (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-        let stop = Stop::default();
+        let stop = CancellationToken::new();
         let handle = async {
             // Written before the route was set, handled after.
             let record = w.record(slice);
@@ -504,7 +508,7 @@ async fn some_dead_tokens_are_no_flood() {
     let w = World::new();
     let slice = w.broadcast_to(300);
     (0..49).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert!(!is_braked(&w));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 49);
 }
@@ -516,7 +520,7 @@ async fn a_payload_that_is_refused_stops_the_broadcast_once() {
     let w = World::new();
     let slice = w.broadcast_to(600);
     w.service.answers("t0", [Verdict::PayloadRefused { why: "MessageTooBig".to_owned() }]);
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(w.store.state().asked["stop"], 1);
     assert!(w.rung(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
 }
@@ -526,7 +530,7 @@ async fn a_broadcast_that_every_request_is_refused_for_stops_after_a_few() {
     let w = World::new();
     let slice = w.broadcast_to(3_000);
     w.service.refuses_all();
-    assert_eq!(w.handle(slice, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(w.store.state().asked["stop"], 1);
     let refused = w.store.state().parts[&0].counts.refused;
     assert!((20..100).contains(&refused), "{refused}");
@@ -540,7 +544,7 @@ async fn a_payload_that_is_too_large_is_refused_once_a_broadcast() {
     job.notification.title = "too large".to_owned();
     w.store.state().plan = Some(Plan { spec: String::new(), parts: 2 });
     for _ in 0..2 {
-        assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
+        assert_eq!(w.handle_job(&job, &CancellationToken::default()).await, Fate::Done);
         // The next slice finds the same.
         w.store.state().parts.clear();
     }
@@ -553,7 +557,7 @@ async fn a_part_that_panics_leaves_no_broadcast_open() {
     let slice = w.broadcast_to(600);
     let mut job = job(slice, Timestamp::now() + Duration::from_secs(3600));
     job.notification.title = "a bug".to_owned();
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let handled = AssertUnwindSafe(w.handle_job(&job, &stop)).catch_unwind().await;
     assert!(handled.is_err(), "the runtime buries the record");
     assert_eq!(w.store.state().broadcast, Some(BroadcastState::Done));

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use consumer::{HandlerError, Message, Publish};
 use jiff::tz::TimeZone;
 use serde_json::json;
 
@@ -9,11 +10,10 @@ use super::{Medication, Settings};
 use crate::{
     domain::{
         Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId,
-        ProviderId, Regimen, RegimenId, Report, Timestamp, Unavailable, UpstreamDose, UserId, Work,
+        ProviderId, Regimen, RegimenId, Report, Timestamp, UpstreamDose, UserId, Work,
     },
     events::{self, topics},
     store::{Doses, Registry},
-    stream::{Message, Publish},
 };
 
 /// One dose, from its regimen or from upstream.
@@ -30,10 +30,10 @@ pub(super) struct Dose {
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     /// Hands a dose on to delivery, or says why nobody is rung. Returns when that is acknowledged.
-    pub(super) async fn ring(&self, dose: &Dose) -> Result<(), Unavailable> {
+    pub(super) async fn ring(&self, dose: &Dose) -> Result<(), HandlerError> {
         let missed_at = later(dose.schedule_time, self.settings.max_lateness);
         if self.now() > missed_at {
-            return self.publish.publish(dose.unrung(DoseOutcome::Missed, missed_at)).await;
+            return Ok(self.publish.publish(dose.unrung(DoseOutcome::Missed, missed_at)).await?);
         }
         let registrations = self.store.tokens_of(&dose.user).await?;
         let owned: BTreeSet<ProviderId> =
@@ -44,9 +44,9 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             .map(|provider| dose.job(provider, &self.settings, self.life))
             .collect();
         if jobs.is_empty() {
-            return self.publish.publish(dose.unrung(DoseOutcome::NoTokens, dose.schedule_time)).await;
+            return Ok(self.publish.publish(dose.unrung(DoseOutcome::NoTokens, dose.schedule_time)).await?);
         }
-        self.publish.publish_all(jobs).await
+        Ok(self.publish.publish_all(jobs).await?)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId, RegimenId,
         Report, UpstreamDose, UserId, Work,
     },
-    stages::fakes::replayed,
+    stages::fakes::{handle, key_of, replayed},
 };
 
 /// A stage, its store, its Kafka and its clock.
@@ -104,7 +104,7 @@ impl World {
     }
 
     async fn handle(&self, record: &Record) -> Fate {
-        self.stage.handle(record, &Stop::default()).await.unwrap()
+        handle(&self.stage, record, &CancellationToken::default()).await.unwrap()
     }
 
     async fn regimen(&self, zone: &str, times: &[&str]) {
@@ -402,7 +402,7 @@ async fn a_record_that_makes_no_sense_is_a_dead_letter() {
         .handle(&record(topic, at(timestamp), value))
         .await
     {
-        Fate::DeadLetter(cause) => cause.label,
+        Fate::DeadLetter(cause) => cause.label(),
         fate => panic!("{fate:?}"),
     };
     let now = "2026-11-20T08:00:00Z";
@@ -443,25 +443,25 @@ async fn a_replayed_regimen_takes_the_place_that_its_original_had() {
     assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
 
     let Fate::DeadLetter(cause) = world.handle(&replayed(edit, "yesterday", "3")).await else { panic!() };
-    assert_eq!(cause.label, "invalid");
+    assert_eq!(cause.label(), "invalid");
 }
 
 #[tokio::test]
 async fn ticks_of_one_shard_and_records_of_one_regimen_keep_their_order_and_nothing_else_waits() {
     let world = World::at("2026-11-20T08:00:00Z").await;
-    let lane = |topic: &str, value: Vec<u8>| world.stage.lane(&record(topic, world.now(), value));
-    let tick = |tick: Tick| lane(topics::MEDICATION_TICKS, events::medication_ticks::write(&tick));
+    let key = |topic: &str, value: Vec<u8>| key_of(&world.stage, &record(topic, world.now(), value));
+    let tick = |tick: Tick| key(topics::MEDICATION_TICKS, events::medication_ticks::write(&tick));
     let shard = |shard: u16| tick(Tick::Shard { shard, at: world.now() });
     let dose = |regimen: &str| tick(Tick::Dose(upstream_dose(regimen, "2026-11-20T08:00:00Z", None)));
     let regimen =
-        |id: &str| lane(topics::MEDICATION_REGIMENS, regimen_json(id, "UTC", &["08:00"], true).into_bytes());
+        |id: &str| key(topics::MEDICATION_REGIMENS, regimen_json(id, "UTC", &["08:00"], true).into_bytes());
 
     assert_eq!(tick(Tick::Clock { at: None }), None);
-    assert_eq!(lane(topics::MEDICATION_TICKS, b"tick".to_vec()), None);
+    assert_eq!(key(topics::MEDICATION_TICKS, b"tick".to_vec()), None);
     assert_eq!((shard(1), dose("1"), regimen("1")), (shard(1), dose("1"), regimen("1")));
-    let lanes: std::collections::HashSet<_> =
+    let keys: std::collections::HashSet<_> =
         [shard(1), shard(2), dose("1"), dose("2"), regimen("1"), regimen("2")].into();
-    assert_eq!(lanes.len(), 6);
+    assert_eq!(keys.len(), 6);
 }
 
 #[tokio::test]
@@ -478,7 +478,7 @@ async fn a_tick_that_is_stopped_leaves_off_in_good_order() {
         events::medication_ticks::write(&Tick::Shard { shard, at: world.now() }),
     );
 
-    assert_eq!(world.stage.handle(&tick, &Stop::of(stop)).await.unwrap(), Fate::Unfinished);
+    assert_eq!(handle(&world.stage, &tick, &stop).await.unwrap(), Fate::Unfinished);
     assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
     let handed = world.fake.marks(Shard(shard)).await.unwrap().handed;
     assert_eq!(handed, at("2026-11-20T07:59:59.999Z"));

@@ -3,8 +3,8 @@ use std::{collections::HashMap, sync::Mutex};
 use super::*;
 use crate::{
     domain::{BroadcastState, PartId, PostId, Progress},
-    stages::fakes::{Topics, record, written_in},
-    store::{Checkpoint, Total},
+    stages::fakes::{Topics, handle, key_of, record, written_in},
+    store::{Checkpoint, StoreError, Total},
 };
 
 type Row = (Option<Plan>, Option<BroadcastState>);
@@ -14,7 +14,7 @@ type Row = (Option<Plan>, Option<BroadcastState>);
 struct Rows(Arc<Mutex<HashMap<BroadcastId, Row>>>);
 
 impl Broadcasts for Rows {
-    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, Unavailable> {
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, StoreError> {
         Ok(self
             .0
             .lock()
@@ -26,38 +26,38 @@ impl Broadcasts for Rows {
             .clone())
     }
 
-    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<Row, Unavailable> {
+    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<Row, StoreError> {
         Ok(self.0.lock().unwrap().get(broadcast).cloned().unwrap_or_default())
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
+    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
         self.0.lock().unwrap().entry(broadcast.clone()).or_default().1 =
             Some(BroadcastState::Stopped { reason: reason.to_owned() });
         Ok(())
     }
 
-    async fn close(&self, broadcast: &BroadcastId) -> Result<(), Unavailable> {
+    async fn close(&self, broadcast: &BroadcastId) -> Result<(), StoreError> {
         self.0.lock().unwrap().entry(broadcast.clone()).or_default().1 = Some(BroadcastState::Done);
         Ok(())
     }
 
-    async fn take_over(&self, _: &PartId) -> Result<Progress, Unavailable> {
+    async fn take_over(&self, _: &PartId) -> Result<Progress, StoreError> {
         unreachable!("this stage only plans")
     }
 
-    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, Unavailable> {
+    async fn checkpoint(&self, _: &PartId, _: &Progress) -> Result<Checkpoint, StoreError> {
         unreachable!("this stage only plans")
     }
 
-    async fn finish_part(&self, _: &PartId) -> Result<u32, Unavailable> {
+    async fn finish_part(&self, _: &PartId) -> Result<u32, StoreError> {
         unreachable!("this stage only plans")
     }
 
-    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, Unavailable> {
+    async fn progress(&self, _: &PartId) -> Result<Option<Progress>, StoreError> {
         unreachable!("planning looks at no part")
     }
 
-    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, Unavailable> {
+    async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, StoreError> {
         unreachable!("this stage only plans")
     }
 }
@@ -93,8 +93,8 @@ fn world(providers: &[ProviderId]) -> World {
 }
 
 impl World {
-    async fn handle(&self, record: &Record) -> Result<Fate, Unavailable> {
-        self.stage.handle(record, &Stop::default()).await
+    async fn handle(&self, record: &Record) -> Result<Fate, HandlerError> {
+        handle(&self.stage, record, &CancellationToken::default()).await
     }
 
     async fn post(&self, line: &str) -> Vec<Message> {
@@ -232,10 +232,11 @@ async fn a_line_that_is_no_post_is_a_dead_letter() {
 }
 
 #[test]
-fn a_post_and_its_cancelling_share_a_lane() {
+fn a_post_and_its_cancelling_share_a_key() {
     let stage = world(&[]).stage;
-    assert_eq!(stage.lane(&record(POST)), stage.lane(&record(r#"{"event":"cancelled","postId":"p1"}"#)));
-    assert_eq!(stage.lane(&record("junk")), None);
+    let cancelled = record(r#"{"event":"cancelled","postId":"p1"}"#);
+    assert_eq!(key_of(&stage, &record(POST)), key_of(&stage, &cancelled));
+    assert_eq!(key_of(&stage, &record("junk")), None);
 }
 
 #[test]

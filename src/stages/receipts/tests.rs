@@ -1,10 +1,13 @@
 use std::collections::HashSet;
 
+use consumer::Cause;
+
 use super::*;
 use crate::{
+    dispatch::ProviderUnavailable,
     domain::{Token, Version},
-    stages::fakes::{Topics, record, written_in},
-    stream::Cause,
+    stages::fakes::{Topics, handle, record, written_in},
+    store::StoreError,
 };
 
 const THRESHOLDS: Thresholds =
@@ -14,8 +17,8 @@ const THRESHOLDS: Thresholds =
 #[derive(Clone, Default)]
 struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
 
-impl delivery::Receipts for Expo {
-    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, Unavailable> {
+impl dispatch::Receipts for Expo {
+    async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
         let mut inside = self.0.lock().unwrap();
         inside.1 += 1;
         assert!(tickets.len() <= 1000);
@@ -28,11 +31,11 @@ impl delivery::Receipts for Expo {
 struct OneRoute(Arc<Mutex<Route>>);
 
 impl Routes for OneRoute {
-    async fn route(&self, _: ProviderId) -> Result<Route, Unavailable> {
+    async fn route(&self, _: ProviderId) -> Result<Route, StoreError> {
         Ok(self.0.lock().unwrap().clone())
     }
 
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), Unavailable> {
+    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), StoreError> {
         *self.0.lock().unwrap() = route.clone();
         Ok(())
     }
@@ -44,7 +47,7 @@ struct World {
     topics: Topics,
     metrics: Arc<Metrics>,
     stage: Arc<Receipts<Expo, OneRoute, Topics>>,
-    stop: Stop,
+    stop: CancellationToken,
 }
 
 fn world() -> World {
@@ -64,7 +67,7 @@ fn world() -> World {
         THRESHOLDS,
         metrics.clone(),
     );
-    World { expo, route, topics, metrics, stage: Arc::new(stage), stop: Stop::default() }
+    World { expo, route, topics, metrics, stage: Arc::new(stage), stop: CancellationToken::new() }
 }
 
 impl World {
@@ -73,7 +76,7 @@ impl World {
     }
 
     async fn handle(&self, record: &Record) -> Fate {
-        self.stage.handle(record, &self.stop).await.unwrap()
+        handle(&*self.stage, record, &self.stop).await.unwrap()
     }
 
     fn count(&self, result: &str) -> u64 {
@@ -183,7 +186,7 @@ async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
     let world = world();
     let record = flood(&world);
     let (stage, stop) = (world.stage.clone(), world.stop.clone());
-    let handling = async { stage.handle(&record, &stop).await.unwrap() };
+    let handling = async { handle(&*stage, &record, &stop).await.unwrap() };
     let looking = async {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(world.state(), RouteState::Braked);
@@ -203,7 +206,7 @@ async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
     let record = flood(&world);
     world.route.0.lock().unwrap().since = Timestamp::now();
     let (stage, stop) = (world.stage.clone(), world.stop.clone());
-    let _held = tokio::time::timeout(Duration::from_secs(60), stage.handle(&record, &stop)).await;
+    let _held = tokio::time::timeout(Duration::from_secs(60), handle(&*stage, &record, &stop)).await;
     assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
 }
 
@@ -212,12 +215,12 @@ async fn a_stop_ends_the_wait_and_leaves_the_record_to_its_next_owner() {
     let world = world();
     let record = flood(&world);
     let token = tokio_util::sync::CancellationToken::new();
-    let stop = Stop::of(token.clone());
+    let stop = token.clone();
     let stopping = async {
         tokio::time::sleep(Duration::from_secs(10)).await;
         token.cancel();
     };
-    let (fate, ()) = tokio::join!(world.stage.handle(&record, &stop), stopping);
+    let (fate, ()) = tokio::join!(handle(&*world.stage, &record, &stop), stopping);
     assert_eq!(fate.unwrap(), Fate::Unfinished);
     assert_eq!(world.topics.take(), []);
 }

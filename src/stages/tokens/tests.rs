@@ -1,11 +1,12 @@
 use std::sync::Mutex;
 
+use consumer::Cause;
+
 use super::*;
 use crate::{
     domain::{Judged, Registration, TokenHash, UserId, Version},
-    stages::fakes::{record, replayed, written_in},
-    store::{Census, TokenRow},
-    stream::Cause,
+    stages::fakes::{handle, key_of, record, replayed, written_in},
+    store::{Census, StoreError, TokenRow},
 };
 
 /// Writes down what is applied.
@@ -13,28 +14,28 @@ use crate::{
 struct Applied(Arc<Mutex<Vec<(TokenChange, Version)>>>);
 
 impl Registry for Applied {
-    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), Unavailable> {
+    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), StoreError> {
         self.0.lock().unwrap().push((change.clone(), version));
         Ok(())
     }
 
-    async fn tokens_of(&self, _: &UserId) -> Result<Vec<Registration>, Unavailable> {
+    async fn tokens_of(&self, _: &UserId) -> Result<Vec<Registration>, StoreError> {
         unreachable!("this stage only writes")
     }
 
-    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, Unavailable> {
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Result<bool, StoreError> {
         unreachable!("this stage only applies events")
     }
 
-    async fn inspect(&self, _: &Token) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect(&self, _: &Token) -> Result<Option<TokenRow>, StoreError> {
         unreachable!("this stage only writes")
     }
 
-    async fn inspect_hash(&self, _: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect_hash(&self, _: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         unreachable!("this stage only writes")
     }
 
-    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    async fn census(&self) -> Result<Vec<Census>, StoreError> {
         unreachable!("this stage only writes")
     }
 }
@@ -54,7 +55,7 @@ fn world() -> World {
 
 impl World {
     async fn handle(&self, record: &Record) -> Fate {
-        self.stage.handle(record, &Stop::default()).await.unwrap()
+        handle(&self.stage, record, &CancellationToken::default()).await.unwrap()
     }
 
     fn versions(&self) -> Vec<Version> {
@@ -91,10 +92,10 @@ async fn a_record_from_the_future_is_a_dead_letter() {
     let world = world();
     assert_eq!(world.handle(&written_in(record(SEEN), 200)).await, Fate::Done);
     let late = written_in(record(SEEN), 400);
-    let Fate::DeadLetter(Cause { label: "invalid", .. }) = world.handle(&late).await else { panic!() };
+    let Fate::DeadLetter(Cause::Invalid(_)) = world.handle(&late).await else { panic!() };
     // Neither does a header help it.
     let header = replayed(record(SEEN), &late.timestamp.as_millisecond().to_string(), "7");
-    let Fate::DeadLetter(Cause { label: "invalid", .. }) = world.handle(&header).await else { panic!() };
+    let Fate::DeadLetter(Cause::Invalid(_)) = world.handle(&header).await else { panic!() };
     let Fate::DeadLetter(cause) = world.handle(&replayed(record(SEEN), "yesterday", "7")).await else {
         panic!()
     };
@@ -117,13 +118,13 @@ async fn a_line_that_can_not_be_read_is_a_dead_letter() {
 }
 
 #[test]
-fn the_events_of_one_token_share_a_lane_whatever_their_key() {
+fn the_events_of_one_token_are_kept_in_order_whatever_their_records_key() {
     let stage = world().stage;
-    let lane = |value| stage.lane(&record(value));
-    assert_eq!(lane(SEEN), Some(LaneKey::of("ExponentPushToken[AAA]")));
-    assert_eq!(lane(r#"{"push_token":"ExponentPushToken[AAA]","userId":"u1"}"#), lane(SEEN));
+    let key = |value| key_of(&stage, &record(value));
+    assert_eq!(key(SEEN), Some(LaneKey::of("ExponentPushToken[AAA]")));
+    assert_eq!(key(r#"{"push_token":"ExponentPushToken[AAA]","userId":"u1"}"#), key(SEEN));
     let erased = Record { key: Some(b"ExponentPushToken[AAA]".to_vec()), value: None, ..record("") };
-    assert_eq!(stage.lane(&erased), lane(SEEN));
-    assert_eq!(lane(r#"{"event":"userDeleted","userId":"u1"}"#), Some(LaneKey::of("u1")));
-    assert_eq!(lane("junk"), None);
+    assert_eq!(key_of(&stage, &erased), key(SEEN));
+    assert_eq!(key(r#"{"event":"userDeleted","userId":"u1"}"#), Some(LaneKey::of("u1")));
+    assert_eq!(key("junk"), None);
 }

@@ -9,14 +9,12 @@ use futures::future::try_join_all;
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, Patience, in_time},
+    cas::{CasResult, CasRetry, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable,
-    },
-    store::{Broadcasts, Checkpoint, Total},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token},
+    store::{Broadcasts, Checkpoint, StoreError, Total},
 };
 
 const PLANNED: &str = "planned";
@@ -38,7 +36,7 @@ const NOTHING_DONE: i64 = i64::MIN;
 const PARTS_AT_ONCE: usize = 32;
 
 impl Broadcasts for CqlStore {
-    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, StoreError> {
         let standing = self.inner.standing_plan(broadcast, plan, now).await?;
         let values = (PLANNED_AT, KEPT_SECONDS, PLANNED, broadcast.as_str());
         self.inner.write("plan a broadcast", &self.inner.statements.put_state, values).await?;
@@ -48,7 +46,7 @@ impl Broadcasts for CqlStore {
     async fn broadcast(
         &self,
         broadcast: &BroadcastId,
-    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    ) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
         const CONTEXT: &str = "read a broadcast";
         let (store, key) = (&self.inner, (broadcast.as_str(),));
         let (plan, state) = futures::future::try_join(
@@ -71,22 +69,22 @@ impl Broadcasts for CqlStore {
         Ok((plan, state))
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
+    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
         let values = (STOPPED_AT, KEPT_SECONDS, STOPPED, reason, broadcast.as_str());
         self.inner.write("stop a broadcast", &self.inner.statements.put_state_and_reason, values).await
     }
 
-    async fn close(&self, broadcast: &BroadcastId) -> Result<(), Unavailable> {
+    async fn close(&self, broadcast: &BroadcastId) -> Result<(), StoreError> {
         let values = (DONE_AT, KEPT_SECONDS, DONE, broadcast.as_str());
         self.inner.write("close a broadcast", &self.inner.statements.put_state, values).await
     }
 
-    async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
+    async fn take_over(&self, part: &PartId) -> Result<Progress, StoreError> {
         const CONTEXT: &str = "take a part over";
         in_time(CONTEXT, part::take_over(&Row { store: &self.inner, part, context: CONTEXT }, CONTEXT)).await
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, StoreError> {
         const CONTEXT: &str = "record a part's progress";
         in_time(
             CONTEXT,
@@ -95,7 +93,7 @@ impl Broadcasts for CqlStore {
         .await
     }
 
-    async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
+    async fn finish_part(&self, part: &PartId) -> Result<u32, StoreError> {
         const CONTEXT: &str = "finish a part";
         let store = &self.inner;
         let (broadcast, provider, number) = key(part);
@@ -107,11 +105,11 @@ impl Broadcasts for CqlStore {
         u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
     }
 
-    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, StoreError> {
         part::Row::now(&Row { store: &self.inner, part, context: "read a part's progress" }).await
     }
 
-    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, StoreError> {
         let mut sum = Counts::default();
         for counts in self.inner.finished(broadcast).await? {
             sum += counts;
@@ -129,7 +127,7 @@ struct Row<'a> {
 }
 
 impl part::Row for Row<'_> {
-    async fn now(&self) -> Result<Option<Progress>, Unavailable> {
+    async fn now(&self) -> Result<Option<Progress>, StoreError> {
         let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
         let found =
             first::<(i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
@@ -146,13 +144,13 @@ impl part::Row for Row<'_> {
         }))
     }
 
-    async fn begin(&self) -> Result<Decided, Unavailable> {
+    async fn begin(&self) -> Result<CasResult, StoreError> {
         let (broadcast, provider, number) = key(self.part);
         let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
         self.store.decide(self.context, &self.store.statements.insert_part, values).await
     }
 
-    async fn raise(&self, found: &Progress) -> Result<Decided, Unavailable> {
+    async fn raise(&self, found: &Progress) -> Result<CasResult, StoreError> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&found.counts);
         let (epoch, cursor) = (found.epoch, cursor(found));
@@ -173,7 +171,7 @@ impl part::Row for Row<'_> {
         self.store.decide(self.context, &self.store.statements.take_over, values).await
     }
 
-    async fn record(&self, progress: &Progress) -> Result<Decided, Unavailable> {
+    async fn record(&self, progress: &Progress) -> Result<CasResult, StoreError> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&progress.counts);
         let (epoch, cursor, done) = (progress.epoch, cursor(progress), progress.done);
@@ -207,27 +205,27 @@ impl Inner {
         broadcast: &BroadcastId,
         plan: &Plan,
         now: Timestamp,
-    ) -> Result<Plan, Unavailable> {
+    ) -> Result<Plan, StoreError> {
         const CONTEXT: &str = "plan a broadcast";
-        let mut patience = Patience::new(CONTEXT);
+        let mut cas_retry = CasRetry::new(CONTEXT);
         loop {
             let values =
                 (broadcast.as_str(), &plan.spec, plan.parts.cast_signed(), micros(now), KEPT_SECONDS);
             match self.decide(CONTEXT, &self.statements.insert_plan, values).await? {
-                Decided::Applied => return Ok(plan.clone()),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
+                CasResult::Applied => return Ok(plan.clone()),
+                CasResult::Refused => {}
+                CasResult::Unknown(err) => cas_retry.lost(err),
             }
             let rows = self.rows(CONTEXT, &self.statements.plan_now, (broadcast.as_str(),)).await?;
             if let Some((spec, parts)) = first::<(String, i32)>(CONTEXT, &rows)? {
                 return Ok(Plan { spec, parts: parts.cast_unsigned() });
             }
-            patience.next_round().await?;
+            cas_retry.next_round().await?;
         }
     }
 
     /// The counts of all finished parts. These do not change any more, so a plain read is enough.
-    async fn finished(&self, broadcast: &BroadcastId) -> Result<Vec<Counts>, Unavailable> {
+    async fn finished(&self, broadcast: &BroadcastId) -> Result<Vec<Counts>, StoreError> {
         const CONTEXT: &str = "sum a broadcast's parts";
         let (mut all_counts, mut from) = (Vec::new(), None);
         loop {
@@ -239,7 +237,7 @@ impl Inner {
                         .rows(CONTEXT, &self.statements.part, (broadcast.as_str(), provider, number))
                         .await?;
                     let found = first::<(i64, i64, i64, i64, i64)>(CONTEXT, &rows)?;
-                    Ok::<_, Unavailable>(found.map(|(sent, dead, refused, failed, expired)| {
+                    Ok::<_, StoreError>(found.map(|(sent, dead, refused, failed, expired)| {
                         counts([sent, dead, refused, failed, expired])
                     }))
                 });
@@ -253,25 +251,21 @@ impl Inner {
     }
 
     /// When the total was first asked for: the first one's time stands.
-    async fn first_total_at(
-        &self,
-        broadcast: &BroadcastId,
-        now: Timestamp,
-    ) -> Result<Timestamp, Unavailable> {
+    async fn first_total_at(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Timestamp, StoreError> {
         const CONTEXT: &str = "note when a broadcast was summed up";
-        let mut patience = Patience::new(CONTEXT);
+        let mut cas_retry = CasRetry::new(CONTEXT);
         loop {
             let values = (broadcast.as_str(), micros(now), KEPT_SECONDS);
             match self.decide(CONTEXT, &self.statements.insert_total, values).await? {
-                Decided::Applied => return timestamp(CONTEXT, micros(now)),
-                Decided::Refused => {}
-                Decided::Unknown(err) => patience.lost(err),
+                CasResult::Applied => return timestamp(CONTEXT, micros(now)),
+                CasResult::Refused => {}
+                CasResult::Unknown(err) => cas_retry.lost(err),
             }
             let rows = self.rows(CONTEXT, &self.statements.total_now, (broadcast.as_str(),)).await?;
             if let Some((at,)) = first::<(i64,)>(CONTEXT, &rows)? {
                 return timestamp(CONTEXT, at);
             }
-            patience.next_round().await?;
+            cas_retry.next_round().await?;
         }
     }
 }

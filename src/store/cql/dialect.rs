@@ -69,7 +69,7 @@ impl Server {
     }
 
     /// What a keyspace of conditional writes says at its end: the tablets of older releases knew none.
-    pub(super) fn keyspace_of_decisions(self) -> &'static str {
+    pub(super) fn lwt_keyspace(self) -> &'static str {
         match self {
             Self::Scylla { .. } if self.has_tablets() && !self.decides_on_tablets() => {
                 " AND tablets = {'enabled': false}"
@@ -150,11 +150,11 @@ mod tests {
 
     #[test]
     fn tablets_are_turned_off_where_they_know_no_conditional_writes() {
-        let off = |major, minor| !Server::Scylla { major, minor }.keyspace_of_decisions().is_empty();
+        let off = |major, minor| !Server::Scylla { major, minor }.lwt_keyspace().is_empty();
         assert!(off(6, 0) && off(6, 2) && off(2024, 2) && off(2025, 1) && off(2025, 3));
         assert!(!off(5, 4) && !off(2024, 1), "there are no tablets yet");
         assert!(!off(2025, 4) && !off(2026, 1) && !off(u32::MAX, 0));
-        assert_eq!(Server::Cassandra { major: 5 }.keyspace_of_decisions(), "");
+        assert_eq!(Server::Cassandra { major: 5 }.lwt_keyspace(), "");
     }
 
     #[test]

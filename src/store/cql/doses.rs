@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     CqlStore, Inner,
-    decide::{Decided, in_time},
+    cas::{CasResult, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
     regimens::Definition,
 };
 use crate::{
-    domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+    domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, StoreError},
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
@@ -36,12 +36,12 @@ impl Doses for CqlStore {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreError> {
         let values = (regimen.as_str(), Definition::of(definition, version), version.as_i64());
         self.inner.write("write a regimen", &self.inner.statements.put_regimen, values).await
     }
 
-    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         const CONTEXT: &str = "read a regimen";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.regimen, (regimen.as_str(),)).await?;
         match first::<(Definition,)>(CONTEXT, &rows)? {
@@ -54,7 +54,7 @@ impl Doses for CqlStore {
         &self,
         after: Option<&RegimenId>,
         limit: usize,
-    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    ) -> Result<Vec<(RegimenId, Regimen)>, StoreError> {
         const CONTEXT: &str = "read regimens";
         let store = &self.inner;
         // Where the last page ended: two regimens may share a position, and lie there in the order of their
@@ -92,7 +92,7 @@ impl Doses for CqlStore {
         }
     }
 
-    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), StoreError> {
         let due_at = micros(row.due_at);
         let life =
             row.due_at.as_second().saturating_sub(Timestamp::now().as_second()).max(0) + DUE_KEPT_SECONDS;
@@ -117,7 +117,7 @@ impl Doses for CqlStore {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> Result<Vec<DueRow>, Unavailable> {
+    ) -> Result<Vec<DueRow>, StoreError> {
         const CONTEXT: &str = "read due rows";
         let (store, shard, until) = (&self.inner, i32::from(shard.0), micros(until));
         let start = past.map_or(micros(after), |past| micros(past.due_at).max(micros(after)));
@@ -155,18 +155,17 @@ impl Doses for CqlStore {
         Ok(found)
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Marks, Unavailable> {
+    async fn marks(&self, shard: Shard) -> Result<Marks, StoreError> {
         match self.inner.marks_if_any(shard).await? {
             (Some(opened), Some(handed)) => Ok(Marks { opened, handed }),
-            _ => Err(Unavailable {
-                dependency: Dependency::Store,
+            _ => Err(StoreError::Unavailable {
                 context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
                 source: None,
             }),
         }
     }
 
-    async fn init_marks(&self, now: Timestamp) -> Result<(), Unavailable> {
+    async fn init_marks(&self, now: Timestamp) -> Result<(), StoreError> {
         try_join_all(Shard::all().map(async |shard| {
             let (opened, handed) = self.inner.marks_if_any(shard).await?;
             if opened.is_none() {
@@ -181,7 +180,7 @@ impl Doses for CqlStore {
         .map(drop)
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), Unavailable> {
+    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), StoreError> {
         let statement = match mark {
             Mark::Opened => &self.inner.statements.put_opened,
             Mark::Handed => &self.inner.statements.put_handed,
@@ -197,7 +196,7 @@ impl Doses for CqlStore {
         owner: &str,
         now: Timestamp,
         until: Timestamp,
-    ) -> Result<Claim, Unavailable> {
+    ) -> Result<Claim, StoreError> {
         const CONTEXT: &str = "claim a dose";
         // As the row tells it again.
         let until = timestamp(CONTEXT, micros(until))?;
@@ -208,11 +207,11 @@ impl Doses for CqlStore {
         .await
     }
 
-    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, StoreError> {
         claim::Row::now(&Row { store: &self.inner, dose, context: "read who claimed a dose" }).await
     }
 
-    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, StoreError> {
         const CONTEXT: &str = "mark a dose";
         in_time(
             CONTEXT,
@@ -245,10 +244,7 @@ type ClaimedRow = (
 );
 
 impl Inner {
-    async fn marks_if_any(
-        &self,
-        shard: Shard,
-    ) -> Result<(Option<Timestamp>, Option<Timestamp>), Unavailable> {
+    async fn marks_if_any(&self, shard: Shard) -> Result<(Option<Timestamp>, Option<Timestamp>), StoreError> {
         const CONTEXT: &str = "read a shard's marks";
         let rows = self.rows(CONTEXT, &self.statements.marks, (i32::from(shard.0),)).await?;
         let (opened, handed) = first::<(Option<i64>, Option<i64>)>(CONTEXT, &rows)?.unwrap_or_default();
@@ -258,7 +254,7 @@ impl Inner {
 }
 
 impl claim::Row for Row<'_> {
-    async fn now(&self) -> Result<Option<Claimed>, Unavailable> {
+    async fn now(&self) -> Result<Option<Claimed>, StoreError> {
         let context = self.context;
         let rows = self.store.rows(context, &self.store.statements.dose_now, key(self.dose)).await?;
         let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) =
@@ -279,7 +275,7 @@ impl claim::Row for Row<'_> {
         Ok(Some(Claimed { lease: Lease { owner, attempt, until: timestamp(context, until)? }, mark }))
     }
 
-    async fn begin(&self, lease: &Lease, now: Timestamp) -> Result<Decided, Unavailable> {
+    async fn begin(&self, lease: &Lease, now: Timestamp) -> Result<CasResult, StoreError> {
         let (profile, regimen, time, provider) = key(self.dose);
         let values = (
             profile,
@@ -294,7 +290,7 @@ impl claim::Row for Row<'_> {
         self.store.decide(self.context, &self.store.statements.insert_claim, values).await
     }
 
-    async fn take(&self, was: &Lease, lease: &Lease) -> Result<Decided, Unavailable> {
+    async fn take(&self, was: &Lease, lease: &Lease) -> Result<CasResult, StoreError> {
         let (profile, regimen, time, provider) = key(self.dose);
         let new = (lease.owner.as_str(), lease.attempt, micros(lease.until));
         let values = (
@@ -312,7 +308,7 @@ impl claim::Row for Row<'_> {
         self.store.decide(self.context, &self.store.statements.take_claim, values).await
     }
 
-    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Result<Decided, Unavailable> {
+    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Result<CasResult, StoreError> {
         let (profile, regimen, time, provider) = key(self.dose);
         let [sent, dead, refused, failed, expired] = columns(&mark.counts);
         let values = (

@@ -14,7 +14,10 @@ use scylla::{
 use tokio::time::sleep;
 
 use super::Inner;
-use crate::domain::{Counts, Timestamp, Unavailable};
+use crate::{
+    domain::{Counts, Timestamp},
+    store::StoreError,
+};
 
 /// A statement that may be repeated is asked that often.
 const TRIES: u32 = 3;
@@ -34,7 +37,7 @@ impl Inner {
         context: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
-    ) -> Result<QueryRowsResult, Unavailable> {
+    ) -> Result<QueryRowsResult, StoreError> {
         let values = &values;
         let answer = tried(context, || self.session.execute_unpaged(statement, values)).await?;
         rows(context, answer)
@@ -48,7 +51,7 @@ impl Inner {
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
         from: Option<Next>,
-    ) -> Result<(QueryRowsResult, Option<Next>), Unavailable> {
+    ) -> Result<(QueryRowsResult, Option<Next>), StoreError> {
         let (values, from) = (&values, from.map_or_else(PagingState::start, |Next(state)| state));
         let (answer, state) =
             tried(context, || self.session.execute_single_page(statement, values, from.clone())).await?;
@@ -65,7 +68,7 @@ impl Inner {
         context: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreError> {
         let values = &values;
         tried(context, || self.session.execute_unpaged(statement, values)).await.map(drop)
     }
@@ -75,7 +78,7 @@ impl Inner {
 async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(
     context: &'static str,
     ask: impl Fn() -> F,
-) -> Result<T, Unavailable> {
+) -> Result<T, StoreError> {
     let mut tries = 1;
     loop {
         match ask().await {
@@ -84,7 +87,7 @@ async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(
                 pause(FIRST_PAUSE * 2_u32.pow(tries - 1)).await;
                 tries += 1;
             }
-            Err(err) => return Err(Unavailable::store(context, err)),
+            Err(err) => return Err(StoreError::unavailable(context, err)),
         }
     }
 }
@@ -114,33 +117,33 @@ fn passes(err: &ExecutionError) -> bool {
     )
 }
 
-fn rows(context: &'static str, answer: QueryResult) -> Result<QueryRowsResult, Unavailable> {
-    answer.into_rows_result().map_err(|err| Unavailable::store(context, err))
+fn rows(context: &'static str, answer: QueryResult) -> Result<QueryRowsResult, StoreError> {
+    answer.into_rows_result().map_err(|err| StoreError::unavailable(context, err))
 }
 
 /// The first row, if there is one.
 pub(super) fn first<'a, R: scylla::deserialize::row::DeserializeRow<'a, 'a>>(
     context: &'static str,
     rows: &'a QueryRowsResult,
-) -> Result<Option<R>, Unavailable> {
-    rows.maybe_first_row().map_err(|err| Unavailable::store(context, err))
+) -> Result<Option<R>, StoreError> {
+    rows.maybe_first_row().map_err(|err| StoreError::corrupt(context, err))
 }
 
 /// All rows.
 pub(super) fn all<'a, R: scylla::deserialize::row::DeserializeRow<'a, 'a>>(
     context: &'static str,
     rows: &'a QueryRowsResult,
-) -> Result<Vec<R>, Unavailable> {
-    let all = rows.rows().map_err(|err| Unavailable::store(context, err))?;
-    all.collect::<Result<_, _>>().map_err(|err| Unavailable::store(context, err))
+) -> Result<Vec<R>, StoreError> {
+    let all = rows.rows().map_err(|err| StoreError::corrupt(context, err))?;
+    all.collect::<Result<_, _>>().map_err(|err| StoreError::corrupt(context, err))
 }
 
 /// A cell holds what no release wrote.
 pub(super) fn unreadable(
     context: &'static str,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> Unavailable {
-    Unavailable::store(context, source)
+) -> StoreError {
+    StoreError::corrupt(context, source)
 }
 
 /// Whole microseconds since 1970; what is finer is cut.
@@ -148,7 +151,7 @@ pub(super) fn micros(at: Timestamp) -> i64 {
     at.as_microsecond()
 }
 
-pub(super) fn timestamp(context: &'static str, micros: i64) -> Result<Timestamp, Unavailable> {
+pub(super) fn timestamp(context: &'static str, micros: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_microsecond(micros).map_err(|err| unreadable(context, err))
 }
 

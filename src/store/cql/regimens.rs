@@ -4,7 +4,10 @@ use jiff::tz::TimeZone;
 use scylla::{DeserializeValue, SerializeValue};
 
 use super::execute::unreadable;
-use crate::domain::{ProfileId, Regimen, Unavailable, UserId, Version, recurrence::InvalidRule};
+use crate::{
+    domain::{ProfileId, Regimen, UserId, Version, recurrence::InvalidRule},
+    store::StoreError,
+};
 
 /// The one cell of a regimen. Of two with one version the server keeps the greater one.
 #[derive(Debug, SerializeValue, DeserializeValue)]
@@ -58,7 +61,7 @@ impl Definition {
     }
 
     /// The regimen that the cell holds; `None` = it was removed.
-    pub(super) fn read(self) -> Result<Option<Regimen>, Unavailable> {
+    pub(super) fn read(self) -> Result<Option<Regimen>, StoreError> {
         const CONTEXT: &str = "read a regimen";
         if self.removed {
             return Ok(None);

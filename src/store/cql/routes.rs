@@ -5,12 +5,12 @@ use super::{
     execute::{first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{ProviderId, Timestamp, Unavailable},
-    store::{Route, RouteState, Routes},
+    domain::{ProviderId, Timestamp},
+    store::{Route, RouteState, Routes, StoreError},
 };
 
 impl Routes for CqlStore {
-    async fn route(&self, provider: ProviderId) -> Result<Route, Unavailable> {
+    async fn route(&self, provider: ProviderId) -> Result<Route, StoreError> {
         const CONTEXT: &str = "read a route";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.route, (provider.label(),)).await?;
         match first::<(String, i64, String, String, i64)>(CONTEXT, &rows)? {
@@ -30,7 +30,7 @@ impl Routes for CqlStore {
         }
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), Unavailable> {
+    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), StoreError> {
         const CONTEXT: &str = "set a route";
         let store = &self.inner;
         let rows = store.rows(CONTEXT, &store.statements.route, (provider.label(),)).await?;

@@ -14,8 +14,8 @@ use super::{
     tokens::State,
 };
 use crate::{
-    domain::{Cursor, Listeners, ProviderId, Slice, Token, TokenHash, TokenKind, Unavailable, UserId},
-    store::{Audience, Census, Page, TokenRow},
+    domain::{Cursor, Listeners, ProviderId, Slice, Token, TokenHash, TokenKind, UserId},
+    store::{Audience, Census, Page, StoreError, TokenRow},
 };
 
 /// Rows that the server is asked for at once.
@@ -36,7 +36,7 @@ impl Audience for CqlStore {
         to: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> Result<Page, Unavailable> {
+    ) -> Result<Page, StoreError> {
         const CONTEXT: &str = "read a page of tokens";
         let mut page =
             Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
@@ -85,7 +85,7 @@ fn rows_for(wanted: usize, found: usize, looked_at: usize) -> usize {
 
 impl Inner {
     /// The token of which only the hash is known. The ring does not know hashes, so all of it is read.
-    pub(super) async fn find(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    pub(super) async fn find(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         let found = self
             .everywhere(
                 "inspect a token by its hash",
@@ -103,7 +103,7 @@ impl Inner {
     }
 
     /// Counts all tokens.
-    pub(super) async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    pub(super) async fn census(&self) -> Result<Vec<Census>, StoreError> {
         let pieces = self
             .everywhere(
                 "count the tokens",
@@ -130,8 +130,8 @@ impl Inner {
     async fn everywhere<T: Default + Send>(
         &self,
         context: &'static str,
-        look: impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), Unavailable> + Sync,
-    ) -> Result<Vec<T>, Unavailable> {
+        look: impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), StoreError> + Sync,
+    ) -> Result<Vec<T>, StoreError> {
         let mut collected = Vec::new();
         let pieces: Vec<u32> = (0..PIECES).collect();
         for at_once in pieces.chunks(PIECES_AT_ONCE) {
@@ -145,8 +145,8 @@ impl Inner {
         &self,
         context: &'static str,
         index: u32,
-        look: &(impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), Unavailable> + Sync),
-    ) -> Result<T, Unavailable> {
+        look: &(impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), StoreError> + Sync),
+    ) -> Result<T, StoreError> {
         let mut statement = self.statements.rows_between.clone();
         set_page(&mut statement, PAGE_MAX);
         let (mut collected, mut from) = (T::default(), None);

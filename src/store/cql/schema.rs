@@ -9,7 +9,10 @@
 //! finds the table there. (ScyllaDB decides such things for the whole cluster.) What is left is an `init`
 //! that can't reach that node while another one can.
 
-use std::{collections::HashMap, fmt, fmt::Write as _};
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+};
 
 use scylla::{
     client::session::Session,
@@ -72,7 +75,7 @@ pub(super) async fn apply(
 ) -> Result<Vec<Applied>, OpenError> {
     let copies = copies(settings.replication_factor, smallest_datacenter(session));
     let mut report = Vec::new();
-    for (keyspace, options) in [(push, ""), (lwt, server.keyspace_of_decisions())] {
+    for (keyspace, options) in [(push, ""), (lwt, server.lwt_keyspace())] {
         let is_new = !has_keyspace(session, keyspace).await?;
         if is_new {
             let replication =

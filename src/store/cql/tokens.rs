@@ -35,10 +35,8 @@ use super::{
     execute::{Next, PAGE_OF_HINTS, all, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{
-        DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, Unavailable, UserId, Version,
-    },
-    store::{Census, Registry, TokenRow},
+    domain::{DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, UserId, Version},
+    store::{Census, Registry, StoreError, TokenRow},
 };
 
 /// Longer than Kafka keeps `device-tokens`: a replay must not find the way free to revive a revoked token.
@@ -49,7 +47,7 @@ const SEEN_SECONDS: i32 = 400 * 24 * 60 * 60;
 const CROWD_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 impl Registry for CqlStore {
-    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), Unavailable> {
+    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), StoreError> {
         let (store, ver) = (&*self.inner, version.as_i64());
         match change {
             TokenChange::Registered { token, user, platform, device, device_info, previous } => {
@@ -82,16 +80,16 @@ impl Registry for CqlStore {
         }
     }
 
-    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, Unavailable> {
+    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, StoreError> {
         let found = protocol::tokens_of(&*self.inner, user.as_str()).await?;
         found.into_iter().filter_map(|(token, state)| state.registration(&token).transpose()).collect()
     }
 
-    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, Unavailable> {
+    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, StoreError> {
         protocol::revoke(&*self.inner, token.as_str(), judged, reason).await
     }
 
-    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, StoreError> {
         const CONTEXT: &str = "inspect a token";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.token, (token.as_str(),)).await?;
         match first::<(Option<State>, Option<i64>)>(CONTEXT, &rows)? {
@@ -100,11 +98,11 @@ impl Registry for CqlStore {
         }
     }
 
-    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         self.inner.find(hash).await
     }
 
-    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    async fn census(&self) -> Result<Vec<Census>, StoreError> {
         self.inner.census().await
     }
 }
@@ -112,13 +110,13 @@ impl Registry for CqlStore {
 impl Cells for Inner {
     type Place = Next;
 
-    async fn row(&self, token: &str) -> Result<Option<State>, Unavailable> {
+    async fn row(&self, token: &str) -> Result<Option<State>, StoreError> {
         const CONTEXT: &str = "read a token";
         let rows = self.rows(CONTEXT, &self.statements.token, (token,)).await?;
         Ok(first::<(Option<State>, Option<i64>)>(CONTEXT, &rows)?.and_then(|(state, _)| state))
     }
 
-    async fn put_row(&self, token: &str, state: &State) -> Result<(), Unavailable> {
+    async fn put_row(&self, token: &str, state: &State) -> Result<(), StoreError> {
         const CONTEXT: &str = "write a token";
         if state.active {
             self.write(CONTEXT, &self.statements.put_token, (token, state, state.ver)).await
@@ -128,7 +126,7 @@ impl Cells for Inner {
         }
     }
 
-    async fn hints(&self, of: Of<'_>, from: Option<Next>) -> Result<(Vec<Hint>, Option<Next>), Unavailable> {
+    async fn hints(&self, of: Of<'_>, from: Option<Next>) -> Result<(Vec<Hint>, Option<Next>), StoreError> {
         const CONTEXT: &str = "read hints";
         let mut statement = of.reading(self).clone();
         statement.set_page_size(PAGE_OF_HINTS);
@@ -137,21 +135,21 @@ impl Cells for Inner {
         Ok((hints.collect(), next))
     }
 
-    async fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> Result<(), Unavailable> {
+    async fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> Result<(), StoreError> {
         self.write("write a hint", of.writing(self), (of.name(), token, ver, ver)).await
     }
 
-    async fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> Result<(), Unavailable> {
+    async fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> Result<(), StoreError> {
         self.write("delete a hint", of.deleting(self), (at, of.name(), token)).await
     }
 
-    async fn deleted_at(&self, user: &str) -> Result<Option<i64>, Unavailable> {
+    async fn deleted_at(&self, user: &str) -> Result<Option<i64>, StoreError> {
         const CONTEXT: &str = "look for a user's deletion";
         let rows = self.rows(CONTEXT, &self.statements.user_deleted, (user,)).await?;
         Ok(first::<(i64,)>(CONTEXT, &rows)?.map(|(ver,)| ver))
     }
 
-    async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), Unavailable> {
+    async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), StoreError> {
         self.write("mark a user as deleted", &self.statements.put_user_deleted, (user, ver, ver)).await
     }
 }
@@ -198,7 +196,7 @@ impl Of<'_> {
 
 impl State {
     /// The registration, while it is active.
-    pub(super) fn registration(self, token: &str) -> Result<Option<Registration>, Unavailable> {
+    pub(super) fn registration(self, token: &str) -> Result<Option<Registration>, StoreError> {
         const CONTEXT: &str = "read a registration";
         if !self.active {
             return Ok(None);
@@ -220,7 +218,7 @@ impl State {
         }))
     }
 
-    pub(super) fn token_row(self, token: Token, seen_at: Option<i64>) -> Result<TokenRow, Unavailable> {
+    pub(super) fn token_row(self, token: Token, seen_at: Option<i64>) -> Result<TokenRow, StoreError> {
         let time =
             |micros: Option<i64>| micros.map(|micros| timestamp("read a token's times", micros)).transpose();
         Ok(TokenRow {

@@ -5,13 +5,11 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::{
     EmbeddedStore,
     values::{columns, counts, micros, timestamp, unreadable},
-    writer::Haste,
+    writer::Durability,
 };
 use crate::{
-    domain::{
-        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, Unavailable,
-    },
-    store::{Broadcasts, Checkpoint, Total},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token},
+    store::{Broadcasts, Checkpoint, StoreError, Total},
 };
 
 const PLANNED: &str = "planned";
@@ -19,7 +17,7 @@ const STOPPED: &str = "stopped";
 const DONE: &str = "done";
 
 impl Broadcasts for EmbeddedStore {
-    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, Unavailable> {
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, StoreError> {
         let (broadcast, plan) = (broadcast.clone(), plan.clone());
         self.write("plan a broadcast", move |db, _| {
             // A stop may have come first: it keeps its word, and the plan is still written.
@@ -36,7 +34,7 @@ impl Broadcasts for EmbeddedStore {
     async fn broadcast(
         &self,
         broadcast: &BroadcastId,
-    ) -> Result<(Option<Plan>, Option<BroadcastState>), Unavailable> {
+    ) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
         let broadcast = broadcast.clone();
         self.read("read a broadcast", move |db| {
             Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))
@@ -44,7 +42,7 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), Unavailable> {
+    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
         let (broadcast, reason) = (broadcast.clone(), reason.to_owned());
         self.write("stop a broadcast", move |db, now| {
             db.prepare_cached(
@@ -57,7 +55,7 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn close(&self, broadcast: &BroadcastId) -> Result<(), Unavailable> {
+    async fn close(&self, broadcast: &BroadcastId) -> Result<(), StoreError> {
         let broadcast = broadcast.clone();
         self.write("close a broadcast", move |db, now| {
             db.prepare_cached(
@@ -70,7 +68,7 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn take_over(&self, part: &PartId) -> Result<Progress, Unavailable> {
+    async fn take_over(&self, part: &PartId) -> Result<Progress, StoreError> {
         let part = part.clone();
         self.write("take a part over", move |db, now| {
             db.prepare_cached(
@@ -85,7 +83,7 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, Unavailable> {
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, StoreError> {
         let (part, progress) = (part.clone(), progress.clone());
         let record = move |db: &Connection, _| {
             let [sent, dead, refused, failed, expired] = columns(&progress.counts);
@@ -117,10 +115,10 @@ impl Broadcasts for EmbeddedStore {
             }
         };
         // Written again and again, and in no hurry: others may share its flush.
-        self.inner.writer.run("record a part's progress", Haste::InCompany, record).await
+        self.inner.writer.run("record a part's progress", Durability::GroupCommit, record).await
     }
 
-    async fn finish_part(&self, part: &PartId) -> Result<u32, Unavailable> {
+    async fn finish_part(&self, part: &PartId) -> Result<u32, StoreError> {
         let part = part.clone();
         self.write("finish a part", move |db, now| {
             db.prepare_cached(
@@ -136,12 +134,12 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, Unavailable> {
+    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, StoreError> {
         let part = part.clone();
         self.read("read a part's progress", move |db| progress_of(db, &part)).await
     }
 
-    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, Unavailable> {
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, StoreError> {
         let broadcast = broadcast.clone();
         self.write("sum a broadcast's parts", move |db, _| {
             let mut sum = Counts::default();

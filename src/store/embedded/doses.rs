@@ -8,8 +8,8 @@ use super::{
     values::{columns, counts, label, micros, timestamp, timestamp_if_any},
 };
 use crate::{
-    domain::{Dependency, DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Unavailable, Version},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard},
+    domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, StoreError},
 };
 
 impl Doses for EmbeddedStore {
@@ -18,7 +18,7 @@ impl Doses for EmbeddedStore {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreError> {
         let new = Definition::of(definition);
         let regimen = regimen.clone();
         self.write("write a regimen", move |db, _| {
@@ -31,7 +31,7 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, Unavailable> {
+    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         let regimen = regimen.clone();
         self.read("read a regimen", move |db| {
             Definition::load(db, &regimen)?
@@ -46,7 +46,7 @@ impl Doses for EmbeddedStore {
         &self,
         after: Option<&RegimenId>,
         limit: usize,
-    ) -> Result<Vec<(RegimenId, Regimen)>, Unavailable> {
+    ) -> Result<Vec<(RegimenId, Regimen)>, StoreError> {
         let after = after.map(|id| id.as_str().to_owned());
         self.read("read regimens", move |db| {
             db.prepare_cached(&format!(
@@ -62,7 +62,7 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), Unavailable> {
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), StoreError> {
         let row = row.clone();
         self.write("insert a due row", move |db, _| {
             db.prepare_cached(
@@ -81,7 +81,7 @@ impl Doses for EmbeddedStore {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> Result<Vec<DueRow>, Unavailable> {
+    ) -> Result<Vec<DueRow>, StoreError> {
         let (time, regimen, payload) = match past {
             Some(row) => {
                 (micros(row.due_at), row.regimen.as_str().to_owned(), row.payload.clone().unwrap_or_default())
@@ -106,7 +106,7 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Marks, Unavailable> {
+    async fn marks(&self, shard: Shard) -> Result<Marks, StoreError> {
         self.read("read a shard's marks", move |db| {
             db.prepare_cached("SELECT opened, handed FROM due_marks WHERE shard = ?1")?
                 .query_row([shard.0], |row| {
@@ -118,7 +118,7 @@ impl Doses for EmbeddedStore {
         .ok_or_else(|| no_marks(shard))
     }
 
-    async fn init_marks(&self, now: Timestamp) -> Result<(), Unavailable> {
+    async fn init_marks(&self, now: Timestamp) -> Result<(), StoreError> {
         self.write("write the first marks", move |db, _| {
             let mut insert = db.prepare_cached(
                 "INSERT INTO due_marks (shard, opened, handed) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING",
@@ -128,7 +128,7 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), Unavailable> {
+    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), StoreError> {
         let raised = self
             .write("raise a shard's mark", move |db, _| {
                 db.prepare_cached(match mark {
@@ -147,7 +147,7 @@ impl Doses for EmbeddedStore {
         owner: &str,
         now: Timestamp,
         until: Timestamp,
-    ) -> Result<Claim, Unavailable> {
+    ) -> Result<Claim, StoreError> {
         let (dose, owner) = (dose.clone(), owner.to_owned());
         self.write("claim a dose", move |db, _| {
             let attempt = match claimed(db, &dose)? {
@@ -176,12 +176,12 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, Unavailable> {
+    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, StoreError> {
         let dose = dose.clone();
         self.read("read who claimed a dose", move |db| claimed(db, &dose)).await
     }
 
-    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, Unavailable> {
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, StoreError> {
         let (dose, lease, mark) = (dose.clone(), lease.clone(), mark.clone());
         self.write("mark a dose", move |db, _| {
             let own = |other: &Lease| (&other.owner, other.attempt) == (&lease.owner, lease.attempt);
@@ -234,9 +234,8 @@ fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-fn no_marks(shard: Shard) -> Unavailable {
-    Unavailable {
-        dependency: Dependency::Store,
+fn no_marks(shard: Shard) -> StoreError {
+    StoreError::Unavailable {
         context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
         source: None,
     }

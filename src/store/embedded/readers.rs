@@ -9,31 +9,34 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
 use super::schema::STATEMENTS_MAX;
-use crate::domain::Unavailable;
+use crate::store::StoreError;
 
 /// Reads that may run at once; SQLite has one writer but any number of readers.
 const READERS: usize = 4;
 
 /// The connections.
 pub(super) struct Readers {
-    shelf: Arc<Shelf>,
+    pool: Arc<ConnectionPool>,
     seats: Arc<Semaphore>,
 }
 
 /// Where they lie while nobody reads. A seat is a right to one of them.
-struct Shelf(Mutex<Vec<Connection>>);
+struct ConnectionPool(Mutex<Vec<Connection>>);
 
-/// A connection that goes back to its shelf, panic or not.
-struct Lent {
+/// A connection that goes back to its pool, panic or not.
+struct PooledConnection {
     db: Option<Connection>,
-    shelf: Arc<Shelf>,
+    pool: Arc<ConnectionPool>,
 }
 
 impl Readers {
     /// Opens them all. The file has its schema already.
     pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
-        let shelf = (0..READERS).map(|_| open(path)).collect::<Result<_, _>>()?;
-        Ok(Self { shelf: Arc::new(Shelf(Mutex::new(shelf))), seats: Arc::new(Semaphore::new(READERS)) })
+        let pool = (0..READERS).map(|_| open(path)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            pool: Arc::new(ConnectionPool(Mutex::new(pool))),
+            seats: Arc::new(Semaphore::new(READERS)),
+        })
     }
 
     /// Runs `work` on one of them, on a thread that may block.
@@ -41,39 +44,43 @@ impl Readers {
         &self,
         context: &'static str,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Unavailable> {
-        let seat =
-            self.seats.clone().acquire_owned().await.map_err(|error| Unavailable::store(context, error))?;
-        let shelf = self.shelf.clone();
+    ) -> Result<T, StoreError> {
+        let seat = self
+            .seats
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|error| StoreError::unavailable(context, error))?;
+        let pool = self.pool.clone();
         let reading = tokio::task::spawn_blocking(move || {
             // Declared first, dropped last: a seat is free only when its connection is back, even if the
             // caller has left.
             let _seat = seat;
-            let lent = Lent::from(shelf);
+            let lent = PooledConnection::from(pool);
             match &lent.db {
                 Some(db) => work(db),
                 None => Err(rusqlite::Error::InvalidQuery),
             }
         });
         match reading.await {
-            Ok(answer) => answer.map_err(|error| Unavailable::store(context, error)),
-            Err(panic) => Err(Unavailable::store(context, panic)),
+            Ok(answer) => answer.map_err(|error| StoreError::unavailable(context, error)),
+            Err(panic) => Err(StoreError::unavailable(context, panic)),
         }
     }
 }
 
-// === impl Lent ===
+// === impl PooledConnection ===
 
-impl From<Arc<Shelf>> for Lent {
-    fn from(shelf: Arc<Shelf>) -> Self {
-        let db = shelf.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Self { db, shelf }
+impl From<Arc<ConnectionPool>> for PooledConnection {
+    fn from(pool: Arc<ConnectionPool>) -> Self {
+        let db = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { db, pool }
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
-        self.shelf.0.lock().unwrap_or_else(PoisonError::into_inner).extend(self.db.take());
+        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).extend(self.db.take());
     }
 }
 

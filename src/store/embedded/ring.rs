@@ -8,11 +8,8 @@ use super::{
     tokens::{platform, token},
 };
 use crate::{
-    domain::{
-        Cursor, Listeners, ProviderId, Recipient, Slice, Token, TokenHash, TokenKind, Unavailable, UserId,
-        Version,
-    },
-    store::{Audience, Page},
+    domain::{Cursor, Listeners, ProviderId, Recipient, Slice, Token, TokenHash, TokenKind, UserId, Version},
+    store::{Audience, Page, StoreError},
 };
 
 /// Room is made at once for a page, but not for more rows than this.
@@ -26,7 +23,7 @@ impl Audience for EmbeddedStore {
         to: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> Result<Page, Unavailable> {
+    ) -> Result<Page, StoreError> {
         let to = to.clone();
         self.read("read a page of tokens", move |db| page(db, provider, slice, &to, after, limit.max(1)))
             .await

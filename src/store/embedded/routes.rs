@@ -7,12 +7,12 @@ use super::{
     values::{label, micros, timestamp},
 };
 use crate::{
-    domain::{ProviderId, Timestamp, Unavailable},
-    store::{Route, RouteState, Routes},
+    domain::{ProviderId, Timestamp},
+    store::{Route, RouteState, Routes, StoreError},
 };
 
 impl Routes for EmbeddedStore {
-    async fn route(&self, provider: ProviderId) -> Result<Route, Unavailable> {
+    async fn route(&self, provider: ProviderId) -> Result<Route, StoreError> {
         let route = self
             .read("read a route", move |db| {
                 db.prepare_cached("SELECT state, since, set_by, detail FROM routes WHERE provider = ?1")?
@@ -35,7 +35,7 @@ impl Routes for EmbeddedStore {
         }))
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), Unavailable> {
+    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), StoreError> {
         let route = route.clone();
         self.write("set a route", move |db, _| {
             db.prepare_cached("INSERT OR REPLACE INTO routes (provider, state, since, set_by, detail) VALUES (?1, ?2, ?3, ?4, ?5)")?

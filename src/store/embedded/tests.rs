@@ -172,7 +172,7 @@ async fn the_walk_over_the_devices_comes_round() {
 
 /// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one
 /// transaction.
-async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), Unavailable>>) {
+async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), StoreError>>) {
     let (open, gate) = std::sync::mpsc::channel::<()>();
     let (gate, begun) = (std::sync::Mutex::new(gate), Arc::new(tokio::sync::Notify::new()));
     let begins = begun.clone();
@@ -311,7 +311,7 @@ async fn a_caller_who_leaves_takes_no_reader_along() {
 async fn whoever_waits_for_a_writer_that_has_ended_is_told() {
     let gone = writer::Writer::ended();
     assert!(gone.alive().is_err());
-    let refusal = gone.run("write", writer::Haste::AtOnce, |_, _| Ok(())).await.unwrap_err();
+    let refusal = gone.run("write", writer::Durability::Immediate, |_, _| Ok(())).await.unwrap_err();
     assert!(format!("{refusal:?}").contains("thread has ended"), "{refusal:?}");
 }
 

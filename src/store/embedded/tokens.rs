@@ -20,9 +20,9 @@ use super::{
 use crate::{
     domain::{
         DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash,
-        TokenKind, Unavailable, UserId, Version,
+        TokenKind, UserId, Version,
     },
-    store::{Census, Registry, TokenRow},
+    store::{Census, Registry, StoreError, TokenRow},
 };
 
 /// A device that more tokens than that have held is no device.
@@ -59,7 +59,7 @@ struct Known {
 }
 
 impl Registry for EmbeddedStore {
-    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), Unavailable> {
+    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), StoreError> {
         let change = change.clone();
         self.write("apply a token event", move |db, now| match &change {
             TokenChange::Registered { token, user, platform, device, device_info, previous } => {
@@ -85,7 +85,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, Unavailable> {
+    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, StoreError> {
         let user = user.clone();
         self.read("read a user's tokens", move |db| {
             db.prepare_cached(&format!("SELECT {REGISTRATION} FROM tokens WHERE user_id = ?1 AND active"))?
@@ -95,7 +95,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, Unavailable> {
+    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, StoreError> {
         let (token, reason) = (token.clone(), reason.to_owned());
         self.write("revoke a token", move |db, now| {
             let current = known(db, &token)?.and_then(|known| known.state);
@@ -110,7 +110,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, StoreError> {
         let token = token.clone();
         self.read("inspect a token", move |db| {
             db.prepare_cached(&format!("SELECT {TOKEN_ROW} FROM tokens WHERE position = ?1 AND push_token = ?2 AND version IS NOT NULL"))?
@@ -120,7 +120,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, Unavailable> {
+    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         self.read("inspect a token by its hash", move |db| {
             let (low, high) = positions(hash);
             db.prepare_cached(&format!(
@@ -133,7 +133,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn census(&self) -> Result<Vec<Census>, Unavailable> {
+    async fn census(&self) -> Result<Vec<Census>, StoreError> {
         self.read("count the tokens", |db| {
             let mut census = ProviderId::ALL.map(|provider| Census { provider, active: 0, inactive: 0 });
             let mut count = db.prepare(

@@ -19,7 +19,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{lock::Lock, purge::Purge};
-use crate::domain::{Timestamp, Unavailable};
+use crate::{domain::Timestamp, store::StoreError};
 
 /// Operations that may wait; whoever comes then waits to be let in.
 const QUEUE_MAX: usize = 1_024;
@@ -42,17 +42,17 @@ pub(super) struct Writer {
 
 /// When an operation is to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Haste {
+pub(super) enum Durability {
     /// As soon as can be.
-    AtOnce,
+    Immediate,
     /// A few milliseconds later, if that saves a flush.
-    InCompany,
+    GroupCommit,
 }
 
 /// An operation and whom to answer.
 trait Job: Send {
     /// When it is to be durable.
-    fn haste(&self) -> Haste;
+    fn durability(&self) -> Durability;
 
     /// Does it, and keeps what came out. An error, in words, means that nothing it wrote may stay.
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String>;
@@ -63,7 +63,7 @@ trait Job: Send {
 
 struct Asked<T, F> {
     work: F,
-    haste: Haste,
+    durability: Durability,
     outcome: Option<Result<T, String>>,
     caller: oneshot::Sender<Result<T, String>>,
 }
@@ -88,18 +88,18 @@ impl Writer {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         context: &'static str,
-        haste: Haste,
+        durability: Durability,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<T, StoreError> {
         let (caller, answer) = oneshot::channel();
-        let job: Box<dyn Job> = Box::new(Asked { work, haste, outcome: None, caller });
+        let job: Box<dyn Job> = Box::new(Asked { work, durability, outcome: None, caller });
         let queue = self.queue.as_ref().ok_or_else(gone)?;
         queue.send(job).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?.map_err(|failure| Unavailable::store(context, failure))
+        answer.await.map_err(|_| gone())?.map_err(|failure| StoreError::unavailable(context, failure))
     }
 
     /// Whether the thread still takes work.
-    pub(super) fn alive(&self) -> Result<(), Unavailable> {
+    pub(super) fn alive(&self) -> Result<(), StoreError> {
         self.queue.as_ref().filter(|queue| !queue.is_closed()).map(|_| ()).ok_or_else(gone)
     }
 }
@@ -129,8 +129,8 @@ impl Drop for Writer {
 // === impl Asked ===
 
 impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job for Asked<T, F> {
-    fn haste(&self) -> Haste {
-        self.haste
+    fn durability(&self) -> Durability {
+        self.durability
     }
 
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String> {
@@ -158,7 +158,7 @@ fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>, company_wi
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         take_waiting(&mut jobs, &mut batch);
-        if batch.iter().all(|job| job.haste() == Haste::InCompany) {
+        if batch.iter().all(|job| job.durability() == Durability::GroupCommit) {
             thread::sleep(company_within);
             take_waiting(&mut jobs, &mut batch);
         }
@@ -208,6 +208,6 @@ fn words(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no words")
 }
 
-fn gone() -> Unavailable {
-    Unavailable::store("reaching the writer", "its thread has ended; restart the process")
+fn gone() -> StoreError {
+    StoreError::unavailable("reaching the writer", "its thread has ended; restart the process")
 }

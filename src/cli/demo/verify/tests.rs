@@ -1,7 +1,7 @@
 use pushcast::domain::{Counts, DeadToken, DoseOutcome, NotificationId, Token};
 
 use super::*;
-use crate::cli::demo::cast::{Phone, Step, dose_twice, post_for_everybody};
+use crate::cli::demo::scenario::{Phone, Step, dose_twice, post_for_everybody};
 
 const AT: &str = "2026-11-20T01:00:00Z";
 

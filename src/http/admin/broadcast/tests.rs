@@ -49,14 +49,14 @@ async fn world() -> Admin<EmbeddedStore> {
     admin
 }
 
-async fn told(admin: &Admin<EmbeddedStore>) -> Value {
+async fn to_json(admin: &Admin<EmbeddedStore>) -> Value {
     inspect(State(admin.clone()), Path("p1".to_owned())).await.unwrap().0
 }
 
 #[tokio::test]
 async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
     let admin = world().await;
-    let told = told(&admin).await;
+    let told = to_json(&admin).await;
     assert_eq!((&told["state"], &told["title"]), (&json!("planned"), &json!("On walking")));
     let expo = &told["providers"]["expo"];
     assert_eq!(
@@ -84,7 +84,7 @@ async fn a_broadcast_that_stands_still_tells_every_reason() {
         [(Some("open breaker: HTTP 503"), "open breaker"), (None, "owns none of its partitions")]
     {
         admin.health.detail(&trouble_of(ProviderId::Expo), trouble.map(str::to_owned));
-        let told = told(&admin).await;
+        let told = to_json(&admin).await;
         let expo = &told["providers"]["expo"];
         let reasons: Vec<&str> =
             expo["standsStill"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
@@ -107,15 +107,15 @@ async fn a_broadcast_is_cancelled_once_and_not_after_its_end() {
     );
     let standing = admin.store.broadcast(&broadcast_of("post:p1")).await.unwrap().1;
     assert_eq!(standing, Some(BroadcastState::Stopped { reason: "cancelled".to_owned() }));
-    assert_eq!(told(&admin).await["reason"], json!("cancelled"));
+    assert_eq!(to_json(&admin).await["reason"], json!("cancelled"));
     // One that is not planned yet will not be sent either.
     assert_eq!(wish("p2").await.unwrap()["planned"], json!(false));
     admin.store.close(&broadcast_of("p1")).await.unwrap();
-    assert!(matches!(wish("p1").await, Err(Refusal::Conflict(_))));
+    assert!(matches!(wish("p1").await, Err(ApiError::Conflict(_))));
 }
 
 #[tokio::test]
 async fn a_broadcast_that_never_was_is_not_found() {
     let admin = world().await;
-    assert!(matches!(inspect(State(admin), Path("p9".to_owned())).await, Err(Refusal::NotFound(_))));
+    assert!(matches!(inspect(State(admin), Path("p9".to_owned())).await, Err(ApiError::NotFound(_))));
 }

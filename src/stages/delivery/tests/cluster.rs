@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Message, Publish, PublishError, Unavailable};
 use rand::prelude::*;
 use scylla::errors::ExecutionError;
 use tokio::time::{Instant, sleep};
@@ -16,19 +17,18 @@ use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan,
         Progress, ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange,
-        TokenHash, Unavailable, UserId, Version,
+        TokenHash, UserId, Version,
     },
     events::topics,
-    stages::delivery::dose,
+    stages::delivery::reminder,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, TokenRow, Total,
-        cql::{Decided, claim, part},
+        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
+        cql::{CasResult, claim, part},
     },
-    stream::{Message, Publish},
 };
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// What is wrong with the protocol. Each is the right code over a store that does something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl<T: Clone> Row<T> {
         unknown: f64,
         condition: impl FnOnce(Option<&T>) -> bool,
         new: T,
-    ) -> Decided {
+    ) -> CasResult {
         let stands = self.now(dice);
         let lost = dice.random_bool(unknown);
         if condition(stands.as_ref()) {
@@ -191,17 +191,17 @@ impl<T: Clone> Row<T> {
                 1 => self.half_way = Some(new),
                 _ => {}
             }
-            if lost { unanswered() } else { Decided::Applied }
+            if lost { unanswered() } else { CasResult::Applied }
         } else if lost {
             unanswered()
         } else {
-            Decided::Refused
+            CasResult::Refused
         }
     }
 }
 
-fn unanswered() -> Decided {
-    Decided::Unknown(Box::new(ExecutionError::RequestTimeout(Duration::from_secs(5))))
+fn unanswered() -> CasResult {
+    CasResult::Unknown(Box::new(ExecutionError::RequestTimeout(Duration::from_secs(5))))
 }
 
 // === impl Seat ===
@@ -241,7 +241,7 @@ impl Seat {
         };
         let Some(silence) = silence else { return Ok(()) };
         sleep(silence).await;
-        Err(Unavailable::store("ask", "no answer"))
+        Err(StoreError::unavailable("ask", "no answer"))
     }
 
     /// Its own clock.
@@ -267,7 +267,7 @@ impl Seat {
 struct PartRow<'a>(&'a Seat, u32);
 
 impl PartRow<'_> {
-    async fn decide(&self, condition: impl FnOnce(Option<&Progress>) -> bool, new: Progress) -> Decided {
+    async fn decide(&self, condition: impl FnOnce(Option<&Progress>) -> bool, new: Progress) -> CasResult {
         let decide = |cluster: &mut Cluster| {
             let row = cluster.parts.entry(self.1).or_insert(Row { stands: None, half_way: None });
             row.decide(&mut cluster.dice, cluster.unknown, condition, new)
@@ -282,16 +282,16 @@ impl part::Row for PartRow<'_> {
         Ok(self.0.ask(read).await)
     }
 
-    async fn begin(&self) -> Answer<Decided> {
+    async fn begin(&self) -> Answer<CasResult> {
         Ok(self.decide(|row| row.is_none(), Progress { epoch: 1, ..Progress::default() }).await)
     }
 
-    async fn raise(&self, found: &Progress) -> Answer<Decided> {
+    async fn raise(&self, found: &Progress) -> Answer<CasResult> {
         let raised = Progress { epoch: found.epoch + 1, ..found.clone() };
         Ok(self.decide(|row| row == Some(found), raised).await)
     }
 
-    async fn record(&self, progress: &Progress) -> Answer<Decided> {
+    async fn record(&self, progress: &Progress) -> Answer<CasResult> {
         let (mut new, any_epoch) = (progress.clone(), self.0.is(Broken::EpochIgnored));
         if self.0.is(Broken::OpenForgotten) {
             new.open.clear();
@@ -311,7 +311,7 @@ impl part::Row for PartRow<'_> {
             })
         };
         Ok(match self.decide(condition, new).await {
-            Decided::Unknown(_) if self.0.is(Broken::UnknownIsKept) => Decided::Applied,
+            CasResult::Unknown(_) if self.0.is(Broken::UnknownIsKept) => CasResult::Applied,
             decided => decided,
         })
     }
@@ -321,13 +321,13 @@ impl part::Row for PartRow<'_> {
 struct DoseRow<'a>(&'a Seat);
 
 impl DoseRow<'_> {
-    async fn decide(&self, condition: impl FnOnce(Option<&Claimed>) -> bool, new: Claimed) -> Decided {
+    async fn decide(&self, condition: impl FnOnce(Option<&Claimed>) -> bool, new: Claimed) -> CasResult {
         self.0.ask(|cluster| cluster.dose.decide(&mut cluster.dice, cluster.unknown, condition, new)).await
     }
 
-    fn claimed(&self, decided: Decided) -> Decided {
+    fn claimed(&self, decided: CasResult) -> CasResult {
         match decided {
-            Decided::Unknown(_) if self.0.is(Broken::UnknownIsWon) => Decided::Applied,
+            CasResult::Unknown(_) if self.0.is(Broken::UnknownIsWon) => CasResult::Applied,
             decided => decided,
         }
     }
@@ -347,21 +347,21 @@ impl claim::Row for DoseRow<'_> {
         Ok(self.0.ask(|cluster| cluster.dose.now(&mut cluster.dice)).await)
     }
 
-    async fn begin(&self, lease: &Lease, _: Timestamp) -> Answer<Decided> {
+    async fn begin(&self, lease: &Lease, _: Timestamp) -> Answer<CasResult> {
         let decided = self.decide(|row| row.is_none(), Claimed { lease: lease.clone(), mark: None }).await;
         Ok(self.claimed(decided))
     }
 
-    async fn take(&self, was: &Lease, lease: &Lease) -> Answer<Decided> {
+    async fn take(&self, was: &Lease, lease: &Lease) -> Answer<CasResult> {
         let decided = self.decide(stands(was), Claimed { lease: lease.clone(), mark: None }).await;
         Ok(self.claimed(decided))
     }
 
-    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Answer<Decided> {
+    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Answer<CasResult> {
         Ok(
             match self.decide(stands(lease), Claimed { lease: lease.clone(), mark: Some(mark.clone()) }).await
             {
-                Decided::Unknown(_) if self.0.is(Broken::MarkedOnce) => Decided::Applied,
+                CasResult::Unknown(_) if self.0.is(Broken::MarkedOnce) => CasResult::Applied,
                 decided => decided,
             },
         )
@@ -484,7 +484,7 @@ impl Doses for Seat {
         let now = if self.is(Broken::LeaseNotAwaited) { until + lease } else { begun };
         let more = match self.broken {
             Broken::NoDeadline => Duration::from_secs(60 * 60),
-            Broken::NoMargin => dose::MARGIN,
+            Broken::NoMargin => reminder::MARGIN,
             _ => Duration::ZERO,
         };
         Ok(match claim::claim(&DoseRow(self), owner, now, until, "claim a dose").await? {
@@ -609,8 +609,10 @@ impl Store for Seat {
 }
 
 impl Publish for Seat {
-    async fn publish(&self, message: Message) -> Answer<()> {
-        self.answers_at_all(|cluster| cluster.kafka_away).await?;
+    async fn publish(&self, message: Message) -> Result<(), PublishError> {
+        if let Err(away) = self.answers_at_all(|cluster| cluster.kafka_away).await {
+            return Err(Unavailable::kafka("publishing", away).into());
+        }
         let keep = |cluster: &mut Cluster| {
             if message.topic == topics::PUSH_OUTCOMES {
                 cluster.outcomes.push(String::from_utf8(message.value.unwrap_or_default()).unwrap());

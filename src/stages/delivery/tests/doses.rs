@@ -6,7 +6,7 @@ use super::*;
 async fn a_dose_rings_each_device_once_and_is_marked() {
     let w = World::new();
     let dose = w.devices(&["a", "b"]);
-    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
 }
 
@@ -21,7 +21,7 @@ async fn a_store_that_is_away_between_two_claims_rings_nobody_twice() {
             sleep(Duration::from_secs(10)).await;
             w.store.state().away.insert(operation, 3);
         };
-        let stop = Stop::default();
+        let stop = CancellationToken::new();
         let (fate, ()) = tokio::join!(w.handle(dose, &stop), away);
         assert_eq!(fate, Fate::Done);
         assert_eq!(
@@ -39,7 +39,7 @@ async fn a_store_that_is_away_between_claim_and_tokens_does_not_leave_the_dose_t
     let dose = w.devices(&["a"]);
     w.store.state().away.insert("tokens_of", 5);
     let begun = Instant::now();
-    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(
         (w.service.rung("a"), w.mark(), w.store.state().asked["claim"]),
         (1, Some(DoseOutcome::Sent), 1)
@@ -52,7 +52,7 @@ async fn a_store_that_cannot_say_whose_tokens_does_not_hold_up_a_stop() {
     let w = World::new();
     let dose = w.devices(&["a"]);
     w.store.state().away.insert("tokens_of", usize::MAX);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let begun = Instant::now();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(
@@ -70,7 +70,7 @@ async fn a_route_that_cannot_be_read_keeps_no_dose_from_its_mark_but_for_those_w
     w.service.answers("b", [dead(), dead(), dead()]);
     // It is asked again after 0.1 to 5 seconds.
     w.store.state().away.insert("route", 8);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     assert_eq!(w.handle(dose, &stop).await, Fate::Done);
     assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 0, Some(DoseOutcome::Sent)));
     assert!(w.store.state().asked["claim"] > 1, "the claim is renewed in the meantime");
@@ -82,9 +82,9 @@ async fn a_stop_in_the_middle_of_a_dose_rings_nobody_twice() {
     let w = World::new();
     let dose = w.devices(&["a", "b"]);
     w.service.answers("b", [busy(30)]);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (_, ()) = tokio::join!(w.handle(dose.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
-    assert_eq!(w.handle(dose, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
 }
 
@@ -93,7 +93,7 @@ async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_in_time() {
     let w = World::new();
     let dose = w.devices(&["a", "b"]);
     w.service.answers("b", [busy(30), busy(30), busy(30)]);
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let begun = Instant::now();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(fate, Fate::Unfinished);
@@ -103,13 +103,13 @@ async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_opens() {
     let w = World::new();
-    w.keeper.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed { state: "paused" });
     let dose = w.devices(&["a"]);
     let reopen = async {
         sleep(Duration::from_secs(100)).await;
-        w.keeper.follow(Gate::Open);
+        w.route_sync.follow(Gate::Open);
     };
-    let stop = Stop::default();
+    let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), reopen);
     assert_eq!((fate, w.service.rung("a"), w.mark()), (Fate::Done, 1, Some(DoseOutcome::Sent)));
     assert_eq!(w.store.state().asked["claim"], 4, "a claim is good for 29 seconds");
@@ -118,10 +118,10 @@ async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_open
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_expires_in_time() {
     let w = World::new();
-    w.keeper.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed { state: "paused" });
     let job = job(w.devices(&["a"]), Timestamp::now() + Duration::from_secs(20));
     let begun = Instant::now();
-    assert_eq!(w.handle_job(&job, &Stop::default()).await, Fate::Done);
+    assert_eq!(w.handle_job(&job, &CancellationToken::default()).await, Fate::Done);
     assert_eq!((w.mark(), begun.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
 }
 

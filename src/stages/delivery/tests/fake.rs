@@ -7,19 +7,19 @@ use std::{
 };
 
 use crate::{
-    delivery::{Message, PayloadRefused, Provider, Reply, Verdict},
+    dispatch::{Message, PayloadRefused, Provider, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
         PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
-        Token, TokenChange, TokenHash, Unavailable, UserId, Version,
+        Token, TokenChange, TokenHash, UserId, Version,
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, TokenRow, Total,
+        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
     },
 };
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
@@ -70,7 +70,7 @@ impl Fake {
         match state.away.get_mut(operation) {
             Some(times @ 1..) => {
                 *times -= 1;
-                Err(Unavailable::store(operation, "away"))
+                Err(StoreError::unavailable(operation, "away"))
             }
             _ => Ok(state),
         }

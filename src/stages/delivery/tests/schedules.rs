@@ -23,8 +23,9 @@ use super::{
     *,
 };
 use crate::{
-    delivery::{Message, PayloadRefused, Reply},
+    dispatch::{Message, PayloadRefused, Reply},
     domain::{Counts, Cursor, Lane, Registration},
+    stages::fakes::handle,
 };
 
 /// No schedule takes longer.
@@ -380,27 +381,27 @@ impl Schedule {
 
 impl Process {
     fn start(seat: Seat, service: &Service, limits: Limits) -> Self {
-        let (route, keeper) = route();
-        keeper.follow(Gate::Open);
+        let (route, route_sync) = route();
+        route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
         let (provider, metrics) = (Arc::new(service.clone()), Arc::new(Metrics::new()));
-        let pace = Pace::new(0, Duration::ZERO, Instant::now());
-        let (batcher, desk) =
+        let pace = RateLimiter::new(0, Duration::ZERO, Instant::now());
+        let (batcher, submit_to) =
             Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
         let frozen = Arc::new(Mutex::new(Instant::now()));
         let mut tasks = JoinSet::new();
         tasks.spawn(while_not_frozen(Arc::clone(&frozen), batcher.run()));
-        let keeps = keep_route(
+        let keeps = sync_route(
             seat.clone(),
             ProviderId::Expo,
             true,
             String::new(),
-            keeper,
+            route_sync,
             CancellationToken::new(),
             |_| {},
         );
         tasks.spawn(while_not_frozen(Arc::clone(&frozen), keeps));
-        let stage = Arc::new(Delivery::new(provider, desk, seat.clone(), seat.clone(), limits, metrics));
+        let stage = Arc::new(Delivery::new(provider, submit_to, seat.clone(), seat.clone(), limits, metrics));
         Self { seat, stage, frozen, tasks, _share: share }
     }
 
@@ -408,16 +409,16 @@ impl Process {
     fn handle(&mut self, job: &Job, stop_after: Option<Duration>) -> oneshot::Receiver<Fate> {
         let (settled, hears) = oneshot::channel();
         let (stage, record) = (Arc::clone(&self.stage), record(job));
-        let stop = Stop::default();
+        let stop = CancellationToken::new();
         if let Some(stop_after) = stop_after {
-            let token = stop.token();
+            let token = stop.clone();
             self.tasks.spawn(sleep(stop_after).map(move |()| token.cancel()));
         }
         let handling = async move {
             let fate = loop {
-                match stage.handle(&record, &stop).await {
+                match handle(&*stage, &record, &stop).await {
                     Ok(fate) => break fate,
-                    Err(_) if stop.is_set() => break Fate::Unfinished,
+                    Err(_) if stop.is_cancelled() => break Fate::Unfinished,
                     Err(_) => sleep(Duration::from_millis(100)).await,
                 }
             };

@@ -9,18 +9,21 @@ use std::{
     time::Duration,
 };
 
+use consumer::{Message, Publish, PublishError};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     domain::{
         DoseKey, DueRow, Judged, Regimen, RegimenId, Registration, Timestamp, Token, TokenChange, TokenHash,
-        Unavailable, UserId, Version,
+        UserId, Version,
     },
-    store::{Census, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, TokenRow},
-    stream::{Message, Publish},
+    store::{
+        Census, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, StoreError,
+        TokenRow,
+    },
 };
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// What the store gets wrong: each stands for an order of steps that the chain must not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +325,7 @@ impl Registry for Fake {
 }
 
 impl Publish for Fake {
-    async fn publish(&self, message: Message) -> Answer<()> {
+    async fn publish(&self, message: Message) -> Result<(), PublishError> {
         let mut state = self.turn().await;
         state.all_keys.extend(message.key.clone());
         state.published.push(message);

@@ -13,7 +13,7 @@ use std::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
 use super::{fake::Broken, *};
-use crate::domain::Regimen;
+use crate::{domain::Regimen, stages::fakes::handle};
 
 const MINUTE: i64 = 60_000;
 
@@ -199,7 +199,7 @@ impl Schedule {
         let task = &lane.tasks[lane.next];
         let running = lane.running.get_or_insert_with(|| {
             let (stage, record) = (Arc::clone(&self.stage), task.record.clone());
-            Box::pin(async move { stage.handle(&record, &Stop::default()).await.unwrap() })
+            Box::pin(async move { handle(&*stage, &record, &CancellationToken::default()).await.unwrap() })
         });
         if let Poll::Ready(fate) = running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             assert_eq!(fate, Fate::Done);

@@ -8,29 +8,29 @@
 
 use std::future::Future;
 
-use super::super::decide::{Decided, Patience};
+use super::super::cas::{CasResult, CasRetry};
 use crate::{
-    domain::{Progress, Unavailable},
-    store::Checkpoint,
+    domain::Progress,
+    store::{Checkpoint, StoreError},
 };
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// The row of a part.
 pub(crate) trait Row: Sync {
     /// What it says, everything that was decided included.
     fn now(&self) -> impl Future<Output = Answer<Option<Progress>>> + Send;
     /// Writes the first owner's row, if there is none.
-    fn begin(&self) -> impl Future<Output = Answer<Decided>> + Send;
+    fn begin(&self) -> impl Future<Output = Answer<CasResult>> + Send;
     /// Raises the epoch by one, if the row still says this.
-    fn raise(&self, found: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
+    fn raise(&self, found: &Progress) -> impl Future<Output = Answer<CasResult>> + Send;
     /// Writes an owner's progress, if it [`follows`] what the row says.
-    fn record(&self, progress: &Progress) -> impl Future<Output = Answer<Decided>> + Send;
+    fn record(&self, progress: &Progress) -> impl Future<Output = Answer<CasResult>> + Send;
 }
 
 /// Makes the caller the part's owner, unless it is done.
 pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<Progress> {
-    let mut patience = Patience::new(context);
+    let mut cas_retry = CasRetry::new(context);
     loop {
         let (decided, mine) = match row.now().await? {
             Some(found) if found.done => return Ok(found),
@@ -39,12 +39,12 @@ pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<P
             None => (row.begin().await?, Progress { epoch: 1, ..Progress::default() }),
         };
         match decided {
-            Decided::Applied => return Ok(mine),
-            Decided::Refused => {}
+            CasResult::Applied => return Ok(mine),
+            CasResult::Refused => {}
             // If it was done, the next round raises the epoch once more. Nobody minds.
-            Decided::Unknown(err) => patience.lost(err),
+            CasResult::Unknown(err) => cas_retry.lost(err),
         }
-        patience.next_round().await?;
+        cas_retry.next_round().await?;
     }
 }
 
@@ -54,19 +54,19 @@ pub(crate) async fn checkpoint(
     progress: &Progress,
     context: &'static str,
 ) -> Answer<Checkpoint> {
-    let mut patience = Patience::new(context);
+    let mut cas_retry = CasRetry::new(context);
     loop {
         match row.record(progress).await? {
-            Decided::Applied => return Ok(Checkpoint::Kept),
-            Decided::Refused => {}
-            Decided::Unknown(err) => patience.lost(err),
+            CasResult::Applied => return Ok(Checkpoint::Kept),
+            CasResult::Refused => {}
+            CasResult::Unknown(err) => cas_retry.lost(err),
         }
         match row.now().await? {
             Some(found) if found == *progress => return Ok(Checkpoint::Kept),
             Some(found) if follows(&found, progress) => {}
             _ => return Ok(Checkpoint::Lost),
         }
-        patience.next_round().await?;
+        cas_retry.next_round().await?;
     }
 }
 

@@ -3,24 +3,24 @@
 
 use std::future::Future;
 
-use super::super::decide::{Decided, Patience};
+use super::super::cas::{CasResult, CasRetry};
 use crate::{
-    domain::{Timestamp, Unavailable},
-    store::{Claim, Claimed, DoseMark, Lease, Marked},
+    domain::Timestamp,
+    store::{Claim, Claimed, DoseMark, Lease, Marked, StoreError},
 };
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// The row of a dose.
 pub(crate) trait Row: Sync {
     /// What it says, everything that was decided included.
     fn now(&self) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
     /// Writes the first claim, if there is none.
-    fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = Answer<Decided>> + Send;
+    fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = Answer<CasResult>> + Send;
     /// Puts a lease in another one's place, if that one still stands and the dose is not marked.
-    fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = Answer<Decided>> + Send;
+    fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = Answer<CasResult>> + Send;
     /// Marks the dose, if the lease still stands and the dose is not marked.
-    fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<Decided>> + Send;
+    fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<CasResult>> + Send;
 }
 
 /// Claims the dose for `owner`, unless somebody else's lease runs or it is marked.
@@ -31,7 +31,7 @@ pub(crate) async fn claim(
     until: Timestamp,
     context: &'static str,
 ) -> Answer<Claim> {
-    let mut patience = Patience::new(context);
+    let mut cas_retry = CasRetry::new(context);
     let mut found: Option<Claimed> = None;
     loop {
         let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
@@ -41,10 +41,10 @@ pub(crate) async fn claim(
             Some(Claimed { lease: was, .. }) => row.take(was, &mine).await?,
         };
         let lost = match decided {
-            Decided::Applied => return Ok(Claim::Mine(mine)),
-            Decided::Refused => false,
-            Decided::Unknown(err) => {
-                patience.lost(err);
+            CasResult::Applied => return Ok(Claim::Mine(mine)),
+            CasResult::Refused => false,
+            CasResult::Unknown(err) => {
+                cas_retry.lost(err);
                 true
             }
         };
@@ -60,7 +60,7 @@ pub(crate) async fn claim(
             }
             _ => {}
         }
-        patience.next_round().await?;
+        cas_retry.next_round().await?;
     }
 }
 
@@ -71,12 +71,12 @@ pub(crate) async fn mark(
     mark: &DoseMark,
     context: &'static str,
 ) -> Answer<Marked> {
-    let mut patience = Patience::new(context);
+    let mut cas_retry = CasRetry::new(context);
     loop {
         match row.mark(lease, mark).await? {
-            Decided::Applied => return Ok(Marked::Kept),
-            Decided::Refused => {}
-            Decided::Unknown(err) => patience.lost(err),
+            CasResult::Applied => return Ok(Marked::Kept),
+            CasResult::Refused => {}
+            CasResult::Unknown(err) => cas_retry.lost(err),
         }
         match row.now().await? {
             Some(found) if (&found.lease.owner, found.lease.attempt) != (&lease.owner, lease.attempt) => {
@@ -86,6 +86,6 @@ pub(crate) async fn mark(
             Some(_) => {}
             None => return Ok(Marked::Lost),
         }
-        patience.next_round().await?;
+        cas_retry.next_round().await?;
     }
 }

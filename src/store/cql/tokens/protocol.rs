@@ -8,7 +8,10 @@ use std::future::Future;
 use futures::future::try_join_all;
 use scylla::{DeserializeValue, SerializeValue};
 
-use crate::domain::{Judged, Unavailable, Version};
+use crate::{
+    domain::{Judged, Version},
+    store::StoreError,
+};
 
 /// A device that more active tokens than that name is no device.
 pub(super) const HOLDERS_MAX: usize = 20;
@@ -42,7 +45,7 @@ pub(super) struct Hint {
     pub ver: i64,
 }
 
-type Answer<T> = Result<T, Unavailable>;
+type Answer<T> = Result<T, StoreError>;
 
 /// Cells of which the write with the highest timestamp stands, read and written by majorities. Each operation
 /// may be repeated.

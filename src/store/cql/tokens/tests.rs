@@ -19,7 +19,10 @@ use rand::prelude::*;
 
 use self::world::{Broken, Cell, FAR, Handler, Role, World, hint_cell, state, ver};
 use super::protocol::{self, Hint, Of, State};
-use crate::domain::{Judged, Unavailable, Version};
+use crate::{
+    domain::{Judged, Version},
+    store::StoreError,
+};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -48,7 +51,7 @@ enum Task {
     Send(String),
 }
 
-type Step = Pin<Box<dyn Future<Output = Result<(), Unavailable>>>>;
+type Step = Pin<Box<dyn Future<Output = Result<(), StoreError>>>>;
 
 struct Lane {
     tasks: VecDeque<Task>,

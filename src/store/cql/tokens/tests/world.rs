@@ -9,7 +9,7 @@ use std::{
 use rand::prelude::*;
 
 use super::super::protocol::{Cells, Hint, Of, State};
-use crate::domain::Unavailable;
+use crate::store::StoreError;
 
 /// What is wrong with the protocol. Each is the right protocol over cells that do something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Cells for Handler {
     /// The next page begins after this token.
     type Place = String;
 
-    async fn row(&self, token: &str) -> Result<Option<State>, Unavailable> {
+    async fn row(&self, token: &str) -> Result<Option<State>, StoreError> {
         let cell = Cell::Row(token.to_owned());
         let found = self.read(|other| *other == cell).await;
         let mut found = state(found.get(&cell)).cloned();
@@ -247,7 +247,7 @@ impl Cells for Handler {
         Ok(found)
     }
 
-    async fn put_row(&self, token: &str, state: &State) -> Result<(), Unavailable> {
+    async fn put_row(&self, token: &str, state: &State) -> Result<(), StoreError> {
         let mut state = state.clone();
         let replaced = state.reason.as_deref() == Some("replaced");
         match (self.broken, self.role) {
@@ -283,7 +283,7 @@ impl Cells for Handler {
         &self,
         of: Of<'_>,
         from: Option<String>,
-    ) -> Result<(Vec<Hint>, Option<String>), Unavailable> {
+    ) -> Result<(Vec<Hint>, Option<String>), StoreError> {
         let early = match of {
             Of::Device(_) => self.early.lock().unwrap().device.clone(),
             Of::User(_) => None,
@@ -299,7 +299,7 @@ impl Cells for Handler {
         Ok((page, next))
     }
 
-    async fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> Result<(), Unavailable> {
+    async fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> Result<(), StoreError> {
         let (cell, kept) = (hint_cell(of, token), live(Value::Ver(ver), ver));
         if self.broken == Broken::RowBeforeHints {
             self.early.lock().unwrap().writes.push((cell, kept));
@@ -309,13 +309,13 @@ impl Cells for Handler {
         Ok(())
     }
 
-    async fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> Result<(), Unavailable> {
+    async fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> Result<(), StoreError> {
         let at = if self.broken == Broken::HintsDeletedAtTheEvent { at.max(self.ver) } else { at };
         self.write(hint_cell(of, token), deleted(at)).await;
         Ok(())
     }
 
-    async fn deleted_at(&self, user: &str) -> Result<Option<i64>, Unavailable> {
+    async fn deleted_at(&self, user: &str) -> Result<Option<i64>, StoreError> {
         let early = self.early.lock().unwrap().mark;
         Ok(match early {
             _ if self.broken == Broken::NoMark => None,
@@ -324,7 +324,7 @@ impl Cells for Handler {
         })
     }
 
-    async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), Unavailable> {
+    async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), StoreError> {
         // Not at what the walk was told, if that is broken.
         let ver = ver.min(self.ver);
         let (cell, kept) = (Cell::Deleted(user.to_owned()), live(Value::Ver(ver), ver));

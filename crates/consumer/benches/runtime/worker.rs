@@ -1,0 +1,191 @@
+//! The contestants that are Rust: the bench calls itself, so that each run is a process.
+
+use std::{
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use consumer::{
+    ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, LaneKey, Producer, Record,
+    Rejected, Settings, Stage, StageSpec,
+};
+use rdkafka::{
+    ClientConfig, Message as _,
+    consumer::{Consumer as _, StreamConsumer},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::rebalance;
+
+/// The argument that makes the bench a worker.
+pub const WORD: &str = "--worker";
+
+const WARM_UP: Duration = Duration::from_secs(5);
+const MEASURED: Duration = Duration::from_secs(10);
+
+/// What a worker is told.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub broker: String,
+    pub topic: String,
+    pub group: String,
+    /// How long its handler takes.
+    pub pause: Duration,
+    pub in_flight: usize,
+    /// How many records there are.
+    pub records: u64,
+}
+
+pub fn main(arguments: &[String]) {
+    let [contestant, broker, topic, group, pause_ms, in_flight, records] = arguments else {
+        panic!("{arguments:?}")
+    };
+    let task = Task {
+        broker: broker.clone(),
+        topic: topic.clone(),
+        group: group.clone(),
+        pause: Duration::from_millis(pause_ms.parse().unwrap()),
+        in_flight: in_flight.parse().unwrap(),
+        records: records.parse().unwrap(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        match contestant.as_str() {
+            "pushcast" => pushcast(&task).await,
+            "loop" => plain(&task).await,
+            protocol => rebalance::member(&task, protocol).await,
+        }
+    });
+    runtime.shutdown_background();
+}
+
+// === pushcast ===
+
+/// Counts, after its pause.
+struct Counting {
+    handled: Arc<AtomicU64>,
+    pause: Duration,
+}
+
+impl Handler for Counting {
+    type Event = Option<LaneKey>;
+
+    fn read(&self, record: &Record) -> Result<Self::Event, Rejected> {
+        Ok(key(record))
+    }
+
+    fn key(&self, key: &Self::Event) -> Option<LaneKey> {
+        key.clone()
+    }
+
+    async fn handle(&self, _: Self::Event, _: &Record, _: &CancellationToken) -> Result<Fate, HandlerError> {
+        if !self.pause.is_zero() {
+            sleep(self.pause).await;
+        }
+        self.handled.fetch_add(1, Ordering::Relaxed);
+        Ok(Fate::Done)
+    }
+}
+
+/// What keeps records in order: their key.
+pub fn key(record: &Record) -> Option<LaneKey> {
+    record.key.as_deref().map(|key| LaneKey(key.into()))
+}
+
+async fn pushcast(task: &Task) {
+    let handled = Arc::new(AtomicU64::new(0));
+    let stage = stage(task, "classic", Counting { handled: Arc::clone(&handled), pause: task.pause });
+    println!("idle");
+    let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+    running.spawn(stage.run(stop.clone()));
+    report(&handled, task.records).await;
+    input_ended().await;
+    stop.cancel();
+    running.join_next().await.unwrap().unwrap().unwrap();
+}
+
+/// A stage with the settings that people get.
+pub fn stage<H: Handler>(task: &Task, protocol: &str, handler: H) -> Stage<H, Producer> {
+    let settings = Settings {
+        group_protocol: if protocol == "consumer" { GroupProtocol::Consumer } else { GroupProtocol::Classic },
+        ..Settings::new(&*task.broker, &*task.group)
+    };
+    let spec = StageSpec {
+        name: "bench".to_owned(),
+        topics: vec![task.topic.clone()],
+        in_flight: task.in_flight,
+        dead_letters: DeadLetters {
+            topic: "dead-letters".to_owned(),
+            header_prefix: "bench.".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+    };
+    let producer = Producer::new(&settings).unwrap();
+    Stage::new(&settings, spec, Arc::new(handler), producer, Arc::new(ConsumerMetrics::default())).unwrap()
+}
+
+// === The plain loop ===
+
+/// rdkafka as it comes: its defaults, which commit by themselves, and one record after the other.
+async fn plain(task: &Task) {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &task.broker)
+        .set("group.id", &task.group)
+        .set("auto.offset.reset", "earliest");
+    let consumer: StreamConsumer = config.create().unwrap();
+    println!("idle");
+    consumer.subscribe(&[&task.topic]).unwrap();
+    let handled = Arc::new(AtomicU64::new(0));
+    let (counter, pause) = (Arc::clone(&handled), task.pause);
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        loop {
+            let message = consumer.recv().await.unwrap();
+            assert!(message.payload().is_some());
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    report(&handled, task.records).await;
+    input_ended().await;
+}
+
+// === What all say ===
+
+async fn report(handled: &AtomicU64, records: u64) {
+    let mut tick = interval(Duration::from_millis(10));
+    while handled.load(Ordering::Relaxed) == 0 {
+        tick.tick().await;
+    }
+    let begun = Instant::now();
+    let mut until = Duration::ZERO;
+    for (word, how_long, at_most) in [("warm", WARM_UP, records / 4), ("done", MEASURED, records)] {
+        until += how_long;
+        loop {
+            let (passed, count) = (begun.elapsed(), handled.load(Ordering::Relaxed));
+            if passed >= until || count >= at_most {
+                println!("{word} {count} {}", passed.as_secs_f64());
+                until = passed;
+                break;
+            }
+            tick.tick().await;
+        }
+    }
+}
+
+/// Returns when the bench wants an end.
+pub async fn input_ended() {
+    let wait = || std::io::stdin().read_to_end(&mut Vec::new());
+    tokio::task::spawn_blocking(wait).await.unwrap().unwrap();
+}

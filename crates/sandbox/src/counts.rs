@@ -1,0 +1,258 @@
+//! What a fake provider has seen: exact, and small enough for many millions of messages.
+//!
+//! Of a token, and of a notification to a token, only a 64-bit hash is kept (9 to 18 bytes each). Two
+//! different ones with the same hash would hide a token or invent a double; among ten million that is a
+//! chance of 1 in 400,000.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::http::Version;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Answer, FailureMode, ProviderStatistics, held, reply::Reply};
+
+/// A hash that is the same in every run.
+pub(super) fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The counters of one provider.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    taken: AtomicU64,
+    doubles: AtomicU64,
+    answers: [AtomicU64; Answer::ALL.len()],
+    tokens: Seen,
+    sent: Seen,
+    requests: Mutex<Requests>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    count: u64,
+    statuses: BTreeMap<u16, u64>,
+    outages: BTreeMap<FailureMode, u64>,
+    versions: BTreeMap<&'static str, u64>,
+    arrived: Window,
+    first_at: Option<Timestamp>,
+    last_at: Option<Timestamp>,
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// A request with so many messages has come.
+    pub fn arrived(&self, messages: u64, version: Version, at: Timestamp) {
+        let mut requests = held(&self.requests);
+        requests.count += 1;
+        *requests.versions.entry(version_label(version)).or_default() += 1;
+        if messages > 0 {
+            // Taken under the lock, so that the window's times never run backwards.
+            requests.arrived.add(Instant::now(), messages);
+            requests.first_at.get_or_insert(at);
+            requests.last_at = Some(at);
+        }
+    }
+
+    /// A request gets this answer.
+    pub fn replied(&self, reply: &Reply) {
+        let mut requests = held(&self.requests);
+        *requests.statuses.entry(reply.seen_status()).or_default() += 1;
+        if let Some(manner) = reply.outage {
+            *requests.outages.entry(manner).or_default() += 1;
+        }
+    }
+
+    /// So many messages were answered like this.
+    pub fn answered(&self, answer: Answer, messages: u64) {
+        self.answers[answer as usize].fetch_add(messages, Relaxed);
+    }
+
+    /// A message was taken. `identity` is the hash of what makes two notifications the same.
+    pub fn take(&self, token: &str, identity: u64) {
+        let token = hash(token);
+        self.taken.fetch_add(1, Relaxed);
+        self.tokens.insert(token);
+        // Odd multiplier: the pair (a, b) and the pair (b, a) must not meet.
+        if !self.sent.insert(token ^ identity.wrapping_mul(0x9E37_79B9_7F4A_7C15)) {
+            self.doubles.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Forgets everything.
+    pub fn reset(&self) {
+        for counter in self.answers.iter().chain([&self.taken, &self.doubles]) {
+            counter.store(0, Relaxed);
+        }
+        self.tokens.clear();
+        self.sent.clear();
+        *held(&self.requests) = Requests::default();
+    }
+
+    pub fn statistics(&self) -> ProviderStatistics {
+        let answers = Answer::ALL.into_iter().zip(&self.answers);
+        let answers = answers
+            .map(|(answer, count)| (answer, count.load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let requests = held(&self.requests);
+        ProviderStatistics {
+            taken: self.taken.load(Relaxed),
+            distinct_tokens: self.tokens.len(),
+            doubles: self.doubles.load(Relaxed),
+            answers,
+            requests: requests.count,
+            statuses: requests.statuses.clone(),
+            outages: requests.outages.clone(),
+            http_versions: requests
+                .versions
+                .iter()
+                .map(|(version, count)| ((*version).to_owned(), *count))
+                .collect(),
+            peak_per_second: requests.arrived.peak,
+            first_at: requests.first_at,
+            last_at: requests.last_at,
+        }
+    }
+}
+
+/// The name of a version of HTTP.
+pub(super) fn version_label(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// How much came in the last second, and the most that ever came in a second.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    entries: VecDeque<(Instant, u64)>,
+    sum: u64,
+    peak: u64,
+}
+
+impl Window {
+    const WIDTH: Duration = Duration::from_secs(1);
+    /// What comes within this time of each other shares an entry: at most 10,000 entries, whatever the rate.
+    const GRAIN: Duration = Duration::from_micros(100);
+
+    pub fn add(&mut self, now: Instant, count: u64) {
+        self.slide(now);
+        match self.entries.back_mut() {
+            Some((at, sum)) if now < *at + Self::GRAIN => *sum += count,
+            _ => self.entries.push_back((now, count)),
+        }
+        self.sum += count;
+        self.peak = self.peak.max(self.sum);
+    }
+
+    /// What came in the second that ends now.
+    pub fn sum(&mut self, now: Instant) -> u64 {
+        self.slide(now);
+        self.sum
+    }
+
+    fn slide(&mut self, now: Instant) {
+        while let Some((_, count)) = self.entries.pop_front_if(|(at, _)| *at + Self::WIDTH <= now) {
+            self.sum -= count;
+        }
+    }
+}
+
+/// A set of hashes that many threads fill.
+#[derive(Debug)]
+struct Seen([Mutex<HashSet<u64, BuildHasherDefault<Already>>>; 64]);
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl Seen {
+    /// Whether it was not there before.
+    fn insert(&self, hash: u64) -> bool {
+        // Neither the low bits nor the top seven: the set itself goes by those.
+        held(&self.0[(hash >> 40) as usize % self.0.len()]).insert(hash)
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|shard| held(shard).len() as u64).sum()
+    }
+
+    fn clear(&self) {
+        for shard in &self.0 {
+            *held(shard) = HashSet::default();
+        }
+    }
+}
+
+/// The hasher of what is a hash already.
+#[derive(Debug, Default)]
+struct Already(u64);
+
+impl Hasher for Already {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_that_of_a_sliding_second() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut window = Window::default();
+        for (ms, count) in [(0, 5), (900, 10), (1_100, 20), (1_899, 1), (1_901, 2), (5_000, 3)] {
+            window.add(at(ms), count);
+        }
+        assert_eq!(window.peak, 31, "900 to 1,899: neither the 5 before nor the 2 after");
+        assert_eq!(window.sum(at(5_999)), 3);
+        assert_eq!(window.sum(at(6_000)), 0, "a second later it is out");
+    }
+
+    #[test]
+    fn a_window_at_any_rate_has_few_entries() {
+        let start = Instant::now();
+        let mut window = Window::default();
+        for us in 0..2_000_000 {
+            window.add(start + Duration::from_micros(us), 1);
+        }
+        assert!(window.entries.len() <= 10_001);
+        assert!((999_800..=1_000_000).contains(&window.peak), "{}", window.peak);
+    }
+
+    #[test]
+    fn a_double_is_the_same_notification_to_the_same_token() {
+        let counts = Counts::default();
+        for (token, notification) in [("a", "x"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "x")] {
+            counts.take(token, hash(notification));
+        }
+        let statistics = counts.statistics();
+        assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.doubles), (5, 2, 2));
+    }
+}

@@ -1,0 +1,318 @@
+//! The fake Expo.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    http::StatusCode,
+    response::Response,
+};
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::time::Instant;
+
+use self::{
+    ticket::{Later, Ticket},
+    wire::Batch,
+};
+use super::{
+    Answer, FailureMode, Faults, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, held,
+    reply::{Arrival, Reply, Reset, read},
+};
+
+mod ticket;
+mod wire;
+
+const MESSAGES_MAX: usize = 100;
+const RECEIPTS_MAX: usize = 1000;
+const PAYLOAD_MAX: usize = 4096;
+
+/// `POST /--/api/v2/push/send`
+pub(super) async fn send(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = read(&parts.headers, body).await;
+    let (faults, arrival) = (shared.faults(), Arrival::new(parts));
+    let reply = match &body {
+        Ok(body) => Sending { shared: &shared, faults: &faults.expo, arrival: &arrival }.answer(body),
+        Err(status) => unreadable(*status),
+    };
+    shared.expo.counts.replied(&reply);
+    reply.give(faults.expo.latency, &reset).await
+}
+
+/// `POST /--/api/v2/push/getReceipts`
+pub(super) async fn receipts(
+    State(shared): State<Arc<Shared>>,
+    Extension(reset): Extension<Reset>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = read(&parts.headers, body).await;
+    let (faults, arrival) = (shared.faults(), Arrival::new(parts));
+    let reply = match &body {
+        Ok(body) => answer_receipts(&shared, &faults, &arrival, body),
+        Err(status) => unreadable(*status),
+    };
+    reply.give(faults.expo.latency, &reset).await
+}
+
+struct Sending<'a> {
+    shared: &'a Shared,
+    faults: &'a ProviderFaults,
+    arrival: &'a Arrival,
+}
+
+impl Sending<'_> {
+    /// The checks in the order in which a request meets them: who asks, is anybody there, is it well formed,
+    /// is it too much, is it for one project. Then each message on its own.
+    fn answer(&self, body: &[u8]) -> Reply {
+        let counts = &self.shared.expo.counts;
+        let batch = Batch::parse(body);
+        let messages = batch.as_ref().map_or(0, Batch::len);
+        let answered = |answer, reply| {
+            counts.answered(answer, messages as u64);
+            reply
+        };
+        counts.arrived(messages as u64, self.arrival.version, self.arrival.at);
+
+        if unauthorised(self.shared, self.faults, self.arrival) {
+            return answered(Answer::CredentialsRefused, refused_credentials());
+        }
+        if let Some(outage) = self.shared.expo.down.meets(Instant::now()) {
+            let taken = match &batch {
+                Ok(batch) if outage.take_anyway => Some(self.tickets(batch, &self.found(batch), body).body),
+                _ => None,
+            };
+            return answered(Answer::Down, down(&outage, taken));
+        }
+        let batch = match &batch {
+            Ok(batch) => batch,
+            Err(why) => return error(400, "VALIDATION_ERROR", why, None),
+        };
+        if messages > MESSAGES_MAX {
+            let why = format!(
+                "Cannot send more than {MESSAGES_MAX} push notifications in a single request; got {messages}."
+            );
+            return answered(Answer::Invalid, error(400, "PUSH_TOO_MANY_NOTIFICATIONS", &why, None));
+        }
+        let found = self.found(batch);
+        let malformed = |(token, fault): &(&str, &Option<TokenFault>)| {
+            !wire::is_token(token) || **fault == Some(TokenFault::Malformed)
+        };
+        if let Some((token, _)) = batch.tokens().zip(&found).find(malformed) {
+            return answered(
+                Answer::Invalid,
+                error(400, "VALIDATION_ERROR", &format!("\"{token}\" is not a valid Expo push token"), None),
+            );
+        }
+        if !self.shared.expo.admitted.admit(messages as u64, self.faults.rate_limit) {
+            return answered(Answer::Throttled, too_many(self.faults));
+        }
+        if let Some(reply) = several_projects(batch, &found) {
+            return answered(Answer::Foreign, reply);
+        }
+        let tickets = self.tickets(batch, &found, body);
+        counts.answered(Answer::Ok, tickets.taken);
+        counts.answered(Answer::Dead, tickets.dead);
+        Reply::json(200, tickets.body)
+    }
+
+    /// What is wrong with each token, in their order.
+    fn found(&self, batch: &Batch) -> Vec<Option<TokenFault>> {
+        batch.tokens().map(|token| self.faults.of(token)).collect()
+    }
+
+    /// Judges each message, takes the good ones, and writes the tickets.
+    fn tickets(&self, batch: &Batch, found: &[Option<TokenFault>], body: &[u8]) -> Tickets {
+        let mut tickets = Tickets { body: Vec::with_capacity(32 + 64 * batch.len()), taken: 0, dead: 0 };
+        let answer = &mut tickets.body;
+        let (open, close) = if batch.is_lone() { ("{\"data\":", "}") } else { ("{\"data\":[", "]}") };
+        answer.extend_from_slice(open.as_bytes());
+        let at_ms = self.arrival.at.as_millisecond().unsigned_abs();
+        let first = self.shared.numbers(batch.len() as u64);
+        let messages =
+            batch.messages().enumerate().map(|(index, message)| (index, message, message.identity()));
+        let each = messages.flat_map(|(index, message, identity)| {
+            message.to.iter().map(move |token| (index, message, identity, token))
+        });
+        for (((index, message, identity, token), fault), sequence) in each.zip(found).zip(first..) {
+            if sequence > first {
+                answer.push(b',');
+            }
+            let later = match fault {
+                Some(TokenFault::Dead) => {
+                    tickets.dead += 1;
+                    answer.extend_from_slice(dead_ticket(token).as_bytes());
+                    continue;
+                }
+                Some(TokenFault::Ghost) => Later::DeviceNotRegistered,
+                Some(TokenFault::Busy) => Later::MessageRateExceeded,
+                Some(TokenFault::Uncredentialed) => Later::InvalidCredentials,
+                _ if message.payload() > PAYLOAD_MAX => Later::MessageTooBig,
+                _ => Later::Ok,
+            };
+            tickets.taken += 1;
+            answer.extend_from_slice(b"{\"status\":\"ok\",\"id\":\"");
+            answer.extend_from_slice(&Ticket { at_ms, later, sequence }.text());
+            answer.extend_from_slice(b"\"}");
+            self.shared.expo.counts.take(token, identity);
+            if self.shared.options.remember > 0 {
+                self.remember(message, token, wire::nth(body, index));
+            }
+        }
+        answer.extend_from_slice(close.as_bytes());
+        tickets
+    }
+
+    fn remember(&self, message: &wire::Message, token: &str, raw: serde_json::Value) {
+        self.shared.remember(TakenMessage {
+            provider: Provider::Expo,
+            token: token.to_owned(),
+            title: message.title.as_deref().map(str::to_owned),
+            body: message.body.as_deref().map(str::to_owned),
+            data: raw.get("data").cloned().unwrap_or_default(),
+            tag: message.tag.as_deref().map(str::to_owned),
+            collapse_id: message.collapse_id.as_deref().map(str::to_owned),
+            raw,
+            headers: self.arrival.remembered_headers(),
+            http_version: self.arrival.http_version().to_owned(),
+            received_at: self.arrival.at,
+        });
+    }
+}
+
+/// The tickets of a request, and how they came out.
+struct Tickets {
+    body: Vec<u8>,
+    taken: u64,
+    dead: u64,
+}
+
+/// The refusal of a request whose tokens are of two projects. Only foreign ones are fine: they are sent to
+/// theirs.
+fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<Reply> {
+    let is_foreign = |fault: &Option<TokenFault>| *fault == Some(TokenFault::Foreign);
+    let foreign = found.iter().filter(|fault| is_foreign(fault)).count();
+    if foreign == 0 || foreign == found.len() {
+        return None;
+    }
+    let mut projects = BTreeMap::<_, Vec<_>>::new();
+    for (token, fault) in batch.tokens().zip(found) {
+        let project = if is_foreign(fault) { "@stranger/other" } else { "@pushcast/sandbox" };
+        projects.entry(project).or_default().push(token);
+    }
+    let why = "All push notification messages in the same request must be for the same project; check the details field to \
+               investigate conflicting tokens.";
+    Some(error(400, "PUSH_TOO_MANY_EXPERIENCE_IDS", why, Some(json!(projects))))
+}
+
+fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &Arrival, body: &[u8]) -> Reply {
+    held(&shared.receipts).requests += 1;
+    if unauthorised(shared, &faults.expo, arrival) {
+        return refused_credentials();
+    }
+    if let Some(outage) = shared.receipts_down.meets(Instant::now()) {
+        return down(&outage, None);
+    }
+    let ids = match serde_json::from_slice::<wire::Ids>(body) {
+        Ok(wire::Ids { ids }) => ids,
+        Err(why) => return error(400, "VALIDATION_ERROR", &why.to_string(), None),
+    };
+    if ids.len() > RECEIPTS_MAX {
+        let why = format!(
+            "Cannot get more than {RECEIPTS_MAX} push receipts in a single request; got {}.",
+            ids.len()
+        );
+        return error(400, "PUSH_TOO_MANY_RECEIPTS", &why, None);
+    }
+    let now = Timestamp::now();
+    let found: BTreeMap<_, _> = ids
+        .iter()
+        .filter_map(|id| Some((id, Ticket::parse(id)?.receipt(now, faults.expo.receipt_delay)?)))
+        .collect();
+    let mut statistics = held(&shared.receipts);
+    statistics.asked += ids.len() as u64;
+    statistics.given += found.len() as u64;
+    statistics.bad += found.values().filter(|later| **later != Later::Ok).count() as u64;
+    drop(statistics);
+    let found: BTreeMap<_, _> = found.into_iter().map(|(id, later)| (id, later.receipt())).collect();
+    Reply::json(200, json!({ "data": found }).to_string())
+}
+
+fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &Arrival) -> bool {
+    let wanted = shared.options.expo_access_token.as_deref();
+    faults.credentials_refused || (wanted.is_some() && wanted != arrival.bearer())
+}
+
+fn refused_credentials() -> Reply {
+    error(
+        403,
+        "UNAUTHORIZED",
+        "Insufficient permissions to send push notifications to @pushcast/sandbox",
+        None,
+    )
+}
+
+fn too_many(faults: &ProviderFaults) -> Reply {
+    let limit = faults.rate_limit.unwrap_or_default();
+    let why = format!("Exceeded {limit} notifications per second, please try again.");
+    error(429, "TOO_MANY_REQUESTS", &why, None).retry_after(faults.retry_after)
+}
+
+/// `taken` is what a success would say, if the messages were taken all the same.
+fn down(outage: &Outage, taken: Option<Vec<u8>>) -> Reply {
+    let reply = match (outage.manner, taken) {
+        (FailureMode::Html, _) => Reply::html(outage.status),
+        (FailureMode::Short, taken) => Reply::json(200, without_the_last(&taken.unwrap_or_default())),
+        (FailureMode::Drip, Some(taken)) => Reply::json(200, taken),
+        _ => error_of(outage.status),
+    };
+    reply.retry_after(outage.retry_after).of_outage(outage.manner)
+}
+
+/// The tickets of an answer but for the last one.
+fn without_the_last(answer: &[u8]) -> String {
+    let answer: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
+    let tickets =
+        answer["data"].as_array().and_then(|tickets| tickets.split_last()).map(|(_last, others)| others);
+    json!({ "data": tickets.unwrap_or_default() }).to_string()
+}
+
+fn error_of(status: u16) -> Reply {
+    match status {
+        429 => {
+            error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None)
+        }
+        status @ (401 | 403) => {
+            error(status, "UNAUTHORIZED", "Insufficient permissions to send push notifications.", None)
+        }
+        500 => error(500, "INTERNAL_SERVER_ERROR", "An unknown error occurred.", None),
+        status => Reply::html(status),
+    }
+}
+
+fn unreadable(status: StatusCode) -> Reply {
+    error(status.as_u16(), "API_ERROR", "The request body could not be read.", None)
+}
+
+fn error(status: u16, code: &str, message: &str, details: Option<serde_json::Value>) -> Reply {
+    let mut error = json!({ "code": code, "message": message });
+    if let Some(details) = details {
+        error["details"] = details;
+    }
+    Reply::json(status, json!({ "errors": [error] }).to_string())
+}
+
+fn dead_ticket(token: &str) -> String {
+    json!({
+        "status": "error",
+        "message": format!("\"{token}\" is not a registered push notification recipient"),
+        "details": { "error": "DeviceNotRegistered", "expoPushToken": token },
+    })
+    .to_string()
+}
