@@ -41,7 +41,7 @@ use crate::{
         receipts::Receipts,
         tokens::Tokens,
     },
-    store::{Route, Store},
+    store::{RouteRow, Store},
     topology::{self, StageEntry},
 };
 use consumer::{Assignment, Handler, Producer, Publish, Stage};
@@ -69,7 +69,7 @@ pub struct App<S> {
 }
 
 /// The tasks of a running process, and what they share.
-struct Running<S> {
+struct RunningProcess<S> {
     app: App<S>,
     instance: String,
     producer: Producer,
@@ -130,7 +130,7 @@ impl<S: Store> App<S> {
         } else {
             self.config.kafka.instance_id.clone()
         };
-        let mut running = Running {
+        let mut running = RunningProcess {
             app: self,
             instance,
             producer,
@@ -170,7 +170,7 @@ impl<S: Store> App<S> {
     }
 }
 
-impl<S: Store> Running<S> {
+impl<S: Store> RunningProcess<S> {
     fn spawn(
         &mut self,
         name: impl Into<String>,
@@ -226,7 +226,7 @@ impl<S: Store> Running<S> {
             in_flight,
             Arc::new(Cleanup::new(store.clone(), Arc::clone(&metrics))),
         )?;
-        let rules = posts::Rules {
+        let rules = posts::PlanRules {
             settings: config.posts,
             providers: self.providers.clone(),
             bulk_life: config.push.bulk_life,
@@ -362,7 +362,7 @@ impl<S: Store> Running<S> {
         let (store, instance, stop, health) =
             (self.app.store.clone(), self.instance.clone(), self.stop.clone(), self.app.health.clone());
         self.spawn(format!("route of {id}"), async move {
-            let show = move |route: &Route| {
+            let show = move |route: &RouteRow| {
                 let closed = (!route.state.sends())
                     .then(|| format!("{} by {}: {}", route.state.label(), route.set_by, route.detail));
                 health.detail(&format!("route.{id}"), closed);
@@ -372,7 +372,7 @@ impl<S: Store> Running<S> {
         });
         let lane = |assignment, lane| {
             let topic = events::jobs::topic(id, lane);
-            u32::try_from(self.partitions.get(topic).copied().unwrap_or(1)).map(|of| share::Lane {
+            u32::try_from(self.partitions.get(topic).copied().unwrap_or(1)).map(|of| share::LaneShare {
                 assignment,
                 topic,
                 of,

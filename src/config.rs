@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use serde::Deserialize;
 
-pub use self::error::{ConfigError, ConfigErrors, Origin};
+pub use self::error::{ConfigError, ConfigErrors, SettingOrigin};
 use crate::{
     dispatch, expo, fcm, http,
     stages::{medication, posts},
@@ -49,7 +49,7 @@ pub struct Config {
 struct Set {
     key: String,
     value: String,
-    origin: Origin,
+    origin: SettingOrigin,
 }
 
 /// What was set, and where: for the log line of the start. Shows no secret.

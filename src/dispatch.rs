@@ -23,7 +23,7 @@ use crate::domain::{Notification, Platform, ProviderId, Token};
 
 pub use self::{
     batcher::{Batcher, BatcherHandle},
-    page::{Class, MessageOutcome, Page, Returned},
+    page::{Class, MessageOutcome, Returned, SubmittedPage},
     rate_limiter::{Allowance, RateLimiter, Share},
     route::{Gate, Route, RouteSync, route},
     splice::{splice, splice_number},
@@ -68,12 +68,12 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Makes one request of at most [`Provider::batch_max`] messages and reads its answer. Ends within the
     /// provider's request time-out.
-    fn send(&self, messages: &[Message<'_, Self::Body>]) -> impl Future<Output = Reply> + Send;
+    fn send(&self, messages: &[PushMessage<'_, Self::Body>]) -> impl Future<Output = Reply> + Send;
 }
 
 /// One notification to one token.
 #[derive(Debug)]
-pub struct Message<'a, B> {
+pub struct PushMessage<'a, B> {
     /// What.
     pub body: &'a B,
     /// To whom.
@@ -200,7 +200,7 @@ pub struct ProviderUnavailable {
 }
 
 /// Asks a provider what became of messages that it took.
-pub trait Receipts: Send + Sync + 'static {
+pub trait ReceiptSource: Send + Sync + 'static {
     /// The receipts that are ready; an id that is not in the answer has none yet. At most 1,000 ids.
     ///
     /// # Errors
@@ -211,7 +211,7 @@ pub trait Receipts: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<(String, Receipt)>, ProviderUnavailable>> + Send;
 }
 
-impl<R: Receipts> Receipts for Arc<R> {
+impl<R: ReceiptSource> ReceiptSource for Arc<R> {
     async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
         R::receipts(self, tickets).await
     }

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use self::{
-    client::{Expo, Misconfigured},
+    client::{Expo, ExpoMisconfigured},
     wire::Body,
 };
 

@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use self::{
-    client::{Fcm, Misconfigured},
+    client::{Fcm, FcmMisconfigured},
     credentials::{BadCredentials, NoCredential},
     wire::Body,
 };

@@ -23,14 +23,14 @@ use crate::{
 /// When and where an event came into the world: a replayed dead letter carries its original's place in its
 /// headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct RecordOrigin {
     /// When it was written.
     pub timestamp: Timestamp,
     /// Where it stood.
     pub offset: i64,
 }
 
-impl Origin {
+impl RecordOrigin {
     /// The origin of a record, as of `now`.
     ///
     /// # Errors

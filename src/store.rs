@@ -35,7 +35,7 @@ pub struct Settings {
     pub key_file: String,
 }
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a
 /// mark is kept; or that it is [`StoreError`]. Whoever holds a lease counts on it.
@@ -44,10 +44,10 @@ pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
 /// The tokens: who owns them, whether they live.
 pub trait Registry: Clone + Send + Sync + 'static {
     /// Applies an event. The same events in any order end in the same state; an older event changes nothing.
-    fn apply(&self, change: &TokenChange, version: Version) -> impl Future<Output = Answer<()>> + Send;
+    fn apply(&self, change: &TokenChange, version: Version) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// The active tokens of a user.
-    fn tokens_of(&self, user: &UserId) -> impl Future<Output = Answer<Vec<Registration>>> + Send;
+    fn tokens_of(&self, user: &UserId) -> impl Future<Output = StoreResult<Vec<Registration>>> + Send;
 
     /// Takes a dead token out, if the verdict speaks of the registration that is current. Says whether it
     /// did.
@@ -56,17 +56,17 @@ pub trait Registry: Clone + Send + Sync + 'static {
         token: &Token,
         judged: Judged,
         reason: &str,
-    ) -> impl Future<Output = Answer<bool>> + Send;
+    ) -> impl Future<Output = StoreResult<bool>> + Send;
 
     /// Everything known of a token, active or not.
-    fn inspect(&self, token: &Token) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
+    fn inspect(&self, token: &Token) -> impl Future<Output = StoreResult<Option<TokenRow>>> + Send;
 
     /// The same for a token of which only the hash is known. Reads the whole table: for people, not for
     /// stages.
-    fn inspect_hash(&self, hash: TokenHash) -> impl Future<Output = Answer<Option<TokenRow>>> + Send;
+    fn inspect_hash(&self, hash: TokenHash) -> impl Future<Output = StoreResult<Option<TokenRow>>> + Send;
 
     /// How many tokens are active and how many inactive, by provider. Reads the whole table.
-    fn census(&self) -> impl Future<Output = Answer<Vec<Census>>> + Send;
+    fn census(&self) -> impl Future<Output = StoreResult<Vec<Census>>> + Send;
 }
 
 /// A row of the token table.
@@ -108,7 +108,7 @@ pub trait Audience: Clone + Send + Sync + 'static {
         to: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> impl Future<Output = Answer<Page>> + Send;
+    ) -> impl Future<Output = StoreResult<Page>> + Send;
 }
 
 /// A page of an audience. An empty page may have a next one.
@@ -132,41 +132,45 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
         broadcast: &BroadcastId,
         plan: &Plan,
         now: Timestamp,
-    ) -> impl Future<Output = Answer<Plan>> + Send;
+    ) -> impl Future<Output = StoreResult<Plan>> + Send;
 
     /// The plan and where the broadcast stands. A broadcast may be stopped before it is planned.
     fn broadcast(
         &self,
         broadcast: &BroadcastId,
-    ) -> impl Future<Output = Answer<(Option<Plan>, Option<BroadcastState>)>> + Send;
+    ) -> impl Future<Output = StoreResult<(Option<Plan>, Option<BroadcastState>)>> + Send;
 
     /// Stops it, unless it is done.
-    fn stop(&self, broadcast: &BroadcastId, reason: &str) -> impl Future<Output = Answer<()>> + Send;
+    fn stop(&self, broadcast: &BroadcastId, reason: &str) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Every part is done and the total published.
-    fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = Answer<()>> + Send;
+    fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Takes a part over: raises its epoch, so that every earlier owner loses. A part that is done stays as
     /// it is.
-    fn take_over(&self, part: &PartId) -> impl Future<Output = Answer<Progress>> + Send;
+    fn take_over(&self, part: &PartId) -> impl Future<Output = StoreResult<Progress>> + Send;
 
     /// Records a page, or the part's end, as one step. `progress` holds the owner's epoch and the new totals.
     fn checkpoint(
         &self,
         part: &PartId,
         progress: &Progress,
-    ) -> impl Future<Output = Answer<Checkpoint>> + Send;
+    ) -> impl Future<Output = StoreResult<Checkpoint>> + Send;
 
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
-    fn finish_part(&self, part: &PartId) -> impl Future<Output = Answer<u32>> + Send;
+    fn finish_part(&self, part: &PartId) -> impl Future<Output = StoreResult<u32>> + Send;
 
     /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask
     /// about.
-    fn progress(&self, part: &PartId) -> impl Future<Output = Answer<Option<Progress>>> + Send;
+    fn progress(&self, part: &PartId) -> impl Future<Output = StoreResult<Option<Progress>>> + Send;
 
     /// The sum over all finished parts, and when it was first asked for: the same answer each time, once
     /// every part is finished.
-    fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> impl Future<Output = Answer<Total>> + Send;
+    fn total(
+        &self,
+        broadcast: &BroadcastId,
+        now: Timestamp,
+    ) -> impl Future<Output = StoreResult<Total>> + Send;
 }
 
 /// What a broadcast came to.
@@ -195,20 +199,20 @@ pub trait Doses: Clone + Send + Sync + 'static {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> impl Future<Output = Answer<()>> + Send;
+    ) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// The regimen as it now is; `None` = unknown or removed.
-    fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = Answer<Option<Regimen>>> + Send;
+    fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = StoreResult<Option<Regimen>>> + Send;
 
     /// Regimens that are not removed, in an order of the store's own, after `after`: for the sweep.
     fn regimens(
         &self,
         after: Option<&RegimenId>,
         limit: usize,
-    ) -> impl Future<Output = Answer<Vec<(RegimenId, Regimen)>>> + Send;
+    ) -> impl Future<Output = StoreResult<Vec<(RegimenId, Regimen)>>> + Send;
 
     /// Inserts a due row; the same row twice is one.
-    fn insert_due(&self, shard: Shard, row: &DueRow) -> impl Future<Output = Answer<()>> + Send;
+    fn insert_due(&self, shard: Shard, row: &DueRow) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Due rows after `after` up to and including `until`, by time and regimen; past the last row of the page
     /// before, if there was one.
@@ -219,16 +223,16 @@ pub trait Doses: Clone + Send + Sync + 'static {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> impl Future<Output = Answer<Vec<DueRow>>> + Send;
+    ) -> impl Future<Output = StoreResult<Vec<DueRow>>> + Send;
 
     /// The marks of a shard. `init` writes them; missing ones are an error that names `pushcast init`.
-    fn marks(&self, shard: Shard) -> impl Future<Output = Answer<Marks>> + Send;
+    fn marks(&self, shard: Shard) -> impl Future<Output = StoreResult<Marks>> + Send;
 
     /// Writes both marks of every shard where there are none.
-    fn init_marks(&self, now: Timestamp) -> impl Future<Output = Answer<()>> + Send;
+    fn init_marks(&self, now: Timestamp) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Raises a mark; it never sinks.
-    fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> impl Future<Output = Answer<()>> + Send;
+    fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is
     /// renewed.
@@ -238,11 +242,11 @@ pub trait Doses: Clone + Send + Sync + 'static {
         owner: &str,
         now: Timestamp,
         until: Timestamp,
-    ) -> impl Future<Output = Answer<Claim>> + Send;
+    ) -> impl Future<Output = StoreResult<Claim>> + Send;
 
     /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for
     /// stages.
-    fn claimed(&self, dose: &DoseKey) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
+    fn claimed(&self, dose: &DoseKey) -> impl Future<Output = StoreResult<Option<Claimed>>> + Send;
 
     /// Records that the dose has its outcome, if the claim still stands.
     fn mark(
@@ -250,7 +254,7 @@ pub trait Doses: Clone + Send + Sync + 'static {
         dose: &DoseKey,
         lease: &Lease,
         mark: &DoseMark,
-    ) -> impl Future<Output = Answer<Marked>> + Send;
+    ) -> impl Future<Output = StoreResult<Marked>> + Send;
 }
 
 /// A piece of the due rows, by a hash of the regimen.
@@ -332,15 +336,19 @@ pub enum Marked {
 /// Whether a provider's route is open.
 pub trait Routes: Clone + Send + Sync + 'static {
     /// The state of a provider's route; running where nothing was ever written.
-    fn route(&self, provider: ProviderId) -> impl Future<Output = Answer<Route>> + Send;
+    fn route(&self, provider: ProviderId) -> impl Future<Output = StoreResult<RouteRow>> + Send;
 
     /// Sets it.
-    fn set_route(&self, provider: ProviderId, route: &Route) -> impl Future<Output = Answer<()>> + Send;
+    fn set_route(
+        &self,
+        provider: ProviderId,
+        route: &RouteRow,
+    ) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
 /// The state of a provider's route, the same for every instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct RouteRow {
     /// Open or not.
     pub state: RouteState,
     /// Since when.
@@ -370,7 +378,7 @@ pub enum RouteState {
 /// All ports and what every store can do beside them.
 pub trait Store: Registry + Audience + Broadcasts + Doses + Routes {
     /// Answers if the store does.
-    fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
+    fn ping(&self) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// What the driver has counted since the start, where there is a driver.
     fn driver_counts(&self) -> Option<DriverCounts> {
@@ -413,9 +421,9 @@ impl Shard {
     }
 }
 
-// === impl Route ===
+// === impl RouteRow ===
 
-impl Route {
+impl RouteRow {
     /// Whether the flood that this is part of was looked at, and let pass.
     pub fn lets_pass(&self, written_at: Timestamp) -> bool {
         self.state == RouteState::Released && written_at <= self.since

@@ -18,7 +18,7 @@ use pushcast::{
     domain::{Token, TokenChange, UserId},
     store::{
         Registry, Store,
-        embedded::{EmbeddedStore, OpenError},
+        embedded::{EmbeddedOpenError, EmbeddedStore},
     },
 };
 use suite::{expo, login, user, v};
@@ -67,7 +67,7 @@ async fn a_second_open_is_refused_and_names_who_has_the_file() {
     let (store, folder) = in_a_file().await;
     let path = folder.path().join("push.db");
     let refusal = EmbeddedStore::open(&path).err().expect("one store a file");
-    assert!(matches!(refusal, OpenError::InUse { .. }));
+    assert!(matches!(refusal, EmbeddedOpenError::InUse { .. }));
     let text = refusal.to_string();
     assert!(text.contains(&format!("process {} since 20", std::process::id())), "{text}");
     assert!(text.contains("store.url"), "{text}");
@@ -83,7 +83,7 @@ async fn another_name_of_the_same_file_is_the_same_file() {
     let (_store, folder) = in_a_file().await;
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(folder.path().join("push.db"), &link).unwrap();
-    assert!(matches!(EmbeddedStore::open(&link), Err(OpenError::InUse { .. })));
+    assert!(matches!(EmbeddedStore::open(&link), Err(EmbeddedOpenError::InUse { .. })));
 }
 
 #[tokio::test]
@@ -96,13 +96,13 @@ async fn somebody_elses_file_is_left_alone() {
     )
     .unwrap();
     let before = std::fs::read(&text).unwrap();
-    assert!(matches!(EmbeddedStore::open(&text), Err(OpenError::NotOurs { .. })));
+    assert!(matches!(EmbeddedStore::open(&text), Err(EmbeddedOpenError::NotOurs { .. })));
     assert_eq!(std::fs::read(&text).unwrap(), before);
 
     let foreign = folder.path().join("foreign.db");
     rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     let before = std::fs::read(&foreign).unwrap();
-    assert!(matches!(EmbeddedStore::open(&foreign), Err(OpenError::NotOurs { .. })));
+    assert!(matches!(EmbeddedStore::open(&foreign), Err(EmbeddedOpenError::NotOurs { .. })));
     assert_eq!(std::fs::read(&foreign).unwrap(), before);
 }
 
@@ -112,14 +112,14 @@ async fn a_file_of_a_newer_release_is_left_alone() {
     let path = folder.path().join("push.db");
     drop(store);
     rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    assert!(matches!(EmbeddedStore::open(&path), Err(OpenError::Newer { found: 99, .. })));
+    assert!(matches!(EmbeddedStore::open(&path), Err(EmbeddedOpenError::Newer { found: 99, .. })));
 }
 
 #[tokio::test]
 async fn a_folder_that_is_not_there_is_named() {
     let folder = TempDir::new().unwrap();
     let refusal = EmbeddedStore::open(&folder.path().join("missing/push.db")).err().unwrap();
-    assert!(matches!(refusal, OpenError::NotWritable { .. }));
+    assert!(matches!(refusal, EmbeddedOpenError::NotWritable { .. }));
     assert!(refusal.to_string().contains("missing/push.db"), "{refusal}");
 }
 

@@ -12,8 +12,8 @@ use futures::{StreamExt as _, stream};
 use pushcast::{
     config::{Config, Environment},
     dispatch::{
-        Batcher, BatcherHandle, Class, Gate, MessageOutcome, Page, Provider, RateLimiter, Returned,
-        RouteSync, Share, route,
+        Batcher, BatcherHandle, Class, Gate, MessageOutcome, Provider, RateLimiter, Returned, RouteSync,
+        Share, SubmittedPage, route,
     },
     domain::{Notification, NotificationId, ProviderId, Recipient, Timestamp, Token, Version},
     expo::{self, Expo},
@@ -75,7 +75,14 @@ impl<P: Provider> Engine<P> {
         );
         self.handle
             .submit(
-                Page { class, body, recipients: recipients.into(), expires, start_before: None, stale_at },
+                SubmittedPage {
+                    class,
+                    body,
+                    recipients: recipients.into(),
+                    expires,
+                    start_before: None,
+                    stale_at,
+                },
                 pending(),
             )
             .await

@@ -17,15 +17,15 @@ use crate::dispatch::Share;
 /// What a share follows from.
 pub(super) struct LaneAssignment {
     /// Of the provider's urgent jobs.
-    pub urgent: Lane,
+    pub urgent: LaneShare,
     /// Of its other ones.
-    pub bulk: Lane,
+    pub bulk: LaneShare,
     /// How long a confirmation is good for.
     pub trusted_for: Duration,
 }
 
 /// A lane as far as shares go.
-pub(super) struct Lane {
+pub(super) struct LaneShare {
     /// Its place in its group; none = this process does not run it.
     pub assignment: Option<watch::Receiver<Assignment>>,
     /// Its topic.
@@ -60,9 +60,9 @@ pub(super) async fn follow(lanes: LaneAssignment, share: watch::Sender<Share>) {
     }
 }
 
-// === impl Lane ===
+// === impl LaneShare ===
 
-impl Lane {
+impl LaneShare {
     /// How many of its partitions are ours beyond doubt, and until when that holds without news.
     fn owned(&mut self, trusted_for: Duration, now: Instant) -> (u32, Option<Instant>) {
         let Some(assignment) = &mut self.assignment else { return (0, None) };
@@ -110,7 +110,7 @@ mod tests {
         bulk: Option<&watch::Sender<Assignment>>,
     ) -> (watch::Receiver<Share>, JoinSet<()>) {
         let (share, shown) = watch::channel(Share::NONE);
-        let lane = |assignment: Option<&watch::Sender<_>>, topic, of| Lane {
+        let lane = |assignment: Option<&watch::Sender<_>>, topic, of| LaneShare {
             assignment: assignment.map(watch::Sender::subscribe),
             topic,
             of,

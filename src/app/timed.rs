@@ -14,7 +14,7 @@ use crate::{
     metrics::Metrics,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark,
-        Marked, Marks, Page, Registry, Route, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Marked, Marks, Page, Registry, RouteRow, Routes, Shard, Store, StoreError, TokenRow, Total,
     },
 };
 
@@ -92,8 +92,8 @@ timed! {
         mark(dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Marked;
     }
     Routes {
-        route(provider: ProviderId) -> Route;
-        set_route(provider: ProviderId, route: &Route) -> ();
+        route(provider: ProviderId) -> RouteRow;
+        set_route(provider: ProviderId, route: &RouteRow) -> ();
     }
 }
 

@@ -8,11 +8,11 @@ use pushcast::{
     expo::Expo,
     fcm::Fcm,
     metrics::Metrics,
-    store::{Store, embedded::OpenError},
+    store::{Store, embedded::EmbeddedOpenError},
     topology,
 };
 
-use super::run::{Opened, open};
+use super::run::{OpenStore, open};
 
 /// Tells what is set, and tries Kafka, the store and FCM's credentials; Expo has nothing to try that rings
 /// nobody. A configuration with a mistake never comes this far: all its mistakes are printed, with exit code
@@ -22,14 +22,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let kafka = topology::check(&config.kafka).await.map(|topics| format!("fine: {} topics", topics.len()));
     let store = match open(&config).await {
-        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => {
+        Err(err) if matches!(err.downcast_ref(), Some(EmbeddedOpenError::InUse { .. })) => {
             Ok(format!("fine: {:#}", err.root_cause()))
         }
         Err(err) => Err(err),
-        Ok(Opened::Embedded(store)) => {
+        Ok(OpenStore::Embedded(store)) => {
             store.ping().await.map(|()| "fine".to_owned()).map_err(anyhow::Error::from)
         }
-        Ok(Opened::Cql(store)) => store
+        Ok(OpenStore::Cql(store)) => store
             .ping()
             .await
             .map(|()| "fine: it has this release's tables".to_owned())

@@ -30,7 +30,7 @@ use self::{
     table::ReportTable,
     verify::{Disagreement, verify},
     watch::Watch,
-    world::{Running, World},
+    world::{RunningWorld, World},
 };
 
 /// What is not done by then is told as not done. A minute of it may be the wait for the doses' minute.
@@ -119,7 +119,7 @@ fn judge(disagreements: &[Disagreement]) -> anyhow::Result<()> {
 }
 
 /// Stays until `stop`, and shows every push.
-async fn stay(world: &World, running: &mut Running, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn stay(world: &World, running: &mut RunningWorld, stop: &CancellationToken) -> anyhow::Result<()> {
     println!("It goes on running until Ctrl-C.");
     select! {
         never = keep::show_pushes(world) => match never {},

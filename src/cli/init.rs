@@ -5,11 +5,11 @@ use consumer::admin::{self, Began, Created};
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
-    store::{Doses, StoreUrl, cql::CqlStore, embedded::OpenError},
+    store::{Doses, StoreUrl, cql::CqlStore, embedded::EmbeddedOpenError},
     topology,
 };
 
-use super::run::{Opened, open};
+use super::run::{OpenStore, open};
 
 /// Creates missing topics, first offsets, the store's tables and its first rows, and tells what it did.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -40,16 +40,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     match open(&config).await {
-        Ok(Opened::Embedded(store)) => {
+        Ok(OpenStore::Embedded(store)) => {
             store.init_marks(now).await?;
             println!("store  ready");
         }
-        Ok(Opened::Cql(store)) => {
+        Ok(OpenStore::Cql(store)) => {
             store.init_marks(now).await?;
             println!("store  ready");
         }
         // Whoever has it open has prepared it.
-        Err(err) if matches!(err.downcast_ref(), Some(OpenError::InUse { .. })) => {
+        Err(err) if matches!(err.downcast_ref(), Some(EmbeddedOpenError::InUse { .. })) => {
             println!("store  {:#}", err.root_cause())
         }
         Err(err) => return Err(err),

@@ -23,17 +23,17 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     tracing::info!(config = %config.redacted(), "Starting pushcast {}", env!("CARGO_PKG_VERSION"));
     let stages = args.stages.unwrap_or_else(Stages::all);
     match open(&config).await? {
-        Opened::Embedded(store) => {
+        OpenStore::Embedded(store) => {
             // Its only owner may begin it; for a store that is shared `pushcast init` does.
             store.init_marks(Timestamp::now()).await?;
             App::new(config, store, stages).run(stop).await
         }
-        Opened::Cql(store) => App::new(config, store, stages).run(stop).await,
+        OpenStore::Cql(store) => App::new(config, store, stages).run(stop).await,
     }
 }
 
 /// One of the stores.
-pub enum Opened {
+pub enum OpenStore {
     /// A file or memory of this process's own.
     Embedded(EmbeddedStore),
     /// A cluster that all processes share.
@@ -41,12 +41,12 @@ pub enum Opened {
 }
 
 /// Opens the store that the settings name.
-pub async fn open(config: &Config) -> anyhow::Result<Opened> {
+pub async fn open(config: &Config) -> anyhow::Result<OpenStore> {
     Ok(match config.store.location()? {
-        StoreUrl::Memory => Opened::Embedded(EmbeddedStore::memory().context("store.url")?),
-        StoreUrl::File(path) => Opened::Embedded(EmbeddedStore::open(&path).context("store.url")?),
+        StoreUrl::Memory => OpenStore::Embedded(EmbeddedStore::memory().context("store.url")?),
+        StoreUrl::File(path) => OpenStore::Embedded(EmbeddedStore::open(&path).context("store.url")?),
         StoreUrl::Cql(cluster) => {
-            Opened::Cql(CqlStore::open(&cluster, &config.store).await.context("store.url")?)
+            OpenStore::Cql(CqlStore::open(&cluster, &config.store).await.context("store.url")?)
         }
     })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
-    dispatch::{Message, Provider, Reply, Verdict},
+    dispatch::{Provider, PushMessage, Reply, Verdict},
     domain::{Notification, NotificationId, ProviderId, Token},
     expo::Expo,
     fcm::Fcm,
@@ -72,7 +72,7 @@ async fn send<P: Provider>(
     let body = provider.body(notification)?;
     let mut reauthorised = false;
     loop {
-        match provider.send(&[Message { body: &body, token, platform: None, ttl: LIFE }]).await {
+        match provider.send(&[PushMessage { body: &body, token, platform: None, ttl: LIFE }]).await {
             Reply::Reauthorised { refused: Some(why) } if reauthorised => {
                 return Ok(Reply::CredentialsRefused { why });
             }

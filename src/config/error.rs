@@ -5,7 +5,7 @@ use std::{fmt, path::Path, sync::Arc};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum SettingOrigin {
     /// Compiled in.
     Default,
     /// A line of the file.
@@ -34,9 +34,9 @@ pub struct ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
-// === impl Origin ===
+// === impl SettingOrigin ===
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -55,7 +55,7 @@ impl ConfigError {
     }
 
     /// A key that nobody knows. Its value is not shown: it may be a secret under a misspelt name.
-    pub(super) fn unknown(origin: &Origin, key: Option<&str>, alike: Option<String>) -> Self {
+    pub(super) fn unknown(origin: &SettingOrigin, key: Option<&str>, alike: Option<String>) -> Self {
         let expected = match alike {
             Some(alike) => format!("is not a setting; did you mean {alike}?"),
             None => "is not a setting; config/default.toml lists them all".to_owned(),
@@ -64,7 +64,12 @@ impl ConfigError {
     }
 
     /// A value that does not do. `shown` holds no secret.
-    pub(super) fn of_value(origin: &Origin, key: &str, shown: &str, expected: impl Into<String>) -> Self {
+    pub(super) fn of_value(
+        origin: &SettingOrigin,
+        key: &str,
+        shown: &str,
+        expected: impl Into<String>,
+    ) -> Self {
         Self {
             origin: origin.to_string(),
             setting: Some(format!("{key} = {shown}")),

@@ -12,7 +12,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{ConfigError, Environment, Origin, Sections, redact};
+use super::{ConfigError, Environment, Sections, SettingOrigin, redact};
 
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 const PREFIX: &str = "PUSHCAST__";
@@ -36,14 +36,14 @@ pub(super) struct Effective(BTreeMap<String, Setting>);
 
 #[derive(Clone, Debug)]
 struct Setting {
-    kind: Kind,
+    kind: ValueKind,
     value: Value,
-    origin: Origin,
+    origin: SettingOrigin,
 }
 
 /// What a value may be, read off its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ValueKind {
     Text,
     Duration,
     Number,
@@ -62,8 +62,11 @@ impl Effective {
         let mut settings = BTreeMap::new();
         for (section, values) in defaults {
             for (key, value) in values.as_table().into_iter().flatten() {
-                let setting =
-                    Setting { kind: Kind::of(value), value: value.clone(), origin: Origin::Default };
+                let setting = Setting {
+                    kind: ValueKind::of(value),
+                    value: value.clone(),
+                    origin: SettingOrigin::Default,
+                };
                 settings.insert(format!("{section}.{key}"), setting);
             }
         }
@@ -73,7 +76,7 @@ impl Effective {
     /// Puts a file on top.
     pub fn read_file(&mut self, path: &Path, text: &str, mistakes: &mut Vec<ConfigError>) {
         let path: Arc<str> = path.display().to_string().into();
-        let at = |offset: usize| Origin::File {
+        let at = |offset: usize| SettingOrigin::File {
             path: path.clone(),
             line: 1 + text[..offset].matches('\n').count(),
         };
@@ -110,7 +113,7 @@ impl Effective {
     pub fn read_names_of_old(&mut self, environment: &Environment, mistakes: &mut Vec<ConfigError>) {
         for (name, key) in LEGACY_ENV {
             if let Some(text) = environment.get(name).filter(|text| !text.is_empty()) {
-                self.put_text(key, text, Origin::Variable(name.to_owned()), mistakes);
+                self.put_text(key, text, SettingOrigin::Variable(name.to_owned()), mistakes);
             }
         }
     }
@@ -120,7 +123,7 @@ impl Effective {
         for (name, text) in environment {
             let Some(path) = name.strip_prefix(PREFIX) else { continue };
             let key = path.to_lowercase().replace("__", ".");
-            let origin = Origin::Variable(name.clone());
+            let origin = SettingOrigin::Variable(name.clone());
             if self.0.contains_key(&key) {
                 self.put_text(&key, text, origin, mistakes);
             } else {
@@ -134,8 +137,8 @@ impl Effective {
     }
 
     /// The settings that are not defaults.
-    pub fn set(&self) -> impl Iterator<Item = (&str, &Value, &Origin)> {
-        let set = self.0.iter().filter(|(_, setting)| setting.origin != Origin::Default);
+    pub fn set(&self) -> impl Iterator<Item = (&str, &Value, &SettingOrigin)> {
+        let set = self.0.iter().filter(|(_, setting)| setting.origin != SettingOrigin::Default);
         set.map(|(key, Setting { value, origin, .. })| (key.as_str(), value, origin))
     }
 
@@ -155,7 +158,7 @@ impl Effective {
     }
 
     /// Puts one value that came as text on top.
-    fn put_text(&mut self, key: &str, text: &str, origin: Origin, mistakes: &mut Vec<ConfigError>) {
+    fn put_text(&mut self, key: &str, text: &str, origin: SettingOrigin, mistakes: &mut Vec<ConfigError>) {
         match self.0[key].kind.read(key, text) {
             Ok(value) => self.put(key, value, origin, mistakes),
             Err(expected) => {
@@ -169,7 +172,7 @@ impl Effective {
 
     /// Puts one value on top, if it is of the right type and its section takes it. Otherwise the one below
     /// stays, so that the rules between settings can still be checked.
-    fn put(&mut self, key: &str, value: Value, origin: Origin, mistakes: &mut Vec<ConfigError>) {
+    fn put(&mut self, key: &str, value: Value, origin: SettingOrigin, mistakes: &mut Vec<ConfigError>) {
         let before = &self.0[key];
         let refusal = |value: &Value, expected: String| {
             ConfigError::of_value(&origin, key, &redact::shown(key, value), expected)
@@ -185,7 +188,7 @@ impl Effective {
         }
         match Sections::deserialize(trial) {
             Ok(_) => drop(self.0.insert(key.to_owned(), Setting { kind, value, origin })),
-            Err(_) if kind == Kind::Number => {
+            Err(_) if kind == ValueKind::Number => {
                 let range = if value.as_integer().is_some_and(i64::is_negative) {
                     "0 or more"
                 } else {
@@ -193,7 +196,7 @@ impl Effective {
                 };
                 mistakes.push(refusal(&value, format!("expected {range}")));
             }
-            Err(_) if kind == Kind::Duration => {
+            Err(_) if kind == ValueKind::Duration => {
                 mistakes.push(refusal(&value, format!("expected {}", kind.words())))
             }
             Err(err) => mistakes.push(refusal(&value, in_one_line(err.message()))),
@@ -231,9 +234,9 @@ impl Effective {
     }
 }
 
-// === impl Kind ===
+// === impl ValueKind ===
 
-impl Kind {
+impl ValueKind {
     /// A default says what its key takes. A text that reads as a duration is one.
     fn of(default: &Value) -> Self {
         match default {

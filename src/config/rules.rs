@@ -32,7 +32,7 @@ pub(super) struct Broken {
 
 /// Every rule that these settings break.
 pub(super) fn broken(config: &Config) -> Vec<Broken> {
-    let mut rules = Rules::default();
+    let mut rules = RuleCheck::default();
     kafka(&mut rules, &config.kafka);
     store(&mut rules, &config.store);
     push(&mut rules, &config.push);
@@ -46,7 +46,7 @@ pub(super) fn broken(config: &Config) -> Vec<Broken> {
     rules.0
 }
 
-fn kafka(rules: &mut Rules, kafka: &consumer::Settings) {
+fn kafka(rules: &mut RuleCheck, kafka: &consumer::Settings) {
     rules.ensure(
         "kafka.bootstrap_servers",
         kafka.bootstrap_servers.split(',').all(|server| is_host_and_port(server.trim())),
@@ -92,7 +92,7 @@ fn kafka(rules: &mut Rules, kafka: &consumer::Settings) {
     }
 }
 
-fn store(rules: &mut Rules, store: &store::Settings) {
+fn store(rules: &mut RuleCheck, store: &store::Settings) {
     if let Err(invalid) = store.location() {
         rules.refuse("store.url", invalid);
     }
@@ -111,7 +111,7 @@ fn store(rules: &mut Rules, store: &store::Settings) {
     );
 }
 
-fn push(rules: &mut Rules, push: &dispatch::Settings) {
+fn push(rules: &mut RuleCheck, push: &dispatch::Settings) {
     rules.at_least_one("push.open_pages", push.open_pages);
     rules.ensure("push.page_size", (1..=500).contains(&push.page_size), || "expected 1 to 500");
     let provider_max = DAY * 28;
@@ -131,7 +131,7 @@ fn push(rules: &mut Rules, push: &dispatch::Settings) {
     rules.ensure("push.page_stale_after", push.page_stale_after >= SECOND, || "expected 1s or more");
 }
 
-fn expo(rules: &mut Rules, expo: &expo::Settings) {
+fn expo(rules: &mut RuleCheck, expo: &expo::Settings) {
     rules.url("expo.url", &expo.url);
     rules.rate("expo.rate_per_second", expo.rate_per_second);
     rules.request_slots("expo.requests_in_flight", expo.requests_in_flight);
@@ -147,7 +147,7 @@ fn expo(rules: &mut Rules, expo: &expo::Settings) {
     );
 }
 
-fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
+fn fcm(rules: &mut RuleCheck, fcm: &fcm::Settings) {
     rules.ensure(
         "fcm.url",
         url_of(&fcm.url).is_some_and(|url| url.path() == "/" && url.query().is_none()),
@@ -187,7 +187,7 @@ fn fcm(rules: &mut Rules, fcm: &fcm::Settings) {
 
 /// A stop waits for requests that are on the wire; one that may outlast it would be cut, and its messages
 /// sent twice.
-fn drain(rules: &mut Rules, config: &Config) {
+fn drain(rules: &mut RuleCheck, config: &Config) {
     let drain = config.kafka.drain_timeout;
     let timeouts = [
         ("expo.request_timeout", config.expo.request_timeout),
@@ -200,7 +200,7 @@ fn drain(rules: &mut Rules, config: &Config) {
     }
 }
 
-fn posts(rules: &mut Rules, posts: &posts::Settings, partitions: i32) {
+fn posts(rules: &mut RuleCheck, posts: &posts::Settings, partitions: i32) {
     let of = u32::try_from(partitions).unwrap_or(1);
     let spread = posts.slices.is_power_of_two() && (of..=SLICES_MAX).contains(&posts.slices);
     rules.ensure("posts.slices", spread, || {
@@ -215,7 +215,7 @@ fn posts(rules: &mut Rules, posts: &posts::Settings, partitions: i32) {
     rules.template("posts.body", &posts.body, &fields);
 }
 
-fn medication(rules: &mut Rules, medication: &medication::Settings) {
+fn medication(rules: &mut RuleCheck, medication: &medication::Settings) {
     rules.ensure("medication.max_lateness", medication.max_lateness >= SECOND, || "expected 1s or more");
     rules.ensure("medication.tick_every", medication.tick_every < medication.max_lateness, || {
         format!(
@@ -228,7 +228,7 @@ fn medication(rules: &mut Rules, medication: &medication::Settings) {
     rules.template("medication.body", &medication.body, &fields);
 }
 
-fn http(rules: &mut Rules, http: &http::Settings) {
+fn http(rules: &mut RuleCheck, http: &http::Settings) {
     let listens = |address: &str| address.is_empty() || address.parse::<SocketAddr>().is_ok();
     let expected = || "expected address:port, as in 127.0.0.1:8080 or [::]:8080, or an empty text for none";
     rules.ensure("http.listen", listens(&http.listen), expected);
@@ -238,7 +238,7 @@ fn http(rules: &mut Rules, http: &http::Settings) {
     rules.ensure("http.listen", !same, || "expected another address than http.admin_listen");
 }
 
-fn log(rules: &mut Rules, log: &telemetry::Settings) {
+fn log(rules: &mut RuleCheck, log: &telemetry::Settings) {
     if let Err(err) = telemetry::filter(log) {
         rules.refuse(
             "log.filter",
@@ -249,9 +249,9 @@ fn log(rules: &mut Rules, log: &telemetry::Settings) {
 
 /// Gathers what is broken.
 #[derive(Default)]
-struct Rules(Vec<Broken>);
+struct RuleCheck(Vec<Broken>);
 
-impl Rules {
+impl RuleCheck {
     fn refuse(&mut self, key: &'static str, expected: impl ToString) {
         self.0.push(Broken { key, expected: expected.to_string() });
     }
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn a_template_may_hold_other_braces_but_no_unknown_word() {
         let broken = |template: &str| {
-            let mut rules = Rules::default();
+            let mut rules = RuleCheck::default();
             rules.template("posts.title", template, &["title"]);
             rules.0.len()
         };

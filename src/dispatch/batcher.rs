@@ -33,9 +33,9 @@ use tokio::{
 use tracing::error;
 
 use super::{
-    BatcherStopped, Message, Provider, Reply,
+    BatcherStopped, Provider, PushMessage, Reply,
     circuit_breaker::{CircuitBreaker, Probe},
-    page::{Class, MessageOutcome, Page, Returned},
+    page::{Class, MessageOutcome, Returned, SubmittedPage},
     queue::{Batch, PageId, Queue},
     rate_limiter::{RateLimiter, Share},
     route::{Gate, Route},
@@ -58,7 +58,7 @@ const REFUSED_ALONE_MAX: usize = 20;
 /// Where pages are handed in.
 #[derive(Debug)]
 pub struct BatcherHandle<B> {
-    inbox: mpsc::Sender<Command<B>>,
+    inbox: mpsc::Sender<BatcherCommand<B>>,
     left: Arc<Notify>,
     provider: ProviderId,
 }
@@ -67,12 +67,12 @@ pub struct BatcherHandle<B> {
 pub struct Batcher<P: Provider> {
     provider: Arc<P>,
     id: ProviderId,
-    inbox: mpsc::Receiver<Command<P::Body>>,
+    inbox: mpsc::Receiver<BatcherCommand<P::Body>>,
     inbox_open: bool,
     /// Somebody has left without waiting for his page.
     left: Arc<Notify>,
     queue: Queue,
-    pages: BTreeMap<PageId, Open<P::Body>>,
+    pages: BTreeMap<PageId, OpenPage<P::Body>>,
     /// When each page goes home at the latest.
     deadlines: BTreeSet<(Instant, PageId)>,
     next_page: u64,
@@ -119,8 +119,8 @@ struct Slots {
 }
 
 #[derive(Debug)]
-enum Command<B> {
-    Submit(Page<B>, oneshot::Sender<Submitted>),
+enum BatcherCommand<B> {
+    Submit(SubmittedPage<B>, oneshot::Sender<Submitted>),
     Withdraw(PageId),
 }
 
@@ -128,8 +128,8 @@ enum Command<B> {
 type Submitted = (PageId, oneshot::Receiver<Returned>);
 
 #[derive(Debug)]
-struct Open<B> {
-    page: Page<B>,
+struct OpenPage<B> {
+    page: SubmittedPage<B>,
     outcomes: Vec<Option<MessageOutcome>>,
     undecided: usize,
     on_wire: usize,
@@ -140,7 +140,7 @@ struct Open<B> {
 }
 
 /// Tells the batcher when the one who waits for a page is gone before the page is back.
-struct Waiting<'a> {
+struct PageWait<'a> {
     left: &'a Notify,
     came_back: bool,
 }
@@ -162,36 +162,36 @@ impl<B: Send + Sync + 'static> BatcherHandle<B> {
     /// The batcher has ended.
     pub async fn submit(
         &self,
-        page: Page<B>,
+        page: SubmittedPage<B>,
         withdraw: impl Future<Output = ()>,
     ) -> Result<Returned, BatcherStopped> {
         if page.recipients.is_empty() {
             return Ok(Returned { recipients: page.recipients, outcomes: Vec::new() });
         }
-        let mut waiting = Waiting { left: &self.left, came_back: false };
+        let mut waiting = PageWait { left: &self.left, came_back: false };
         let returned = self.hand_in(page, withdraw).await;
         waiting.came_back = true;
         returned.ok_or(BatcherStopped { provider: self.provider })
     }
 
     /// `None` = the batcher has ended.
-    async fn hand_in(&self, page: Page<B>, withdraw: impl Future<Output = ()>) -> Option<Returned> {
+    async fn hand_in(&self, page: SubmittedPage<B>, withdraw: impl Future<Output = ()>) -> Option<Returned> {
         let (submitted, number) = oneshot::channel();
-        self.inbox.send(Command::Submit(page, submitted)).await.ok()?;
+        self.inbox.send(BatcherCommand::Submit(page, submitted)).await.ok()?;
         let (id, mut back) = number.await.ok()?;
         tokio::select! {
             biased;
             returned = &mut back => return returned.ok(),
             () = withdraw => {}
         }
-        self.inbox.send(Command::Withdraw(id)).await.ok()?;
+        self.inbox.send(BatcherCommand::Withdraw(id)).await.ok()?;
         back.await.ok()
     }
 }
 
-// === impl Waiting ===
+// === impl PageWait ===
 
-impl Drop for Waiting<'_> {
+impl Drop for PageWait<'_> {
     fn drop(&mut self) {
         if !self.came_back {
             self.left.notify_one();
@@ -270,8 +270,8 @@ impl<P: Provider> Batcher<P> {
                 // Before the answers: a dose must not wait behind a flood of these. It can't hold them up for
                 // long, because who has handed in a page hands in no other before he has it back.
                 command = self.inbox.recv(), if self.inbox_open => match command {
-                    Some(Command::Submit(page, submitted)) => self.submit(page, submitted),
-                    Some(Command::Withdraw(page)) => self.withdraw(page),
+                    Some(BatcherCommand::Submit(page, submitted)) => self.submit(page, submitted),
+                    Some(BatcherCommand::Withdraw(page)) => self.withdraw(page),
                     None => self.inbox_open = false,
                 },
                 () = left.notified() => self.withdraw_abandoned(),
@@ -292,7 +292,7 @@ impl<P: Provider> Batcher<P> {
         }
     }
 
-    fn submit(&mut self, page: Page<P::Body>, submitted: oneshot::Sender<Submitted>) {
+    fn submit(&mut self, page: SubmittedPage<P::Body>, submitted: oneshot::Sender<Submitted>) {
         let id = PageId(self.next_page);
         self.next_page += 1;
         let (back, returned) = oneshot::channel();
@@ -301,7 +301,7 @@ impl<P: Provider> Batcher<P> {
         self.deadlines.insert((page.deadline(), id));
         self.pages.insert(
             id,
-            Open {
+            OpenPage {
                 page,
                 outcomes: vec![None; len],
                 undecided: len,
@@ -501,13 +501,13 @@ impl<P: Provider> Batcher<P> {
 fn messages<'a, B>(
     batch: &'a Batch,
     pages: &'a [(PageId, OnWire<B>)],
-) -> impl Iterator<Item = Message<'a, B>> {
+) -> impl Iterator<Item = PushMessage<'a, B>> {
     let runs =
         batch.by_page().filter_map(|(page, run)| Some((&pages.iter().find(|(id, _)| *id == page)?.1, run)));
     runs.flat_map(|(page, run)| {
         run.iter().map(|message| {
             let to = &page.recipients[message.index as usize];
-            Message { body: &*page.body, token: &to.token, platform: to.platform, ttl: page.ttl }
+            PushMessage { body: &*page.body, token: &to.token, platform: to.platform, ttl: page.ttl }
         })
     })
 }
@@ -522,9 +522,9 @@ impl Slots {
     }
 }
 
-// === impl Open ===
+// === impl OpenPage ===
 
-impl<B> Open<B> {
+impl<B> OpenPage<B> {
     /// One more was refused alone. Says whether that is the notification's fault, whoever it is for.
     fn refused_once_more(&mut self) -> bool {
         self.refused += 1;

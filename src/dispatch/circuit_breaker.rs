@@ -26,11 +26,11 @@ const FAILURES_IN_A_ROW: u32 = 10;
 pub(super) struct CircuitBreaker {
     provider: ProviderId,
     in_a_row: u32,
-    open: Option<Open>,
+    open: Option<OpenCircuit>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenCircuit {
     /// How many probes have failed.
     probes: u8,
     /// A probe is on the wire.
@@ -109,13 +109,18 @@ impl CircuitBreaker {
         self.in_a_row = self.in_a_row.saturating_add(1);
         match &mut self.open {
             Some(open) if was_probe => {
-                *open =
-                    Open { probes: open.probes.saturating_add(1), probing: false, from: now, asked, jitter }
+                *open = OpenCircuit {
+                    probes: open.probes.saturating_add(1),
+                    probing: false,
+                    from: now,
+                    asked,
+                    jitter,
+                }
             }
             // It left before the breaker opened, and says nothing new.
             Some(open) => open.asked = open.asked.max(asked),
             None if self.in_a_row >= FAILURES_IN_A_ROW => {
-                self.open = Some(Open { probes: 0, probing: false, from: now, asked, jitter });
+                self.open = Some(OpenCircuit { probes: 0, probing: false, from: now, asked, jitter });
                 return true;
             }
             None => {}

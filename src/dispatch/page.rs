@@ -19,7 +19,7 @@ pub enum Class {
 
 /// Messages of one notification, at most a page of them.
 #[derive(Debug)]
-pub struct Page<B> {
+pub struct SubmittedPage<B> {
     /// What goes first.
     pub class: Class,
     /// What is sent.
@@ -69,7 +69,7 @@ pub struct Returned {
     pub outcomes: Vec<Option<MessageOutcome>>,
 }
 
-impl<B> Page<B> {
+impl<B> SubmittedPage<B> {
     /// When the page goes home at the latest, but for what is on the wire.
     pub(super) fn deadline(&self) -> Instant {
         self.start_before.map_or(self.expires, |end| end.min(self.expires))

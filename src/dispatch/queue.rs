@@ -38,21 +38,21 @@ pub(super) struct Batch {
 /// Everything that waits to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    fresh: [VecDeque<Fresh>; 3],
+    fresh: [VecDeque<FreshPage>; 3],
     again: [VecDeque<Batch>; 3],
-    later: BinaryHeap<Later>,
+    later: BinaryHeap<RetryLater>,
     sequence: u64,
 }
 
 #[derive(Debug)]
-struct Fresh {
+struct FreshPage {
     page: PageId,
     next: u32,
     len: u32,
 }
 
 #[derive(Debug)]
-struct Later {
+struct RetryLater {
     at: Instant,
     sequence: u64,
     batch: Batch,
@@ -83,7 +83,7 @@ impl Queue {
     /// A page has come.
     pub(super) fn push(&mut self, class: Class, page: PageId, len: usize) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.fresh[class as usize].push_back(Fresh { page, next: 0, len });
+        self.fresh[class as usize].push_back(FreshPage { page, next: 0, len });
     }
 
     /// These were taken and may not go yet. What was never sent is fresh again, so that the next request is a
@@ -98,7 +98,7 @@ impl Queue {
             debug_assert_eq!(run.len(), (len - next) as usize, "it was taken in one piece");
             match fresh.front_mut().filter(|front| front.page == page && front.next == len) {
                 Some(front) => front.next = next,
-                None => fresh.push_front(Fresh { page, next, len }),
+                None => fresh.push_front(FreshPage { page, next, len }),
             }
         }
     }
@@ -121,13 +121,13 @@ impl Queue {
     pub(super) fn push_later(&mut self, at: Instant, batch: Batch, why: Why) {
         if !batch.messages.is_empty() {
             self.sequence += 1;
-            self.later.push(Later { at, sequence: self.sequence, batch, why });
+            self.later.push(RetryLater { at, sequence: self.sequence, batch, why });
         }
     }
 
     /// Whether any message of this class is here, whenever it may go.
     pub(super) fn has(&self, class: Class) -> bool {
-        let own = |later: &Later| later.batch.class == class;
+        let own = |later: &RetryLater| later.batch.class == class;
         !self.fresh[class as usize].is_empty()
             || !self.again[class as usize].is_empty()
             || self.later.iter().any(own)
@@ -208,27 +208,27 @@ impl Queue {
     }
 }
 
-// === impl Later === (the heap's greatest is the earliest)
+// === impl RetryLater === (the heap's greatest is the earliest)
 
-impl Ord for Later {
+impl Ord for RetryLater {
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.sequence).cmp(&(self.at, self.sequence))
     }
 }
 
-impl PartialOrd for Later {
+impl PartialOrd for RetryLater {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Later {
+impl PartialEq for RetryLater {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Later {}
+impl Eq for RetryLater {}
 
 #[cfg(test)]
 mod tests {

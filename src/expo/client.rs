@@ -16,12 +16,12 @@ use tokio::time::Instant;
 
 use super::{
     Settings,
-    verdict::{self, Answer, Reading},
+    verdict::{self, ExpoAnswer, VerdictReader},
     wire::{Body, Request, grouped},
 };
 use crate::{
     dispatch::{
-        Message, PayloadRefused, Provider, ProviderUnavailable, Receipt, Receipts, Reply, Verdict,
+        PayloadRefused, Provider, ProviderUnavailable, PushMessage, Receipt, ReceiptSource, Reply, Verdict,
         answer::{causes, retry_after},
     },
     domain::{Notification, ProviderId, Token},
@@ -43,13 +43,13 @@ pub struct Expo {
     send_url: Url,
     receipts_url: Url,
     gzip: bool,
-    reading: Reading,
+    reading: VerdictReader,
     metrics: Arc<Metrics>,
 }
 
 /// The settings are no way to reach Expo.
 #[derive(Debug, thiserror::Error)]
-pub enum Misconfigured {
+pub enum ExpoMisconfigured {
     /// `expo.url` is no URL of HTTP.
     #[error("expo.url is no http:// or https:// URL: {0:?}")]
     Url(String),
@@ -62,7 +62,7 @@ pub enum Misconfigured {
 }
 
 /// There was no answer.
-struct NoAnswer {
+struct ExpoNoAnswer {
     ambiguous: bool,
     why: String,
 }
@@ -74,17 +74,17 @@ impl Expo {
     ///
     /// # Errors
     /// The URL or the access token can't be used.
-    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, Misconfigured> {
-        let send_url = http_url(&settings.url).ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
+    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ExpoMisconfigured> {
+        let send_url = http_url(&settings.url).ok_or_else(|| ExpoMisconfigured::Url(settings.url.clone()))?;
         let receipts_url =
-            send_url.join("getReceipts").map_err(|_| Misconfigured::Url(settings.url.clone()))?;
+            send_url.join("getReceipts").map_err(|_| ExpoMisconfigured::Url(settings.url.clone()))?;
 
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if !settings.access_token.expose_secret().is_empty() {
             let bearer = format!("Bearer {}", settings.access_token.expose_secret());
-            let mut bearer = HeaderValue::try_from(bearer).map_err(|_| Misconfigured::AccessToken)?;
+            let mut bearer = HeaderValue::try_from(bearer).map_err(|_| ExpoMisconfigured::AccessToken)?;
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
         }
@@ -101,17 +101,17 @@ impl Expo {
             http = http.http1_only();
         }
         Ok(Self {
-            http: http.build().map_err(Misconfigured::Client)?,
+            http: http.build().map_err(ExpoMisconfigured::Client)?,
             send_url,
             receipts_url,
             gzip: settings.gzip,
-            reading: Reading { dead: settings.dead_token_errors.clone(), receipts: settings.receipts },
+            reading: VerdictReader { dead: settings.dead_token_errors.clone(), receipts: settings.receipts },
             metrics,
         })
     }
 
     /// One request, counted and timed.
-    async fn ask(&self, url: &Url, request: Request) -> Result<Answer<Bytes>, NoAnswer> {
+    async fn ask(&self, url: &Url, request: Request) -> Result<ExpoAnswer<Bytes>, ExpoNoAnswer> {
         let started = Instant::now();
         let answer = self.exchange(url, request).await;
         let took = started.elapsed().as_secs_f64();
@@ -122,28 +122,28 @@ impl Expo {
         answer
     }
 
-    async fn exchange(&self, url: &Url, request: Request) -> Result<Answer<Bytes>, NoAnswer> {
+    async fn exchange(&self, url: &Url, request: Request) -> Result<ExpoAnswer<Bytes>, ExpoNoAnswer> {
         let mut post = self.http.post(url.clone()).body(request.bytes);
         if request.gzipped {
             post = post.header(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
-        let mut response = post.send().await.map_err(NoAnswer::of)?;
+        let mut response = post.send().await.map_err(ExpoNoAnswer::of)?;
         let status = response.status().as_u16();
         let retry_after = retry_after(
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()),
             Timestamp::now(),
         );
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(NoAnswer::of)? {
+        while let Some(chunk) = response.chunk().await.map_err(ExpoNoAnswer::of)? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(NoAnswer {
+                return Err(ExpoNoAnswer {
                     ambiguous: true,
                     why: format!("HTTP {status} with more than {ANSWER_BYTES_MAX} bytes"),
                 });
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, retry_after, body: body.freeze() })
+        Ok(ExpoAnswer { status, retry_after, body: body.freeze() })
     }
 
     fn count_unrecognised(&self, reply: &Reply) {
@@ -178,7 +178,7 @@ impl Provider for Expo {
         Body::of(notification)
     }
 
-    async fn send(&self, messages: &[Message<'_, Body>]) -> Reply {
+    async fn send(&self, messages: &[PushMessage<'_, Body>]) -> Reply {
         if messages.is_empty() {
             return Reply::Each(Vec::new());
         }
@@ -190,14 +190,14 @@ impl Provider for Expo {
                 let tokens: Vec<&Token> = order.iter().map(|&place| messages[place].token).collect();
                 put_back(verdict::reply(&answer, &tokens, &self.reading), &order)
             }
-            Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
+            Err(ExpoNoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
         self.count_unrecognised(&reply);
         reply
     }
 }
 
-impl Receipts for Expo {
+impl ReceiptSource for Expo {
     async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
         if tickets.is_empty() {
             return Ok(Vec::new());
@@ -214,9 +214,9 @@ impl Receipts for Expo {
     }
 }
 
-// === impl NoAnswer ===
+// === impl ExpoNoAnswer ===
 
-impl NoAnswer {
+impl ExpoNoAnswer {
     /// A connection that was never made carried nothing; after that, nobody knows.
     fn of(error: reqwest::Error) -> Self {
         Self { ambiguous: !error.is_connect(), why: causes(&error.without_url()) }

@@ -12,7 +12,7 @@ use crate::{
 const DEVICE_NOT_REGISTERED: &str = "DeviceNotRegistered";
 
 /// An answer as far as its meaning goes.
-pub(super) struct Answer<B> {
+pub(super) struct ExpoAnswer<B> {
     /// HTTP status.
     pub status: u16,
     /// What `Retry-After` asks for.
@@ -23,7 +23,7 @@ pub(super) struct Answer<B> {
 
 /// What a deployment makes of Expo's answers.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct VerdictReader {
     /// Further words of Expo's that mean a dead token.
     pub dead: Vec<String>,
     /// Whether receipts will be asked for. If not, nobody needs the tickets' ids.
@@ -31,8 +31,12 @@ pub(super) struct Reading {
 }
 
 /// What Expo said to a request with these tokens.
-pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], reading: &Reading) -> Reply {
-    let Answer { status, retry_after, .. } = *answer;
+pub(super) fn reply<B: AsRef<[u8]>>(
+    answer: &ExpoAnswer<B>,
+    tokens: &[&Token],
+    reading: &VerdictReader,
+) -> Reply {
+    let ExpoAnswer { status, retry_after, .. } = *answer;
     let body = answer.body.as_ref();
     let down = |why: String| Reply::Down { ambiguous: true, retry_after, why };
     match status {
@@ -74,7 +78,7 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, tokens: &[&Token], readi
 /// # Errors
 /// It holds none: why.
 pub(super) fn receipts<B: AsRef<[u8]>>(
-    answer: &Answer<B>,
+    answer: &ExpoAnswer<B>,
     dead: &[String],
 ) -> Result<Vec<(String, Receipt)>, String> {
     let body = answer.body.as_ref();
@@ -130,7 +134,7 @@ fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
     groups
 }
 
-fn verdict(ticket: Ticket<'_>, token: &Token, Reading { dead, receipts }: &Reading) -> Verdict {
+fn verdict(ticket: Ticket<'_>, token: &Token, VerdictReader { dead, receipts }: &VerdictReader) -> Verdict {
     if ticket.status.0 == "ok" {
         return Verdict::Accepted { ticket: ticket.id.filter(|_| *receipts).map(|id| id.0.into()) };
     }

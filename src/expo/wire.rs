@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    dispatch::{Message, PayloadRefused, payload, splice, splice_number},
+    dispatch::{PayloadRefused, PushMessage, payload, splice, splice_number},
     domain::{Notification, Platform, Token},
 };
 
@@ -174,7 +174,7 @@ impl Body {
 // === impl Said ===
 
 impl<'a> Said<'a> {
-    fn by(message: &Message<'a, Body>) -> Self {
+    fn by(message: &PushMessage<'a, Body>) -> Self {
         // Zero would mean "now or never" to a device that dozes.
         Self { rest: message.body.rest(message.platform), ttl: message.ttl.as_secs().clamp(1, TTL_MAX) }
     }
@@ -188,7 +188,7 @@ impl PartialEq for Said<'_> {
 }
 
 /// These messages by what they say.
-pub(super) fn grouped<'a>(messages: &[Message<'a, Body>]) -> Vec<Group<'a>> {
+pub(super) fn grouped<'a>(messages: &[PushMessage<'a, Body>]) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (place, message) in messages.iter().enumerate() {
         let said = Said::by(message);
@@ -210,7 +210,7 @@ impl Request {
     /// All messages as an array of objects, compressed or not. Those that differ in their token alone share
     /// an object: a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient,
     /// in this order.
-    pub(super) fn send(messages: &[Message<'_, Body>], groups: &[Group<'_>], gzip: bool) -> Self {
+    pub(super) fn send(messages: &[PushMessage<'_, Body>], groups: &[Group<'_>], gzip: bool) -> Self {
         let size = groups.iter().map(|group| group.said.rest.len() + 48).sum::<usize>()
             + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
         let mut bytes = Vec::with_capacity(size);

@@ -15,14 +15,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Settings,
-    connections::{Connections, NoAnswer, Response, tls_of_the_platform},
-    credentials::{Account, BadCredentials, Credential, NoCredential, TokenSource},
-    verdict::{self, Answer},
+    connections::{Connections, FcmNoAnswer, Response, tls_of_the_platform},
+    credentials::{BadCredentials, Credential, NoCredential, ServiceAccount, TokenSource},
+    verdict::{self, FcmAnswer},
     wire::{self, Body},
 };
 use crate::{
     dispatch::{
-        Message, PayloadRefused, Provider, Reply, Verdict,
+        PayloadRefused, Provider, PushMessage, Reply, Verdict,
         answer::{causes, retry_after},
     },
     domain::{Notification, ProviderId, Token},
@@ -45,7 +45,7 @@ pub struct Fcm {
 
 /// The settings are no way to reach FCM.
 #[derive(Debug, thiserror::Error)]
-pub enum Misconfigured {
+pub enum FcmMisconfigured {
     /// `fcm.url` is no origin of HTTP.
     #[error("fcm.url is no http:// or https:// URL: {0:?}")]
     Url(String),
@@ -65,11 +65,11 @@ impl Fcm {
     ///
     /// # Errors
     /// There are credentials, and they or the URL can't be used.
-    pub async fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Option<Self>, Misconfigured> {
-        let Some(account) = Account::load(settings).await? else { return Ok(None) };
+    pub async fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Option<Self>, FcmMisconfigured> {
+        let Some(account) = ServiceAccount::load(settings).await? else { return Ok(None) };
         let send_url = send_url(&settings.url, &account.project_id)
-            .ok_or_else(|| Misconfigured::Url(settings.url.clone()))?;
-        let tls = tls_of_the_platform().map_err(Misconfigured::Tls)?;
+            .ok_or_else(|| FcmMisconfigured::Url(settings.url.clone()))?;
+        let tls = tls_of_the_platform().map_err(FcmMisconfigured::Tls)?;
         let provider = ProviderId::Fcm.label();
         Ok(Some(Self {
             connections: Connections::new(settings, send_url, tls),
@@ -141,7 +141,7 @@ impl Fcm {
         self.count(status);
         let reply = match answer {
             Ok(answer) => verdict::reply(&read(answer), token),
-            Err(NoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
+            Err(FcmNoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
         (status, reply)
     }
@@ -181,7 +181,7 @@ impl Provider for Fcm {
         Body::of(notification, self.validate_only)
     }
 
-    async fn send(&self, messages: &[Message<'_, Body>]) -> Reply {
+    async fn send(&self, messages: &[PushMessage<'_, Body>]) -> Reply {
         let message = match messages {
             [] => return Reply::Each(Vec::new()),
             [message] => message,
@@ -203,8 +203,8 @@ fn send_url(origin: &str, project_id: &str) -> Option<Uri> {
 }
 
 /// An answer as far as its meaning goes.
-fn read(Response { status, headers, body }: Response) -> Answer<Bytes> {
+fn read(Response { status, headers, body }: Response) -> FcmAnswer<Bytes> {
     let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let retry_after = wait.and_then(|wait| retry_after(Some(wait), Timestamp::now()));
-    Answer { status: status.as_u16(), retry_after, body }
+    FcmAnswer { status: status.as_u16(), retry_after, body }
 }

@@ -41,7 +41,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 pub(super) use self::dial::tls_of_the_platform;
-use self::dial::{Dialer, Opened};
+use self::dial::{Dialer, OpenedConnection};
 use super::Settings;
 use crate::dispatch::answer::causes;
 
@@ -87,7 +87,7 @@ pub(super) struct Response {
 
 /// There was no answer.
 #[derive(Debug)]
-pub(super) struct NoAnswer {
+pub(super) struct FcmNoAnswer {
     /// Whether the peer may have taken the request all the same.
     pub ambiguous: bool,
     /// For the log.
@@ -96,13 +96,13 @@ pub(super) struct NoAnswer {
 
 /// The places for connections, and those who wait for one.
 struct Pool {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// There may be a free seat, or there is none to be hoped for any more.
     changed: Notify,
 }
 
-struct State {
-    places: Vec<Place>,
+struct PoolState {
+    places: Vec<StreamSlot>,
     /// Counts the attempts to connect. The latest one of a place owns it.
     attempts: u64,
     /// How many of these failed, and why the last one did.
@@ -110,12 +110,12 @@ struct State {
     failure: String,
 }
 
-struct Place {
+struct StreamSlot {
     attempt: u64,
-    line: SlotState_,
+    line: SlotState,
 }
 
-enum SlotState_ {
+enum SlotState {
     Closed { rests_until: Instant },
     Opening,
     Open { connection: Arc<Connection>, carried: usize },
@@ -129,7 +129,7 @@ struct Connection {
 }
 
 /// The right to one stream. Going back is all it does when it is dropped.
-struct SlotGuard<'a> {
+struct StreamPermit<'a> {
     pool: &'a Pool,
     place: usize,
     attempt: u64,
@@ -138,7 +138,7 @@ struct SlotGuard<'a> {
 
 /// A place of the pool in the hands of the task that serves it. Closed when it is dropped, if no other has
 /// taken it over.
-struct SlotState {
+struct SlotGuard {
     pool: Arc<Pool>,
     place: usize,
     attempt: u64,
@@ -152,9 +152,9 @@ impl Connections {
     /// Connects when the first request is made.
     pub(super) fn new(settings: &Settings, url: Uri, tls: ClientConfig) -> Self {
         let Settings { connections, request_timeout, .. } = *settings;
-        let closed = || Place { attempt: 0, line: SlotState_::Closed { rests_until: Instant::now() } };
+        let closed = || StreamSlot { attempt: 0, line: SlotState::Closed { rests_until: Instant::now() } };
         let places = (0..connections.max(1)).map(|_| closed()).collect();
-        let state = State { places, attempts: 0, failures: 0, failure: String::new() };
+        let state = PoolState { places, attempts: 0, failures: 0, failure: String::new() };
         Self {
             pool: Arc::new(Pool { state: Mutex::new(state), changed: Notify::new() }),
             dialer: Arc::new(Dialer::new(url.clone(), tls)),
@@ -174,12 +174,12 @@ impl Connections {
         headers: &HeaderMap,
         body: Bytes,
         deadline: Instant,
-    ) -> Result<Response, NoAnswer> {
+    ) -> Result<Response, FcmNoAnswer> {
         let (seat, response) = self.begin(headers, &body, deadline).await?;
         let answered = timeout_at(deadline, read(response)).await;
         answered.unwrap_or_else(|_late| {
             seat.connection.doubted.notify_one();
-            Err(NoAnswer { ambiguous: true, why: format!("no answer within {:?}", self.request_timeout) })
+            Err(FcmNoAnswer { ambiguous: true, why: format!("no answer within {:?}", self.request_timeout) })
         })
     }
 
@@ -188,7 +188,7 @@ impl Connections {
         headers: &HeaderMap,
         body: &Bytes,
         deadline: Instant,
-    ) -> Result<(SlotGuard<'_>, ResponseFuture), NoAnswer> {
+    ) -> Result<(StreamPermit<'_>, ResponseFuture), FcmNoAnswer> {
         let mut why = String::new();
         // A connection that is going away takes nothing. Who meets two of these had better come back later.
         for _ in 0..2 {
@@ -196,9 +196,9 @@ impl Connections {
                 Some(seat) => seat,
                 None => match timeout_at(deadline, self.wait()).await {
                     Ok(Ok(seat)) => seat,
-                    Ok(Err(why)) => return Err(NoAnswer::untouched(why)),
+                    Ok(Err(why)) => return Err(FcmNoAnswer::untouched(why)),
                     Err(_late) => {
-                        return Err(NoAnswer::untouched(format!(
+                        return Err(FcmNoAnswer::untouched(format!(
                             "no free connection within {:?}",
                             self.request_timeout
                         )));
@@ -211,7 +211,7 @@ impl Connections {
             }
             self.pool.retire(&seat);
         }
-        Err(NoAnswer::untouched(why))
+        Err(FcmNoAnswer::untouched(why))
     }
 
     fn request(&self, headers: &HeaderMap, length: usize) -> Request<()> {
@@ -229,7 +229,7 @@ impl Connections {
     ///
     /// # Errors
     /// Says why there is no connection.
-    async fn wait(&self) -> Result<SlotGuard<'_>, String> {
+    async fn wait(&self) -> Result<StreamPermit<'_>, String> {
         let known = self.pool.lock().failures;
         loop {
             let mut changed = pin!(self.pool.changed.notified());
@@ -246,35 +246,35 @@ impl Connections {
     }
 
     /// A seat, if one is free. Opens the connections that are closed.
-    fn seat(&self) -> Option<SlotGuard<'_>> {
+    fn seat(&self) -> Option<StreamPermit<'_>> {
         let mut state = self.pool.lock();
-        if state.places.iter().any(|place| matches!(place.line, SlotState_::Closed { .. })) {
+        if state.places.iter().any(|place| matches!(place.line, SlotState::Closed { .. })) {
             self.open(&mut state);
         }
         let place = state.roomiest()?;
-        let Place { attempt, line: SlotState_::Open { connection, carried } } = &mut state.places[place]
+        let StreamSlot { attempt, line: SlotState::Open { connection, carried } } = &mut state.places[place]
         else {
             return None;
         };
         *carried += 1;
-        Some(SlotGuard { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
+        Some(StreamPermit { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
     }
 
-    fn open(&self, state: &mut State) {
+    fn open(&self, state: &mut PoolState) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         for (place, attempt) in state.due(Instant::now()) {
             let failure = Some("its task has ended".to_owned());
-            let tenure = SlotState { pool: Arc::clone(&self.pool), place, attempt, failure };
+            let tenure = SlotGuard { pool: Arc::clone(&self.pool), place, attempt, failure };
             tasks.spawn(carry(tenure, Arc::clone(&self.dialer), self.connect_within));
         }
     }
 }
 
 /// Opens a connection and carries it until it ends.
-async fn carry(mut tenure: SlotState, dialer: Arc<Dialer>, connect_within: Duration) {
+async fn carry(mut tenure: SlotGuard, dialer: Arc<Dialer>, connect_within: Duration) {
     let opened = timeout(connect_within, dialer.open()).await;
-    let Opened { requests, connection, pings, streams_max } = match opened {
+    let OpenedConnection { requests, connection, pings, streams_max } = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(why)) => return tenure.failure = Some(why),
         Err(_late) => return tenure.failure = Some(format!("no connection within {connect_within:?}")),
@@ -322,16 +322,16 @@ fn start(
     Ok(response)
 }
 
-async fn read(response: ResponseFuture) -> Result<Response, NoAnswer> {
-    let (head, mut stream) = response.await.map_err(NoAnswer::of)?.into_parts();
+async fn read(response: ResponseFuture) -> Result<Response, FcmNoAnswer> {
+    let (head, mut stream) = response.await.map_err(FcmNoAnswer::of)?.into_parts();
     let mut body = Bytes::new();
     while let Some(piece) = stream.data().await {
-        let piece = piece.map_err(NoAnswer::of)?;
+        let piece = piece.map_err(FcmNoAnswer::of)?;
         // It only fails if we give back more than we got.
         let _given_back = stream.flow_control().release_capacity(piece.len());
         if body.len() + piece.len() > ANSWER_BYTES_MAX {
             let why = format!("HTTP {} with more than {ANSWER_BYTES_MAX} bytes", head.status.as_u16());
-            return Err(NoAnswer { ambiguous: true, why });
+            return Err(FcmNoAnswer { ambiguous: true, why });
         }
         // Nearly always there is but one.
         body = if body.is_empty() { piece } else { [body, piece].concat().into() };
@@ -345,9 +345,9 @@ impl fmt::Debug for Connections {
     }
 }
 
-// === impl NoAnswer ===
+// === impl FcmNoAnswer ===
 
-impl NoAnswer {
+impl FcmNoAnswer {
     fn untouched(why: String) -> Self {
         Self { ambiguous: false, why }
     }
@@ -364,28 +364,28 @@ impl NoAnswer {
 // === impl Pool ===
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection that takes nothing any more makes room for another one, and finishes what it carries
     /// beside it.
-    fn retire(&self, seat: &SlotGuard<'_>) {
+    fn retire(&self, seat: &StreamPermit<'_>) {
         let place = &mut self.lock().places[seat.place];
         if place.attempt == seat.attempt {
-            place.line = SlotState_::Closed { rests_until: Instant::now() };
+            place.line = SlotState::Closed { rests_until: Instant::now() };
         }
     }
 }
 
-// === impl State ===
+// === impl PoolState ===
 
-impl State {
+impl PoolState {
     /// The open connection that carries least, if it has a free stream.
     fn roomiest(&self) -> Option<usize> {
-        let room = |place: &Place| match &place.line {
-            SlotState_::Open { connection, carried } => connection.streams_max.saturating_sub(*carried),
-            SlotState_::Closed { .. } | SlotState_::Opening => 0,
+        let room = |place: &StreamSlot| match &place.line {
+            SlotState::Open { connection, carried } => connection.streams_max.saturating_sub(*carried),
+            SlotState::Closed { .. } | SlotState::Opening => 0,
         };
         let (place, room) = self.places.iter().map(room).enumerate().max_by_key(|&(_, room)| room)?;
         (room > 0).then_some(place)
@@ -397,11 +397,11 @@ impl State {
         let alone = self.is_hopeless();
         let mut opening = Vec::new();
         for (index, place) in self.places.iter_mut().enumerate() {
-            if let SlotState_::Closed { rests_until } = place.line
+            if let SlotState::Closed { rests_until } = place.line
                 && (alone || rests_until <= now)
             {
                 self.attempts += 1;
-                *place = Place { attempt: self.attempts, line: SlotState_::Opening };
+                *place = StreamSlot { attempt: self.attempts, line: SlotState::Opening };
                 opening.push((index, self.attempts));
             }
         }
@@ -414,17 +414,17 @@ impl State {
     }
 
     fn is_hopeless(&self) -> bool {
-        self.places.iter().all(|place| matches!(place.line, SlotState_::Closed { .. }))
+        self.places.iter().all(|place| matches!(place.line, SlotState::Closed { .. }))
     }
 }
 
-// === impl SlotGuard ===
+// === impl StreamPermit ===
 
-impl Drop for SlotGuard<'_> {
+impl Drop for StreamPermit<'_> {
     fn drop(&mut self) {
         let place = &mut self.pool.lock().places[self.place];
         if place.attempt == self.attempt
-            && let SlotState_::Open { carried, .. } = &mut place.line
+            && let SlotState::Open { carried, .. } = &mut place.line
         {
             *carried -= 1;
         }
@@ -432,20 +432,20 @@ impl Drop for SlotGuard<'_> {
     }
 }
 
-// === impl SlotState ===
+// === impl SlotGuard ===
 
-impl SlotState {
+impl SlotGuard {
     fn begin(&mut self, connection: Connection) {
         self.failure = None;
         let place = &mut self.pool.lock().places[self.place];
         if place.attempt == self.attempt {
-            place.line = SlotState_::Open { connection: Arc::new(connection), carried: 0 };
+            place.line = SlotState::Open { connection: Arc::new(connection), carried: 0 };
         }
         self.pool.changed.notify_waiters();
     }
 }
 
-impl Drop for SlotState {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
         let mut rests_until = Instant::now();
@@ -456,7 +456,7 @@ impl Drop for SlotState {
         }
         let place = &mut state.places[self.place];
         if place.attempt == self.attempt {
-            place.line = SlotState_::Closed { rests_until };
+            place.line = SlotState::Closed { rests_until };
         }
         drop(state);
         self.pool.changed.notify_waiters();

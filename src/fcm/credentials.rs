@@ -46,7 +46,7 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// A service account: who we are to Google.
-pub(super) struct Account {
+pub(super) struct ServiceAccount {
     pub project_id: String,
     key: ServiceAccountKey,
 }
@@ -87,14 +87,14 @@ pub struct NoCredential {
 
 /// The latest token, kept fresh by a task that ends with this.
 pub(super) struct TokenSource {
-    state: watch::Receiver<State>,
+    state: watch::Receiver<CredentialState>,
     /// The generation that FCM refused last.
     rejected: watch::Sender<u64>,
     _renewal: JoinSet<()>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct State {
+struct CredentialState {
     credential: Option<Credential>,
     /// What the last fetch failed with.
     failure: Option<NoCredential>,
@@ -102,14 +102,14 @@ struct State {
 }
 
 /// A token as it was fetched.
-struct Fresh {
+struct FreshToken {
     token: SecretString,
     lifetime: Duration,
 }
 
-// === impl Account ===
+// === impl ServiceAccount ===
 
-impl Account {
+impl ServiceAccount {
     /// The account of these settings; the file goes before the parts. `None` where there are neither.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl TokenSource {
     ///
     /// # Errors
     /// The private key is none, or the machine has no certificates to trust.
-    pub(super) async fn start(account: Account) -> Result<Self, BadCredentials> {
+    pub(super) async fn start(account: ServiceAccount) -> Result<Self, BadCredentials> {
         let google = ServiceAccountAuthenticator::builder(account.key)
             .build()
             .await
@@ -194,9 +194,9 @@ impl TokenSource {
     fn keep<F, Fut>(fetch: F) -> Self
     where
         F: Fn() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Fresh, NoCredential>> + Send + 'static,
+        Fut: Future<Output = Result<FreshToken, NoCredential>> + Send + 'static,
     {
-        let (publish, state) = watch::channel(State::default());
+        let (publish, state) = watch::channel(CredentialState::default());
         let (rejected, refusals) = watch::channel(0);
         let mut renewal = JoinSet::new();
         renewal.spawn(renew(fetch, publish, refusals));
@@ -233,7 +233,7 @@ impl TokenSource {
             *rejected = refused.generation.max(*rejected);
             newer
         });
-        let renewed = |state: &State| {
+        let renewed = |state: &CredentialState| {
             state.credential.as_ref().is_some_and(|credential| credential.generation > refused.generation)
         };
         match state.wait_for(|state| renewed(state) || state.fetches > fetches).await {
@@ -244,7 +244,7 @@ impl TokenSource {
     }
 }
 
-impl State {
+impl CredentialState {
     fn usable(&self) -> Result<Credential, NoCredential> {
         self.credential.clone().ok_or_else(|| self.failure.clone().unwrap_or_else(NoCredential::ended))
     }
@@ -257,10 +257,10 @@ impl NoCredential {
 }
 
 /// Fetches, publishes, waits; for ever.
-async fn renew<F, Fut>(fetch: F, publish: watch::Sender<State>, mut rejected: watch::Receiver<u64>)
+async fn renew<F, Fut>(fetch: F, publish: watch::Sender<CredentialState>, mut rejected: watch::Receiver<u64>)
 where
     F: Fn() -> Fut,
-    Fut: Future<Output = Result<Fresh, NoCredential>>,
+    Fut: Future<Output = Result<FreshToken, NoCredential>>,
 {
     let (mut generation, mut failures) = (0, 0);
     loop {
@@ -273,8 +273,11 @@ where
                 let headers = Arc::new(wire::headers(bearer));
                 let credential = Credential { headers, generation, expires_at: now + lifetime };
                 publish.send_modify(|state| {
-                    *state =
-                        State { credential: Some(credential), failure: None, fetches: state.fetches + 1 };
+                    *state = CredentialState {
+                        credential: Some(credential),
+                        failure: None,
+                        fetches: state.fetches + 1,
+                    };
                 });
                 let refused = async {
                     let _ends_with_the_source =
@@ -315,7 +318,7 @@ fn retry_after(failures: u32, jitter: f64) -> Duration {
     step.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
-async fn fetch(google: &DefaultAuthenticator) -> Result<Fresh, NoCredential> {
+async fn fetch(google: &DefaultAuthenticator) -> Result<FreshToken, NoCredential> {
     let unreachable = |why| NoCredential { refused: false, why };
     let token = timeout(FETCH_TIMEOUT, google.force_refreshed_token(&[SCOPE]))
         .await
@@ -327,7 +330,7 @@ async fn fetch(google: &DefaultAuthenticator) -> Result<Fresh, NoCredential> {
         let seconds = end.unix_timestamp().saturating_sub(Timestamp::now().as_second());
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     });
-    Ok(Fresh { token: text.into(), lifetime })
+    Ok(FreshToken { token: text.into(), lifetime })
 }
 
 /// Whether Google says that it won't have this account, rather than that it has trouble of its own.

@@ -16,7 +16,7 @@ use crate::{
 const NO_TOKEN: &str = "The registration token is not a valid FCM registration token";
 
 /// An answer as far as its meaning goes.
-pub(super) struct Answer<B> {
+pub(super) struct FcmAnswer<B> {
     /// HTTP status.
     pub status: u16,
     /// What `Retry-After` asks for.
@@ -26,8 +26,8 @@ pub(super) struct Answer<B> {
 }
 
 /// What FCM said to a message to this token.
-pub(super) fn reply<B: AsRef<[u8]>>(answer: &Answer<B>, token: &Token) -> Reply {
-    let Answer { status, retry_after, .. } = *answer;
+pub(super) fn reply<B: AsRef<[u8]>>(answer: &FcmAnswer<B>, token: &Token) -> Reply {
+    let FcmAnswer { status, retry_after, .. } = *answer;
     let body = answer.body.as_ref();
     if (200..=299).contains(&status) {
         return match serde_json::from_slice::<Taken<'_>>(body) {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    dispatch::{Message, PayloadRefused, payload, splice, splice_number},
+    dispatch::{PayloadRefused, PushMessage, payload, splice, splice_number},
     domain::{Notification, Timestamp, TokenKind},
 };
 
@@ -190,7 +190,7 @@ pub(super) fn headers(bearer: HeaderValue) -> HeaderMap {
 }
 
 /// The request for one message, sent `now`.
-pub(super) fn request(message: &Message<'_, Body>, now: Timestamp) -> Vec<u8> {
+pub(super) fn request(message: &PushMessage<'_, Body>, now: Timestamp) -> Vec<u8> {
     let Body { middle, tail } = message.body;
     let token = message.token.as_str();
     // Zero would mean "now or never" to a device that dozes.

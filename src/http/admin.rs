@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Health, Report};
+use super::{Health, HealthReport};
 use crate::{
     domain::{Registration, Token, TokenHash, UserId},
     metrics::Metrics,
@@ -133,7 +133,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-fn to_json(report: &Report) -> Value {
+fn to_json(report: &HealthReport) -> Value {
     let [store, kafka] = [&report.store, &report.kafka].map(|wrong| wrong.as_deref().unwrap_or("answers"));
     json!({ "ready": report.is_ready(), "store": store, "kafka": kafka, "stages": report.stages, "details": report.details })
 }

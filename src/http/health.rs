@@ -21,11 +21,11 @@ pub const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// The shared state. Clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Mutex<Report>>);
+pub struct Health(Arc<Mutex<HealthReport>>);
 
 /// The state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct HealthReport {
     /// Each enabled stage, and whether it has its assignment.
     pub stages: BTreeMap<String, bool>,
     /// `None` = the store answers; otherwise what is wrong with it.
@@ -46,7 +46,7 @@ pub fn trouble_of(provider: ProviderId) -> String {
 impl Health {
     /// No stage has its assignment yet, and the store has not been asked.
     pub fn new<S: Into<String>>(stages: impl IntoIterator<Item = S>) -> Self {
-        Self(Arc::new(Mutex::new(Report {
+        Self(Arc::new(Mutex::new(HealthReport {
             stages: stages.into_iter().map(|stage| (stage.into(), false)).collect(),
             store: Some("not asked yet".to_owned()),
             kafka: None,
@@ -79,7 +79,7 @@ impl Health {
     }
 
     /// The state now.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> HealthReport {
         self.lock().clone()
     }
 
@@ -102,7 +102,7 @@ impl Health {
     }
 
     /// A panic cannot leave the report half-written: every write to it is one assignment.
-    fn lock(&self) -> MutexGuard<'_, Report> {
+    fn lock(&self) -> MutexGuard<'_, HealthReport> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,9 +124,9 @@ where
     }
 }
 
-// === impl Report ===
+// === impl HealthReport ===
 
-impl Report {
+impl HealthReport {
     /// Whether work can be expected of this process.
     pub fn is_ready(&self) -> bool {
         self.store.is_none() && self.kafka.is_none() && self.stages.values().all(|assigned| *assigned)

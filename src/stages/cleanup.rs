@@ -7,7 +7,7 @@ use std::sync::Arc;
 use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
 use tokio_util::sync::CancellationToken;
 
-use super::Origin;
+use super::RecordOrigin;
 use crate::{
     domain::{DeadToken, Judged, Timestamp},
     events::invalid_tokens,
@@ -46,7 +46,7 @@ impl<S: Registry> Handler for Cleanup<S> {
         record: &Record,
         _: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
-        let origin = Origin::of(record, Timestamp::now())?;
+        let origin = RecordOrigin::of(record, Timestamp::now())?;
         let revoked = self.store.revoke(&dead.token, judged(&dead, origin.timestamp), &dead.reason).await?;
         let change = if revoked { "revoked" } else { "spared" };
         self.metrics.token_changes_total.with_label_values(&[change]).inc();

@@ -19,7 +19,7 @@ use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Message, Publish, Re
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::Origin;
+use super::RecordOrigin;
 use crate::{
     domain::{ProviderId, RegimenEvent, Tick, Timestamp},
     events::{self, topics},
@@ -101,7 +101,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     }
 
     async fn regimen_event(&self, event: &RegimenEvent, record: &Record) -> Result<Fate, HandlerError> {
-        let origin = Origin::of(record, self.now())?;
+        let origin = RecordOrigin::of(record, self.now())?;
         match event {
             RegimenEvent::Set(id, regimen) => self.define(id, regimen, origin).await?,
             // Its due rows stay: they find no regimen.

@@ -51,7 +51,7 @@ pub struct Settings {
 
 /// What a broadcast's plan depends on beside the post.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct PlanRules {
     /// `[posts]`.
     pub settings: Settings,
     /// The providers that are configured.
@@ -67,12 +67,12 @@ pub struct Rules {
 pub struct Posts<S, P> {
     store: S,
     publish: P,
-    rules: Arc<Rules>,
+    rules: Arc<PlanRules>,
 }
 
 impl<S: Broadcasts, P: Publish> Posts<S, P> {
     /// Plans by `rules`, in `store`, and hands the parts to `publish`.
-    pub fn new(store: S, publish: P, rules: Rules) -> Self {
+    pub fn new(store: S, publish: P, rules: PlanRules) -> Self {
         Self { store, publish, rules: Arc::new(rules) }
     }
 
@@ -148,8 +148,8 @@ impl<S: Broadcasts, P: Publish> Handler for Posts<S, P> {
 // === What is planned ===
 
 /// The broadcast that a post causes.
-fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &Rules) -> Spec {
-    let Rules { settings, providers, bulk_life, .. } = rules;
+fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &PlanRules) -> Spec {
+    let PlanRules { settings, providers, bulk_life, .. } = rules;
     let audience = match &post.audience {
         Some(users) => Audience::Users(each_once(users, post.author.as_ref())),
         None => Audience::Everybody {

@@ -30,7 +30,7 @@ use crate::{
     domain::{DeadToken, ProviderId, Ticket, TicketBatch, Timestamp},
     events::{invalid_tokens, receipts, topics},
     metrics::Metrics,
-    store::{Route, RouteState, Routes},
+    store::{RouteRow, RouteState, Routes},
 };
 
 /// How long Expo keeps receipts.
@@ -51,7 +51,7 @@ pub struct Receipts<R, S, P> {
     log_throttle: LogThrottle,
 }
 
-impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
+impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
     /// Asks `expo` when `delay` has passed since a record was written.
     pub fn new(
         expo: R,
@@ -78,8 +78,8 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
         let mut counted = false;
         loop {
             match self.step(follows, written_at, &mut counted).await {
-                Ok(Step::Settled) => return Fate::Done,
-                Ok(Step::Held) => {}
+                Ok(SettleStep::Settled) => return Fate::Done,
+                Ok(SettleStep::Held) => {}
                 Err(err) if self.log_throttle.now() => {
                     let error: &dyn Error = &err;
                     tracing::warn!(
@@ -101,7 +101,7 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
         follows: &Follows,
         written_at: Timestamp,
         counted: &mut bool,
-    ) -> Result<Step, HandlerError> {
+    ) -> Result<SettleStep, HandlerError> {
         if follows.needs_the_route() {
             let route = self.routes.route(ProviderId::Expo).await?;
             let now = Timestamp::now();
@@ -118,15 +118,15 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
                     return Err(err.into());
                 }
                 if closed.state == RouteState::Braked {
-                    return Ok(Step::Held);
+                    return Ok(SettleStep::Held);
                 }
             } else if route.state == RouteState::Braked && !follows.dead.is_empty() {
-                return Ok(Step::Held);
+                return Ok(SettleStep::Held);
             }
         }
         self.publish.publish_all(follows.messages()).await?;
         follows.count(&self.metrics);
-        Ok(Step::Settled)
+        Ok(SettleStep::Settled)
     }
 
     /// The route as it has to become, if these receipts close it.
@@ -134,13 +134,14 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
         &self,
         follows: &Follows,
         written_at: Timestamp,
-        route: &Route,
+        route: &RouteRow,
         now: Timestamp,
-    ) -> Option<Route> {
+    ) -> Option<RouteRow> {
         if !route.state.sends() {
             return None;
         }
-        let closed = |state, detail| Some(Route { state, since: now, set_by: "receipts".to_owned(), detail });
+        let closed =
+            |state, detail| Some(RouteRow { state, since: now, set_by: "receipts".to_owned(), detail });
         if let Some(why) = follows.credentials_refused.as_ref().filter(|_| route.since < written_at) {
             return closed(
                 RouteState::Halted,
@@ -158,7 +159,7 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Receipts<R, S, P> {
     }
 }
 
-impl<R: dispatch::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P> {
+impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Handler for Receipts<R, S, P> {
     type Event = TicketBatch;
 
     fn read(&self, record: &Record) -> Result<TicketBatch, Rejected> {
@@ -190,7 +191,7 @@ impl<R: dispatch::Receipts, S: Routes, P: Publish> Handler for Receipts<R, S, P>
     }
 }
 
-enum Step {
+enum SettleStep {
     Settled,
     /// The route is braked: nothing is published before somebody has looked.
     Held,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
 use tokio_util::sync::CancellationToken;
 
-use super::Origin;
+use super::RecordOrigin;
 use crate::{
     domain::{Timestamp, Token, TokenChange},
     events::device_tokens,
@@ -53,7 +53,7 @@ impl<S: Registry> Handler for Tokens<S> {
         record: &Record,
         _: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
-        let origin = Origin::of(record, Timestamp::now())?;
+        let origin = RecordOrigin::of(record, Timestamp::now())?;
         self.store.apply(&change, origin.version()).await?;
         self.metrics.token_changes_total.with_label_values(&[label(&change)]).inc();
         tracing::debug!(

@@ -55,10 +55,10 @@ use crate::{domain::Timestamp, store::StoreError};
 /// A store in a cluster. Clones share its connections.
 #[derive(Clone)]
 pub struct CqlStore {
-    inner: Arc<Inner>,
+    inner: Arc<CqlInner>,
 }
 
-struct Inner {
+struct CqlInner {
     session: Session,
     statements: Statements,
     /// When a device of very many tokens was last spoken of.
@@ -67,7 +67,7 @@ struct Inner {
 
 /// Why a store could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum CqlOpenError {
     /// No node answers.
     #[error("no node of store.url can be connected to: {source}")]
     Away {
@@ -162,7 +162,7 @@ impl CqlStore {
     ///
     /// # Errors
     /// The cluster is away, or `pushcast init` has to run first.
-    pub async fn open(cluster: &Cluster, settings: &Settings) -> Result<Self, OpenError> {
+    pub async fn open(cluster: &Cluster, settings: &Settings) -> Result<Self, CqlOpenError> {
         let lwt = lwt_keyspace(&cluster.keyspace);
         let (session, profiles) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
         let server =
@@ -171,9 +171,9 @@ impl CqlStore {
         let words = statements::words(server, &cluster.keyspace, &lwt);
         let statements = Statements::prepare(&session, &profiles, &words)
             .await
-            .map_err(|source| OpenError::Statement { source: Box::new(source) })?;
+            .map_err(|source| CqlOpenError::Statement { source: Box::new(source) })?;
         tracing::info!(keyspace = %cluster.keyspace, "The store is the keyspace {} of {}", cluster.keyspace, server.name());
-        Ok(Self { inner: Arc::new(Inner { session, statements, crowd_told_at: Mutex::new(None) }) })
+        Ok(Self { inner: Arc::new(CqlInner { session, statements, crowd_told_at: Mutex::new(None) }) })
     }
 
     /// Creates what is missing: keyspaces, tables. Safe to run again, and several at once. Says what it did.
@@ -184,7 +184,7 @@ impl CqlStore {
         cluster: &Cluster,
         settings: &Settings,
         now: Timestamp,
-    ) -> Result<Vec<Applied>, OpenError> {
+    ) -> Result<Vec<Applied>, CqlOpenError> {
         let lwt = lwt_keyspace(&cluster.keyspace);
         let (session, _) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
         let server =
@@ -218,6 +218,6 @@ fn lwt_keyspace(keyspace: &str) -> String {
     format!("{keyspace}_lwt")
 }
 
-fn refused(context: impl Into<String>, source: ExecutionError) -> OpenError {
-    OpenError::Refused { context: context.into(), source: Box::new(source) }
+fn refused(context: impl Into<String>, source: ExecutionError) -> CqlOpenError {
+    CqlOpenError::Refused { context: context.into(), source: Box::new(source) }
 }

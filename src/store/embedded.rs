@@ -47,10 +47,10 @@ use crate::{domain::Timestamp, store::StoreError};
 /// the file.
 #[derive(Clone)]
 pub struct EmbeddedStore {
-    inner: Arc<Inner>,
+    inner: Arc<EmbeddedInner>,
 }
 
-struct Inner {
+struct EmbeddedInner {
     /// None in memory, where a second connection would be a second, empty store.
     readers: Option<Readers>,
     writer: Writer,
@@ -58,7 +58,7 @@ struct Inner {
 
 /// Why a store could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum EmbeddedOpenError {
     /// The place is wrong or closed to us.
     #[error(
         "cannot write {path}: {source}; create the folder, give this user the right to write in it, or change store.url"
@@ -116,7 +116,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// The file can't be written, is not ours, is too new, or is in use.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
+    pub fn open(path: &Path) -> Result<Self, EmbeddedOpenError> {
         let path = lock::full(path)?;
         let lock = Lock::take(&path)?;
         let writer = schema::open_file(&path)?;
@@ -128,7 +128,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// There is no memory or no thread left.
-    pub fn memory() -> Result<Self, OpenError> {
+    pub fn memory() -> Result<Self, EmbeddedOpenError> {
         Self::start(Path::new("memory"), schema::open_memory()?, None, None)
     }
 
@@ -137,9 +137,9 @@ impl EmbeddedStore {
         db: Connection,
         readers: Option<Readers>,
         lock: Option<Lock>,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, EmbeddedOpenError> {
         let writer = Writer::start(db, lock).map_err(|source| broken(path, source))?;
-        Ok(Self { inner: Arc::new(Inner { readers, writer }) })
+        Ok(Self { inner: Arc::new(EmbeddedInner { readers, writer }) })
     }
 
     /// Runs `work` in a transaction of the writer, which it may share with others; answers when it is
@@ -172,6 +172,6 @@ impl Store for EmbeddedStore {
     }
 }
 
-fn broken(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
-    OpenError::Broken { path: path.to_owned(), source: source.into() }
+fn broken(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EmbeddedOpenError {
+    EmbeddedOpenError::Broken { path: path.to_owned(), source: source.into() }
 }

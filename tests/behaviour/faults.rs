@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pushcast::{
     domain::{Counts, ProviderId, Timestamp},
-    store::{Route, RouteState, Routes as _},
+    store::{RouteRow, RouteState, Routes as _},
 };
 use sandbox::{FailureMode, Outage, TokenFault, TokenRule, Which};
 
@@ -49,7 +49,7 @@ async fn whatever_the_manner_of_an_outage_everybody_rings_once() {
 
 /// What an operator writes who has looked at the dead tokens.
 async fn release(w: &World, provider: ProviderId) {
-    let released = Route {
+    let released = RouteRow {
         state: RouteState::Released,
         since: Timestamp::now(),
         set_by: "ann".into(),

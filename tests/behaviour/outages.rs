@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pushcast::{
     domain::{Counts, ProviderId, Timestamp},
-    store::{Route, RouteState, Routes as _},
+    store::{RouteRow, RouteState, Routes as _},
 };
 use sandbox::{Answer, Outage};
 
@@ -195,7 +195,7 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_removes_hardly_any_before_s
             assert_eq!(w.outcomes_of("post:p1").len(), 0, "what is held is not settled");
 
             // They are asked again, are dead once more, and are believed.
-            let released = Route { state: RouteState::Released, ..running() };
+            let released = RouteRow { state: RouteState::Released, ..running() };
             w.store.set_route(ProviderId::Expo, &released).await.unwrap();
             assert_eq!(w.outcome_of("post:p1").await, Counts { dead: 300, ..Counts::default() });
             for phone in &phones {
@@ -206,6 +206,11 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_removes_hardly_any_before_s
 }
 
 /// What an operator writes who has looked.
-fn running() -> Route {
-    Route { state: RouteState::Running, since: Timestamp::now(), set_by: "ann".into(), detail: String::new() }
+fn running() -> RouteRow {
+    RouteRow {
+        state: RouteState::Running,
+        since: Timestamp::now(),
+        set_by: "ann".into(),
+        detail: String::new(),
+    }
 }

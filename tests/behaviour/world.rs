@@ -17,7 +17,7 @@ use pushcast::{
     events,
     http::Health,
     metrics::Metrics,
-    store::{Doses as _, Registry as _, Route, Routes as _, embedded::EmbeddedStore},
+    store::{Doses as _, Registry as _, RouteRow, Routes as _, embedded::EmbeddedStore},
     topology,
 };
 use sandbox::{Faults, Options, Sandbox, TakenMessage};
@@ -295,7 +295,7 @@ impl World {
         .await
     }
 
-    pub async fn route(&self, provider: ProviderId) -> Route {
+    pub async fn route(&self, provider: ProviderId) -> RouteRow {
         self.store.route(provider).await.unwrap()
     }
 

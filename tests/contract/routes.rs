@@ -2,7 +2,7 @@
 
 use pushcast::{
     domain::ProviderId,
-    store::{Route, RouteState, Store},
+    store::{RouteRow, RouteState, Store},
 };
 
 use super::at;
@@ -16,7 +16,7 @@ pub async fn a_route_runs_until_somebody_says_otherwise(store: &impl Store) {
 pub async fn a_route_is_read_as_it_was_set(store: &impl Store) {
     for (n, state) in (0..).zip(RouteState::ALL) {
         let route =
-            Route { state, since: at(n), set_by: format!("person {n}"), detail: "because".to_owned() };
+            RouteRow { state, since: at(n), set_by: format!("person {n}"), detail: "because".to_owned() };
         store.set_route(ProviderId::Fcm, &route).await.unwrap();
         assert_eq!(store.route(ProviderId::Fcm).await.unwrap(), route);
     }

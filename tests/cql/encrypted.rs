@@ -4,7 +4,7 @@ use std::env;
 
 use pushcast::store::{
     Settings, Store as _,
-    cql::{CqlStore, OpenError},
+    cql::{CqlOpenError, CqlStore},
 };
 use tempfile::TempDir;
 
@@ -34,9 +34,12 @@ async fn a_stranger_is_not_trusted() {
             .expect("it must not trust the node")
     };
     let refusal = open(STRANGER).await;
-    assert!(matches!(refusal, OpenError::Away { .. }), "{refusal}");
+    assert!(matches!(refusal, CqlOpenError::Away { .. }), "{refusal}");
     let refusal = open("no certificate").await;
-    assert!(matches!(refusal, OpenError::Tls { .. }) && refusal.to_string().contains("ca.pem"), "{refusal}");
+    assert!(
+        matches!(refusal, CqlOpenError::Tls { .. }) && refusal.to_string().contains("ca.pem"),
+        "{refusal}"
+    );
 }
 
 /// An authority that has signed nothing.

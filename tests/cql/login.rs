@@ -5,7 +5,7 @@
 
 use pushcast::store::{
     Cluster, Login, Settings,
-    cql::{CqlStore, OpenError},
+    cql::{CqlOpenError, CqlStore},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -62,7 +62,7 @@ fn text(text: &str) -> Vec<u8> {
     [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat()
 }
 
-async fn refusal(login: Option<Login>) -> OpenError {
+async fn refusal(login: Option<Login>) -> CqlOpenError {
     let mut tasks = JoinSet::new();
     let cluster = Cluster { nodes: vec![guarded_node(&mut tasks).await], login, keyspace: "push".to_owned() };
     CqlStore::open(&cluster, &Settings::default()).await.err().expect("nobody is let in")
@@ -71,7 +71,7 @@ async fn refusal(login: Option<Login>) -> OpenError {
 #[tokio::test]
 async fn a_missing_login_is_said_to_be_missing() {
     let refusal = refusal(None).await;
-    assert!(matches!(refusal, OpenError::NoLogin), "{refusal:?}");
+    assert!(matches!(refusal, CqlOpenError::NoLogin), "{refusal:?}");
     assert!(refusal.to_string().contains("scylla://user:password@"), "{refusal}");
 }
 
@@ -79,7 +79,7 @@ async fn a_missing_login_is_said_to_be_missing() {
 async fn a_wrong_login_is_said_to_be_wrong_and_its_password_is_not_shown() {
     let login = Login { user: "ada".to_owned(), password: "S3CRET".to_owned().into() };
     let refusal = refusal(Some(login)).await;
-    assert!(matches!(&refusal, OpenError::WrongLogin { said } if said == REFUSAL), "{refusal:?}");
+    assert!(matches!(&refusal, CqlOpenError::WrongLogin { said } if said == REFUSAL), "{refusal:?}");
     let said = refusal.to_string();
     assert!(
         said.contains("user or the password of store.url")

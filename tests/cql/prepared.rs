@@ -4,7 +4,7 @@ use pushcast::{
     domain::Timestamp,
     store::{
         Settings, Store as _,
-        cql::{CqlStore, OpenError},
+        cql::{CqlOpenError, CqlStore},
     },
 };
 use tokio::task::JoinSet;
@@ -29,7 +29,7 @@ async fn several_may_prepare_a_keyspace_at_once() {
     let cluster = keyspace::cluster(&name);
     let before =
         CqlStore::open(&cluster, &Settings::default()).await.err().expect("there is no such keyspace");
-    assert!(matches!(before, OpenError::NotInitialised { .. }), "{before}");
+    assert!(matches!(before, CqlOpenError::NotInitialised { .. }), "{before}");
 
     let mut at_once = JoinSet::new();
     for _ in 0..4 {

@@ -7,7 +7,7 @@
 use std::{error::Error, fmt};
 
 /// An error of whatever was asked.
-pub type Source = Box<dyn Error + Send + Sync>;
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A dependency did not answer, or refused for a reason that is not the record's fault: nothing was decided,
 /// and the same work may be tried again.
@@ -20,7 +20,7 @@ pub struct Unavailable {
     pub context: String,
     /// What it said, if anything.
     #[source]
-    pub source: Option<Source>,
+    pub source: Option<BoxError>,
 }
 
 /// It was refused for good: the same record would be refused again.
@@ -68,12 +68,12 @@ pub enum PublishError {
 
 impl Unavailable {
     /// `dependency` failed while `context`.
-    pub fn new(dependency: &'static str, context: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub fn new(dependency: &'static str, context: impl Into<String>, source: impl Into<BoxError>) -> Self {
         Self { dependency, context: context.into(), source: Some(source.into()) }
     }
 
     /// Kafka failed while `context`.
-    pub fn kafka(context: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub fn kafka(context: impl Into<String>, source: impl Into<BoxError>) -> Self {
         Self::new("Kafka", context, source)
     }
 }

@@ -20,7 +20,7 @@ mod topics;
 pub use self::{
     client::ClientError,
     consumer::{Assignment, DeadLetters, Stage, StageError, StageSpec, TopicPartition},
-    error::{Cause, HandlerError, PublishError, Rejected, Source, Unavailable},
+    error::{BoxError, Cause, HandlerError, PublishError, Rejected, Unavailable},
     log_throttle::LogThrottle,
     metrics::ConsumerMetrics,
     producer::Producer,

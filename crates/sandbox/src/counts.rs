@@ -18,7 +18,7 @@ use axum::http::Version;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Answer, FailureMode, ProviderStatistics, held, reply::Reply};
+use super::{Answer, FailureMode, ProviderStatistics, held, reply::HttpReply};
 
 /// A hash that is the same in every run.
 pub(super) fn hash(value: impl Hash) -> u64 {
@@ -29,12 +29,12 @@ pub(super) fn hash(value: impl Hash) -> u64 {
 
 /// The counters of one provider.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct MessageCounts {
     taken: AtomicU64,
     doubles: AtomicU64,
     answers: [AtomicU64; Answer::ALL.len()],
-    tokens: Seen,
-    sent: Seen,
+    tokens: SeenTokens,
+    sent: SeenTokens,
     requests: Mutex<Requests>,
 }
 
@@ -44,14 +44,14 @@ struct Requests {
     statuses: BTreeMap<u16, u64>,
     outages: BTreeMap<FailureMode, u64>,
     versions: BTreeMap<&'static str, u64>,
-    arrived: Window,
+    arrived: RateWindow,
     first_at: Option<Timestamp>,
     last_at: Option<Timestamp>,
 }
 
-// === impl Counts ===
+// === impl MessageCounts ===
 
-impl Counts {
+impl MessageCounts {
     /// A request with so many messages has come.
     pub fn arrived(&self, messages: u64, version: Version, at: Timestamp) {
         let mut requests = held(&self.requests);
@@ -66,7 +66,7 @@ impl Counts {
     }
 
     /// A request gets this answer.
-    pub fn replied(&self, reply: &Reply) {
+    pub fn replied(&self, reply: &HttpReply) {
         let mut requests = held(&self.requests);
         *requests.statuses.entry(reply.seen_status()).or_default() += 1;
         if let Some(manner) = reply.outage {
@@ -138,13 +138,13 @@ pub(super) fn version_label(version: Version) -> &'static str {
 
 /// How much came in the last second, and the most that ever came in a second.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(super) struct RateWindow {
     entries: VecDeque<(Instant, u64)>,
     sum: u64,
     peak: u64,
 }
 
-impl Window {
+impl RateWindow {
     const WIDTH: Duration = Duration::from_secs(1);
     /// What comes within this time of each other shares an entry: at most 10,000 entries, whatever the rate.
     const GRAIN: Duration = Duration::from_micros(100);
@@ -174,15 +174,15 @@ impl Window {
 
 /// A set of hashes that many threads fill.
 #[derive(Debug)]
-struct Seen([Mutex<HashSet<u64, BuildHasherDefault<Already>>>; 64]);
+struct SeenTokens([Mutex<HashSet<u64, BuildHasherDefault<Already>>>; 64]);
 
-impl Default for Seen {
+impl Default for SeenTokens {
     fn default() -> Self {
         Self(std::array::from_fn(|_| Mutex::default()))
     }
 }
 
-impl Seen {
+impl SeenTokens {
     /// Whether it was not there before.
     fn insert(&self, hash: u64) -> bool {
         // Neither the low bits nor the top seven: the set itself goes by those.
@@ -226,7 +226,7 @@ mod tests {
     fn the_peak_is_that_of_a_sliding_second() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut window = Window::default();
+        let mut window = RateWindow::default();
         for (ms, count) in [(0, 5), (900, 10), (1_100, 20), (1_899, 1), (1_901, 2), (5_000, 3)] {
             window.add(at(ms), count);
         }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_window_at_any_rate_has_few_entries() {
         let start = Instant::now();
-        let mut window = Window::default();
+        let mut window = RateWindow::default();
         for us in 0..2_000_000 {
             window.add(start + Duration::from_micros(us), 1);
         }
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_double_is_the_same_notification_to_the_same_token() {
-        let counts = Counts::default();
+        let counts = MessageCounts::default();
         for (token, notification) in [("a", "x"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "x")] {
             counts.take(token, hash(notification));
         }

@@ -13,12 +13,12 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use self::{
-    ticket::{Later, Ticket},
+    ticket::{TicketFate, TicketId},
     wire::Batch,
 };
 use super::{
     Answer, FailureMode, Faults, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, held,
-    reply::{Arrival, Reply, Reset, read},
+    reply::{HttpReply, RequestArrival, Reset, read},
 };
 
 mod ticket;
@@ -36,9 +36,9 @@ pub(super) async fn send(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), Arrival::new(parts));
+    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
     let reply = match &body {
-        Ok(body) => Sending { shared: &shared, faults: &faults.expo, arrival: &arrival }.answer(body),
+        Ok(body) => ExpoRequest { shared: &shared, faults: &faults.expo, arrival: &arrival }.answer(body),
         Err(status) => unreadable(*status),
     };
     shared.expo.counts.replied(&reply);
@@ -53,7 +53,7 @@ pub(super) async fn receipts(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), Arrival::new(parts));
+    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
     let reply = match &body {
         Ok(body) => answer_receipts(&shared, &faults, &arrival, body),
         Err(status) => unreadable(*status),
@@ -61,16 +61,16 @@ pub(super) async fn receipts(
     reply.give(faults.expo.latency, &reset).await
 }
 
-struct Sending<'a> {
+struct ExpoRequest<'a> {
     shared: &'a Shared,
     faults: &'a ProviderFaults,
-    arrival: &'a Arrival,
+    arrival: &'a RequestArrival,
 }
 
-impl Sending<'_> {
+impl ExpoRequest<'_> {
     /// The checks in the order in which a request meets them: who asks, is anybody there, is it well formed,
     /// is it too much, is it for one project. Then each message on its own.
-    fn answer(&self, body: &[u8]) -> Reply {
+    fn answer(&self, body: &[u8]) -> HttpReply {
         let counts = &self.shared.expo.counts;
         let batch = Batch::parse(body);
         let messages = batch.as_ref().map_or(0, Batch::len);
@@ -119,7 +119,7 @@ impl Sending<'_> {
         let tickets = self.tickets(batch, &found, body);
         counts.answered(Answer::Ok, tickets.taken);
         counts.answered(Answer::Dead, tickets.dead);
-        Reply::json(200, tickets.body)
+        HttpReply::json(200, tickets.body)
     }
 
     /// What is wrong with each token, in their order.
@@ -150,15 +150,15 @@ impl Sending<'_> {
                     answer.extend_from_slice(dead_ticket(token).as_bytes());
                     continue;
                 }
-                Some(TokenFault::Ghost) => Later::DeviceNotRegistered,
-                Some(TokenFault::Busy) => Later::MessageRateExceeded,
-                Some(TokenFault::Uncredentialed) => Later::InvalidCredentials,
-                _ if message.payload() > PAYLOAD_MAX => Later::MessageTooBig,
-                _ => Later::Ok,
+                Some(TokenFault::Ghost) => TicketFate::DeviceNotRegistered,
+                Some(TokenFault::Busy) => TicketFate::MessageRateExceeded,
+                Some(TokenFault::Uncredentialed) => TicketFate::InvalidCredentials,
+                _ if message.payload() > PAYLOAD_MAX => TicketFate::MessageTooBig,
+                _ => TicketFate::Ok,
             };
             tickets.taken += 1;
             answer.extend_from_slice(b"{\"status\":\"ok\",\"id\":\"");
-            answer.extend_from_slice(&Ticket { at_ms, later, sequence }.text());
+            answer.extend_from_slice(&TicketId { at_ms, later, sequence }.text());
             answer.extend_from_slice(b"\"}");
             self.shared.expo.counts.take(token, identity);
             if self.shared.options.remember > 0 {
@@ -195,7 +195,7 @@ struct Tickets {
 
 /// The refusal of a request whose tokens are of two projects. Only foreign ones are fine: they are sent to
 /// theirs.
-fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<Reply> {
+fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<HttpReply> {
     let is_foreign = |fault: &Option<TokenFault>| *fault == Some(TokenFault::Foreign);
     let foreign = found.iter().filter(|fault| is_foreign(fault)).count();
     if foreign == 0 || foreign == found.len() {
@@ -211,7 +211,7 @@ fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<Reply
     Some(error(400, "PUSH_TOO_MANY_EXPERIENCE_IDS", why, Some(json!(projects))))
 }
 
-fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &Arrival, body: &[u8]) -> Reply {
+fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &RequestArrival, body: &[u8]) -> HttpReply {
     held(&shared.receipts).requests += 1;
     if unauthorised(shared, &faults.expo, arrival) {
         return refused_credentials();
@@ -233,23 +233,23 @@ fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &Arrival, body: &[
     let now = Timestamp::now();
     let found: BTreeMap<_, _> = ids
         .iter()
-        .filter_map(|id| Some((id, Ticket::parse(id)?.receipt(now, faults.expo.receipt_delay)?)))
+        .filter_map(|id| Some((id, TicketId::parse(id)?.receipt(now, faults.expo.receipt_delay)?)))
         .collect();
     let mut statistics = held(&shared.receipts);
     statistics.asked += ids.len() as u64;
     statistics.given += found.len() as u64;
-    statistics.bad += found.values().filter(|later| **later != Later::Ok).count() as u64;
+    statistics.bad += found.values().filter(|later| **later != TicketFate::Ok).count() as u64;
     drop(statistics);
     let found: BTreeMap<_, _> = found.into_iter().map(|(id, later)| (id, later.receipt())).collect();
-    Reply::json(200, json!({ "data": found }).to_string())
+    HttpReply::json(200, json!({ "data": found }).to_string())
 }
 
-fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &Arrival) -> bool {
+fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &RequestArrival) -> bool {
     let wanted = shared.options.expo_access_token.as_deref();
     faults.credentials_refused || (wanted.is_some() && wanted != arrival.bearer())
 }
 
-fn refused_credentials() -> Reply {
+fn refused_credentials() -> HttpReply {
     error(
         403,
         "UNAUTHORIZED",
@@ -258,18 +258,18 @@ fn refused_credentials() -> Reply {
     )
 }
 
-fn too_many(faults: &ProviderFaults) -> Reply {
+fn too_many(faults: &ProviderFaults) -> HttpReply {
     let limit = faults.rate_limit.unwrap_or_default();
     let why = format!("Exceeded {limit} notifications per second, please try again.");
     error(429, "TOO_MANY_REQUESTS", &why, None).retry_after(faults.retry_after)
 }
 
 /// `taken` is what a success would say, if the messages were taken all the same.
-fn down(outage: &Outage, taken: Option<Vec<u8>>) -> Reply {
+fn down(outage: &Outage, taken: Option<Vec<u8>>) -> HttpReply {
     let reply = match (outage.manner, taken) {
-        (FailureMode::Html, _) => Reply::html(outage.status),
-        (FailureMode::Short, taken) => Reply::json(200, without_the_last(&taken.unwrap_or_default())),
-        (FailureMode::Drip, Some(taken)) => Reply::json(200, taken),
+        (FailureMode::Html, _) => HttpReply::html(outage.status),
+        (FailureMode::Short, taken) => HttpReply::json(200, without_the_last(&taken.unwrap_or_default())),
+        (FailureMode::Drip, Some(taken)) => HttpReply::json(200, taken),
         _ => error_of(outage.status),
     };
     reply.retry_after(outage.retry_after).of_outage(outage.manner)
@@ -283,7 +283,7 @@ fn without_the_last(answer: &[u8]) -> String {
     json!({ "data": tickets.unwrap_or_default() }).to_string()
 }
 
-fn error_of(status: u16) -> Reply {
+fn error_of(status: u16) -> HttpReply {
     match status {
         429 => {
             error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None)
@@ -292,20 +292,20 @@ fn error_of(status: u16) -> Reply {
             error(status, "UNAUTHORIZED", "Insufficient permissions to send push notifications.", None)
         }
         500 => error(500, "INTERNAL_SERVER_ERROR", "An unknown error occurred.", None),
-        status => Reply::html(status),
+        status => HttpReply::html(status),
     }
 }
 
-fn unreadable(status: StatusCode) -> Reply {
+fn unreadable(status: StatusCode) -> HttpReply {
     error(status.as_u16(), "API_ERROR", "The request body could not be read.", None)
 }
 
-fn error(status: u16, code: &str, message: &str, details: Option<serde_json::Value>) -> Reply {
+fn error(status: u16, code: &str, message: &str, details: Option<serde_json::Value>) -> HttpReply {
     let mut error = json!({ "code": code, "message": message });
     if let Some(details) = details {
         error["details"] = details;
     }
-    Reply::json(status, json!({ "errors": [error] }).to_string())
+    HttpReply::json(status, json!({ "errors": [error] }).to_string())
 }
 
 fn dead_ticket(token: &str) -> String {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::{Faults, Outage, ProviderFaults, Shared, TokenFault, counts::Window, held};
+use super::{Faults, Outage, ProviderFaults, Shared, TokenFault, counts::RateWindow, held};
 
 /// Sets faults while the sandbox runs.
 #[derive(Clone, Debug)]
@@ -49,10 +49,10 @@ impl ProviderFaults {
 
 /// An outage that may be going on.
 #[derive(Debug, Default)]
-pub(super) struct Down(Mutex<Option<Running>>);
+pub(super) struct Down(Mutex<Option<RunningOutage>>);
 
 #[derive(Debug)]
-struct Running {
+struct RunningOutage {
     outage: Outage,
     since: Instant,
 }
@@ -62,7 +62,7 @@ impl Down {
     pub fn meets(&self, now: Instant) -> Option<Outage> {
         let mut running = held(&self.0);
         let met = current(running.as_ref(), now);
-        if let Some(Running { outage: Outage { requests: Some(left), .. }, .. }) =
+        if let Some(RunningOutage { outage: Outage { requests: Some(left), .. }, .. }) =
             running.as_mut().filter(|_| met.is_some())
         {
             *left -= 1;
@@ -71,7 +71,7 @@ impl Down {
     }
 
     fn set(&self, outage: Option<Outage>, now: Instant) {
-        *held(&self.0) = outage.map(|outage| Running { outage, since: now });
+        *held(&self.0) = outage.map(|outage| RunningOutage { outage, since: now });
     }
 
     fn now(&self, now: Instant) -> Option<Outage> {
@@ -80,8 +80,8 @@ impl Down {
 }
 
 /// The outage, if it is not over, with the time that is left of it.
-fn current(running: Option<&Running>, now: Instant) -> Option<Outage> {
-    let Running { outage, since } = running?;
+fn current(running: Option<&RunningOutage>, now: Instant) -> Option<Outage> {
+    let RunningOutage { outage, since } = running?;
     let mut outage = outage.clone();
     if let Some(lasting) = &mut outage.lasting {
         *lasting = (*since + *lasting).checked_duration_since(now).filter(|left| !left.is_zero())?;
@@ -91,7 +91,7 @@ fn current(running: Option<&Running>, now: Instant) -> Option<Outage> {
 
 /// The messages that a rate limit has let pass.
 #[derive(Debug, Default)]
-pub(super) struct Admitted(Mutex<Window>);
+pub(super) struct Admitted(Mutex<RateWindow>);
 
 impl Admitted {
     /// Whether so many more messages stay within the limit; they are then counted. What is refused does not

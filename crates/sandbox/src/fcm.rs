@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use self::wire::{Envelope, Fault, Target};
 use super::{
     Answer, FailureMode, Faults, Outage, Provider, Shared, TakenMessage, TokenFault,
-    reply::{Arrival, Reply, Reset, read},
+    reply::{HttpReply, RequestArrival, Reset, read},
 };
 
 mod wire;
@@ -27,25 +27,25 @@ pub(super) async fn send(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), Arrival::new(parts));
+    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
     let reply = match &body {
-        Ok(body) => Sending { shared: &shared, faults: &faults, arrival: &arrival }.answer(&project, body),
+        Ok(body) => FcmRequest { shared: &shared, faults: &faults, arrival: &arrival }.answer(&project, body),
         Err(status) => error(status.as_u16(), "INVALID_ARGUMENT", "The request body could not be read.", &[]),
     };
     shared.fcm.counts.replied(&reply);
     reply.give(faults.fcm.latency, &reset).await
 }
 
-struct Sending<'a> {
+struct FcmRequest<'a> {
     shared: &'a Shared,
     faults: &'a Faults,
-    arrival: &'a Arrival,
+    arrival: &'a RequestArrival,
 }
 
-impl Sending<'_> {
+impl FcmRequest<'_> {
     /// The checks in the order in which a request meets them: who asks, is anybody there, is there such a
     /// project, is it well formed, is it too much. Then the token.
-    fn answer(&self, project: &str, body: &[u8]) -> Reply {
+    fn answer(&self, project: &str, body: &[u8]) -> HttpReply {
         let counts = &self.shared.fcm.counts;
         let message = Envelope::parse(body);
         counts.arrived(u64::from(message.is_ok()), self.arrival.version, self.arrival.at);
@@ -81,7 +81,7 @@ impl Sending<'_> {
         self.judge(project, envelope, body)
     }
 
-    fn judge(&self, project: &str, envelope: &Envelope, body: &[u8]) -> Reply {
+    fn judge(&self, project: &str, envelope: &Envelope, body: &[u8]) -> HttpReply {
         let (answer, reply) = match self.fault(&envelope.target) {
             Some(TokenFault::Dead) => (
                 Answer::Dead,
@@ -104,7 +104,7 @@ impl Sending<'_> {
                 )
             }
             Some(TokenFault::Ghost) | None => {
-                (Answer::Ok, Reply::json(200, self.take(project, envelope, body)))
+                (Answer::Ok, HttpReply::json(200, self.take(project, envelope, body)))
             }
         };
         self.shared.fcm.counts.answered(answer, 1);
@@ -159,18 +159,18 @@ impl Sending<'_> {
     }
 
     /// `taken` is what a success would say, if the message was taken all the same.
-    fn down(&self, outage: &Outage, taken: Option<String>) -> Reply {
+    fn down(&self, outage: &Outage, taken: Option<String>) -> HttpReply {
         let reply = match (outage.manner, taken) {
-            (FailureMode::Html, _) => Reply::html(outage.status),
-            (FailureMode::Short, _) => Reply::json(200, "{}"),
-            (FailureMode::Drip, Some(taken)) => Reply::json(200, taken),
+            (FailureMode::Html, _) => HttpReply::html(outage.status),
+            (FailureMode::Short, _) => HttpReply::json(200, "{}"),
+            (FailureMode::Drip, Some(taken)) => HttpReply::json(200, taken),
             _ => self.error_of(outage.status),
         };
         let after = outage.retry_after.or(reply.retry_after);
         reply.retry_after(after).of_outage(outage.manner)
     }
 
-    fn error_of(&self, status: u16) -> Reply {
+    fn error_of(&self, status: u16) -> HttpReply {
         match status {
             401 => unauthenticated(),
             403 => error(
@@ -188,12 +188,12 @@ impl Sending<'_> {
                 &[fcm_error("UNAVAILABLE")],
             ),
             504 => error(504, "DEADLINE_EXCEEDED", "Deadline exceeded.", &[]),
-            status => Reply::html(status),
+            status => HttpReply::html(status),
         }
     }
 
     /// What a project gets that sends too much: without an FcmError, as seen in the wild.
-    fn project_quota(&self) -> Reply {
+    fn project_quota(&self) -> HttpReply {
         let limit = self.faults.fcm.rate_limit.unwrap_or_default();
         let why = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service 'fcm.googleapis.com' \
                    for consumer 'project_number:1234567890'.";
@@ -224,7 +224,7 @@ impl Sending<'_> {
 }
 
 /// What one device gets that is sent too much.
-fn device_quota(target: &Target) -> Reply {
+fn device_quota(target: &Target) -> HttpReply {
     let violation = json!({
         "@type": "type.googleapis.com/google.rpc.QuotaFailure",
         "violations": [{
@@ -240,7 +240,7 @@ fn device_quota(target: &Target) -> Reply {
     )
 }
 
-fn unauthenticated() -> Reply {
+fn unauthenticated() -> HttpReply {
     let why = "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication \
                credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.";
     let info = json!({
@@ -253,7 +253,7 @@ fn unauthenticated() -> Reply {
 }
 
 /// A payload that FCM refuses, whoever it is for.
-fn refused(fault: &Fault) -> Reply {
+fn refused(fault: &Fault) -> HttpReply {
     let violation = json!({
         "@type": "type.googleapis.com/google.rpc.BadRequest",
         "fieldViolations": [{ "field": fault.field, "description": fault.why }],
@@ -266,8 +266,8 @@ fn fcm_error(code: &str) -> Value {
     json!({ "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": code })
 }
 
-fn error(code: u16, status: &str, message: &str, details: &[Value]) -> Reply {
-    Reply::json(code, google_error(code, status, message, details).to_string())
+fn error(code: u16, status: &str, message: &str, details: &[Value]) -> HttpReply {
+    HttpReply::json(code, google_error(code, status, message, details).to_string())
 }
 
 /// The form that all of Google's errors have.

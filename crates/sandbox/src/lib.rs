@@ -199,7 +199,7 @@ struct Shared {
 /// What a provider keeps.
 #[derive(Debug, Default)]
 struct Side {
-    counts: counts::Counts,
+    counts: counts::MessageCounts,
     down: faults::Down,
     admitted: faults::Admitted,
 }

@@ -37,7 +37,7 @@ use super::{
     FailureMode, Outage, Shared,
     fcm::google_error,
     held,
-    reply::{Reply, Reset},
+    reply::{HttpReply, Reset},
 };
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
@@ -49,13 +49,13 @@ const KNOWN_MAX: usize = 1000;
 /// The service account and what it was given.
 #[derive(Default)]
 pub(super) struct Oauth {
-    account: OnceLock<Account>,
+    account: OnceLock<IssuedAccount>,
     /// Access tokens and when they expire.
     known: Mutex<VecDeque<(String, Instant)>>,
     issued: AtomicU64,
 }
 
-struct Account {
+struct IssuedAccount {
     key: KeyPair,
     pem: String,
 }
@@ -81,7 +81,7 @@ pub(super) async fn token(
 impl Oauth {
     /// The JSON file of the service account. The first call makes its key.
     pub fn service_account(&self, project: &str, url: &str) -> String {
-        let account = self.account.get_or_init(Account::generate);
+        let account = self.account.get_or_init(IssuedAccount::generate);
         let json = json!({
             "type": "service_account",
             "project_id": project,
@@ -113,7 +113,7 @@ impl Oauth {
         self.issued.store(0, Relaxed);
     }
 
-    fn issue(&self, lifetime: Duration) -> Reply {
+    fn issue(&self, lifetime: Duration) -> HttpReply {
         let token = format!("ya29.sandbox-{:032x}", rand::random::<u128>());
         let now = Instant::now();
         let mut known = held(&self.known);
@@ -124,7 +124,7 @@ impl Oauth {
         known.push_back((token.clone(), now + lifetime));
         self.issued.fetch_add(1, Relaxed);
         let body = json!({ "access_token": token, "expires_in": lifetime.as_secs(), "token_type": "Bearer" });
-        Reply::json(200, body.to_string())
+        HttpReply::json(200, body.to_string())
     }
 
     /// Whether a form holds an assertion that the service account's key has signed, for here and now.
@@ -153,7 +153,7 @@ impl Oauth {
     }
 }
 
-impl Account {
+impl IssuedAccount {
     #[expect(
         clippy::expect_used,
         reason = "a sandbox without a key is no use, and making one fails only without memory"
@@ -194,15 +194,15 @@ fn decode(part: &str) -> Option<Value> {
     serde_json::from_slice(&BASE64URL.decode(part).ok()?).ok()
 }
 
-fn refused(why: &str) -> Reply {
-    Reply::json(400, json!({ "error": "invalid_grant", "error_description": why }).to_string())
+fn refused(why: &str) -> HttpReply {
+    HttpReply::json(400, json!({ "error": "invalid_grant", "error_description": why }).to_string())
 }
 
-fn down(outage: &Outage) -> Reply {
+fn down(outage: &Outage) -> HttpReply {
     let reply = match outage.manner {
-        FailureMode::Html => Reply::html(outage.status),
+        FailureMode::Html => HttpReply::html(outage.status),
         FailureMode::Short => {
-            Reply::json(200, json!({ "expires_in": 3599, "token_type": "Bearer" }).to_string())
+            HttpReply::json(200, json!({ "expires_in": 3599, "token_type": "Bearer" }).to_string())
         }
         FailureMode::Error | FailureMode::Hang | FailureMode::Reset | FailureMode::Drip => {
             error_of(outage.status)
@@ -211,7 +211,10 @@ fn down(outage: &Outage) -> Reply {
     reply.retry_after(outage.retry_after).of_outage(outage.manner)
 }
 
-fn error_of(code: u16) -> Reply {
+fn error_of(code: u16) -> HttpReply {
     let status = if code == 503 { "UNAVAILABLE" } else { "INTERNAL" };
-    Reply::json(code, google_error(code, status, "The service is currently unavailable.", &[]).to_string())
+    HttpReply::json(
+        code,
+        google_error(code, status, "The service is currently unavailable.", &[]).to_string(),
+    )
 }

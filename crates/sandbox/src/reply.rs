@@ -26,13 +26,13 @@ const BODY_MAX: usize = 8 << 20;
 
 /// What is known of a request beside its body.
 #[derive(Debug)]
-pub(super) struct Arrival {
+pub(super) struct RequestArrival {
     pub version: Version,
     pub headers: HeaderMap,
     pub at: Timestamp,
 }
 
-impl Arrival {
+impl RequestArrival {
     pub fn new(parts: Parts) -> Self {
         Self { version: parts.version, headers: parts.headers, at: Timestamp::now() }
     }
@@ -71,7 +71,7 @@ pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Statu
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct HttpReply {
     pub status: u16,
     pub body: Vec<u8>,
     pub html: bool,
@@ -80,7 +80,7 @@ pub(super) struct Reply {
     pub outage: Option<FailureMode>,
 }
 
-impl Reply {
+impl HttpReply {
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, body: body.into(), html: false, retry_after: None, outage: None }
     }
@@ -138,7 +138,7 @@ impl Reply {
     }
 }
 
-impl IntoResponse for Reply {
+impl IntoResponse for HttpReply {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.body));
         *response.status_mut() =

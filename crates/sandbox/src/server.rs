@@ -54,7 +54,7 @@ async fn converse(stream: TcpStream, router: Router) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http2().max_concurrent_streams(STREAMS_MAX);
     let service = TowerToHyperService::new(router.layer(Extension(reset.clone())));
-    let stream = Gathered { stream, reset: reset.clone() };
+    let stream = GatheredReads { stream, reset: reset.clone() };
     // A connection that breaks is the client's affair; it knows.
     let _broken = reset.0.run_until_cancelled(server.serve_connection(TokioIo::new(stream), service)).await;
 }
@@ -62,12 +62,12 @@ async fn converse(stream: TcpStream, router: Router) {
 /// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
 /// made, one system call an answer; to this one it writes what it has once a turn, which makes small answers
 /// several times cheaper.
-struct Gathered {
+struct GatheredReads {
     stream: TcpStream,
     reset: Reset,
 }
 
-impl Drop for Gathered {
+impl Drop for GatheredReads {
     fn drop(&mut self) {
         if self.reset.0.is_cancelled() {
             // What is closed without lingering is reset. If that fails the client sees an early end, which is
@@ -77,7 +77,7 @@ impl Drop for Gathered {
     }
 }
 
-impl AsyncRead for Gathered {
+impl AsyncRead for GatheredReads {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,7 +87,7 @@ impl AsyncRead for Gathered {
     }
 }
 
-impl AsyncWrite for Gathered {
+impl AsyncWrite for GatheredReads {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

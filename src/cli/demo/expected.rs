@@ -9,7 +9,7 @@ use pushcast::{
     store::Census,
 };
 
-use super::scenario::{Condition, Phone, Step, profile};
+use super::scenario::{Condition, Phone, ScenarioStep, profile};
 
 /// A notification, as the sandbox can tell it apart: `post:walk` or `dose:daily-1`.
 pub type Name = String;
@@ -24,7 +24,7 @@ pub struct Expected {
     /// The tokens in `invalid-tokens`.
     pub invalid: BTreeSet<String>,
     /// What `push-outcomes` says of each notification, and for doses of each provider.
-    pub outcomes: BTreeMap<(String, Option<ProviderId>), Outcome>,
+    pub outcomes: BTreeMap<(String, Option<ProviderId>), ExpectedOutcome>,
     /// Records in `dead-letters`.
     pub dead_letters: u64,
     /// What the store holds.
@@ -33,7 +33,7 @@ pub struct Expected {
 
 /// The outcome of a notification, as far as it does not depend on the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct ExpectedOutcome {
     /// Of a dose.
     pub of_dose: Option<DoseOutcome>,
     /// Its messages.
@@ -42,15 +42,15 @@ pub struct Outcome {
 
 /// The phones as they are while records come.
 #[derive(Default)]
-struct Phones(BTreeMap<Phone, State>);
+struct Phones(BTreeMap<Phone, PhoneState>);
 
-struct State {
+struct PhoneState {
     owner: Option<String>,
     is_active: bool,
 }
 
 /// A dose of a regimen that waits for its minute.
-struct Waiting<'a> {
+struct PendingDose<'a> {
     user: &'a str,
     due: Timestamp,
     rings: bool,
@@ -58,28 +58,28 @@ struct Waiting<'a> {
 
 impl Expected {
     /// What must come of these records.
-    pub fn of(steps: &[Step]) -> Self {
+    pub fn of(steps: &[ScenarioStep]) -> Self {
         let (mut expected, mut phones) = (Self::default(), Phones::default());
-        let mut waiting: BTreeMap<&str, Waiting> = BTreeMap::new();
+        let mut waiting: BTreeMap<&str, PendingDose> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Registered { phone, owner, previous } => {
+                ScenarioStep::Registered { phone, owner, previous } => {
                     phones.register(*phone, owner.clone(), *previous)
                 }
-                Step::Unregistered { phone } => phones.end(*phone),
-                Step::UserDeleted { user } => phones.end_all_of(user),
-                Step::Posted { post, author, users } => {
+                ScenarioStep::Unregistered { phone } => phones.end(*phone),
+                ScenarioStep::UserDeleted { user } => phones.end_all_of(user),
+                ScenarioStep::Posted { post, author, users } => {
                     expected.broadcast(&mut phones, post, author, users.as_deref())
                 }
-                Step::Dose { regimen, user, at } => expected.dose(&phones, regimen, user, *at),
-                Step::Regimen { id, user, zone, due, last_day } => {
+                ScenarioStep::Dose { regimen, user, at } => expected.dose(&phones, regimen, user, *at),
+                ScenarioStep::Regimen { id, user, zone, due, last_day } => {
                     let is_over = last_day.is_some_and(|last| {
                         TimeZone::get(zone).is_ok_and(|zone| due.to_zoned(zone).date() > last)
                     });
-                    waiting.insert(id, Waiting { user, due: *due, rings: !is_over });
+                    waiting.insert(id, PendingDose { user, due: *due, rings: !is_over });
                 }
-                Step::RegimenRemoved { id } => drop(waiting.remove(id.as_str())),
-                Step::Unreadable => expected.dead_letters += 1,
+                ScenarioStep::RegimenRemoved { id } => drop(waiting.remove(id.as_str())),
+                ScenarioStep::Unreadable => expected.dead_letters += 1,
             }
         }
         for (id, dose) in waiting.into_iter().filter(|(_, dose)| dose.rings) {
@@ -135,7 +135,7 @@ impl Expected {
                 counts.sent += 1;
             }
         }
-        self.outcomes.insert((name.clone(), None), Outcome { of_dose: None, counts });
+        self.outcomes.insert((name.clone(), None), ExpectedOutcome { of_dose: None, counts });
         self.pushes.insert(name, taken);
     }
 
@@ -150,13 +150,15 @@ impl Expected {
         }
         for (provider, sent) in &by_provider {
             let counts = Counts { sent: *sent, ..Counts::default() };
-            self.outcomes
-                .insert((id.clone(), Some(*provider)), Outcome { of_dose: Some(DoseOutcome::Sent), counts });
+            self.outcomes.insert(
+                (id.clone(), Some(*provider)),
+                ExpectedOutcome { of_dose: Some(DoseOutcome::Sent), counts },
+            );
         }
         if rung.is_empty() {
             self.outcomes.insert(
                 (id, None),
-                Outcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() },
+                ExpectedOutcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() },
             );
         }
         self.pushes.insert(format!("dose:{regimen}"), rung);
@@ -168,7 +170,7 @@ impl Phones {
         if let Some(previous) = previous {
             self.end(previous);
         }
-        self.0.insert(phone, State { owner, is_active: true });
+        self.0.insert(phone, PhoneState { owner, is_active: true });
     }
 
     fn end(&mut self, phone: Phone) {
@@ -214,8 +216,8 @@ mod tests {
         Phone { provider: EXPO, number }
     }
 
-    fn registered(number: u32, owner: &str) -> Step {
-        Step::Registered { phone: phone(number), owner: Some(owner.to_owned()), previous: None }
+    fn registered(number: u32, owner: &str) -> ScenarioStep {
+        ScenarioStep::Registered { phone: phone(number), owner: Some(owner.to_owned()), previous: None }
     }
 
     fn takers(expected: &Expected, name: &str) -> Vec<String> {
@@ -231,7 +233,7 @@ mod tests {
             registered(29, "dan"),
             scenario::post_for_everybody("a", 9),
             scenario::post_for_everybody("a", 9),
-            Step::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
+            ScenarioStep::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
         ];
         let expected = Expected::of(&steps);
         assert_eq!(takers(&expected, "post:a"), [phone(0), phone(2), phone(29)].map(Phone::token));
@@ -249,7 +251,7 @@ mod tests {
     #[test]
     fn a_phone_that_has_moved_rings_for_its_new_owner_only() {
         let to = |user: &str| vec![user.to_owned()];
-        let post = |post: &str, users| Step::Posted {
+        let post = |post: &str, users| ScenarioStep::Posted {
             post: post.to_owned(),
             author: "x".to_owned(),
             users: Some(users),
@@ -270,9 +272,9 @@ mod tests {
             registered(0, "ann"),
             registered(2, "bob"),
             registered(4, "cat"),
-            Step::UserDeleted { user: "ann".to_owned() },
-            Step::Unregistered { phone: phone(2) },
-            Step::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
+            ScenarioStep::UserDeleted { user: "ann".to_owned() },
+            ScenarioStep::Unregistered { phone: phone(2) },
+            ScenarioStep::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
             scenario::post_for_everybody("a", 9),
         ];
         assert_eq!(takers(&Expected::of(&steps), "post:a"), [phone(6).token()]);

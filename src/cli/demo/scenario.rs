@@ -46,7 +46,7 @@ pub enum Condition {
 
 /// A record that the demonstration publishes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum ScenarioStep {
     /// A token is alive; `owner` is nobody before login.
     Registered { phone: Phone, owner: Option<String>, previous: Option<Phone> },
     /// Its user has logged out.
@@ -148,100 +148,106 @@ pub fn newcomer(number: u32) -> String {
 // === What happens to them ===
 
 /// Every phone is registered.
-pub fn registrations() -> Vec<Step> {
-    Phone::all().map(|phone| Step::Registered { phone, owner: phone.owner(), previous: None }).collect()
+pub fn registrations() -> Vec<ScenarioStep> {
+    Phone::all()
+        .map(|phone| ScenarioStep::Registered { phone, owner: phone.owner(), previous: None })
+        .collect()
 }
 
 /// What happens then: phones move, get new tokens, are registered twice, are logged out; users go; a line
 /// makes no sense.
-pub fn changes() -> Vec<Step> {
-    let mut steps = vec![Step::Unreadable];
+pub fn changes() -> Vec<ScenarioStep> {
+    let mut steps = vec![ScenarioStep::Unreadable];
     for phone in Phone::all() {
         if phone.moves() {
-            steps.push(Step::Registered { phone, owner: Some(newcomer(phone.number)), previous: None });
+            steps.push(ScenarioStep::Registered {
+                phone,
+                owner: Some(newcomer(phone.number)),
+                previous: None,
+            });
         }
         if let Some(new) = phone.replacement() {
-            steps.push(Step::Registered { phone: new, owner: phone.owner(), previous: Some(phone) });
+            steps.push(ScenarioStep::Registered { phone: new, owner: phone.owner(), previous: Some(phone) });
         }
         if phone.number % 500 == 2 {
-            steps.push(Step::Registered { phone, owner: phone.owner(), previous: None });
+            steps.push(ScenarioStep::Registered { phone, owner: phone.owner(), previous: None });
         }
         if phone.is_logged_out() {
-            steps.push(Step::Unregistered { phone });
+            steps.push(ScenarioStep::Unregistered { phone });
         }
     }
     steps.extend(
         (31..Phone::count(ProviderId::Fcm))
             .step_by(1_000)
-            .map(|number| Step::UserDeleted { user: user(number) }),
+            .map(|number| ScenarioStep::UserDeleted { user: user(number) }),
     );
     steps
 }
 
 /// What [`changes`] do, in words.
-pub fn told(changes: &[Step]) -> String {
-    let count = |is: fn(&Step) -> bool| changes.iter().filter(|step| is(step)).count();
+pub fn told(changes: &[ScenarioStep]) -> String {
+    let count = |is: fn(&ScenarioStep) -> bool| changes.iter().filter(|step| is(step)).count();
     format!(
         "{} change hands, {} get a new token, {} are registered again, {} are logged out, {} users go, {} line is no JSON",
         count(
-            |step| matches!(step, Step::Registered { owner: Some(owner), .. } if owner.starts_with("newcomer"))
+            |step| matches!(step, ScenarioStep::Registered { owner: Some(owner), .. } if owner.starts_with("newcomer"))
         ),
-        count(|step| matches!(step, Step::Registered { previous: Some(_), .. })),
-        count(|step| matches!(step, Step::Registered { phone, .. } if phone.number % 500 == 2)),
-        count(|step| matches!(step, Step::Unregistered { .. })),
-        count(|step| matches!(step, Step::UserDeleted { .. })),
-        count(|step| *step == Step::Unreadable),
+        count(|step| matches!(step, ScenarioStep::Registered { previous: Some(_), .. })),
+        count(|step| matches!(step, ScenarioStep::Registered { phone, .. } if phone.number % 500 == 2)),
+        count(|step| matches!(step, ScenarioStep::Unregistered { .. })),
+        count(|step| matches!(step, ScenarioStep::UserDeleted { .. })),
+        count(|step| *step == ScenarioStep::Unreadable),
     )
 }
 
 /// A post for everybody.
-pub fn post_for_everybody(post: &str, author: u32) -> Step {
-    Step::Posted { post: post.to_owned(), author: user(author), users: None }
+pub fn post_for_everybody(post: &str, author: u32) -> ScenarioStep {
+    ScenarioStep::Posted { post: post.to_owned(), author: user(author), users: None }
 }
 
 /// A post for named users: some who have lost their phone to a newcomer, these newcomers, some who are gone,
 /// somebody whom nobody knows, and the author, who is not told.
-pub fn post_for_some(post: &str, author: u32) -> Step {
+pub fn post_for_some(post: &str, author: u32) -> ScenarioStep {
     let moved =
         Phone::all().filter(|phone| phone.number < 600 && phone.provider == ProviderId::Fcm && phone.moves());
     let users = (0..600)
         .map(user)
         .chain(moved.map(|phone| newcomer(phone.number)))
         .chain(["nobody-knows".to_owned()]);
-    Step::Posted { post: post.to_owned(), author: user(author), users: Some(users.collect()) }
+    ScenarioStep::Posted { post: post.to_owned(), author: user(author), users: Some(users.collect()) }
 }
 
 /// Regimens with a dose at `due`, each at that minute of its own zone. Most ring; one ended yesterday, one is
 /// removed again, one is of a user who has lost the phone and one of the newcomer who has it now.
-pub fn regimens(due: Timestamp) -> Vec<Step> {
-    let of = |id: String, user: String, zone: &'static str, last_day: Option<Date>| Step::Regimen {
+pub fn regimens(due: Timestamp) -> Vec<ScenarioStep> {
+    let of = |id: String, user: String, zone: &'static str, last_day: Option<Date>| ScenarioStep::Regimen {
         id,
         user,
         zone,
         due,
         last_day,
     };
-    let mut steps: Vec<Step> = (0..PATIENTS)
+    let mut steps: Vec<ScenarioStep> = (0..PATIENTS)
         .zip(ZONES.iter().cycle())
         .map(|(n, zone)| of(format!("daily-{n}"), user(1_000 + 2 * n), zone, None))
         .collect();
     let yesterday = local_date(due, ZONES[0]).and_then(|today| today.yesterday().ok());
     steps.push(of("ended".to_owned(), user(2_000), ZONES[0], yesterday));
     steps.push(of("removed".to_owned(), user(2_002), ZONES[1], None));
-    steps.push(Step::RegimenRemoved { id: "removed".to_owned() });
+    steps.push(ScenarioStep::RegimenRemoved { id: "removed".to_owned() });
     steps.push(of("phone-lost".to_owned(), user(43), ZONES[2], None));
     steps.push(of("phone-found".to_owned(), newcomer(43), ZONES[3], None));
     steps
 }
 
 /// One dose that upstream publishes twice.
-pub fn dose_twice(at: Timestamp) -> Vec<Step> {
-    vec![Step::Dose { regimen: "twice".to_owned(), user: user(3_000), at }; 2]
+pub fn dose_twice(at: Timestamp) -> Vec<ScenarioStep> {
+    vec![ScenarioStep::Dose { regimen: "twice".to_owned(), user: user(3_000), at }; 2]
 }
 
 /// The `n`th reminder, for somebody whose phones are fine, one by Expo and one by FCM.
-pub fn reminder(n: u32, at: Timestamp) -> Step {
-    Step::Dose { regimen: format!("reminder-{n}"), user: user(4_000 + 2 * (n % 900)), at }
+pub fn reminder(n: u32, at: Timestamp) -> ScenarioStep {
+    ScenarioStep::Dose { regimen: format!("reminder-{n}"), user: user(4_000 + 2 * (n % 900)), at }
 }
 
 fn local_date(at: Timestamp, zone: &str) -> Option<Date> {
@@ -250,7 +256,7 @@ fn local_date(at: Timestamp, zone: &str) -> Option<Date> {
 
 // === As any producer would write it ===
 
-impl Step {
+impl ScenarioStep {
     /// The record.
     pub fn message(&self) -> Message {
         match self {
@@ -340,7 +346,7 @@ mod tests {
             .into_iter()
             .chain(changes())
             .filter_map(|step| match step {
-                Step::Registered { phone, .. } => Some(phone),
+                ScenarioStep::Registered { phone, .. } => Some(phone),
                 _ => None,
             })
             .collect();
@@ -368,11 +374,11 @@ mod tests {
         for step in changes() {
             match step {
                 // Registered twice, by the same user.
-                Step::Registered { phone, owner, previous: None } if owner == phone.owner() => {}
-                Step::Registered { phone, .. } | Step::Unregistered { phone } => {
+                ScenarioStep::Registered { phone, owner, previous: None } if owner == phone.owner() => {}
+                ScenarioStep::Registered { phone, .. } | ScenarioStep::Unregistered { phone } => {
                     assert_eq!(phone.number % 2, 1)
                 }
-                Step::UserDeleted { user } => assert!(user.ends_with('1')),
+                ScenarioStep::UserDeleted { user } => assert!(user.ends_with('1')),
                 _ => {}
             }
         }
@@ -386,14 +392,17 @@ mod tests {
     #[test]
     fn every_record_is_what_its_topic_wants() {
         let due = "2026-11-20T01:00:00Z".parse().unwrap();
-        for step in
-            registrations().into_iter().take(50).chain(changes()).filter(|step| *step != Step::Unreadable)
+        for step in registrations()
+            .into_iter()
+            .take(50)
+            .chain(changes())
+            .filter(|step| *step != ScenarioStep::Unreadable)
         {
             let Message { key, value, .. } = step.message();
             let change = device_tokens::read(key.as_deref(), value.as_deref()).unwrap();
             assert_eq!(
                 matches!(change, TokenChange::Registered { .. }),
-                matches!(step, Step::Registered { .. })
+                matches!(step, ScenarioStep::Registered { .. })
             );
         }
         for step in [post_for_everybody("p", 1), post_for_some("p", 1)] {
@@ -402,7 +411,7 @@ mod tests {
         for step in regimens(due) {
             let Message { key, value, .. } = step.message();
             let event = medication_regimens::read(key.as_deref(), value.as_deref()).unwrap();
-            if let (RegimenEvent::Set(_, regimen), Step::Regimen { last_day, .. }) = (event, step) {
+            if let (RegimenEvent::Set(_, regimen), ScenarioStep::Regimen { last_day, .. }) = (event, step) {
                 assert_eq!(regimen.is_occurrence(due), last_day.is_none());
             }
         }
@@ -411,6 +420,6 @@ mod tests {
             panic!()
         };
         assert_eq!((dose.schedule_time, dose.user.as_str()), (due, "user-4000"));
-        assert!(device_tokens::read(None, Step::Unreadable.message().value.as_deref()).is_err());
+        assert!(device_tokens::read(None, ScenarioStep::Unreadable.message().value.as_deref()).is_err());
     }
 }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     expected::{Expected, Name},
     measure::{Attack, Measured, ahead, shown},
-    scenario::{self, Step},
+    scenario::{self, ScenarioStep},
     screen::Screen,
     verify::{Found, verify},
     watch::Watch,
@@ -52,7 +52,7 @@ pub struct Runner<'a> {
     watch: &'a Watch<'a>,
     screen: &'a Screen,
     /// Everything that was published, in order.
-    steps: RefCell<Vec<Step>>,
+    steps: RefCell<Vec<ScenarioStep>>,
     measured: RefCell<Measured>,
     doing: Cell<&'static str>,
 }
@@ -142,8 +142,10 @@ impl<'a> Runner<'a> {
 
     async fn tokens(&self) -> anyhow::Result<()> {
         let (first, then) = (scenario::registrations(), scenario::changes());
-        let (phones, changes) =
-            (first.len() as u64, then.iter().filter(|step| **step != Step::Unreadable).count() as u64);
+        let (phones, changes) = (
+            first.len() as u64,
+            then.iter().filter(|step| **step != ScenarioStep::Unreadable).count() as u64,
+        );
         let bar = self.screen.bar("device-tokens", phones + changes);
         let applied = |at_least: u64| {
             let applied = ["registered", "unregistered", "user_deleted"]
@@ -275,8 +277,8 @@ impl<'a> Runner<'a> {
     // === What acts are made of ===
 
     /// Publishes as any producer would: keyed by what it is about, acknowledged, in order.
-    async fn publish(&self, steps: Vec<Step>) -> anyhow::Result<()> {
-        let messages: Vec<_> = steps.iter().map(Step::message).collect();
+    async fn publish(&self, steps: Vec<ScenarioStep>) -> anyhow::Result<()> {
+        let messages: Vec<_> = steps.iter().map(ScenarioStep::message).collect();
         // It counts as published from now on: what Kafka does not acknowledge may be written all the same.
         self.steps.borrow_mut().extend(steps);
         let publish = |message| Ok(self.world.producer.publish(message));
@@ -284,7 +286,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    async fn begin(&self, post: &str, steps: Vec<Step>) -> anyhow::Result<Broadcast> {
+    async fn begin(&self, post: &str, steps: Vec<ScenarioStep>) -> anyhow::Result<Broadcast> {
         let name = format!("post:{post}");
         let before = ProviderId::ALL.map(|provider| self.world.bulk_messages(provider));
         let began = Instant::now();

@@ -13,7 +13,7 @@ use pushcast::{
 use sandbox::{Answer, ProviderStatistics, Statistics};
 
 use super::{
-    expected::{Expected, Outcome},
+    expected::{Expected, ExpectedOutcome},
     measure::shown,
     watch::{Noted, Push},
 };
@@ -137,15 +137,16 @@ fn statistics(findings: &mut Findings, expected: &Expected, found: &Found, provi
 
 /// `push-outcomes` tells each outcome, with the same content however often.
 fn outcomes(findings: &mut Findings, expected: &Expected, reports: &[Report]) {
-    let mut told: BTreeMap<(String, Option<ProviderId>), Vec<Outcome>> = BTreeMap::new();
+    let mut told: BTreeMap<(String, Option<ProviderId>), Vec<ExpectedOutcome>> = BTreeMap::new();
     for report in reports {
         let (key, outcome) = match report {
             Report::Broadcast { notification, counts, .. } => {
-                ((notification.to_string(), None), Outcome { of_dose: None, counts: *counts })
+                ((notification.to_string(), None), ExpectedOutcome { of_dose: None, counts: *counts })
             }
-            Report::Dose { notification, provider, outcome, counts, .. } => {
-                ((notification.to_string(), *provider), Outcome { of_dose: Some(*outcome), counts: *counts })
-            }
+            Report::Dose { notification, provider, outcome, counts, .. } => (
+                (notification.to_string(), *provider),
+                ExpectedOutcome { of_dose: Some(*outcome), counts: *counts },
+            ),
         };
         let of_key = told.entry(key).or_default();
         if !of_key.contains(&outcome) {

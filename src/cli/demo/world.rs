@@ -48,14 +48,14 @@ pub struct World {
 }
 
 /// What runs in it.
-pub struct Running {
+pub struct RunningWorld {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     stop: CancellationToken,
 }
 
 impl World {
     /// Starts everything. `admin` opens the admin listener on a free port.
-    pub async fn start(admin: bool) -> anyhow::Result<(Self, Running)> {
+    pub async fn start(admin: bool) -> anyhow::Result<(Self, RunningWorld)> {
         let partitions = Config::load(None, &Environment::new())?.kafka.partitions;
         let broker = topology::embedded_broker(partitions)?;
         let sandbox = Sandbox::start(Options { remember: REMEMBERED, ..Options::default() })
@@ -89,7 +89,7 @@ impl World {
             Arc::new(ConsumerMetrics::default()),
         )?;
 
-        let mut running = Running { tasks: JoinSet::new(), stop: CancellationToken::new() };
+        let mut running = RunningWorld { tasks: JoinSet::new(), stop: CancellationToken::new() };
         let stop = running.stop.clone();
         running.tasks.spawn(async move { ("pushcast", app.run(stop).await) });
         let stop = running.stop.clone();
@@ -137,7 +137,7 @@ impl World {
     }
 }
 
-impl Running {
+impl RunningWorld {
     /// Returns when a part ends that nobody has asked to end.
     pub async fn broken(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {

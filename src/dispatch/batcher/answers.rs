@@ -13,7 +13,7 @@ use super::{
         retry,
         route::Gate,
     },
-    Answered, Batcher, COMPLAIN_EVERY, Open,
+    Answered, Batcher, COMPLAIN_EVERY, OpenPage,
 };
 
 /// Two refusals of our credentials mean that we are refused, if no more than that lies between them: not
@@ -210,7 +210,7 @@ impl<P: Provider> Batcher<P> {
         if let [message] = batch.messages[..] {
             warn!(provider = %self.id, error = %why, "The provider refuses a message");
             let whoever = batch.class != Class::Urgent
-                && self.pages.get_mut(&message.page).is_some_and(Open::refused_once_more);
+                && self.pages.get_mut(&message.page).is_some_and(OpenPage::refused_once_more);
             self.decide(message, MessageOutcome::Refused { why, whoever });
             if whoever {
                 self.withdraw(message.page);

@@ -42,7 +42,7 @@ impl Provider for Scripted {
         Ok("")
     }
 
-    async fn send(&self, messages: &[Message<'_, Self::Body>]) -> Reply {
+    async fn send(&self, messages: &[PushMessage<'_, Self::Body>]) -> Reply {
         let tokens: Vec<String> =
             messages.iter().map(|message| format!("{}{}", message.body, message.token.as_str())).collect();
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
@@ -114,10 +114,10 @@ fn recipient(name: &str) -> Recipient {
     Recipient { token, version, platform: None }
 }
 
-fn page(class: Class, prefix: &str, n: usize) -> Page<&'static str> {
+fn page(class: Class, prefix: &str, n: usize) -> SubmittedPage<&'static str> {
     let recipients = (0..n).map(|i| recipient(&format!("{prefix}{i}"))).collect();
     let hour = Instant::now() + Duration::from_secs(3600);
-    Page { class, body: Arc::new(""), recipients, expires: hour, start_before: None, stale_at: hour }
+    SubmittedPage { class, body: Arc::new(""), recipients, expires: hour, start_before: None, stale_at: hour }
 }
 
 fn outcomes(returned: &Returned) -> Vec<&'static str> {
@@ -453,7 +453,7 @@ async fn it_ends_when_the_last_desk_is_gone() {
     w.tasks.join_next().await.unwrap().unwrap();
 }
 
-fn dose(name: &str) -> Page<&'static str> {
+fn dose(name: &str) -> SubmittedPage<&'static str> {
     page(Class::Urgent, name, 1)
 }
 

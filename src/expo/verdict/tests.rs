@@ -8,8 +8,8 @@ fn token(id: &str) -> Token {
 
 fn to(ids: &[&str], status: u16, body: &str) -> Reply {
     let tokens: Vec<Token> = ids.iter().map(|id| token(id)).collect();
-    let answer = Answer { status, retry_after: Some(Duration::from_secs(9)), body };
-    reply(&answer, &tokens.iter().collect::<Vec<_>>(), &Reading { dead: Vec::new(), receipts: true })
+    let answer = ExpoAnswer { status, retry_after: Some(Duration::from_secs(9)), body };
+    reply(&answer, &tokens.iter().collect::<Vec<_>>(), &VerdictReader { dead: Vec::new(), receipts: true })
 }
 
 fn accepted(ticket: &str) -> Verdict {
@@ -78,9 +78,12 @@ fn a_ticket_that_names_another_token_kills_none() {
 fn a_deployment_may_call_further_words_dead() {
     let ours = token("AAA");
     let body = r#"{"data":[{"status":"error","message":"","details":{"error":"InvalidCredentials"}}]}"#;
-    let answer = Answer { status: 200, retry_after: None, body };
-    let reply =
-        reply(&answer, &[&ours], &Reading { dead: vec!["InvalidCredentials".to_owned()], receipts: true });
+    let answer = ExpoAnswer { status: 200, retry_after: None, body };
+    let reply = reply(
+        &answer,
+        &[&ours],
+        &VerdictReader { dead: vec!["InvalidCredentials".to_owned()], receipts: true },
+    );
     assert_eq!(reply, Reply::Each(vec![Verdict::Dead { reason: "InvalidCredentials".into() }]));
 }
 
@@ -178,7 +181,7 @@ fn every_error_of_a_receipt_has_its_meaning() {
         let body = format!(
             r#"{{"data":{{"a":{{"status":"error","message":"words","details":{{"error":"{error}"}}}}}}}}"#
         );
-        receipts(&Answer { status: 200, retry_after: None, body }, &[]).unwrap().remove(0).1
+        receipts(&ExpoAnswer { status: 200, retry_after: None, body }, &[]).unwrap().remove(0).1
     };
     assert!(matches!(on("DeviceNotRegistered"), Receipt::Dead { .. }));
     for ours in ["InvalidCredentials", "MismatchSenderId", "InvalidProviderToken"] {
@@ -253,7 +256,7 @@ fn every_receipt_has_its_meaning_and_an_absent_one_has_none() {
         "c":{"status":"error","message":"Bad key","details":{"error":"InvalidCredentials","fault":"developer"}},
         "d":{"status":"error","message":"Too big","details":{"error":"MessageTooBig"}},
         "e":{"status":"pending"}}}"#;
-    let receipts = receipts(&Answer { status: 200, retry_after: None, body }, &[]).unwrap();
+    let receipts = receipts(&ExpoAnswer { status: 200, retry_after: None, body }, &[]).unwrap();
     let receipt = |id: &str| receipts.iter().find(|(own, _)| own == id).map(|(_, receipt)| receipt.clone());
     assert_eq!(receipt("a"), Some(Receipt::Delivered));
     assert_eq!(receipt("b"), Some(Receipt::Dead { reason: "DeviceNotRegistered".into() }));
@@ -268,6 +271,6 @@ fn an_answer_without_receipts_is_an_error() {
     for (status, body) in
         [(503, ""), (200, "<html>"), (400, r#"{"errors":[{"code":"PUSH_TOO_MANY_RECEIPTS"}]}"#), (200, "{}")]
     {
-        assert!(receipts(&Answer { status, retry_after: None, body }, &[]).is_err(), "{status}");
+        assert!(receipts(&ExpoAnswer { status, retry_after: None, body }, &[]).is_err(), "{status}");
     }
 }

@@ -22,8 +22,10 @@ fn notification() -> Notification {
 fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Duration) -> Value {
     let body = Body::of(notification).unwrap();
     let to: Vec<_> = to.iter().map(|(token, platform)| (Token::parse(token).unwrap(), *platform)).collect();
-    let messages: Vec<_> =
-        to.iter().map(|(token, platform)| Message { body: &body, token, platform: *platform, ttl }).collect();
+    let messages: Vec<_> = to
+        .iter()
+        .map(|(token, platform)| PushMessage { body: &body, token, platform: *platform, ttl })
+        .collect();
     serde_json::from_slice(&plain(&Request::send(&messages, &grouped(&messages), true))).unwrap()
 }
 
@@ -71,7 +73,7 @@ fn only_messages_that_say_the_same_share_an_object() {
     let (one, other, token) =
         (body("post:p1"), body("post:p2"), Token::parse("ExponentPushToken[A]").unwrap());
     let said = [(&one, 60), (&other, 60), (&one, 61), (&one, 60), (&other, 60)];
-    let messages = said.map(|(body, seconds)| Message {
+    let messages = said.map(|(body, seconds)| PushMessage {
         body,
         token: &token,
         platform: None,

@@ -41,11 +41,11 @@ pub(super) struct Dialer {
 }
 
 /// A connection whose peer has spoken.
-pub(super) struct Opened {
+pub(super) struct OpenedConnection {
     /// Starts requests.
     pub requests: client::SendRequest<Bytes>,
     /// Carries them; nothing moves unless this is polled.
-    pub connection: client::Connection<Gathered, Bytes>,
+    pub connection: client::Connection<GatheredWrites, Bytes>,
     /// Asks for signs of life.
     pub pings: PingPong,
     /// What the peer allows at once.
@@ -54,7 +54,7 @@ pub(super) struct Opened {
 
 /// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
 /// made, one system call a message, and over TLS one record; to this one it writes what it has once a turn.
-pub(super) struct Gathered(Stream);
+pub(super) struct GatheredWrites(Stream);
 
 /// Trusts whom the machine trusts.
 pub(in crate::fcm) fn tls_of_the_platform() -> Result<ClientConfig, rustls::Error> {
@@ -85,7 +85,7 @@ impl Dialer {
     ///
     /// # Errors
     /// Says why there is no connection.
-    pub(super) async fn open(&self) -> Result<Opened, String> {
+    pub(super) async fn open(&self) -> Result<OpenedConnection, String> {
         let stream = self
             .connector
             .clone()
@@ -100,7 +100,7 @@ impl Dialer {
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_header_list_size(HEADERS_MAX)
-            .handshake(Gathered(TokioIo::new(stream)))
+            .handshake(GatheredWrites(TokioIo::new(stream)))
             .await
             .map_err(|error| causes(&error))?;
         let mut pings = connection.ping_pong().ok_or("its PINGs are taken")?;
@@ -111,13 +111,13 @@ impl Dialer {
             pong = pings.ping(Ping::opaque()) => pong.map_err(|error| causes(&error))?,
         };
         let streams_max = connection.max_concurrent_send_streams();
-        Ok(Opened { requests, connection, pings, streams_max })
+        Ok(OpenedConnection { requests, connection, pings, streams_max })
     }
 }
 
-// === impl Gathered ===
+// === impl GatheredWrites ===
 
-impl AsyncRead for Gathered {
+impl AsyncRead for GatheredWrites {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -128,7 +128,7 @@ impl AsyncRead for Gathered {
 }
 
 /// `is_write_vectored` says no, as it does unless told otherwise.
-impl AsyncWrite for Gathered {
+impl AsyncWrite for GatheredWrites {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }

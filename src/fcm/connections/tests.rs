@@ -162,7 +162,7 @@ fn connections(count: usize, address: SocketAddr) -> Arc<Connections> {
     Arc::new(Connections::new(&settings(count), url, trusting_nobody()))
 }
 
-async fn post(connections: &Connections) -> Result<Response, NoAnswer> {
+async fn post(connections: &Connections) -> Result<Response, FcmNoAnswer> {
     let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
     // More than one piece, so that a request is not all or nothing.
     connections.post(&headers, "m".repeat(PIECE + 1).into(), Instant::now() + Duration::from_secs(15)).await
@@ -202,7 +202,7 @@ async fn all_open<const N: usize>(connections: &Arc<Connections>, listener: &Tcp
     wires.try_into().ok().unwrap()
 }
 
-type Posts = JoinSet<Result<Response, NoAnswer>>;
+type Posts = JoinSet<Result<Response, FcmNoAnswer>>;
 
 fn posts(connections: &Arc<Connections>, count: usize) -> Posts {
     let mut posts = JoinSet::new();
@@ -222,8 +222,8 @@ async fn counted(posts: Posts) -> [usize; 3] {
                 assert_eq!((response.status, &*response.body), (StatusCode::OK, &b"taken"[..]));
                 counted[0] += 1;
             }
-            Err(NoAnswer { ambiguous: true, .. }) => counted[1] += 1,
-            Err(NoAnswer { ambiguous: false, .. }) => counted[2] += 1,
+            Err(FcmNoAnswer { ambiguous: true, .. }) => counted[1] += 1,
+            Err(FcmNoAnswer { ambiguous: false, .. }) => counted[2] += 1,
         }
     }
     counted
@@ -487,7 +487,7 @@ async fn a_place_whose_connections_fail_draws_no_requests_and_rests_between_atte
 }
 
 /// Serves one connection over TLS to a client that trusts these roots.
-async fn over_tls(roots: RootCertStore, protocols: &[&[u8]]) -> Result<Response, NoAnswer> {
+async fn over_tls(roots: RootCertStore, protocols: &[&[u8]]) -> Result<Response, FcmNoAnswer> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivateKeyDer::try_from(STANDARD.decode(KEY).unwrap()).unwrap();

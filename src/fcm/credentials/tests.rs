@@ -36,7 +36,7 @@ impl Endpoint {
                 let number = endpoint.asked.fetch_add(1, Ordering::SeqCst) + 1;
                 match endpoint.fails.lock().unwrap().pop_front().flatten() {
                     Some(failure) => Err(failure),
-                    None => Ok(Fresh { token: format!("token-{number}").into(), lifetime: LIFETIME }),
+                    None => Ok(FreshToken { token: format!("token-{number}").into(), lifetime: LIFETIME }),
                 }
             }
         })
@@ -136,13 +136,13 @@ fn settings() -> Settings {
 }
 
 async fn refusal(settings: &Settings) -> String {
-    Account::load(settings).await.err().unwrap().to_string()
+    ServiceAccount::load(settings).await.err().unwrap().to_string()
 }
 
 #[tokio::test]
 async fn without_credentials_there_is_no_account() {
     let project_alone = Settings { project_id: "p".into(), ..settings() };
-    assert!(Account::load(&project_alone).await.unwrap().is_none());
+    assert!(ServiceAccount::load(&project_alone).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn what_parts_lack_is_named() {
         private_key: "\"a\\nb\"".into(),
         ..settings()
     };
-    let account = Account::load(&parts).await.unwrap().unwrap();
+    let account = ServiceAccount::load(&parts).await.unwrap().unwrap();
     assert_eq!(account.key.private_key, "a\nb");
     assert!(
         refusal(&Settings { project_id: String::new(), ..parts.clone() }).await.contains("lack project_id")
@@ -188,9 +188,9 @@ async fn what_is_wrong_with_a_file_is_said_without_its_contents() {
         "c",
         r#"{"type":"service_account","project_id":"p","private_key":"k","client_email":"a@b","token_uri":"http://127.0.0.1:1"}"#,
     );
-    assert_eq!(Account::load(&whole).await.unwrap().unwrap().project_id, "p");
+    assert_eq!(ServiceAccount::load(&whole).await.unwrap().unwrap().project_id, "p");
     let other_project = Settings { project_id: "q".into(), ..whole };
-    assert_eq!(Account::load(&other_project).await.unwrap().unwrap().project_id, "q");
+    assert_eq!(ServiceAccount::load(&other_project).await.unwrap().unwrap().project_id, "q");
 }
 
 #[tokio::test]
@@ -201,6 +201,6 @@ async fn a_private_key_that_is_none_is_refused_at_the_start() {
         private_key: "none".into(),
         ..settings()
     };
-    let account = Account::load(&parts).await.unwrap().unwrap();
+    let account = ServiceAccount::load(&parts).await.unwrap().unwrap();
     assert!(matches!(TokenSource::start(account).await, Err(BadCredentials::Unusable(_))));
 }

@@ -9,7 +9,7 @@ fn token() -> Token {
 }
 
 fn to(status: u16, body: &str) -> Reply {
-    reply(&Answer { status, retry_after: WAIT, body }, &token())
+    reply(&FcmAnswer { status, retry_after: WAIT, body }, &token())
 }
 
 /// An error body as FCM writes them.

@@ -21,7 +21,7 @@ fn notification() -> Notification {
 
 fn sent(notification: &Notification, token: &str, ttl: u64) -> Value {
     let (body, token) = (Body::of(notification, false).unwrap(), Token::parse(token).unwrap());
-    let message = Message { body: &body, token: &token, platform: None, ttl: Duration::from_secs(ttl) };
+    let message = PushMessage { body: &body, token: &token, platform: None, ttl: Duration::from_secs(ttl) };
     serde_json::from_slice(&request(&message, Timestamp::from_second(1_000).unwrap())).unwrap()
 }
 
@@ -66,7 +66,7 @@ fn what_is_not_there_is_left_out() {
 #[test]
 fn a_dry_run_says_so() {
     let (body, token) = (Body::of(&notification(), true).unwrap(), Token::parse(&"t".repeat(64)).unwrap());
-    let message = Message { body: &body, token: &token, platform: None, ttl: Duration::ZERO };
+    let message = PushMessage { body: &body, token: &token, platform: None, ttl: Duration::ZERO };
     let sent: Value = serde_json::from_slice(&request(&message, Timestamp::UNIX_EPOCH)).unwrap();
     assert_eq!(sent["validate_only"], true);
 }

@@ -18,7 +18,7 @@ use crate::{
         BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp,
     },
     events::broadcast_specs::{self, Audience, Spec},
-    store::{Broadcasts, Registry, Route, Routes},
+    store::{Broadcasts, Registry, RouteRow, Routes},
 };
 
 /// Parts that are asked about at once.
@@ -26,7 +26,7 @@ const PARTS_AT_ONCE: usize = 32;
 
 /// How one provider's parts of a broadcast are.
 #[derive(Debug, PartialEq)]
-struct Standing {
+struct BroadcastStatus {
     parts: u32,
     begun: u32,
     done: u32,
@@ -36,8 +36,8 @@ struct Standing {
 }
 
 /// What this instance knows of a provider's route.
-struct Sending {
-    route: Route,
+struct PartsStillSending {
+    route: RouteRow,
     /// What holds it here although it is open.
     trouble: Option<String>,
     /// Messages per second: of the deployment (0 = no limit), and what falls to this instance.
@@ -108,9 +108,9 @@ fn broadcast_of(id: &str) -> BroadcastId {
     if id.starts_with("post:") { BroadcastId::new(id) } else { BroadcastId::of_post(&PostId::new(id)) }
 }
 
-async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Sending, ApiError> {
+async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<PartsStillSending, ApiError> {
     let rate = |of| admin.metrics.rate_limit.with_label_values(&[provider.label(), of]).get();
-    Ok(Sending {
+    Ok(PartsStillSending {
         route: admin.store.route(provider).await?,
         trouble: admin.health.report().details.get(&trouble_of(provider)).cloned(),
         rate: rate("deployment"),
@@ -119,8 +119,8 @@ async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Se
 }
 
 /// Sums up the parts of one provider, in their order; `None` = not begun.
-fn standing(spec: &Spec, parts: &[Option<Progress>]) -> Standing {
-    let mut standing = Standing {
+fn standing(spec: &Spec, parts: &[Option<Progress>]) -> BroadcastStatus {
+    let mut standing = BroadcastStatus {
         parts: u32::try_from(parts.len()).unwrap_or(u32::MAX),
         begun: 0,
         done: 0,
@@ -164,7 +164,7 @@ fn behind_cursor(slice: Slice, cursor: i64) -> f64 {
 }
 
 /// Why nothing of it is sent, as far as this instance knows.
-fn holds(spec: &Spec, sending: &Sending, switch: Option<&String>, now: Timestamp) -> Vec<String> {
+fn holds(spec: &Spec, sending: &PartsStillSending, switch: Option<&String>, now: Timestamp) -> Vec<String> {
     let mut holds = Vec::new();
     if spec.notification.expires_at <= now {
         holds.push("its life is over: what is left expires unsent".to_owned());
@@ -188,7 +188,7 @@ fn holds(spec: &Spec, sending: &Sending, switch: Option<&String>, now: Timestamp
 }
 
 /// When it is done if the whole deployment sends nothing else.
-fn ends_at(standing: &Standing, sending: &Sending, now: Timestamp) -> Option<Timestamp> {
+fn ends_at(standing: &BroadcastStatus, sending: &PartsStillSending, now: Timestamp) -> Option<Timestamp> {
     if sending.rate <= 0.0 {
         return None;
     }
@@ -197,7 +197,7 @@ fn ends_at(standing: &Standing, sending: &Sending, now: Timestamp) -> Option<Tim
     now.checked_add(Duration::try_from_secs_f64(seconds).ok()?).ok()
 }
 
-fn shown(standing: &Standing, holds: &[String], ends_at: Option<Timestamp>) -> Value {
+fn shown(standing: &BroadcastStatus, holds: &[String], ends_at: Option<Timestamp>) -> Value {
     let mut shown = json!({
         "parts": standing.parts, "begun": standing.begun, "done": standing.done, "left": standing.left, "endsAt": ends_at, "standsStill": holds,
     });

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{super::trouble_of, Admin, ApiError};
 use crate::{
     domain::{ProviderId, Timestamp},
-    store::{Registry, Route, RouteState, Routes},
+    store::{Registry, RouteRow, RouteState, Routes},
 };
 
 /// What an operator asks for.
@@ -54,7 +54,7 @@ pub(super) async fn set_route<S: Registry + Routes>(
         .ok_or_else(|| ApiError::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
     let now = admin.store.route(provider).await?;
     let state = next(provider, now.state, wish).map_err(ApiError::Conflict)?;
-    let route = Route { state, since: Timestamp::now(), set_by: said.by, detail: said.why };
+    let route = RouteRow { state, since: Timestamp::now(), set_by: said.by, detail: said.why };
     admin.store.set_route(provider, &route).await?;
     tracing::info!(provider = %provider, set_by = route.set_by, "The route of {provider} is {} by an operator's wish", state.label());
     Ok(Json(to_json(provider, &route)))
@@ -86,7 +86,7 @@ fn provider_of(label: &str) -> Result<ProviderId, ApiError> {
         .ok_or_else(|| ApiError::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
 }
 
-fn to_json(provider: ProviderId, route: &Route) -> Value {
+fn to_json(provider: ProviderId, route: &RouteRow) -> Value {
     json!({ "provider": provider.label(), "state": route.state.label(), "since": route.since, "setBy": route.set_by, "detail": route.detail })
 }
 

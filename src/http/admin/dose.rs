@@ -17,7 +17,7 @@ use crate::{
 const ROWS: usize = 10_000;
 
 /// What the store knows of a dose.
-struct Known {
+struct KnownDose {
     regimen: Option<Regimen>,
     marks: Marks,
     is_due: bool,
@@ -34,7 +34,7 @@ pub(super) async fn inspect<S: Doses>(
     let (profile, regimen) = (ProfileId::new(profile), RegimenId::new(regimen));
     let (store, shard) = (&admin.store, Shard::of(&regimen));
     let just_before = at.saturating_sub(jiff::SignedDuration::from_micros(1)).unwrap_or(at);
-    let mut known = Known {
+    let mut known = KnownDose {
         regimen: store.regimen(&regimen).await?,
         marks: store.marks(shard).await?,
         is_due: store
@@ -76,7 +76,7 @@ pub(super) async fn inspect<S: Doses>(
 }
 
 /// The whole of it in a sentence.
-fn says(known: &Known, at: Timestamp, now: Timestamp) -> String {
+fn says(known: &KnownDose, at: Timestamp, now: Timestamp) -> String {
     if let Some((provider, Claimed { mark: Some(mark), .. })) =
         known.claims.iter().find(|(_, claimed)| claimed.mark.is_some())
     {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     /// Every day at eight in London, known and not handed on.
-    fn known() -> Known {
+    fn known() -> KnownDose {
         let regimen = Regimen {
             profile: ProfileId::new("pr1"),
             user: UserId::new("pat"),
@@ -124,7 +124,7 @@ mod tests {
             enabled: true,
         };
         let handed = at("2026-11-20T07:59:45Z");
-        Known {
+        KnownDose {
             regimen: Some(regimen),
             marks: Marks { opened: handed, handed },
             is_due: true,
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn each_step_of_a_dose_has_its_words() {
         let (dose, now) = (at("2026-11-20T08:00:00Z"), at("2026-11-20T08:00:10Z"));
-        let words = |change: &dyn Fn(&mut Known)| {
+        let words = |change: &dyn Fn(&mut KnownDose)| {
             let mut known = known();
             change(&mut known);
             says(&known, dose, now)
@@ -144,7 +144,7 @@ mod tests {
         assert!(words(&|known| known.is_due = false).contains("has no row"));
         assert!(words(&|known| known.marks.handed = now).contains("was handed on"));
         assert_eq!(says(&known(), at("2026-11-21T08:00:00Z"), now), "it is to come");
-        let never = |known: &mut Known| (known.regimen, known.is_due) = (None, false);
+        let never = |known: &mut KnownDose| (known.regimen, known.is_due) = (None, false);
         assert!(words(&never).contains("never to ring"));
         assert!(!words(&|known| known.regimen = None).contains("never"), "upstream announced it");
 

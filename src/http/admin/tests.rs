@@ -9,8 +9,8 @@ use crate::{
         Regimen, RegimenId, Timestamp, TokenChange, Version,
     },
     store::{
-        Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, Route, RouteState, Shard,
-        Total,
+        Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, RouteRow, RouteState,
+        Shard, Total,
     },
 };
 
@@ -78,16 +78,16 @@ impl Registry for Known {
 }
 
 impl Routes for Known {
-    async fn route(&self, _: ProviderId) -> Result<Route, StoreError> {
+    async fn route(&self, _: ProviderId) -> Result<RouteRow, StoreError> {
         let state = *self.expo.lock().unwrap();
-        self.answer(Route {
+        self.answer(RouteRow {
             state,
             since: Timestamp::UNIX_EPOCH,
             set_by: String::new(),
             detail: String::new(),
         })
     }
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), StoreError> {
+    async fn set_route(&self, _: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
         *self.expo.lock().unwrap() = route.state;
         self.answer(())
     }

@@ -18,7 +18,7 @@ use super::{
     instant,
 };
 use crate::{
-    dispatch::{Class, MessageOutcome, Page as Sending, Provider, Returned},
+    dispatch::{Class, MessageOutcome, Provider, Returned, SubmittedPage},
     domain::{
         BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report,
         Timestamp, Token, UserId, Work,
@@ -123,7 +123,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let stale_at = Instant::now() + self.limits.page_stale_after;
             let mut page = self.read_page(job, &progress).await?;
             let expires = instant(job.notification.expires_at, Timestamp::now());
-            let sending = |recipients| Sending {
+            let sending = |recipients| SubmittedPage {
                 class,
                 body: Arc::clone(&body),
                 recipients,
@@ -221,7 +221,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         returned: &mut Returned,
-        sending: &(impl Fn(Arc<[Recipient]>) -> Sending<P::Body> + Sync),
+        sending: &(impl Fn(Arc<[Recipient]>) -> SubmittedPage<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
         self.publish_all(tickets(decided(returned))).await;

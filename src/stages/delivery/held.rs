@@ -18,10 +18,10 @@ use tracing::error;
 
 use super::{Delivery, Stopping, follow_up::tickets};
 use crate::{
-    dispatch::{MessageOutcome, Page, Provider, Returned},
+    dispatch::{MessageOutcome, Provider, Returned, SubmittedPage},
     domain::{BroadcastId, Recipient, Timestamp},
     stages::brake::{Answers, Brake},
-    store::{Route, RouteState, Store},
+    store::{RouteRow, RouteState, Store},
 };
 
 /// How often a braked route is looked at again.
@@ -90,7 +90,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 Some(flood) => {
                     let detail = self.brake().tell(flood, "answers");
                     error!(provider = %self.id(), "The route of {} is braked: {detail}", self.id());
-                    let braked = Route {
+                    let braked = RouteRow {
                         state: RouteState::Braked,
                         since: now,
                         set_by: "delivery".to_owned(),
@@ -126,7 +126,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         returned: &mut Returned,
-        sending: &(impl Fn(Arc<[Recipient]>) -> Page<P::Body> + Sync),
+        sending: &(impl Fn(Arc<[Recipient]>) -> SubmittedPage<P::Body> + Sync),
         stop: &Stopping<'_>,
     ) {
         let mut evidence = DeadTokenEvidence::of(returned.outcomes.iter().flatten(), Timestamp::now());
@@ -155,8 +155,10 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             }
             let again = self.still_registered(returned).await;
             let recipients = again.iter().map(|&index| returned.recipients[index].clone()).collect();
-            let page =
-                Page { stale_at: Instant::now() + self.limits.page_stale_after, ..sending(recipients) };
+            let page = SubmittedPage {
+                stale_at: Instant::now() + self.limits.page_stale_after,
+                ..sending(recipients)
+            };
             let asked = self.batcher.submit(page, self.withdrawal(broadcast, stop)).await;
             let mut fates = asked.map(|asked| asked.outcomes).unwrap_or_default();
             fates.resize(again.len(), None);

@@ -23,7 +23,7 @@ use super::{
     instant,
 };
 use crate::{
-    dispatch::{Class, MessageOutcome, Page, Provider},
+    dispatch::{Class, MessageOutcome, Provider, SubmittedPage},
     domain::{Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Recipient, Report, Timestamp},
     store::{Claim, DECIDED_WITHIN, DoseMark, Lease, Marked, Store},
 };
@@ -146,7 +146,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             () = sleep_until(last_start) => return Ok(None),
             () = handling.withdrawal(stop) => return Ok(None),
         };
-        let page = Page {
+        let page = SubmittedPage {
             class: Class::Urgent,
             body,
             recipients: recipients.into(),

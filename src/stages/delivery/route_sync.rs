@@ -11,7 +11,7 @@ use super::retry_until_settled;
 use crate::{
     dispatch::{Gate, RouteSync},
     domain::{ProviderId, Timestamp},
-    store::{Route, RouteState, Routes},
+    store::{RouteRow, RouteState, Routes},
 };
 
 /// How often the row is read.
@@ -26,7 +26,7 @@ pub async fn sync_route<S: Routes>(
     instance: String,
     mut route_sync: RouteSync,
     stop: CancellationToken,
-    show: impl Fn(&Route) + Send,
+    show: impl Fn(&RouteRow) + Send,
 ) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -41,7 +41,7 @@ pub async fn sync_route<S: Routes>(
             () = stop.cancelled() => return,
             why = route_sync.halted() => {
                 let Some(why) = why else { return };
-                let halted = Route { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
+                let halted = RouteRow { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
                 // The gate is closed here whether it is written or not, so a stop needs not wait for the
                 // store.
                 let _written = stop.run_until_cancelled(retry_until_settled(&log_throttle, || store.set_route(provider, &halted))).await;

@@ -17,7 +17,7 @@ use crate::{
     },
     events::topics,
     stages::fakes::{Topics, handle},
-    store::{Route, RouteState, StoreError},
+    store::{RouteRow, RouteState, StoreError},
 };
 
 const LIMITS: Limits = Limits {
@@ -353,8 +353,8 @@ fn is_braked(w: &World) -> bool {
     w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
 }
 
-fn released() -> Route {
-    Route {
+fn released() -> RouteRow {
+    RouteRow {
         state: RouteState::Released,
         since: Timestamp::now(),
         set_by: "operator".to_owned(),
@@ -447,7 +447,7 @@ async fn a_resume_after_another_closing_does_not_report_what_is_held() {
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
     let stop = CancellationToken::new();
-    let set = |state| w.store.state().route = Some(Route { state, ..released() });
+    let set = |state| w.store.state().route = Some(RouteRow { state, ..released() });
     let operator = async {
         sleep(Duration::from_secs(60)).await;
         assert!(is_braked(&w));
@@ -493,7 +493,7 @@ async fn what_was_written_before_a_release_passes_and_a_resume_is_no_release() {
             // Written before the route was set, handled after.
             let record = w.record(slice);
             let set =
-                Route { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
+                RouteRow { state, since: Timestamp::now(), set_by: "ann".to_owned(), detail: String::new() };
             w.store.state().route = Some(set);
             w.handle_record(&record, &stop).await
         };

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     domain::{DueRow, Regimen, RegimenId, Tick, Timestamp, UpstreamDose},
     events,
-    stages::Origin,
+    stages::RecordOrigin,
     store::{Doses, Mark, Registry, Shard},
 };
 
@@ -45,7 +45,7 @@ const CLOCKS_AGREE_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 /// What a tick is reading. Without it a tick that catches up after a long outage would walk the rest of the
 /// chain from every row of it.
-struct Reading {
+struct DueReading {
     /// The rows in work, in order.
     page: Vec<DueRow>,
     /// How far the pages after this one go.
@@ -58,7 +58,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         &self,
         id: &RegimenId,
         regimen: &Regimen,
-        said: Origin,
+        said: RecordOrigin,
     ) -> Result<(), HandlerError> {
         self.store.put_regimen(id, Some(regimen), said.version()).await?;
         // What is too late to ring needs no row.
@@ -94,7 +94,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         loop {
             let page = self.store.due_rows(shard, handed, until, past.as_ref(), PAGE).await?;
             let Some(last) = page.last().cloned() else { break };
-            self.hand_on_page(&Reading { page, until }).await?;
+            self.hand_on_page(&DueReading { page, until }).await?;
             // Other rows of the last one's time may be on the next page.
             self.store.raise(shard, Mark::Handed, last.due_at - 1.millisecond()).await?;
             if stop.is_cancelled() {
@@ -106,7 +106,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         Ok(Fate::Done)
     }
 
-    async fn hand_on_page(&self, reading: &Reading) -> Result<(), HandlerError> {
+    async fn hand_on_page(&self, reading: &DueReading) -> Result<(), HandlerError> {
         let hand_on = async |row: DueRow| match self.hand_on(&row).await? {
             Some(next) => self.insert(next, Some(reading)).await,
             None => Ok(()),
@@ -124,7 +124,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
 
     /// Inserts a due row; hands it on, and the rows after it, where a tick may have read past it already.
     /// What the tick that inserts it will come to anyway is left to it.
-    async fn insert(&self, row: DueRow, reading: Option<&Reading>) -> Result<(), HandlerError> {
+    async fn insert(&self, row: DueRow, reading: Option<&DueReading>) -> Result<(), HandlerError> {
         let mut next = Some(row);
         while let Some(row) = next {
             if reading.is_some_and(|reading| reading.holds(&row)) {
@@ -200,9 +200,9 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     }
 }
 
-// === impl Reading ===
+// === impl DueReading ===
 
-impl Reading {
+impl DueReading {
     fn holds(&self, row: &DueRow) -> bool {
         self.page.binary_search(row).is_ok()
     }

@@ -64,8 +64,8 @@ impl Broadcasts for Rows {
 
 const POST: &str = r#"{"postId":"p1","authorId":"u1","authorName":"Ann","title":"On walking"}"#;
 
-fn rules(providers: &[ProviderId]) -> Rules {
-    Rules {
+fn rules(providers: &[ProviderId]) -> PlanRules {
+    PlanRules {
         settings: Settings {
             slices: 64,
             include_anonymous: true,

@@ -17,7 +17,7 @@ const THRESHOLDS: Thresholds =
 #[derive(Clone, Default)]
 struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
 
-impl dispatch::Receipts for Expo {
+impl dispatch::ReceiptSource for Expo {
     async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
         let mut inside = self.0.lock().unwrap();
         inside.1 += 1;
@@ -28,14 +28,14 @@ impl dispatch::Receipts for Expo {
 
 /// The route of Expo.
 #[derive(Clone)]
-struct OneRoute(Arc<Mutex<Route>>);
+struct OneRoute(Arc<Mutex<RouteRow>>);
 
 impl Routes for OneRoute {
-    async fn route(&self, _: ProviderId) -> Result<Route, StoreError> {
+    async fn route(&self, _: ProviderId) -> Result<RouteRow, StoreError> {
         Ok(self.0.lock().unwrap().clone())
     }
 
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Result<(), StoreError> {
+    async fn set_route(&self, _: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
         *self.0.lock().unwrap() = route.clone();
         Ok(())
     }
@@ -52,7 +52,7 @@ struct World {
 
 fn world() -> World {
     let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
-    let running = Route {
+    let running = RouteRow {
         state: RouteState::Running,
         since: Timestamp::UNIX_EPOCH,
         set_by: String::new(),

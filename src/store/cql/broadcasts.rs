@@ -8,7 +8,7 @@ pub(crate) mod part;
 use futures::future::try_join_all;
 
 use super::{
-    CqlStore, Inner,
+    CqlInner, CqlStore,
     cas::{CasResult, CasRetry, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
@@ -81,14 +81,15 @@ impl Broadcasts for CqlStore {
 
     async fn take_over(&self, part: &PartId) -> Result<Progress, StoreError> {
         const CONTEXT: &str = "take a part over";
-        in_time(CONTEXT, part::take_over(&Row { store: &self.inner, part, context: CONTEXT }, CONTEXT)).await
+        in_time(CONTEXT, part::take_over(&PartRow { store: &self.inner, part, context: CONTEXT }, CONTEXT))
+            .await
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, StoreError> {
         const CONTEXT: &str = "record a part's progress";
         in_time(
             CONTEXT,
-            part::checkpoint(&Row { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT),
+            part::checkpoint(&PartRow { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT),
         )
         .await
     }
@@ -106,7 +107,7 @@ impl Broadcasts for CqlStore {
     }
 
     async fn progress(&self, part: &PartId) -> Result<Option<Progress>, StoreError> {
-        part::Row::now(&Row { store: &self.inner, part, context: "read a part's progress" }).await
+        part::PartCells::now(&PartRow { store: &self.inner, part, context: "read a part's progress" }).await
     }
 
     async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, StoreError> {
@@ -119,14 +120,14 @@ impl Broadcasts for CqlStore {
 }
 
 /// The row of a part on the server.
-struct Row<'a> {
-    store: &'a Inner,
+struct PartRow<'a> {
+    store: &'a CqlInner,
     part: &'a PartId,
     /// What it is asked for.
     context: &'static str,
 }
 
-impl part::Row for Row<'_> {
+impl part::PartCells for PartRow<'_> {
     async fn now(&self) -> Result<Option<Progress>, StoreError> {
         let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
         let found =
@@ -198,7 +199,7 @@ impl part::Row for Row<'_> {
     }
 }
 
-impl Inner {
+impl CqlInner {
     /// The plan that stands: this one, unless there was one.
     async fn standing_plan(
         &self,

@@ -14,7 +14,7 @@ use scylla::{
 use tokio::time::timeout;
 
 use super::{
-    Inner,
+    CqlInner,
     execute::{first, pause},
 };
 use crate::store::{DECIDED_WITHIN, StoreError};
@@ -51,7 +51,7 @@ pub(super) async fn in_time<T>(
 const ROUNDS_MAX: u32 = 20;
 const PAUSE_MAX: Duration = Duration::from_millis(640);
 
-impl Inner {
+impl CqlInner {
     /// Asks once.
     pub(super) async fn decide(
         &self,

@@ -12,10 +12,10 @@ use futures::future::try_join_all;
 use sha2::{Digest, Sha256};
 
 use super::{
-    CqlStore, Inner,
+    CqlInner, CqlStore,
     cas::{CasResult, in_time},
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
-    regimens::Definition,
+    regimens::DefinitionRow,
 };
 use crate::{
     domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
@@ -37,14 +37,14 @@ impl Doses for CqlStore {
         definition: Option<&Regimen>,
         version: Version,
     ) -> Result<(), StoreError> {
-        let values = (regimen.as_str(), Definition::of(definition, version), version.as_i64());
+        let values = (regimen.as_str(), DefinitionRow::of(definition, version), version.as_i64());
         self.inner.write("write a regimen", &self.inner.statements.put_regimen, values).await
     }
 
     async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         const CONTEXT: &str = "read a regimen";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.regimen, (regimen.as_str(),)).await?;
-        match first::<(Definition,)>(CONTEXT, &rows)? {
+        match first::<(DefinitionRow,)>(CONTEXT, &rows)? {
             Some((definition,)) => definition.read(),
             None => Ok(None),
         }
@@ -75,7 +75,7 @@ impl Doses for CqlStore {
                 }
                 None => store.page(CONTEXT, &store.statements.all_regimens, (), from).await?,
             };
-            for (position, id, definition) in all::<(i64, &str, Definition)>(CONTEXT, &rows)? {
+            for (position, id, definition) in all::<(i64, &str, DefinitionRow)>(CONTEXT, &rows)? {
                 if found.len() == limit {
                     return Ok(found);
                 }
@@ -202,28 +202,28 @@ impl Doses for CqlStore {
         let until = timestamp(CONTEXT, micros(until))?;
         in_time(
             CONTEXT,
-            claim::claim(&Row { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT),
+            claim::claim(&DoseRow { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT),
         )
         .await
     }
 
     async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, StoreError> {
-        claim::Row::now(&Row { store: &self.inner, dose, context: "read who claimed a dose" }).await
+        claim::DoseCells::now(&DoseRow { store: &self.inner, dose, context: "read who claimed a dose" }).await
     }
 
     async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, StoreError> {
         const CONTEXT: &str = "mark a dose";
         in_time(
             CONTEXT,
-            claim::mark(&Row { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT),
+            claim::mark(&DoseRow { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT),
         )
         .await
     }
 }
 
 /// The row of a dose on the server.
-struct Row<'a> {
-    store: &'a Inner,
+struct DoseRow<'a> {
+    store: &'a CqlInner,
     dose: &'a DoseKey,
     /// What it is asked for.
     context: &'static str,
@@ -243,7 +243,7 @@ type ClaimedRow = (
     Option<i64>,
 );
 
-impl Inner {
+impl CqlInner {
     async fn marks_if_any(&self, shard: Shard) -> Result<(Option<Timestamp>, Option<Timestamp>), StoreError> {
         const CONTEXT: &str = "read a shard's marks";
         let rows = self.rows(CONTEXT, &self.statements.marks, (i32::from(shard.0),)).await?;
@@ -253,7 +253,7 @@ impl Inner {
     }
 }
 
-impl claim::Row for Row<'_> {
+impl claim::DoseCells for DoseRow<'_> {
     async fn now(&self) -> Result<Option<Claimed>, StoreError> {
         let context = self.context;
         let rows = self.store.rows(context, &self.store.statements.dose_now, key(self.dose)).await?;

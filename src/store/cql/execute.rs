@@ -13,7 +13,7 @@ use scylla::{
 };
 use tokio::time::sleep;
 
-use super::Inner;
+use super::CqlInner;
 use crate::{
     domain::{Counts, Timestamp},
     store::StoreError,
@@ -30,7 +30,7 @@ pub(super) const PAGE_OF_HINTS: i32 = 32;
 /// A place between two pages.
 pub(super) struct Next(PagingState);
 
-impl Inner {
+impl CqlInner {
     /// All rows of an answer that has few.
     pub(super) async fn rows(
         &self,

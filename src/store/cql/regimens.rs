@@ -11,7 +11,7 @@ use crate::{
 
 /// The one cell of a regimen. Of two with one version the server keeps the greater one.
 #[derive(Debug, SerializeValue, DeserializeValue)]
-pub(super) struct Definition {
+pub(super) struct DefinitionRow {
     /// The cell's timestamp.
     pub ver: i64,
     pub removed: bool,
@@ -26,7 +26,7 @@ pub(super) struct Definition {
     enabled: bool,
 }
 
-impl Definition {
+impl DefinitionRow {
     /// What is written for a regimen, or for its removal.
     pub(super) fn of(regimen: Option<&Regimen>, version: Version) -> Self {
         let mut definition = Self {

@@ -6,22 +6,22 @@ use super::{
 };
 use crate::{
     domain::{ProviderId, Timestamp},
-    store::{Route, RouteState, Routes, StoreError},
+    store::{RouteRow, RouteState, Routes, StoreError},
 };
 
 impl Routes for CqlStore {
-    async fn route(&self, provider: ProviderId) -> Result<Route, StoreError> {
+    async fn route(&self, provider: ProviderId) -> Result<RouteRow, StoreError> {
         const CONTEXT: &str = "read a route";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.route, (provider.label(),)).await?;
         match first::<(String, i64, String, String, i64)>(CONTEXT, &rows)? {
-            Some((word, since, set_by, detail, _)) => Ok(Route {
+            Some((word, since, set_by, detail, _)) => Ok(RouteRow {
                 state: RouteState::from_label(&word)
                     .ok_or_else(|| unreadable(CONTEXT, format!("the state {word:?} is not known")))?,
                 since: timestamp(CONTEXT, since)?,
                 set_by,
                 detail,
             }),
-            None => Ok(Route {
+            None => Ok(RouteRow {
                 state: RouteState::Running,
                 since: Timestamp::UNIX_EPOCH,
                 set_by: String::new(),
@@ -30,7 +30,7 @@ impl Routes for CqlStore {
         }
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), StoreError> {
+    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
         const CONTEXT: &str = "set a route";
         let store = &self.inner;
         let rows = store.rows(CONTEXT, &store.statements.route, (provider.label(),)).await?;

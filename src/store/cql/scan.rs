@@ -9,9 +9,9 @@ use futures::future::try_join_all;
 use scylla::statement::prepared::PreparedStatement;
 
 use super::{
-    CqlStore, Inner,
+    CqlInner, CqlStore,
     execute::{all, unreadable},
-    tokens::State,
+    tokens::TokenCell,
 };
 use crate::{
     domain::{Cursor, Listeners, ProviderId, Slice, Token, TokenHash, TokenKind, UserId},
@@ -48,7 +48,8 @@ impl Audience for CqlStore {
         let (mut end, mut looked_at, mut from) = (start, 0, None);
         loop {
             let (rows, next) = self.inner.page(CONTEXT, &statement, (start, high), from).await?;
-            let rows = rows.rows::<(i64, &str, Option<State>)>().map_err(|err| unreadable(CONTEXT, err))?;
+            let rows =
+                rows.rows::<(i64, &str, Option<TokenCell>)>().map_err(|err| unreadable(CONTEXT, err))?;
             for row in rows {
                 let (position, token, state) = row.map_err(|err| unreadable(CONTEXT, err))?;
                 let full = page.recipients.len() >= limit || looked_at >= LOOKED_AT_MAX;
@@ -83,7 +84,7 @@ fn rows_for(wanted: usize, found: usize, looked_at: usize) -> usize {
     wanted * looked_at / found.max(1)
 }
 
-impl Inner {
+impl CqlInner {
     /// The token of which only the hash is known. The ring does not know hashes, so all of it is read.
     pub(super) async fn find(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
         let found = self
@@ -130,7 +131,7 @@ impl Inner {
     async fn everywhere<T: Default + Send>(
         &self,
         context: &'static str,
-        look: impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), StoreError> + Sync,
+        look: impl Fn(&mut T, &str, TokenCell, Option<i64>) -> Result<(), StoreError> + Sync,
     ) -> Result<Vec<T>, StoreError> {
         let mut collected = Vec::new();
         let pieces: Vec<u32> = (0..PIECES).collect();
@@ -145,7 +146,7 @@ impl Inner {
         &self,
         context: &'static str,
         index: u32,
-        look: &(impl Fn(&mut T, &str, State, Option<i64>) -> Result<(), StoreError> + Sync),
+        look: &(impl Fn(&mut T, &str, TokenCell, Option<i64>) -> Result<(), StoreError> + Sync),
     ) -> Result<T, StoreError> {
         let mut statement = self.statements.rows_between.clone();
         set_page(&mut statement, PAGE_MAX);
@@ -153,7 +154,7 @@ impl Inner {
         loop {
             let (rows, next) =
                 self.page(context, &statement, Slice { index, of: PIECES }.bounds(), from).await?;
-            for (token, state, seen_at) in all::<(&str, Option<State>, Option<i64>)>(context, &rows)? {
+            for (token, state, seen_at) in all::<(&str, Option<TokenCell>, Option<i64>)>(context, &rows)? {
                 if let Some(state) = state {
                     look(&mut collected, token, state, seen_at)?;
                 }
@@ -166,7 +167,7 @@ impl Inner {
     }
 }
 
-impl State {
+impl TokenCell {
     /// Who delivers to it.
     fn provider(&self) -> Option<ProviderId> {
         TokenKind::from_label(&self.kind).map(TokenKind::provider)

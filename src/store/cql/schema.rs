@@ -22,7 +22,7 @@ use scylla::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    OpenError,
+    CqlOpenError,
     dialect::Server,
     refused, session,
     statements::{fill, words},
@@ -49,19 +49,21 @@ impl fmt::Display for Applied {
 }
 
 /// Checks that exactly this release's files are applied.
-pub(super) async fn check(session: &Session, keyspace: &str) -> Result<(), OpenError> {
-    let not_initialised = |missing| OpenError::NotInitialised { keyspace: keyspace.to_owned(), missing };
+pub(super) async fn check(session: &Session, keyspace: &str) -> Result<(), CqlOpenError> {
+    let not_initialised = |missing| CqlOpenError::NotInitialised { keyspace: keyspace.to_owned(), missing };
     if !has_table(session, keyspace, "schema_versions").await? {
         return Err(not_initialised(1));
     }
     let found = versions(session, keyspace).await?;
     match compare(&found, &FILES) {
-        State::Fits => Ok(()),
-        State::Missing(version) => Err(not_initialised(version)),
-        State::Newer(found) => {
-            Err(OpenError::Newer { keyspace: keyspace.to_owned(), found, known: number(FILES.len()) })
+        SchemaState::Fits => Ok(()),
+        SchemaState::Missing(version) => Err(not_initialised(version)),
+        SchemaState::Newer(found) => {
+            Err(CqlOpenError::Newer { keyspace: keyspace.to_owned(), found, known: number(FILES.len()) })
         }
-        State::Different(version) => Err(OpenError::Different { keyspace: keyspace.to_owned(), version }),
+        SchemaState::Different(version) => {
+            Err(CqlOpenError::Different { keyspace: keyspace.to_owned(), version })
+        }
     }
 }
 
@@ -72,7 +74,7 @@ pub(super) async fn apply(
     [push, lwt]: [&str; 2],
     settings: &Settings,
     now: Timestamp,
-) -> Result<Vec<Applied>, OpenError> {
+) -> Result<Vec<Applied>, CqlOpenError> {
     let copies = copies(settings.replication_factor, smallest_datacenter(session));
     let mut report = Vec::new();
     for (keyspace, options) in [(push, ""), (lwt, server.lwt_keyspace())] {
@@ -98,12 +100,14 @@ pub(super) async fn apply(
 
     let found = versions(session, push).await?;
     let missing = match compare(&found, &FILES) {
-        State::Fits => number(FILES.len()) + 1,
-        State::Missing(version) => version,
-        State::Newer(found) => {
-            return Err(OpenError::Newer { keyspace: push.to_owned(), found, known: number(FILES.len()) });
+        SchemaState::Fits => number(FILES.len()) + 1,
+        SchemaState::Missing(version) => version,
+        SchemaState::Newer(found) => {
+            return Err(CqlOpenError::Newer { keyspace: push.to_owned(), found, known: number(FILES.len()) });
         }
-        State::Different(version) => return Err(OpenError::Different { keyspace: push.to_owned(), version }),
+        SchemaState::Different(version) => {
+            return Err(CqlOpenError::Different { keyspace: push.to_owned(), version });
+        }
     };
     for (version, (name, text)) in (1..).zip(FILES) {
         if version >= missing {
@@ -127,7 +131,7 @@ pub(super) async fn apply(
 
 /// What a keyspace has, against what this release knows.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum SchemaState {
     Fits,
     /// From this file on.
     Missing(i32),
@@ -135,18 +139,18 @@ enum State {
     Different(i32),
 }
 
-fn compare(found: &HashMap<i32, String>, files: &[(&str, &str)]) -> State {
+fn compare(found: &HashMap<i32, String>, files: &[(&str, &str)]) -> SchemaState {
     if let Some(newest) = found.keys().max().filter(|newest| **newest > number(files.len())) {
-        return State::Newer(*newest);
+        return SchemaState::Newer(*newest);
     }
     for (version, (_, text)) in (1..).zip(files) {
         match found.get(&version) {
-            None => return State::Missing(version),
-            Some(sum) if *sum != checksum(text) => return State::Different(version),
+            None => return SchemaState::Missing(version),
+            Some(sum) if *sum != checksum(text) => return SchemaState::Different(version),
             Some(_) => {}
         }
     }
-    State::Fits
+    SchemaState::Fits
 }
 
 /// The statements of a file: separated by semicolons, without comments.
@@ -185,7 +189,7 @@ fn copies(replication_factor: i32, nodes: usize) -> u32 {
     }
 }
 
-async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, OpenError> {
+async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, CqlOpenError> {
     let query = "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?";
     let found = session
         .query_unpaged(query, (keyspace,))
@@ -194,7 +198,7 @@ async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, OpenErr
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
-async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<bool, OpenError> {
+async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<bool, CqlOpenError> {
     let query = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?";
     let found = session
         .query_unpaged(query, (keyspace, table))
@@ -203,8 +207,8 @@ async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<boo
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
-async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, String>, OpenError> {
-    let unreadable = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Refused {
+async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, String>, CqlOpenError> {
+    let unreadable = |source: Box<dyn std::error::Error + Send + Sync>| CqlOpenError::Refused {
         context: "read schema_versions".to_owned(),
         source,
     };
@@ -218,7 +222,7 @@ async fn versions(session: &Session, keyspace: &str) -> Result<HashMap<i32, Stri
 }
 
 /// Changes the schema, by the one node that all changes go to.
-async fn run(session: &Session, text: &str) -> Result<(), OpenError> {
+async fn run(session: &Session, text: &str) -> Result<(), CqlOpenError> {
     let mut statement = Statement::new(text);
     statement.set_request_timeout(Some(session::SCHEMA_WITHIN));
     let state = session.get_cluster_state();
@@ -252,11 +256,11 @@ mod tests {
 
     #[test]
     fn a_keyspace_fits_misses_something_is_newer_or_is_somebody_elses() {
-        assert_eq!(compare(&found(&[(1, "one"), (2, "two")]), &TWO), State::Fits);
-        assert_eq!(compare(&found(&[]), &TWO), State::Missing(1));
-        assert_eq!(compare(&found(&[(1, "one")]), &TWO), State::Missing(2));
-        assert_eq!(compare(&found(&[(1, "one"), (2, "two"), (3, "three")]), &TWO), State::Newer(3));
-        assert_eq!(compare(&found(&[(1, "edited"), (2, "two")]), &TWO), State::Different(1));
+        assert_eq!(compare(&found(&[(1, "one"), (2, "two")]), &TWO), SchemaState::Fits);
+        assert_eq!(compare(&found(&[]), &TWO), SchemaState::Missing(1));
+        assert_eq!(compare(&found(&[(1, "one")]), &TWO), SchemaState::Missing(2));
+        assert_eq!(compare(&found(&[(1, "one"), (2, "two"), (3, "three")]), &TWO), SchemaState::Newer(3));
+        assert_eq!(compare(&found(&[(1, "edited"), (2, "two")]), &TWO), SchemaState::Different(1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use scylla::{
 };
 use secrecy::ExposeSecret;
 
-use super::OpenError;
+use super::CqlOpenError;
 use crate::store::{Cluster, DECIDED_WITHIN, Settings};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ pub(super) async fn connect(
     cluster: &Cluster,
     settings: &Settings,
     keyspaces: [&str; 2],
-) -> Result<(Session, Profiles), OpenError> {
+) -> Result<(Session, Profiles), CqlOpenError> {
     let profiles = Profiles::of(&settings.datacenter);
     let mut builder = SessionBuilder::new()
         .known_nodes(&cluster.nodes)
@@ -77,21 +77,21 @@ pub(super) async fn connect(
 }
 
 /// Why nobody lets us in: a wrong login is mended in the settings, anything else elsewhere.
-fn not_connected(source: NewSessionError) -> OpenError {
+fn not_connected(source: NewSessionError) -> CqlOpenError {
     if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
         last_connection_error,
     })) = &source
         && let ConnectionError::ConnectionSetupRequestError(setup) = last_connection_error
     {
         match setup.get_error() {
-            ConnectionSetupRequestErrorKind::MissingAuthentication => return OpenError::NoLogin,
+            ConnectionSetupRequestErrorKind::MissingAuthentication => return CqlOpenError::NoLogin,
             ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, said) => {
-                return OpenError::WrongLogin { said: said.clone() };
+                return CqlOpenError::WrongLogin { said: said.clone() };
             }
             _ => {}
         }
     }
-    OpenError::Away { source: Box::new(source) }
+    CqlOpenError::Away { source: Box::new(source) }
 }
 
 // === impl Profiles ===
@@ -130,22 +130,22 @@ impl Profiles {
 }
 
 /// All that is promised is promised within one datacenter; so of several, one has to be named.
-fn one_datacenter(session: &Session, named: &str) -> Result<(), OpenError> {
+fn one_datacenter(session: &Session, named: &str) -> Result<(), CqlOpenError> {
     let state = session.get_cluster_state();
     let mut found: Vec<String> =
         state.get_nodes_info().iter().filter_map(|node| node.datacenter.clone()).collect();
     found.sort();
     found.dedup();
     match named {
-        "" if found.len() > 1 => Err(OpenError::WhichDatacenter { found }),
+        "" if found.len() > 1 => Err(CqlOpenError::WhichDatacenter { found }),
         "" => Ok(()),
         _ if found.iter().any(|datacenter| datacenter == named) => Ok(()),
-        _ => Err(OpenError::NoSuchDatacenter { named: named.to_owned(), found }),
+        _ => Err(CqlOpenError::NoSuchDatacenter { named: named.to_owned(), found }),
     }
 }
 
 /// TLS by the files of the settings; `None` without them.
-fn tls(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, OpenError> {
+fn tls(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, CqlOpenError> {
     if settings.ca_file.is_empty() {
         return Ok(None);
     }
@@ -169,7 +169,7 @@ fn tls(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, OpenError> {
     Ok(Some(Arc::new(config)))
 }
 
-fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, OpenError> {
+fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, CqlOpenError> {
     let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
     match read() {
         Ok(found) if found.is_empty() => Err(unusable(file, "there is no certificate in it")),
@@ -177,6 +177,6 @@ fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, OpenError> {
     }
 }
 
-fn unusable(file: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
-    OpenError::Tls { path: Path::new(file).to_owned(), source: source.into() }
+fn unusable(file: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CqlOpenError {
+    CqlOpenError::Tls { path: Path::new(file).to_owned(), source: source.into() }
 }

@@ -11,7 +11,7 @@ use scylla::{client::session::Session, errors::PrepareError, statement::prepared
 use super::{dialect::Server, session::Profiles};
 
 /// How a statement is executed.
-enum Kind {
+enum StatementKind {
     Read,
     Write,
     Scan,
@@ -38,7 +38,7 @@ macro_rules! statements {
                 profiles: &Profiles,
                 names: &HashMap<&str, String>,
             ) -> Result<Self, PrepareError> {
-                Ok(Self { $($name: prepare(session, profiles, Kind::$kind, &fill(names, $text)).await?,)+ })
+                Ok(Self { $($name: prepare(session, profiles, StatementKind::$kind, &fill(names, $text)).await?,)+ })
             }
         }
     };
@@ -157,19 +157,19 @@ pub(super) fn fill(words: &HashMap<&str, String>, text: &str) -> String {
 async fn prepare(
     session: &Session,
     profiles: &Profiles,
-    kind: Kind,
+    kind: StatementKind,
     text: &str,
 ) -> Result<PreparedStatement, PrepareError> {
     let mut statement = session.prepare(text).await?;
     let profile = match kind {
-        Kind::Read => &profiles.read,
-        Kind::Write => &profiles.write,
-        Kind::Scan => &profiles.scan,
-        Kind::Decide => &profiles.decide,
-        Kind::Serial => &profiles.serial,
+        StatementKind::Read => &profiles.read,
+        StatementKind::Write => &profiles.write,
+        StatementKind::Scan => &profiles.scan,
+        StatementKind::Decide => &profiles.decide,
+        StatementKind::Serial => &profiles.serial,
     };
     statement.set_execution_profile_handle(Some(profile.clone()));
-    statement.set_is_idempotent(!matches!(kind, Kind::Decide));
+    statement.set_is_idempotent(!matches!(kind, StatementKind::Decide));
     Ok(statement)
 }
 

@@ -28,10 +28,10 @@ use std::{sync::PoisonError, time::Duration};
 use scylla::statement::prepared::PreparedStatement;
 use tokio::time::Instant;
 
-pub(super) use self::protocol::State;
+pub(super) use self::protocol::TokenCell;
 use self::protocol::{Cells, Device, HOLDERS_MAX, Hint, Of};
 use super::{
-    CqlStore, Inner,
+    CqlInner, CqlStore,
     execute::{Next, PAGE_OF_HINTS, all, first, micros, timestamp, unreadable},
 };
 use crate::{
@@ -51,7 +51,7 @@ impl Registry for CqlStore {
         let (store, ver) = (&*self.inner, version.as_i64());
         match change {
             TokenChange::Registered { token, user, platform, device, device_info, previous } => {
-                let state = State {
+                let state = TokenCell {
                     active: true,
                     user_id: user.as_ref().map(|user| user.as_str().to_owned()),
                     platform: platform.map(|platform| platform.label().to_owned()),
@@ -59,7 +59,7 @@ impl Registry for CqlStore {
                     device_info: device_info.clone(),
                     created_at: Some(micros(version.happened_at())),
                     reason: None,
-                    ..State::blank(ver, token.kind().label(), "")
+                    ..TokenCell::blank(ver, token.kind().label(), "")
                 };
                 let previous = previous.as_ref().filter(|previous| *previous != token);
                 let previous = previous.map(|previous| (previous.as_str(), previous.kind().label()));
@@ -92,7 +92,7 @@ impl Registry for CqlStore {
     async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, StoreError> {
         const CONTEXT: &str = "inspect a token";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.token, (token.as_str(),)).await?;
-        match first::<(Option<State>, Option<i64>)>(CONTEXT, &rows)? {
+        match first::<(Option<TokenCell>, Option<i64>)>(CONTEXT, &rows)? {
             Some((Some(state), seen_at)) => state.token_row(token.clone(), seen_at).map(Some),
             _ => Ok(None),
         }
@@ -107,16 +107,16 @@ impl Registry for CqlStore {
     }
 }
 
-impl Cells for Inner {
+impl Cells for CqlInner {
     type Place = Next;
 
-    async fn row(&self, token: &str) -> Result<Option<State>, StoreError> {
+    async fn row(&self, token: &str) -> Result<Option<TokenCell>, StoreError> {
         const CONTEXT: &str = "read a token";
         let rows = self.rows(CONTEXT, &self.statements.token, (token,)).await?;
-        Ok(first::<(Option<State>, Option<i64>)>(CONTEXT, &rows)?.and_then(|(state, _)| state))
+        Ok(first::<(Option<TokenCell>, Option<i64>)>(CONTEXT, &rows)?.and_then(|(state, _)| state))
     }
 
-    async fn put_row(&self, token: &str, state: &State) -> Result<(), StoreError> {
+    async fn put_row(&self, token: &str, state: &TokenCell) -> Result<(), StoreError> {
         const CONTEXT: &str = "write a token";
         if state.active {
             self.write(CONTEXT, &self.statements.put_token, (token, state, state.ver)).await
@@ -154,7 +154,7 @@ impl Cells for Inner {
     }
 }
 
-impl Inner {
+impl CqlInner {
     fn tell_of_a_crowd(&self, device: &DeviceId) {
         let mut told_at = self.crowd_told_at.lock().unwrap_or_else(PoisonError::into_inner);
         if told_at.is_none_or(|told_at| told_at.elapsed() >= CROWD_TOLD_EVERY) {
@@ -170,21 +170,21 @@ impl Inner {
 // === impl Of ===
 
 impl Of<'_> {
-    fn reading(self, store: &Inner) -> &PreparedStatement {
+    fn reading(self, store: &CqlInner) -> &PreparedStatement {
         match self {
             Self::User(_) => &store.statements.hints_of_user,
             Self::Device(_) => &store.statements.hints_of_device,
         }
     }
 
-    fn writing(self, store: &Inner) -> &PreparedStatement {
+    fn writing(self, store: &CqlInner) -> &PreparedStatement {
         match self {
             Self::User(_) => &store.statements.put_hint_of_user,
             Self::Device(_) => &store.statements.put_hint_of_device,
         }
     }
 
-    fn deleting(self, store: &Inner) -> &PreparedStatement {
+    fn deleting(self, store: &CqlInner) -> &PreparedStatement {
         match self {
             Self::User(_) => &store.statements.delete_hint_of_user,
             Self::Device(_) => &store.statements.delete_hint_of_device,
@@ -192,9 +192,9 @@ impl Of<'_> {
     }
 }
 
-// === impl State ===
+// === impl TokenCell ===
 
-impl State {
+impl TokenCell {
     /// The registration, while it is active.
     pub(super) fn registration(self, token: &str) -> Result<Option<Registration>, StoreError> {
         const CONTEXT: &str = "read a registration";

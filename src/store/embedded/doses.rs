@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     EmbeddedStore,
-    regimens::{Definition, REGIMEN},
+    regimens::{REGIMEN, StoredDefinition},
     values::{columns, counts, label, micros, timestamp, timestamp_if_any},
 };
 use crate::{
@@ -19,11 +19,11 @@ impl Doses for EmbeddedStore {
         definition: Option<&Regimen>,
         version: Version,
     ) -> Result<(), StoreError> {
-        let new = Definition::of(definition);
+        let new = StoredDefinition::of(definition);
         let regimen = regimen.clone();
         self.write("write a regimen", move |db, _| {
             // Equal versions: the bigger definition stands, whichever came first.
-            match Definition::load(db, &regimen)? {
+            match StoredDefinition::load(db, &regimen)? {
                 Some((known, old)) if (version, &new) <= (known, &old) => Ok(()),
                 _ => new.save(db, &regimen, version),
             }
@@ -34,7 +34,7 @@ impl Doses for EmbeddedStore {
     async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         let regimen = regimen.clone();
         self.read("read a regimen", move |db| {
-            Definition::load(db, &regimen)?
+            StoredDefinition::load(db, &regimen)?
                 .filter(|(_, definition)| !definition.removed)
                 .map(|(_, kept)| kept.read())
                 .transpose()
@@ -54,7 +54,7 @@ impl Doses for EmbeddedStore {
                  ORDER BY regimen_id LIMIT ?2"
             ))?
             .query_and_then((&after, rows(limit)), |row| {
-                let (_, definition) = Definition::from_row(row)?;
+                let (_, definition) = StoredDefinition::from_row(row)?;
                 Ok((RegimenId::new(row.get::<_, String>(11)?), definition.read()?))
             })?
             .collect()

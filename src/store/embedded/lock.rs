@@ -12,7 +12,7 @@ use std::{
     process,
 };
 
-use super::OpenError;
+use super::EmbeddedOpenError;
 use crate::domain::Timestamp;
 
 /// Held for as long as this lives.
@@ -22,9 +22,9 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Takes the lock of the store in `path`, a full path.
-    pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn take(path: &Path) -> Result<Self, EmbeddedOpenError> {
         let beside = beside(path);
-        let not_writable = |source| OpenError::NotWritable { path: beside.clone(), source };
+        let not_writable = |source| EmbeddedOpenError::NotWritable { path: beside.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -35,7 +35,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse { path: path.to_owned(), holder: holder(&mut file) });
+                return Err(EmbeddedOpenError::InUse { path: path.to_owned(), holder: holder(&mut file) });
             }
             Err(TryLockError::Error(source)) => return Err(not_writable(source)),
         }
@@ -45,7 +45,7 @@ impl Lock {
 }
 
 /// The one name of a file, whichever links and folders lead to it: two names must not be two locks.
-pub(super) fn full(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn full(path: &Path) -> Result<PathBuf, EmbeddedOpenError> {
     let resolve = || {
         if let Ok(path) = path.canonicalize() {
             return Ok(path);
@@ -56,7 +56,7 @@ pub(super) fn full(path: &Path) -> Result<PathBuf, OpenError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(folder.canonicalize()?.join(name))
     };
-    resolve().map_err(|source| OpenError::NotWritable { path: path.to_owned(), source })
+    resolve().map_err(|source| EmbeddedOpenError::NotWritable { path: path.to_owned(), source })
 }
 
 fn beside(path: &Path) -> PathBuf {

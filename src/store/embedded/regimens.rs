@@ -11,7 +11,7 @@ pub(super) const REGIMEN: &str = "version, removed, profile_id, user_id, medicin
 
 /// A definition as its columns have it. Of two with one version the bigger one stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Definition {
+pub(super) struct StoredDefinition {
     pub removed: bool,
     profile: String,
     user: String,
@@ -24,7 +24,7 @@ pub(super) struct Definition {
     enabled: bool,
 }
 
-impl Definition {
+impl StoredDefinition {
     /// What is written for a regimen, or for its removal.
     pub(super) fn of(regimen: Option<&Regimen>) -> Self {
         let Some(regimen) = regimen else { return Self { removed: true, ..Self::default() } };

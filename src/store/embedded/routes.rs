@@ -8,16 +8,16 @@ use super::{
 };
 use crate::{
     domain::{ProviderId, Timestamp},
-    store::{Route, RouteState, Routes, StoreError},
+    store::{RouteRow, RouteState, Routes, StoreError},
 };
 
 impl Routes for EmbeddedStore {
-    async fn route(&self, provider: ProviderId) -> Result<Route, StoreError> {
+    async fn route(&self, provider: ProviderId) -> Result<RouteRow, StoreError> {
         let route = self
             .read("read a route", move |db| {
                 db.prepare_cached("SELECT state, since, set_by, detail FROM routes WHERE provider = ?1")?
                     .query_row([provider.label()], |row| {
-                        Ok(Route {
+                        Ok(RouteRow {
                             state: label(row, 0, RouteState::from_label)?,
                             since: timestamp(row, 1)?,
                             set_by: row.get(2)?,
@@ -27,7 +27,7 @@ impl Routes for EmbeddedStore {
                     .optional()
             })
             .await?;
-        Ok(route.unwrap_or_else(|| Route {
+        Ok(route.unwrap_or_else(|| RouteRow {
             state: RouteState::Running,
             since: Timestamp::UNIX_EPOCH,
             set_by: String::new(),
@@ -35,7 +35,7 @@ impl Routes for EmbeddedStore {
         }))
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &Route) -> Result<(), StoreError> {
+    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
         let route = route.clone();
         self.write("set a route", move |db, _| {
             db.prepare_cached("INSERT OR REPLACE INTO routes (provider, state, since, set_by, detail) VALUES (?1, ?2, ?3, ?4, ?5)")?

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::{OpenError, broken};
+use super::{EmbeddedOpenError, broken};
 
 /// "push": tells our files from every other SQLite database (`file pushcast.db` shows it).
 const APPLICATION_ID: i32 = 0x7075_7368;
@@ -16,13 +16,13 @@ const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
 pub(super) const STATEMENTS_MAX: usize = 64;
 
 /// Opens the writer's connection to a file.
-pub(super) fn open_file(path: &Path) -> Result<Connection, OpenError> {
+pub(super) fn open_file(path: &Path) -> Result<Connection, EmbeddedOpenError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(|error| explain(path, error))?;
     // SQLite falls back to reading when it may not write.
     if db.is_readonly("main").map_err(|error| explain(path, error))? {
-        return Err(OpenError::NotWritable {
+        return Err(EmbeddedOpenError::NotWritable {
             path: path.to_owned(),
             source: std::io::ErrorKind::PermissionDenied.into(),
         });
@@ -38,7 +38,7 @@ pub(super) fn open_file(path: &Path) -> Result<Connection, OpenError> {
 }
 
 /// Opens the one connection of a store in memory.
-pub(super) fn open_memory() -> Result<Connection, OpenError> {
+pub(super) fn open_memory() -> Result<Connection, EmbeddedOpenError> {
     let open = || {
         let mut db = Connection::open_in_memory()?;
         prepare(&mut db, 0)?;
@@ -48,7 +48,7 @@ pub(super) fn open_memory() -> Result<Connection, OpenError> {
 }
 
 /// The schema that the file has; 0 = it is new.
-fn recognise(db: &Connection, path: &Path) -> Result<usize, OpenError> {
+fn recognise(db: &Connection, path: &Path) -> Result<usize, EmbeddedOpenError> {
     let look = || -> rusqlite::Result<(i32, u32, u32)> {
         Ok((
             db.query_row("PRAGMA application_id", [], |row| row.get(0))?,
@@ -58,11 +58,13 @@ fn recognise(db: &Connection, path: &Path) -> Result<usize, OpenError> {
     };
     match look().map_err(|error| explain(path, error))? {
         (0, 0, 0) => Ok(0),
-        (APPLICATION_ID, found, _) if found as usize > MIGRATIONS.len() => {
-            Err(OpenError::Newer { path: path.to_owned(), found: found as usize, known: MIGRATIONS.len() })
-        }
+        (APPLICATION_ID, found, _) if found as usize > MIGRATIONS.len() => Err(EmbeddedOpenError::Newer {
+            path: path.to_owned(),
+            found: found as usize,
+            known: MIGRATIONS.len(),
+        }),
         (APPLICATION_ID, found, _) => Ok(found as usize),
-        _ => Err(OpenError::NotOurs { path: path.to_owned() }),
+        _ => Err(EmbeddedOpenError::NotOurs { path: path.to_owned() }),
     }
 }
 
@@ -83,15 +85,15 @@ fn prepare(db: &mut Connection, found: usize) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn explain(path: &Path, error: rusqlite::Error) -> OpenError {
+fn explain(path: &Path, error: rusqlite::Error) -> EmbeddedOpenError {
     let path = path.to_owned();
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotOurs { path },
+        Some(ErrorCode::NotADatabase) => EmbeddedOpenError::NotOurs { path },
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-            OpenError::NotWritable { path, source: std::io::Error::other(error) }
+            EmbeddedOpenError::NotWritable { path, source: std::io::Error::other(error) }
         }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            OpenError::InUse { path, holder: "a program that has locked it (sqlite3?)".to_owned() }
+            EmbeddedOpenError::InUse { path, holder: "a program that has locked it (sqlite3?)".to_owned() }
         }
         _ => broken(&path, error),
     }

@@ -30,15 +30,15 @@ const HOLDERS_MAX: i64 = 20;
 
 /// What an event makes of a token.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct State {
+struct TokenState {
     version: Version,
-    standing: Standing,
+    standing: TokenStanding,
 }
 
 /// In this order: of two events with one version the bigger state stands, and it is better to ring than not
 /// to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+enum TokenStanding {
     Inactive { reason: String },
     Active(Owner),
 }
@@ -52,9 +52,9 @@ struct Owner {
 }
 
 /// A row as it is before an event.
-struct Known {
+struct KnownToken {
     /// None = only seen.
-    state: Option<State>,
+    state: Option<TokenState>,
     created: Option<Timestamp>,
 }
 
@@ -100,7 +100,7 @@ impl Registry for EmbeddedStore {
         self.write("revoke a token", move |db, now| {
             let current = known(db, &token)?.and_then(|known| known.state);
             match current {
-                Some(State { version, standing: Standing::Active(_) }) if judged.names(version) => {
+                Some(TokenState { version, standing: TokenStanding::Active(_) }) if judged.names(version) => {
                     strike(db, &token, &reason, now)?;
                     Ok(true)
                 }
@@ -189,7 +189,9 @@ fn hold(
     let before = Token::parse(&before.token).map_err(|error| unreadable(1, error))?;
     // It may sit on another device by now; then it is none of ours.
     match known(db, &before)?.and_then(|known| known.state) {
-        Some(State { standing: Standing::Active(owner), .. }) if owner.device.as_ref() == Some(device) => {
+        Some(TokenState { standing: TokenStanding::Active(owner), .. })
+            if owner.device.as_ref() == Some(device) =>
+        {
             strike(db, &before, "replaced", now)
         }
         _ => Ok(()),
@@ -208,12 +210,12 @@ fn register(
     let known = known(db, token)?;
     let created = version.happened_at();
     let first = known.as_ref().and_then(|known| known.created).map_or(created, |known| known.min(created));
-    let registered = State { version, standing: Standing::Active(owner) };
+    let registered = TokenState { version, standing: TokenStanding::Active(owner) };
     if stands(&registered, known.as_ref()) {
         let state = match struck_out(db, token, &registered)? {
-            Some(reason) => State {
+            Some(reason) => TokenState {
                 version: version.revocation(),
-                standing: Standing::Inactive { reason: reason.to_owned() },
+                standing: TokenStanding::Inactive { reason: reason.to_owned() },
             },
             None => registered,
         };
@@ -236,7 +238,7 @@ fn end(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let known = known(db, token)?;
-    let ended = State { version, standing: Standing::Inactive { reason: reason.to_owned() } };
+    let ended = TokenState { version, standing: TokenStanding::Inactive { reason: reason.to_owned() } };
     if stands(&ended, known.as_ref()) {
         put(db, token, &ended, known.and_then(|known| known.created), now)?;
     }
@@ -269,13 +271,17 @@ fn delete_user(db: &Connection, user: &UserId, version: Version, now: Timestamp)
 }
 
 /// Whether an event's state takes the place of what is known.
-fn stands(new: &State, known: Option<&Known>) -> bool {
+fn stands(new: &TokenState, known: Option<&KnownToken>) -> bool {
     known.and_then(|known| known.state.as_ref()).is_none_or(|old| new > old)
 }
 
 /// Why the marks strike a registration out, if they do.
-fn struck_out(db: &Connection, token: &Token, registered: &State) -> rusqlite::Result<Option<&'static str>> {
-    let Standing::Active(owner) = &registered.standing else { return Ok(None) };
+fn struck_out(
+    db: &Connection,
+    token: &Token,
+    registered: &TokenState,
+) -> rusqlite::Result<Option<&'static str>> {
+    let TokenStanding::Active(owner) = &registered.standing else { return Ok(None) };
     if let Some(user) = &owner.user {
         let deleted: Option<i64> = db
             .prepare_cached("SELECT version FROM users_deleted WHERE user_id = ?1")?
@@ -319,25 +325,25 @@ fn holder(db: &Connection, device: &DeviceId, kind: TokenKind) -> rusqlite::Resu
         .optional()
 }
 
-fn known(db: &Connection, token: &Token) -> rusqlite::Result<Option<Known>> {
+fn known(db: &Connection, token: &Token) -> rusqlite::Result<Option<KnownToken>> {
     db.prepare_cached(
         "SELECT version, active, reason, user_id, platform, device_id, device_info, created_at
          FROM tokens WHERE position = ?1 AND push_token = ?2",
     )?
     .query_row((position(token), token.as_str()), |row| {
         let standing = if row.get(1)? {
-            Standing::Active(Owner {
+            TokenStanding::Active(Owner {
                 user: row.get::<_, Option<String>>(3)?.map(UserId::new),
                 platform: platform(row, 4)?.map(Platform::label),
                 device: row.get::<_, Option<String>>(5)?.map(DeviceId::new),
                 device_info: row.get(6)?,
             })
         } else {
-            Standing::Inactive { reason: row.get::<_, Option<String>>(2)?.unwrap_or_default() }
+            TokenStanding::Inactive { reason: row.get::<_, Option<String>>(2)?.unwrap_or_default() }
         };
         let version: Option<i64> = row.get(0)?;
-        let state = version.map(|version| State { version: Version::from_i64(version), standing });
-        Ok(Known { state, created: timestamp_if_any(row, 7)? })
+        let state = version.map(|version| TokenState { version: Version::from_i64(version), standing });
+        Ok(KnownToken { state, created: timestamp_if_any(row, 7)? })
     })
     .optional()
 }
@@ -345,14 +351,14 @@ fn known(db: &Connection, token: &Token) -> rusqlite::Result<Option<Known>> {
 fn put(
     db: &Connection,
     token: &Token,
-    state: &State,
+    state: &TokenState,
     created: Option<Timestamp>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let blank = Owner::default();
     let (owner, reason) = match &state.standing {
-        Standing::Active(owner) => (owner, None),
-        Standing::Inactive { reason } => (&blank, Some(reason)),
+        TokenStanding::Active(owner) => (owner, None),
+        TokenStanding::Inactive { reason } => (&blank, Some(reason)),
     };
     db.prepare_cached(
         "INSERT INTO tokens (position, push_token, kind, version, active, user_id, platform, device_id, device_info, created_at,

@@ -36,7 +36,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// The way to the thread.
 pub(super) struct Writer {
     /// Taken when the store closes: the thread ends when its queue is empty and has no sender.
-    queue: Option<mpsc::Sender<Box<dyn Job>>>,
+    queue: Option<mpsc::Sender<Box<dyn WriteJob>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -50,7 +50,7 @@ pub(super) enum Durability {
 }
 
 /// An operation and whom to answer.
-trait Job: Send {
+trait WriteJob: Send {
     /// When it is to be durable.
     fn durability(&self) -> Durability;
 
@@ -92,7 +92,7 @@ impl Writer {
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (caller, answer) = oneshot::channel();
-        let job: Box<dyn Job> = Box::new(Asked { work, durability, outcome: None, caller });
+        let job: Box<dyn WriteJob> = Box::new(Asked { work, durability, outcome: None, caller });
         let queue = self.queue.as_ref().ok_or_else(gone)?;
         queue.send(job).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?.map_err(|failure| StoreError::unavailable(context, failure))
@@ -128,7 +128,7 @@ impl Drop for Writer {
 
 // === impl Asked ===
 
-impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job for Asked<T, F> {
+impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> WriteJob for Asked<T, F> {
     fn durability(&self) -> Durability {
         self.durability
     }
@@ -153,7 +153,7 @@ impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Job f
 }
 
 /// The thread's life.
-fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>, company_within: Duration) {
+fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn WriteJob>>, company_within: Duration) {
     let mut purge = Purge::default();
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
@@ -173,7 +173,7 @@ fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>, company_wi
     }
 }
 
-fn take_waiting(jobs: &mut mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn Job>>) {
+fn take_waiting(jobs: &mut mpsc::Receiver<Box<dyn WriteJob>>, batch: &mut Vec<Box<dyn WriteJob>>) {
     while batch.len() < BATCH_MAX
         && let Ok(job) = jobs.try_recv()
     {
@@ -185,7 +185,7 @@ fn take_waiting(jobs: &mut mpsc::Receiver<Box<dyn Job>>, batch: &mut Vec<Box<dyn
 ///
 /// # Errors
 /// The transaction itself has failed, and nothing of it stays: a full disk, another program's lock.
-fn commit(db: &Connection, batch: &mut [Box<dyn Job>], now: Timestamp) -> Result<(), Failure> {
+fn commit(db: &Connection, batch: &mut [Box<dyn WriteJob>], now: Timestamp) -> Result<(), Failure> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     for job in batch {
         transaction.prepare_cached("SAVEPOINT job")?.execute([])?;

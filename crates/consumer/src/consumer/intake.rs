@@ -30,7 +30,7 @@ use crate::{Handler, Header, LogThrottle, Record, client::code_of};
 const LISTEN: Duration = Duration::from_secs(1);
 
 /// Where a partition's records come from.
-pub(super) trait Source: Send + 'static {
+pub(super) trait RecordSource: Send + 'static {
     /// The next record; none = all is quiet. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Record>> + Send;
 
@@ -64,7 +64,7 @@ struct Head {
     due_at: Option<Instant>,
 }
 
-impl<S: Source> Intake<S> {
+impl<S: RecordSource> Intake<S> {
     pub(super) fn new(source: S, admission: Admission) -> Self {
         Self { source, admission, head: None }
     }
@@ -143,7 +143,7 @@ impl SplitQueue {
     }
 }
 
-impl Source for SplitQueue {
+impl RecordSource for SplitQueue {
     async fn next(&mut self) -> Option<Record> {
         match timeout(LISTEN, self.queue.recv()).await {
             Ok(Ok(message)) => Some(record_of(&message, &self.of)),

@@ -28,7 +28,7 @@ use tracing::{error, warn};
 use super::{
     TopicPartition,
     budget::Permits,
-    intake::{Arrival, Intake, Source},
+    intake::{Arrival, Intake, RecordSource},
     key_queues::KeyQueues,
     poison_pill::PoisonPillBreaker,
     window::Window,
@@ -120,7 +120,7 @@ pub(super) struct Partition<S, H: Handler, P> {
     redeliver_from: i64,
 }
 
-impl<S: Source, H: Handler, P: Publish> Partition<S, H, P> {
+impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
     pub(super) fn new(
         of: TopicPartition,
         source: S,

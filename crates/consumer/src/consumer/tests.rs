@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     TopicPartition,
     budget::Budget,
-    intake::Source,
+    intake::RecordSource,
     orphaned::OrphanedHandlers,
     partition::{CancelSignals, Partition, PartitionExit, PartitionLimits, PartitionProgress},
     work::StageContext,
@@ -128,7 +128,7 @@ fn too_large() -> PublishError {
 /// Records to come, and how often it was asked for its position.
 struct Script(mpsc::Receiver<Record>, Arc<AtomicU32>);
 
-impl Source for Script {
+impl RecordSource for Script {
     async fn next(&mut self) -> Option<Record> {
         timeout(Duration::from_secs(1), self.0.recv()).await.ok().flatten()
     }

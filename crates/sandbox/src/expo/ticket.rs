@@ -12,18 +12,18 @@ const MARK: u64 = 0x7b;
 
 /// What is behind a ticket's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
+pub(super) struct TicketId {
     /// When it was given, in milliseconds since 1970.
     pub at_ms: u64,
     /// What the receipt will say.
-    pub later: Later,
+    pub later: TicketFate,
     /// Makes it unique.
     pub sequence: u64,
 }
 
 /// What a receipt says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Later {
+pub(super) enum TicketFate {
     Ok,
     DeviceNotRegistered,
     MessageRateExceeded,
@@ -31,7 +31,7 @@ pub(super) enum Later {
     MessageTooBig,
 }
 
-impl Later {
+impl TicketFate {
     const ALL: [Self; 5] = [
         Self::Ok,
         Self::DeviceNotRegistered,
@@ -59,9 +59,9 @@ impl Later {
     }
 }
 
-impl Ticket {
+impl TicketId {
     /// The receipt, unless it is not ready yet, or forgotten already.
-    pub fn receipt(self, now: Timestamp, delay: Duration) -> Option<Later> {
+    pub fn receipt(self, now: Timestamp, delay: Duration) -> Option<TicketFate> {
         let age = Duration::from_millis(now.as_millisecond().unsigned_abs().saturating_sub(self.at_ms));
         (delay <= age && age < KEPT).then_some(self.later)
     }
@@ -85,7 +85,7 @@ impl Ticket {
         let number =
             u128::from_str_radix(&id.replace('-', ""), 16).ok().filter(|_| id.len() == 36 && dashes)?;
         let (high, sequence) = ((number >> 64) as u64, number as u64);
-        let later = *Later::ALL.get((high & 0xff) as usize).filter(|_| high >> 8 & 0xff == MARK)?;
+        let later = *TicketFate::ALL.get((high & 0xff) as usize).filter(|_| high >> 8 & 0xff == MARK)?;
         Some(Self { at_ms: high >> 16, later, sequence })
     }
 }
@@ -96,19 +96,19 @@ mod tests {
 
     #[test]
     fn an_id_gives_back_what_went_into_it() {
-        for (sequence, later) in Later::ALL.into_iter().enumerate() {
-            let ticket = Ticket { at_ms: 1_795_218_184_300, later, sequence: sequence as u64 };
+        for (sequence, later) in TicketFate::ALL.into_iter().enumerate() {
+            let ticket = TicketId { at_ms: 1_795_218_184_300, later, sequence: sequence as u64 };
             let id = String::from_utf8(ticket.text().to_vec()).unwrap();
-            assert_eq!(Ticket::parse(&id), Some(ticket), "{id}");
+            assert_eq!(TicketId::parse(&id), Some(ticket), "{id}");
         }
         for stranger in ["", "XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX", "01a1fb2c-5f6c-7c00-0000-000000000001"] {
-            assert_eq!(Ticket::parse(stranger), None);
+            assert_eq!(TicketId::parse(stranger), None);
         }
     }
 
     #[test]
     fn a_receipt_is_there_after_the_delay_and_for_a_day() {
-        let ticket = Ticket { at_ms: 1_000_000, later: Later::Ok, sequence: 1 };
+        let ticket = TicketId { at_ms: 1_000_000, later: TicketFate::Ok, sequence: 1 };
         let after = |seconds: i64| Timestamp::from_millisecond(1_000_000 + seconds * 1000).unwrap();
         let ready = |seconds| ticket.receipt(after(seconds), Duration::from_secs(900)).is_some();
         assert_eq!([0, 899, 900, 86_399, 86_400].map(ready), [false, false, true, true, false]);

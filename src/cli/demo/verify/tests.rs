@@ -1,14 +1,14 @@
 use pushcast::domain::{Counts, DeadToken, DoseOutcome, NotificationId, Token};
 
 use super::*;
-use crate::cli::demo::scenario::{Phone, Step, dose_twice, post_for_everybody};
+use crate::cli::demo::scenario::{Phone, ScenarioStep, dose_twice, post_for_everybody};
 
 const AT: &str = "2026-11-20T01:00:00Z";
 
 /// Four phones, one of them dead and one a ghost; a post; a dose that comes twice; a line that makes no
 /// sense.
 fn published() -> Expected {
-    let registered = |number: u32, owner: &str| Step::Registered {
+    let registered = |number: u32, owner: &str| ScenarioStep::Registered {
         phone: Phone { provider: ProviderId::Expo, number },
         owner: Some(owner.to_owned()),
         previous: None,
@@ -21,7 +21,7 @@ fn published() -> Expected {
     ];
     steps.push(post_for_everybody("walk", 9));
     steps.extend(dose_twice(AT.parse().unwrap()));
-    steps.push(Step::Unreadable);
+    steps.push(ScenarioStep::Unreadable);
     Expected::of(&steps)
 }
 

@@ -72,7 +72,7 @@ async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
 #[tokio::test]
 async fn a_broadcast_that_stands_still_tells_every_reason() {
     let admin = world().await;
-    let paused = Route {
+    let paused = RouteRow {
         state: RouteState::Paused,
         since: Timestamp::now(),
         set_by: "ann".to_owned(),

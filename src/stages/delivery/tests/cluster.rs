@@ -23,12 +23,12 @@ use crate::{
     stages::delivery::reminder,
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Marks, Page, Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
         cql::{CasResult, claim, part},
     },
 };
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// What is wrong with the protocol. Each is the right code over a store that does something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub struct Cluster {
     total_at: Option<Timestamp>,
     counted_beside: u64,
     dose: Row<Claimed>,
-    pub route: Route,
+    pub route: RouteRow,
     /// How often the row of the route can't be read or written, and nobody says so for a while.
     route_away: f64,
     /// How often Kafka takes nothing, and nobody says so for a while.
@@ -120,7 +120,7 @@ impl Cluster {
         let unknown = *[0.0, 0.05, 0.2].choose(&mut dice).unwrap();
         let route_away = *[0.0, 0.0, 0.3, 0.8].choose(&mut dice).unwrap();
         let kafka_away = *[0.0, 0.3].choose(&mut dice).unwrap();
-        let running = Route {
+        let running = RouteRow {
             state: RouteState::Running,
             since: Timestamp::UNIX_EPOCH,
             set_by: String::new(),
@@ -230,7 +230,7 @@ impl Seat {
     }
 
     /// Whether those who are away so often answer this time.
-    async fn answers_at_all(&self, away: impl FnOnce(&Cluster) -> f64) -> Answer<()> {
+    async fn answers_at_all(&self, away: impl FnOnce(&Cluster) -> f64) -> StoreResult<()> {
         let silence = {
             let mut cluster = self.cluster();
             let away = away(&cluster);
@@ -276,22 +276,22 @@ impl PartRow<'_> {
     }
 }
 
-impl part::Row for PartRow<'_> {
-    async fn now(&self) -> Answer<Option<Progress>> {
+impl part::PartCells for PartRow<'_> {
+    async fn now(&self) -> StoreResult<Option<Progress>> {
         let read = |cluster: &mut Cluster| cluster.parts.get_mut(&self.1)?.now(&mut cluster.dice);
         Ok(self.0.ask(read).await)
     }
 
-    async fn begin(&self) -> Answer<CasResult> {
+    async fn begin(&self) -> StoreResult<CasResult> {
         Ok(self.decide(|row| row.is_none(), Progress { epoch: 1, ..Progress::default() }).await)
     }
 
-    async fn raise(&self, found: &Progress) -> Answer<CasResult> {
+    async fn raise(&self, found: &Progress) -> StoreResult<CasResult> {
         let raised = Progress { epoch: found.epoch + 1, ..found.clone() };
         Ok(self.decide(|row| row == Some(found), raised).await)
     }
 
-    async fn record(&self, progress: &Progress) -> Answer<CasResult> {
+    async fn record(&self, progress: &Progress) -> StoreResult<CasResult> {
         let (mut new, any_epoch) = (progress.clone(), self.0.is(Broken::EpochIgnored));
         if self.0.is(Broken::OpenForgotten) {
             new.open.clear();
@@ -342,22 +342,22 @@ fn stands(lease: &Lease) -> impl FnOnce(Option<&Claimed>) -> bool {
     }
 }
 
-impl claim::Row for DoseRow<'_> {
-    async fn now(&self) -> Answer<Option<Claimed>> {
+impl claim::DoseCells for DoseRow<'_> {
+    async fn now(&self) -> StoreResult<Option<Claimed>> {
         Ok(self.0.ask(|cluster| cluster.dose.now(&mut cluster.dice)).await)
     }
 
-    async fn begin(&self, lease: &Lease, _: Timestamp) -> Answer<CasResult> {
+    async fn begin(&self, lease: &Lease, _: Timestamp) -> StoreResult<CasResult> {
         let decided = self.decide(|row| row.is_none(), Claimed { lease: lease.clone(), mark: None }).await;
         Ok(self.claimed(decided))
     }
 
-    async fn take(&self, was: &Lease, lease: &Lease) -> Answer<CasResult> {
+    async fn take(&self, was: &Lease, lease: &Lease) -> StoreResult<CasResult> {
         let decided = self.decide(stands(was), Claimed { lease: lease.clone(), mark: None }).await;
         Ok(self.claimed(decided))
     }
 
-    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Answer<CasResult> {
+    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> StoreResult<CasResult> {
         Ok(
             match self.decide(stands(lease), Claimed { lease: lease.clone(), mark: Some(mark.clone()) }).await
             {
@@ -369,11 +369,11 @@ impl claim::Row for DoseRow<'_> {
 }
 
 impl Broadcasts for Seat {
-    async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> Answer<Plan> {
+    async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> StoreResult<Plan> {
         unreachable!("delivery plans nothing")
     }
 
-    async fn broadcast(&self, _: &BroadcastId) -> Answer<(Option<Plan>, Option<BroadcastState>)> {
+    async fn broadcast(&self, _: &BroadcastId) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
         let read = |cluster: &mut Cluster| {
             let parts = u32::try_from(cluster.rings.len()).unwrap();
             (Some(Plan { spec: String::new(), parts }), Some(cluster.state.clone()))
@@ -381,23 +381,23 @@ impl Broadcasts for Seat {
         Ok(self.ask(read).await)
     }
 
-    async fn stop(&self, _: &BroadcastId, _: &str) -> Answer<()> {
+    async fn stop(&self, _: &BroadcastId, _: &str) -> StoreResult<()> {
         unreachable!("nobody stops it")
     }
 
-    async fn close(&self, _: &BroadcastId) -> Answer<()> {
+    async fn close(&self, _: &BroadcastId) -> StoreResult<()> {
         self.ask(|cluster| cluster.state = BroadcastState::Done).await;
         Ok(())
     }
 
-    async fn take_over(&self, part: &PartId) -> Answer<Progress> {
+    async fn take_over(&self, part: &PartId) -> StoreResult<Progress> {
         if self.lost().contains(&part.part) {
             return Ok(Progress { done: true, ..Progress::default() });
         }
         part::take_over(&PartRow(self, part.part), "take a part over").await
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Answer<Checkpoint> {
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> StoreResult<Checkpoint> {
         let checkpoint =
             part::checkpoint(&PartRow(self, part.part), progress, "record a part's progress").await?;
         if checkpoint == Checkpoint::Lost && self.is(Broken::LostIsSettled) {
@@ -406,7 +406,7 @@ impl Broadcasts for Seat {
         Ok(checkpoint)
     }
 
-    async fn finish_part(&self, part: &PartId) -> Answer<u32> {
+    async fn finish_part(&self, part: &PartId) -> StoreResult<u32> {
         if self.lost().remove(&part.part) {
             return Ok(0);
         }
@@ -416,11 +416,11 @@ impl Broadcasts for Seat {
         Ok(u32::try_from(if self.is(Broken::FinishedReadFirst) { early } else { finished }).unwrap())
     }
 
-    async fn progress(&self, _: &PartId) -> Answer<Option<Progress>> {
+    async fn progress(&self, _: &PartId) -> StoreResult<Option<Progress>> {
         unreachable!("delivery does not look")
     }
 
-    async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
+    async fn total(&self, _: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
         let (first_closed, beside) = (self.is(Broken::ClosedFirst), self.is(Broken::CountedBeside));
         let sum = |cluster: &mut Cluster| {
             if first_closed {
@@ -445,7 +445,7 @@ impl Audience for Seat {
         _: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> Answer<Page> {
+    ) -> StoreResult<Page> {
         let (cut, checkpoint_first) = (self.is(Broken::PositionsCut), self.is(Broken::CheckpointFirst));
         let read = |cluster: &mut Cluster| {
             let ring = &cluster.rings[slice.index as usize];
@@ -476,7 +476,7 @@ impl Audience for Seat {
 }
 
 impl Doses for Seat {
-    async fn claim(&self, _: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Answer<Claim> {
+    async fn claim(&self, _: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> StoreResult<Claim> {
         let (begun, lease) = (self.now(), until.duration_since(now));
         let until = begun + lease;
         let process = format!("process {}", self.process);
@@ -494,30 +494,30 @@ impl Doses for Seat {
         })
     }
 
-    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+    async fn claimed(&self, _: &DoseKey) -> StoreResult<Option<Claimed>> {
         unreachable!("delivery does not look")
     }
 
-    async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
+    async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
         let begun = Instant::now();
         let marked = claim::mark(&DoseRow(self), lease, mark, "mark a dose").await;
         self.cluster().slow_marks += usize::from(begun.elapsed() > MARK_WITHIN);
         marked
     }
 
-    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Answer<()> {
+    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> StoreResult<()> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn regimen(&self, _: &RegimenId) -> Answer<Option<Regimen>> {
+    async fn regimen(&self, _: &RegimenId) -> StoreResult<Option<Regimen>> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> Answer<Vec<(RegimenId, Regimen)>> {
+    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> StoreResult<Vec<(RegimenId, Regimen)>> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn insert_due(&self, _: Shard, _: &DueRow) -> Answer<()> {
+    async fn insert_due(&self, _: Shard, _: &DueRow) -> StoreResult<()> {
         unreachable!("delivery knows no due row")
     }
 
@@ -528,37 +528,37 @@ impl Doses for Seat {
         _: Timestamp,
         _: Option<&DueRow>,
         _: usize,
-    ) -> Answer<Vec<DueRow>> {
+    ) -> StoreResult<Vec<DueRow>> {
         unreachable!("delivery knows no due row")
     }
 
-    async fn marks(&self, _: Shard) -> Answer<Marks> {
+    async fn marks(&self, _: Shard) -> StoreResult<Marks> {
         unreachable!("delivery knows no shard")
     }
 
-    async fn init_marks(&self, _: Timestamp) -> Answer<()> {
+    async fn init_marks(&self, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Answer<()> {
+    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 }
 
 impl Registry for Seat {
-    async fn tokens_of(&self, _: &UserId) -> Answer<Vec<Registration>> {
+    async fn tokens_of(&self, _: &UserId) -> StoreResult<Vec<Registration>> {
         Ok(self.ask(|cluster| cluster.devices.clone()).await)
     }
 
-    async fn apply(&self, _: &TokenChange, _: Version) -> Answer<()> {
+    async fn apply(&self, _: &TokenChange, _: Version) -> StoreResult<()> {
         unreachable!("delivery applies nothing")
     }
 
-    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Answer<bool> {
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> StoreResult<bool> {
         unreachable!("delivery revokes nothing")
     }
 
-    async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
+    async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
         let row = |cluster: &mut Cluster| {
             let found = cluster
                 .rings
@@ -580,22 +580,22 @@ impl Registry for Seat {
         Ok(self.ask(row).await)
     }
 
-    async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
+    async fn inspect_hash(&self, _: TokenHash) -> StoreResult<Option<TokenRow>> {
         unreachable!("delivery inspects nothing")
     }
 
-    async fn census(&self) -> Answer<Vec<Census>> {
+    async fn census(&self) -> StoreResult<Vec<Census>> {
         unreachable!("delivery counts nobody")
     }
 }
 
 impl Routes for Seat {
-    async fn route(&self, _: ProviderId) -> Answer<Route> {
+    async fn route(&self, _: ProviderId) -> StoreResult<RouteRow> {
         self.answers_at_all(|cluster| cluster.route_away).await?;
         Ok(self.ask(|cluster| cluster.route.clone()).await)
     }
 
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Answer<()> {
+    async fn set_route(&self, _: ProviderId, route: &RouteRow) -> StoreResult<()> {
         self.answers_at_all(|cluster| cluster.route_away).await?;
         self.ask(|cluster| cluster.route = route.clone()).await;
         Ok(())
@@ -603,7 +603,7 @@ impl Routes for Seat {
 }
 
 impl Store for Seat {
-    async fn ping(&self) -> Answer<()> {
+    async fn ping(&self) -> StoreResult<()> {
         unreachable!("delivery listens to no pulse")
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    dispatch::{Message, PayloadRefused, Provider, Reply, Verdict},
+    dispatch::{PayloadRefused, Provider, PushMessage, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
         PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
@@ -15,11 +15,11 @@ use crate::{
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, Route, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Marks, Page, Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
     },
 };
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
@@ -56,7 +56,7 @@ pub struct State {
     /// When the total was first asked for.
     pub total_at: Option<Timestamp>,
     pub claim: Option<(Lease, Option<DoseMark>)>,
-    pub route: Option<Route>,
+    pub route: Option<RouteRow>,
 }
 
 impl Fake {
@@ -64,7 +64,7 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
-    fn ask(&self, operation: &'static str) -> Answer<MutexGuard<'_, State>> {
+    fn ask(&self, operation: &'static str) -> StoreResult<MutexGuard<'_, State>> {
         let mut state = self.state();
         *state.asked.entry(operation).or_default() += 1;
         match state.away.get_mut(operation) {
@@ -78,19 +78,19 @@ impl Fake {
 }
 
 impl Registry for Fake {
-    async fn apply(&self, _: &TokenChange, _: Version) -> Answer<()> {
+    async fn apply(&self, _: &TokenChange, _: Version) -> StoreResult<()> {
         unreachable!("delivery applies nothing")
     }
 
-    async fn tokens_of(&self, user: &UserId) -> Answer<Vec<Registration>> {
+    async fn tokens_of(&self, user: &UserId) -> StoreResult<Vec<Registration>> {
         Ok(self.ask("tokens_of")?.users.get(user).cloned().unwrap_or_default())
     }
 
-    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Answer<bool> {
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> StoreResult<bool> {
         unreachable!("delivery revokes nothing")
     }
 
-    async fn inspect(&self, token: &Token) -> Answer<Option<TokenRow>> {
+    async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
         let state = self.ask("inspect")?;
         let registration = state
             .ring
@@ -107,11 +107,11 @@ impl Registry for Fake {
         }))
     }
 
-    async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
+    async fn inspect_hash(&self, _: TokenHash) -> StoreResult<Option<TokenRow>> {
         unreachable!("delivery inspects nothing")
     }
 
-    async fn census(&self) -> Answer<Vec<Census>> {
+    async fn census(&self) -> StoreResult<Vec<Census>> {
         unreachable!("delivery counts nobody")
     }
 }
@@ -124,7 +124,7 @@ impl Audience for Fake {
         _: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> Answer<Page> {
+    ) -> StoreResult<Page> {
         let state = self.ask("page_of_slice")?;
         let from = after.map_or(0, |Cursor(at)| usize::try_from(at).unwrap());
         let to = state.ring.len().min(from + limit);
@@ -140,33 +140,33 @@ impl Audience for Fake {
 }
 
 impl Broadcasts for Fake {
-    async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> Answer<Plan> {
+    async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> StoreResult<Plan> {
         unreachable!("delivery plans nothing")
     }
 
-    async fn broadcast(&self, _: &BroadcastId) -> Answer<(Option<Plan>, Option<BroadcastState>)> {
+    async fn broadcast(&self, _: &BroadcastId) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
         let state = self.ask("broadcast")?;
         Ok((state.plan.clone(), state.broadcast.clone()))
     }
 
-    async fn stop(&self, _: &BroadcastId, reason: &str) -> Answer<()> {
+    async fn stop(&self, _: &BroadcastId, reason: &str) -> StoreResult<()> {
         self.ask("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.to_owned() });
         Ok(())
     }
 
-    async fn close(&self, _: &BroadcastId) -> Answer<()> {
+    async fn close(&self, _: &BroadcastId) -> StoreResult<()> {
         self.ask("close")?.broadcast = Some(BroadcastState::Done);
         Ok(())
     }
 
-    async fn take_over(&self, part: &PartId) -> Answer<Progress> {
+    async fn take_over(&self, part: &PartId) -> StoreResult<Progress> {
         let mut state = self.ask("take_over")?;
         let progress = state.parts.entry(part.part).or_default();
         progress.epoch += i32::from(!progress.done);
         Ok(progress.clone())
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Answer<Checkpoint> {
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> StoreResult<Checkpoint> {
         let mut state = self.ask("checkpoint")?;
         match state.parts.get_mut(&part.part) {
             Some(standing) if standing.epoch == progress.epoch => {
@@ -177,17 +177,17 @@ impl Broadcasts for Fake {
         }
     }
 
-    async fn finish_part(&self, part: &PartId) -> Answer<u32> {
+    async fn finish_part(&self, part: &PartId) -> StoreResult<u32> {
         let mut state = self.ask("finish_part")?;
         state.finished.insert(part.part);
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
-    async fn progress(&self, _: &PartId) -> Answer<Option<Progress>> {
+    async fn progress(&self, _: &PartId) -> StoreResult<Option<Progress>> {
         unreachable!("delivery looks at no other part")
     }
 
-    async fn total(&self, _: &BroadcastId, now: Timestamp) -> Answer<Total> {
+    async fn total(&self, _: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
         let mut state = self.ask("total")?;
         let mut counts = Counts::default();
         state.parts.values().for_each(|part| counts += part.counts);
@@ -196,19 +196,19 @@ impl Broadcasts for Fake {
 }
 
 impl Doses for Fake {
-    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Answer<()> {
+    async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> StoreResult<()> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn regimen(&self, _: &RegimenId) -> Answer<Option<Regimen>> {
+    async fn regimen(&self, _: &RegimenId) -> StoreResult<Option<Regimen>> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> Answer<Vec<(RegimenId, Regimen)>> {
+    async fn regimens(&self, _: Option<&RegimenId>, _: usize) -> StoreResult<Vec<(RegimenId, Regimen)>> {
         unreachable!("delivery knows no regimen")
     }
 
-    async fn insert_due(&self, _: Shard, _: &DueRow) -> Answer<()> {
+    async fn insert_due(&self, _: Shard, _: &DueRow) -> StoreResult<()> {
         unreachable!("delivery knows no due row")
     }
 
@@ -219,24 +219,24 @@ impl Doses for Fake {
         _: Timestamp,
         _: Option<&DueRow>,
         _: usize,
-    ) -> Answer<Vec<DueRow>> {
+    ) -> StoreResult<Vec<DueRow>> {
         unreachable!("delivery knows no due row")
     }
 
-    async fn marks(&self, _: Shard) -> Answer<Marks> {
+    async fn marks(&self, _: Shard) -> StoreResult<Marks> {
         unreachable!("delivery knows no shard")
     }
 
-    async fn init_marks(&self, _: Timestamp) -> Answer<()> {
+    async fn init_marks(&self, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Answer<()> {
+    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 
     /// A foreign lease is over at once: the store's clock is not the test's.
-    async fn claim(&self, _: &DoseKey, owner: &str, _: Timestamp, until: Timestamp) -> Answer<Claim> {
+    async fn claim(&self, _: &DoseKey, owner: &str, _: Timestamp, until: Timestamp) -> StoreResult<Claim> {
         let mut state = self.ask("claim")?;
         if let Some((_, Some(mark))) = &state.claim {
             return Ok(Claim::Marked(mark.clone()));
@@ -247,11 +247,11 @@ impl Doses for Fake {
         Ok(Claim::Mine(lease))
     }
 
-    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+    async fn claimed(&self, _: &DoseKey) -> StoreResult<Option<Claimed>> {
         unreachable!("only people ask that")
     }
 
-    async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> Answer<Marked> {
+    async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
         let mut state = self.ask("mark")?;
         match &mut state.claim {
             Some((standing, marked))
@@ -266,8 +266,8 @@ impl Doses for Fake {
 }
 
 impl Routes for Fake {
-    async fn route(&self, _: ProviderId) -> Answer<Route> {
-        let running = || Route {
+    async fn route(&self, _: ProviderId) -> StoreResult<RouteRow> {
+        let running = || RouteRow {
             state: RouteState::Running,
             since: Timestamp::UNIX_EPOCH,
             set_by: String::new(),
@@ -276,14 +276,14 @@ impl Routes for Fake {
         Ok(self.ask("route")?.route.clone().unwrap_or_else(running))
     }
 
-    async fn set_route(&self, _: ProviderId, route: &Route) -> Answer<()> {
+    async fn set_route(&self, _: ProviderId, route: &RouteRow) -> StoreResult<()> {
         self.ask("set_route")?.route = Some(route.clone());
         Ok(())
     }
 }
 
 impl Store for Fake {
-    async fn ping(&self) -> Answer<()> {
+    async fn ping(&self) -> StoreResult<()> {
         unreachable!("delivery listens to no pulse")
     }
 }
@@ -339,14 +339,14 @@ impl Provider for Service {
         }
     }
 
-    async fn send(&self, messages: &[Message<'_, ()>]) -> Reply {
+    async fn send(&self, messages: &[PushMessage<'_, ()>]) -> Reply {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut answers = self.0.lock().unwrap();
         let answers = &mut *answers;
         if answers.refuses_all {
             return Reply::Refused { why: "HTTP 400".to_owned() };
         }
-        let verdict = |message: &Message<'_, ()>| {
+        let verdict = |message: &PushMessage<'_, ()>| {
             let token = message.token.as_str();
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
             let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.into()) });

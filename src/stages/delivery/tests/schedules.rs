@@ -23,7 +23,7 @@ use super::{
     *,
 };
 use crate::{
-    dispatch::{Message, PayloadRefused, Reply},
+    dispatch::{PayloadRefused, PushMessage, Reply},
     domain::{Counts, Cursor, Lane, Registration},
     stages::fakes::handle,
 };
@@ -462,7 +462,7 @@ impl Provider for Service {
         Ok(())
     }
 
-    async fn send(&self, messages: &[Message<'_, ()>]) -> Reply {
+    async fn send(&self, messages: &[PushMessage<'_, ()>]) -> Reply {
         let takes = {
             let mut dice = self.dice.lock().unwrap();
             let takes = match dice.random_range(0..10) {
@@ -480,7 +480,7 @@ impl Provider for Service {
 }
 
 impl Service {
-    fn verdict(&self, message: &Message<'_, ()>) -> Verdict {
+    fn verdict(&self, message: &PushMessage<'_, ()>) -> Verdict {
         let mut dice = self.dice.lock().unwrap();
         if dice.random_bool(self.busy) {
             let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut dice).unwrap() * dice.random_range(0.5..1.5);

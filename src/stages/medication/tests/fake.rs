@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// What the store gets wrong: each stands for an order of steps that the chain must not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +196,7 @@ impl Doses for Fake {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> Answer<()> {
+    ) -> StoreResult<()> {
         let mut state = self.turn().await;
         if self.broken == Some(Broken::RegimensShowLate) {
             state.regimens_late.push((OPERATIONS_LATE, regimen.clone(), definition.cloned(), version));
@@ -206,18 +206,22 @@ impl Doses for Fake {
         Ok(())
     }
 
-    async fn regimen(&self, regimen: &RegimenId) -> Answer<Option<Regimen>> {
+    async fn regimen(&self, regimen: &RegimenId) -> StoreResult<Option<Regimen>> {
         Ok(self.turn().await.regimens.get(regimen).and_then(|(_, definition)| definition.clone()))
     }
 
-    async fn regimens(&self, after: Option<&RegimenId>, limit: usize) -> Answer<Vec<(RegimenId, Regimen)>> {
+    async fn regimens(
+        &self,
+        after: Option<&RegimenId>,
+        limit: usize,
+    ) -> StoreResult<Vec<(RegimenId, Regimen)>> {
         let state = self.turn().await;
         let living =
             state.regimens.iter().filter_map(|(id, (_, definition))| Some((id.clone(), definition.clone()?)));
         Ok(living.filter(|(id, _)| after.is_none_or(|after| after < id)).take(limit).collect())
     }
 
-    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Answer<()> {
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> StoreResult<()> {
         let mut state = self.turn().await;
         if self.broken == Some(Broken::RowsShowLate) {
             state.hidden.push((OPERATIONS_LATE, shard, row.clone()));
@@ -234,7 +238,7 @@ impl Doses for Fake {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> Answer<Vec<DueRow>> {
+    ) -> StoreResult<Vec<DueRow>> {
         let mut state = self.turn().await;
         // Small pages where schedules are tried out, so that there are many.
         let limit = if self.pace.is_some() { 2 } else { limit };
@@ -258,7 +262,7 @@ impl Doses for Fake {
         Ok(page)
     }
 
-    async fn marks(&self, shard: Shard) -> Answer<Marks> {
+    async fn marks(&self, shard: Shard) -> StoreResult<Marks> {
         let marks = self.turn().await.marks[&shard];
         Ok(match self.broken {
             Some(Broken::SlackForOpened) => Marks { opened: marks.handed + SLACK, ..marks },
@@ -267,7 +271,7 @@ impl Doses for Fake {
         })
     }
 
-    async fn init_marks(&self, now: Timestamp) -> Answer<()> {
+    async fn init_marks(&self, now: Timestamp) -> StoreResult<()> {
         let mut state = self.state();
         for shard in Shard::all() {
             state.marks.entry(shard).or_insert(Marks { opened: now, handed: now });
@@ -275,7 +279,7 @@ impl Doses for Fake {
         Ok(())
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Answer<()> {
+    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> StoreResult<()> {
         let mut state = self.turn().await;
         if self.broken == Some(Broken::OpenedAfterTheRows) && mark == Mark::Opened {
             state.opened_late.push((OPERATIONS_LATE, shard, to));
@@ -285,41 +289,41 @@ impl Doses for Fake {
         Ok(())
     }
 
-    async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Answer<Claim> {
+    async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> StoreResult<Claim> {
         unreachable!("delivery claims")
     }
 
-    async fn claimed(&self, _: &DoseKey) -> Answer<Option<Claimed>> {
+    async fn claimed(&self, _: &DoseKey) -> StoreResult<Option<Claimed>> {
         unreachable!("only people ask that")
     }
 
-    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Answer<Marked> {
+    async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> StoreResult<Marked> {
         unreachable!("delivery marks")
     }
 }
 
 impl Registry for Fake {
-    async fn tokens_of(&self, user: &UserId) -> Answer<Vec<Registration>> {
+    async fn tokens_of(&self, user: &UserId) -> StoreResult<Vec<Registration>> {
         Ok(self.turn().await.registrations.get(user).cloned().unwrap_or_default())
     }
 
-    async fn apply(&self, _: &TokenChange, _: Version) -> Answer<()> {
+    async fn apply(&self, _: &TokenChange, _: Version) -> StoreResult<()> {
         unreachable!("the tokens stage applies")
     }
 
-    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> Answer<bool> {
+    async fn revoke(&self, _: &Token, _: Judged, _: &str) -> StoreResult<bool> {
         unreachable!("cleanup revokes")
     }
 
-    async fn inspect(&self, _: &Token) -> Answer<Option<TokenRow>> {
+    async fn inspect(&self, _: &Token) -> StoreResult<Option<TokenRow>> {
         unreachable!("people inspect")
     }
 
-    async fn inspect_hash(&self, _: TokenHash) -> Answer<Option<TokenRow>> {
+    async fn inspect_hash(&self, _: TokenHash) -> StoreResult<Option<TokenRow>> {
         unreachable!("people inspect")
     }
 
-    async fn census(&self) -> Answer<Vec<Census>> {
+    async fn census(&self) -> StoreResult<Vec<Census>> {
         unreachable!("people count")
     }
 }

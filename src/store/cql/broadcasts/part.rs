@@ -14,22 +14,22 @@ use crate::{
     store::{Checkpoint, StoreError},
 };
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// The row of a part.
-pub(crate) trait Row: Sync {
+pub(crate) trait PartCells: Sync {
     /// What it says, everything that was decided included.
-    fn now(&self) -> impl Future<Output = Answer<Option<Progress>>> + Send;
+    fn now(&self) -> impl Future<Output = StoreResult<Option<Progress>>> + Send;
     /// Writes the first owner's row, if there is none.
-    fn begin(&self) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn begin(&self) -> impl Future<Output = StoreResult<CasResult>> + Send;
     /// Raises the epoch by one, if the row still says this.
-    fn raise(&self, found: &Progress) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn raise(&self, found: &Progress) -> impl Future<Output = StoreResult<CasResult>> + Send;
     /// Writes an owner's progress, if it [`follows`] what the row says.
-    fn record(&self, progress: &Progress) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn record(&self, progress: &Progress) -> impl Future<Output = StoreResult<CasResult>> + Send;
 }
 
 /// Makes the caller the part's owner, unless it is done.
-pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<Progress> {
+pub(crate) async fn take_over(row: &impl PartCells, context: &'static str) -> StoreResult<Progress> {
     let mut cas_retry = CasRetry::new(context);
     loop {
         let (decided, mine) = match row.now().await? {
@@ -50,10 +50,10 @@ pub(crate) async fn take_over(row: &impl Row, context: &'static str) -> Answer<P
 
 /// Records an owner's progress, unless he is the owner no more.
 pub(crate) async fn checkpoint(
-    row: &impl Row,
+    row: &impl PartCells,
     progress: &Progress,
     context: &'static str,
-) -> Answer<Checkpoint> {
+) -> StoreResult<Checkpoint> {
     let mut cas_retry = CasRetry::new(context);
     loop {
         match row.record(progress).await? {

@@ -9,28 +9,28 @@ use crate::{
     store::{Claim, Claimed, DoseMark, Lease, Marked, StoreError},
 };
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// The row of a dose.
-pub(crate) trait Row: Sync {
+pub(crate) trait DoseCells: Sync {
     /// What it says, everything that was decided included.
-    fn now(&self) -> impl Future<Output = Answer<Option<Claimed>>> + Send;
+    fn now(&self) -> impl Future<Output = StoreResult<Option<Claimed>>> + Send;
     /// Writes the first claim, if there is none.
-    fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = StoreResult<CasResult>> + Send;
     /// Puts a lease in another one's place, if that one still stands and the dose is not marked.
-    fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = StoreResult<CasResult>> + Send;
     /// Marks the dose, if the lease still stands and the dose is not marked.
-    fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = Answer<CasResult>> + Send;
+    fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = StoreResult<CasResult>> + Send;
 }
 
 /// Claims the dose for `owner`, unless somebody else's lease runs or it is marked.
 pub(crate) async fn claim(
-    row: &impl Row,
+    row: &impl DoseCells,
     owner: &str,
     now: Timestamp,
     until: Timestamp,
     context: &'static str,
-) -> Answer<Claim> {
+) -> StoreResult<Claim> {
     let mut cas_retry = CasRetry::new(context);
     let mut found: Option<Claimed> = None;
     loop {
@@ -66,11 +66,11 @@ pub(crate) async fn claim(
 
 /// Marks the dose, unless its lease is another one's by now.
 pub(crate) async fn mark(
-    row: &impl Row,
+    row: &impl DoseCells,
     lease: &Lease,
     mark: &DoseMark,
     context: &'static str,
-) -> Answer<Marked> {
+) -> StoreResult<Marked> {
     let mut cas_retry = CasRetry::new(context);
     loop {
         match row.mark(lease, mark).await? {

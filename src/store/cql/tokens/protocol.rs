@@ -18,7 +18,7 @@ pub(super) const HOLDERS_MAX: usize = 20;
 
 /// The one cell of a token. Inactive ones name no user and no device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, SerializeValue, DeserializeValue)]
-pub(in crate::store::cql) struct State {
+pub(in crate::store::cql) struct TokenCell {
     /// The cell's timestamp.
     pub ver: i64,
     pub active: bool,
@@ -45,7 +45,7 @@ pub(super) struct Hint {
     pub ver: i64,
 }
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// Cells of which the write with the highest timestamp stands, read and written by majorities. Each operation
 /// may be repeated.
@@ -54,23 +54,23 @@ pub(super) trait Cells: Sync {
     type Place: Send;
 
     /// What a token's row says now; `None` too where the token was only seen.
-    fn row(&self, token: &str) -> impl Future<Output = Answer<Option<State>>> + Send;
+    fn row(&self, token: &str) -> impl Future<Output = StoreResult<Option<TokenCell>>> + Send;
     /// Writes a row at its version. Inactive ones expire.
-    fn put_row(&self, token: &str, state: &State) -> impl Future<Output = Answer<()>> + Send;
+    fn put_row(&self, token: &str, state: &TokenCell) -> impl Future<Output = StoreResult<()>> + Send;
     /// A page of hints. It may be short or empty and yet have a next one.
     fn hints(
         &self,
         of: Of<'_>,
         from: Option<Self::Place>,
-    ) -> impl Future<Output = Answer<(Vec<Hint>, Option<Self::Place>)>> + Send;
+    ) -> impl Future<Output = StoreResult<(Vec<Hint>, Option<Self::Place>)>> + Send;
     /// Writes a hint at this version.
-    fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> impl Future<Output = Answer<()>> + Send;
+    fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> impl Future<Output = StoreResult<()>> + Send;
     /// Deletes a hint as of this version.
-    fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> impl Future<Output = Answer<()>> + Send;
+    fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> impl Future<Output = StoreResult<()>> + Send;
     /// When a user was deleted.
-    fn deleted_at(&self, user: &str) -> impl Future<Output = Answer<Option<i64>>> + Send;
+    fn deleted_at(&self, user: &str) -> impl Future<Output = StoreResult<Option<i64>>> + Send;
     /// Marks a user as deleted at this version.
-    fn put_deleted(&self, user: &str, ver: i64) -> impl Future<Output = Answer<()>> + Send;
+    fn put_deleted(&self, user: &str, ver: i64) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
 /// What a registration found on its device.
@@ -87,9 +87,9 @@ pub(super) enum Device {
 pub(super) async fn registered(
     cells: &impl Cells,
     token: &str,
-    state: State,
+    state: TokenCell,
     previous: Option<(&str, &str)>,
-) -> Answer<Device> {
+) -> StoreResult<Device> {
     let ver = state.ver;
     // 1. Our own first.
     let written = put(cells, token, state).await?;
@@ -100,7 +100,7 @@ pub(super) async fn registered(
     };
     // 3. What it takes the place of ended in the same moment.
     if let Some((previous, kind)) = previous {
-        put(cells, previous, State::blank(ver, kind, "replaced")).await?;
+        put(cells, previous, TokenCell::blank(ver, kind, "replaced")).await?;
     }
     // 4. Only now whether the user was deleted later than this.
     if let Some(user) = &written.user_id
@@ -112,12 +112,12 @@ pub(super) async fn registered(
 }
 
 /// The token is nobody's from this version on.
-pub(super) async fn unregistered(cells: &impl Cells, token: &str, kind: &str, ver: i64) -> Answer<()> {
-    put(cells, token, State::blank(ver, kind, "unregistered")).await.map(drop)
+pub(super) async fn unregistered(cells: &impl Cells, token: &str, kind: &str, ver: i64) -> StoreResult<()> {
+    put(cells, token, TokenCell::blank(ver, kind, "unregistered")).await.map(drop)
 }
 
 /// Leaves the mark and strikes out what is there; what was registered later stays.
-pub(super) async fn user_deleted(cells: &impl Cells, user: &str, ver: i64) -> Answer<()> {
+pub(super) async fn user_deleted(cells: &impl Cells, user: &str, ver: i64) -> StoreResult<()> {
     cells.put_deleted(user, ver).await?;
     // Only then who is there: what registers from now on finds the mark.
     let mut from = None;
@@ -133,7 +133,12 @@ pub(super) async fn user_deleted(cells: &impl Cells, user: &str, ver: i64) -> An
 }
 
 /// Takes a token out if the verdict names the registration that is current. Says whether it did.
-pub(super) async fn revoke(cells: &impl Cells, token: &str, judged: Judged, reason: &str) -> Answer<bool> {
+pub(super) async fn revoke(
+    cells: &impl Cells,
+    token: &str,
+    judged: Judged,
+    reason: &str,
+) -> StoreResult<bool> {
     match cells.row(token).await? {
         Some(state) if state.active && judged.names(Version::from_i64(state.ver)) => {
             kill(cells, token, &state, reason).await?;
@@ -144,7 +149,7 @@ pub(super) async fn revoke(cells: &impl Cells, token: &str, judged: Judged, reas
 }
 
 /// The active tokens of a user.
-pub(super) async fn tokens_of(cells: &impl Cells, user: &str) -> Answer<Vec<(String, State)>> {
+pub(super) async fn tokens_of(cells: &impl Cells, user: &str) -> StoreResult<Vec<(String, TokenCell)>> {
     let (mut found, mut from) = (Vec::new(), None);
     loop {
         let (page, next) = hinted(cells, Of::User(user), from).await?;
@@ -158,7 +163,7 @@ pub(super) async fn tokens_of(cells: &impl Cells, user: &str) -> Answer<Vec<(Str
 
 /// Writes a state with its hints, and clears those of the state that it takes the place of. Answers with what
 /// was written; a later state stays.
-async fn put(cells: &impl Cells, token: &str, mut new: State) -> Answer<State> {
+async fn put(cells: &impl Cells, token: &str, mut new: TokenCell) -> StoreResult<TokenCell> {
     try_join_all(new.names().map(|of| cells.put_hint(of, token, new.ver))).await?;
     let old = cells.row(token).await?;
     if let Some(old) = &old {
@@ -177,16 +182,21 @@ async fn put(cells: &impl Cells, token: &str, mut new: State) -> Answer<State> {
 }
 
 /// Strikes an active state out: in the odd slot above it, and never anything later.
-async fn kill(cells: &impl Cells, token: &str, state: &State, reason: &str) -> Answer<()> {
+async fn kill(cells: &impl Cells, token: &str, state: &TokenCell, reason: &str) -> StoreResult<()> {
     let at = state.ver | 1;
-    let ended = State { created_at: state.created_at, ..State::blank(at, &state.kind, reason) };
+    let ended = TokenCell { created_at: state.created_at, ..TokenCell::blank(at, &state.kind, reason) };
     cells.put_row(token, &ended).await?;
     delete_hints(cells, token, state, at, None).await
 }
 
 /// Of the tokens of one kind on a device the latest stays. Equal versions: the greater token, for everybody.
-async fn one_of_a_kind(cells: &impl Cells, token: &str, own: &State, device: &str) -> Answer<Device> {
-    let mut rivals: Vec<(String, State)> = Vec::new();
+async fn one_of_a_kind(
+    cells: &impl Cells,
+    token: &str,
+    own: &TokenCell,
+    device: &str,
+) -> StoreResult<Device> {
+    let mut rivals: Vec<(String, TokenCell)> = Vec::new();
     let mut from = None;
     loop {
         let (page, next) = hinted(cells, Of::Device(device), from).await?;
@@ -213,7 +223,7 @@ async fn hinted<C: Cells>(
     cells: &C,
     of: Of<'_>,
     from: Option<C::Place>,
-) -> Answer<(Vec<(String, State)>, Option<C::Place>)> {
+) -> StoreResult<(Vec<(String, TokenCell)>, Option<C::Place>)> {
     let (hints, next) = cells.hints(of, from).await?;
     let states = try_join_all(hints.iter().map(|hint| cells.row(&hint.token))).await?;
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -232,10 +242,10 @@ async fn hinted<C: Cells>(
 async fn delete_hints(
     cells: &impl Cells,
     token: &str,
-    state: &State,
+    state: &TokenCell,
     at: i64,
-    keep: Option<&State>,
-) -> Answer<()> {
+    keep: Option<&TokenCell>,
+) -> StoreResult<()> {
     let gone = state.names().filter(|of| !keep.is_some_and(|keep| of.names(keep)));
     try_join_all(gone.map(|of| cells.delete_hint(of, token, at))).await.map(drop)
 }
@@ -251,7 +261,7 @@ impl<'a> Of<'a> {
     }
 
     /// Whether a state belongs here.
-    pub(super) fn names(self, state: &State) -> bool {
+    pub(super) fn names(self, state: &TokenCell) -> bool {
         match self {
             Self::User(user) => state.user_id.as_deref() == Some(user),
             Self::Device(device) => state.device_id.as_deref() == Some(device),
@@ -259,9 +269,9 @@ impl<'a> Of<'a> {
     }
 }
 
-// === impl State ===
+// === impl TokenCell ===
 
-impl State {
+impl TokenCell {
     /// Inactive, and nobody's.
     pub(super) fn blank(ver: i64, kind: &str, reason: &str) -> Self {
         Self {

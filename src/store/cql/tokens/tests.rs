@@ -18,7 +18,7 @@ use std::{
 use rand::prelude::*;
 
 use self::world::{Broken, Cell, FAR, Handler, Role, World, hint_cell, state, ver};
-use super::protocol::{self, Hint, Of, State};
+use super::protocol::{self, Hint, Of, TokenCell};
 use crate::{
     domain::{Judged, Version},
     store::StoreError,
@@ -209,12 +209,12 @@ impl Schedule {
                         hints.push(Hint { token: token.clone(), ver });
                         cells.early.lock().unwrap().device = Some(hints);
                     }
-                    let state = State {
+                    let state = TokenCell {
                         active: true,
                         user_id: user,
                         device_id: device,
                         reason: None,
-                        ..State::blank(ver, kind, "")
+                        ..TokenCell::blank(ver, kind, "")
                     };
                     let previous = previous
                         .as_deref()
@@ -294,7 +294,7 @@ impl Schedule {
         let row = |token: &str| state(all.get(&Cell::Row(token.to_owned())));
         for token in self.kinds.keys() {
             let (found, expected) = (row(token), self.expected(token));
-            let owner = |state: &State| (state.user_id.clone(), state.device_id.clone());
+            let owner = |state: &TokenCell| (state.user_id.clone(), state.device_id.clone());
             let same = match (&expected, found) {
                 (None, None) => true,
                 (Some((ver, None)), Some(found)) => found.ver == *ver && !found.active,

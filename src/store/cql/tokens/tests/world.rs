@@ -8,7 +8,7 @@ use std::{
 
 use rand::prelude::*;
 
-use super::super::protocol::{Cells, Hint, Of, State};
+use super::super::protocol::{Cells, Hint, Of, TokenCell};
 use crate::store::StoreError;
 
 /// What is wrong with the protocol. Each is the right protocol over cells that do something else.
@@ -43,7 +43,7 @@ pub enum Cell {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
-    State(State),
+    TokenCell(TokenCell),
     Ver(i64),
 }
 
@@ -129,9 +129,9 @@ pub fn merge(into: &mut Copies, from: impl IntoIterator<Item = (Cell, Kept)>) {
     }
 }
 
-pub fn state(kept: Option<&Kept>) -> Option<&State> {
+pub fn state(kept: Option<&Kept>) -> Option<&TokenCell> {
     match kept?.value.as_ref()? {
-        Value::State(state) => Some(state),
+        Value::TokenCell(state) => Some(state),
         Value::Ver(_) => None,
     }
 }
@@ -139,12 +139,12 @@ pub fn state(kept: Option<&Kept>) -> Option<&State> {
 pub fn ver(kept: Option<&Kept>) -> Option<i64> {
     match kept?.value.as_ref()? {
         Value::Ver(ver) => Some(*ver),
-        Value::State(_) => None,
+        Value::TokenCell(_) => None,
     }
 }
 
 pub fn live(value: Value, at: i64) -> Kept {
-    let expires = matches!(&value, Value::State(state) if !state.active);
+    let expires = matches!(&value, Value::TokenCell(state) if !state.active);
     Kept { at, deleted: false, expires, value: Some(value) }
 }
 
@@ -231,23 +231,24 @@ impl Cells for Handler {
     /// The next page begins after this token.
     type Place = String;
 
-    async fn row(&self, token: &str) -> Result<Option<State>, StoreError> {
+    async fn row(&self, token: &str) -> Result<Option<TokenCell>, StoreError> {
         let cell = Cell::Row(token.to_owned());
         let found = self.read(|other| *other == cell).await;
         let mut found = state(found.get(&cell)).cloned();
         if self.broken == Broken::KindIgnored && self.role == Role::Registering {
-            found = found.map(|state| State { kind: self.kind.clone(), ..state });
+            found = found.map(|state| TokenCell { kind: self.kind.clone(), ..state });
         }
         if self.broken == Broken::WinnerByVersionOnly && self.role == Role::Registering {
             found = found.filter(|state| state.ver != self.ver);
         }
         if self.broken == Broken::ReaderDeletesUnproven && self.role == Role::Reading {
-            found = Some(found.filter(|state| state.active).unwrap_or_else(|| State::blank(FAR, "e", "")));
+            found =
+                Some(found.filter(|state| state.active).unwrap_or_else(|| TokenCell::blank(FAR, "e", "")));
         }
         Ok(found)
     }
 
-    async fn put_row(&self, token: &str, state: &State) -> Result<(), StoreError> {
+    async fn put_row(&self, token: &str, state: &TokenCell) -> Result<(), StoreError> {
         let mut state = state.clone();
         let replaced = state.reason.as_deref() == Some("replaced");
         match (self.broken, self.role) {
@@ -269,7 +270,7 @@ impl Cells for Handler {
             _ => {}
         }
         let at = state.ver;
-        self.write(Cell::Row(token.to_owned()), live(Value::State(state), at)).await;
+        self.write(Cell::Row(token.to_owned()), live(Value::TokenCell(state), at)).await;
         if self.broken == Broken::RowBeforeHints {
             let later = std::mem::take(&mut self.early.lock().unwrap().writes);
             for (cell, kept) in later {
