@@ -10,7 +10,7 @@ pub mod embedded;
 mod error;
 mod url;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
@@ -34,6 +34,10 @@ pub struct Settings {
     pub certificate_file: String,
     pub key_file: String,
 }
+
+/// Tells the time. It is handed in to what runs for long, so that a test with dates of its own has a clock of
+/// its own.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 type StoreResult<T> = Result<T, StoreError>;
 

@@ -10,27 +10,45 @@ mod suite;
 use std::{
     collections::HashSet,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use futures::{StreamExt as _, stream};
 use pushcast::{
     domain::{Token, TokenChange, UserId},
     store::{
-        Registry, Store,
-        embedded::{EmbeddedOpenError, EmbeddedStore},
+        Clock, Registry, Store,
+        embedded::{EmbeddedStore, EmbeddedOpenError},
     },
 };
-use suite::{expo, login, user, v};
+use suite::{at, expo, login, user, v};
 use tempfile::TempDir;
 
+/// The suite's own clock, for its own dates: the machine's never decides what is old. It begins at the first of
+/// them, and each look at it finds it a minute later, so that every write is followed by a removal of old rows.
+/// No test writes so often that its rows grow old.
+fn clock() -> Clock {
+    const MINUTE_OF_MOMENTS: i64 = 60 * 100;
+    let looks = AtomicI64::new(0);
+    Arc::new(move || at(looks.fetch_add(1, Ordering::Relaxed) * MINUTE_OF_MOMENTS))
+}
+
+fn open(path: &Path) -> Result<EmbeddedStore, EmbeddedOpenError> {
+    EmbeddedStore::open_at(path, clock())
+}
+
 async fn in_memory() -> (EmbeddedStore, ()) {
-    (EmbeddedStore::memory().unwrap(), ())
+    (EmbeddedStore::memory_at(clock()).unwrap(), ())
 }
 
 async fn in_a_file() -> (EmbeddedStore, TempDir) {
     let folder = TempDir::new().unwrap();
-    (EmbeddedStore::open(&folder.path().join("push.db")).unwrap(), folder)
+    (open(&folder.path().join("push.db")).unwrap(), folder)
 }
 
 mod memory {
@@ -54,10 +72,10 @@ async fn the_same_events_in_any_order_end_in_the_same_state() {
 async fn what_was_acknowledged_is_there_after_reopening() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("push.db");
-    let store = EmbeddedStore::open(&path).unwrap();
+    let store = open(&path).unwrap();
     login("t1").by("ann").at(1).apply(&store).await;
     drop(store);
-    let store = EmbeddedStore::open(&path).unwrap();
+    let store = open(&path).unwrap();
     assert_eq!(store.tokens_of(&user("ann")).await.unwrap().len(), 1);
     store.ping().await.unwrap();
 }
@@ -66,7 +84,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
 async fn a_second_open_is_refused_and_names_who_has_the_file() {
     let (store, folder) = in_a_file().await;
     let path = folder.path().join("push.db");
-    let refusal = EmbeddedStore::open(&path).err().expect("one store a file");
+    let refusal = open(&path).err().expect("one store a file");
     assert!(matches!(refusal, EmbeddedOpenError::InUse { .. }));
     let text = refusal.to_string();
     assert!(text.contains(&format!("process {} since 20", std::process::id())), "{text}");
@@ -74,7 +92,7 @@ async fn a_second_open_is_refused_and_names_who_has_the_file() {
     // The refusal has done no harm to the one who has it.
     store.apply(&TokenChange::UserDeleted(UserId::new("ann")), v(1)).await.unwrap();
     drop(store);
-    EmbeddedStore::open(&path).expect("free again");
+    open(&path).expect("free again");
 }
 
 #[cfg(unix)]
@@ -83,7 +101,7 @@ async fn another_name_of_the_same_file_is_the_same_file() {
     let (_store, folder) = in_a_file().await;
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(folder.path().join("push.db"), &link).unwrap();
-    assert!(matches!(EmbeddedStore::open(&link), Err(EmbeddedOpenError::InUse { .. })));
+    assert!(matches!(open(&link), Err(EmbeddedOpenError::InUse { .. })));
 }
 
 #[tokio::test]
@@ -96,13 +114,13 @@ async fn somebody_elses_file_is_left_alone() {
     )
     .unwrap();
     let before = std::fs::read(&text).unwrap();
-    assert!(matches!(EmbeddedStore::open(&text), Err(EmbeddedOpenError::NotOurs { .. })));
+    assert!(matches!(open(&text), Err(EmbeddedOpenError::NotOurs { .. })));
     assert_eq!(std::fs::read(&text).unwrap(), before);
 
     let foreign = folder.path().join("foreign.db");
     rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     let before = std::fs::read(&foreign).unwrap();
-    assert!(matches!(EmbeddedStore::open(&foreign), Err(EmbeddedOpenError::NotOurs { .. })));
+    assert!(matches!(open(&foreign), Err(EmbeddedOpenError::NotOurs { .. })));
     assert_eq!(std::fs::read(&foreign).unwrap(), before);
 }
 
@@ -112,13 +130,13 @@ async fn a_file_of_a_newer_release_is_left_alone() {
     let path = folder.path().join("push.db");
     drop(store);
     rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    assert!(matches!(EmbeddedStore::open(&path), Err(EmbeddedOpenError::Newer { found: 99, .. })));
+    assert!(matches!(open(&path), Err(EmbeddedOpenError::Newer { found: 99, .. })));
 }
 
 #[tokio::test]
 async fn a_folder_that_is_not_there_is_named() {
     let folder = TempDir::new().unwrap();
-    let refusal = EmbeddedStore::open(&folder.path().join("missing/push.db")).err().unwrap();
+    let refusal = open(&folder.path().join("missing/push.db")).err().unwrap();
     assert!(matches!(refusal, EmbeddedOpenError::NotWritable { .. }));
     assert!(refusal.to_string().contains("missing/push.db"), "{refusal}");
 }
@@ -131,7 +149,7 @@ fn a_killed_process_leaves_the_file_free_and_whole() {
     const ACKNOWLEDGED: &str = "acknowledged ";
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     if let Some(path) = std::env::var_os(HOLD) {
-        let store = EmbeddedStore::open(path.as_ref()).unwrap();
+        let store = open(path.as_ref()).unwrap();
         runtime.block_on(stream::iter(0..).for_each_concurrent(64, async |n| {
             login(&format!("t{n}")).by("ann").at(n).apply(&store).await;
             println!("{ACKNOWLEDGED}{n}");
@@ -149,7 +167,7 @@ fn a_killed_process_leaves_the_file_free_and_whole() {
     // The harness may write something before the first of them, on the same line.
     let mut acknowledged = lines.filter_map(|line| line.rsplit_once(ACKNOWLEDGED)?.1.parse::<i64>().ok());
     let mut told: Vec<i64> = acknowledged.by_ref().take(500).collect();
-    let refusal = EmbeddedStore::open(&path).err().map(|refusal| refusal.to_string());
+    let refusal = open(&path).err().map(|refusal| refusal.to_string());
     holder.kill().unwrap();
     holder.wait().unwrap();
     told.extend(acknowledged);
@@ -157,7 +175,7 @@ fn a_killed_process_leaves_the_file_free_and_whole() {
     let refusal = refusal.expect("the other process has the file");
     assert!(refusal.contains(&format!("process {} since", holder.id())), "{refusal}");
 
-    let store = EmbeddedStore::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let kept = runtime.block_on(store.tokens_of(&user("ann"))).unwrap();
     let kept: HashSet<Token> = kept.into_iter().map(|registration| registration.token).collect();
     let lost: Vec<&i64> = told.iter().filter(|n| !kept.contains(&expo(&format!("t{n}")))).collect();

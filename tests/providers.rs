@@ -24,7 +24,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::read::GzDecoder;
 use pushcast::{
-    dispatch::{Message, Provider, Receipt, Receipts as _, Reply, Verdict},
+    dispatch::{PushMessage, Provider, Receipt, ReceiptSource as _, Reply, Verdict},
     domain::{Notification, NotificationId, Platform, Timestamp, Token},
     expo::{self, Expo},
     fcm::{self, Fcm},
@@ -250,7 +250,7 @@ async fn send<P: Provider>(provider: &P, tokens: &[String], platforms: &[Platfor
     let body = provider.body(&notification()).unwrap();
     let tokens: Vec<Token> = tokens.iter().map(|token| Token::parse(token).unwrap()).collect();
     let ttl = Duration::from_secs(3600);
-    let message = |(token, platform)| Message { body: &body, token, platform: Some(platform), ttl };
+    let message = |(token, platform)| PushMessage { body: &body, token, platform: Some(platform), ttl };
     let messages: Vec<_> = tokens.iter().zip(platforms.iter().copied().cycle()).map(message).collect();
     provider.send(&messages).await
 }

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::RecordOrigin;
+pub use crate::store::Clock;
 use crate::{
     domain::{ProviderId, RegimenEvent, Tick, Timestamp},
     events::{self, topics},
@@ -42,9 +43,6 @@ pub struct Settings {
     pub sound: String,
     pub channel: String,
 }
-
-/// Tells the time.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// The stage: handles `medication-regimens` and `medication-ticks`.
 pub struct Medication<S, P> {

@@ -40,8 +40,8 @@ use self::{
     readers::Readers,
     writer::{Durability, Writer},
 };
-use super::Store;
-use crate::{domain::Timestamp, store::StoreError};
+use super::{Clock, Store, StoreError};
+use crate::domain::Timestamp;
 
 /// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes
 /// the file.
@@ -110,26 +110,42 @@ pub enum EmbeddedOpenError {
 // === impl EmbeddedStore ===
 
 impl EmbeddedStore {
-    /// Opens the store in this file; makes the file if there is none.
+    /// Opens the store in this file; makes the file if there is none. The machine's clock says what is old.
     ///
     /// Blocks for as long as SQLite needs to recover after a crash: call it at start.
     ///
     /// # Errors
     /// The file can't be written, is not ours, is too new, or is in use.
     pub fn open(path: &Path) -> Result<Self, EmbeddedOpenError> {
-        let path = lock::full(path)?;
-        let lock = Lock::take(&path)?;
-        let writer = schema::open_file(&path)?;
-        let readers = Readers::open(&path).map_err(|source| broken(&path, source))?;
-        Self::start(&path, writer, Some(readers), Some(lock))
+        Self::open_at(path, Arc::new(Timestamp::now))
     }
 
-    /// A store that is gone when its last clone is.
+    /// The same by this clock, which dates the rows and says which of them are old enough to be removed.
+    ///
+    /// # Errors
+    /// As those of [`EmbeddedStore::open`].
+    pub fn open_at(path: &Path, clock: Clock) -> Result<Self, EmbeddedOpenError> {
+        let path = lock::full(path)?;
+        let lock = Lock::take(&path, clock())?;
+        let writer = schema::open_file(&path)?;
+        let readers = Readers::open(&path).map_err(|source| broken(&path, source))?;
+        Self::start(&path, writer, Some(readers), Some(lock), clock)
+    }
+
+    /// A store that is gone when its last clone is. The machine's clock says what is old.
     ///
     /// # Errors
     /// There is no memory or no thread left.
     pub fn memory() -> Result<Self, EmbeddedOpenError> {
-        Self::start(Path::new("memory"), schema::open_memory()?, None, None)
+        Self::memory_at(Arc::new(Timestamp::now))
+    }
+
+    /// The same by this clock, which dates the rows and says which of them are old enough to be removed.
+    ///
+    /// # Errors
+    /// As those of [`EmbeddedStore::memory`].
+    pub fn memory_at(clock: Clock) -> Result<Self, EmbeddedOpenError> {
+        Self::start(Path::new("memory"), schema::open_memory()?, None, None, clock)
     }
 
     fn start(
@@ -137,8 +153,9 @@ impl EmbeddedStore {
         db: Connection,
         readers: Option<Readers>,
         lock: Option<Lock>,
+        clock: Clock,
     ) -> Result<Self, EmbeddedOpenError> {
-        let writer = Writer::start(db, lock).map_err(|source| broken(path, source))?;
+        let writer = Writer::start(db, lock, clock).map_err(|source| broken(path, source))?;
         Ok(Self { inner: Arc::new(EmbeddedInner { readers, writer }) })
     }
 

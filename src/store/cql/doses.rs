@@ -94,9 +94,6 @@ impl Doses for CqlStore {
 
     async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), StoreError> {
         let due_at = micros(row.due_at);
-        let life =
-            row.due_at.as_second().saturating_sub(Timestamp::now().as_second()).max(0) + DUE_KEPT_SECONDS;
-        let life = i32::try_from(life.min(LIFE_MAX_SECONDS)).unwrap_or(i32::MAX);
         let payload = row.payload.as_deref().unwrap_or_default();
         let values = (
             i32::from(shard.0),
@@ -105,7 +102,7 @@ impl Doses for CqlStore {
             row.regimen.as_str(),
             payload_hash(payload),
             payload,
-            life,
+            due_life(row.due_at, Timestamp::now()),
         );
         self.inner.write("insert a due row", &self.inner.statements.put_due, values).await
     }
@@ -335,6 +332,13 @@ fn key(dose: &DoseKey) -> (&str, &str, i64, &'static str) {
     (dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label())
 }
 
+/// How many seconds the server keeps a due row that is written now: [`DUE_KEPT_SECONDS`] from its time on, and
+/// never less, so that a row whose time has passed is kept as long as one that is due at once.
+fn due_life(due_at: Timestamp, now: Timestamp) -> i32 {
+    let until_due = due_at.as_second().saturating_sub(now.as_second()).max(0);
+    i32::try_from((until_due + DUE_KEPT_SECONDS).min(LIFE_MAX_SECONDS)).unwrap_or(i32::MAX)
+}
+
 /// The first microsecond of the hour.
 fn hour(micros: i64) -> i64 {
     micros.div_euclid(HOUR_US) * HOUR_US
@@ -350,4 +354,27 @@ fn payload_hash(payload: &str) -> String {
         let _ = write!(hash, "{byte:02x}");
         hash
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn a_due_row_is_kept_a_week_from_its_time_and_never_less() {
+        let due_at = Timestamp::from_second(1_795_000_000).unwrap();
+        let days = |life: i32| life / (24 * 60 * 60);
+        // Hours that the clock has passed the row's time by, up to twenty years.
+        for hours in [0, 1, 24 * 8, 24 * 400, 24 * 365 * 20] {
+            let now = due_at + SignedDuration::from_hours(hours);
+            assert_eq!(days(due_life(due_at, now)), 7, "{hours} h after its time");
+        }
+        assert_eq!(days(due_life(due_at, due_at - SignedDuration::from_hours(24 * 30))), 37);
+        let far = due_at - SignedDuration::from_hours(24 * 365 * 40);
+        assert_eq!(days(due_life(due_at, far)), 20 * 365, "the longest life that servers accept");
+        assert_eq!(days(due_life(Timestamp::MIN, Timestamp::MAX)), 7);
+        assert_eq!(days(due_life(Timestamp::MAX, Timestamp::MIN)), 20 * 365);
+    }
 }

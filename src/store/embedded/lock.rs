@@ -21,8 +21,9 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of the store in `path`, a full path.
-    pub(super) fn take(path: &Path) -> Result<Self, EmbeddedOpenError> {
+    /// Takes the lock of the store in `path`, a full path, and writes into it that this process has it since
+    /// `now`.
+    pub(super) fn take(path: &Path, now: Timestamp) -> Result<Self, EmbeddedOpenError> {
         let beside = beside(path);
         let not_writable = |source| EmbeddedOpenError::NotWritable { path: beside.clone(), source };
         let mut file = OpenOptions::new()
@@ -39,7 +40,7 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(not_writable(source)),
         }
-        sign(&mut file).map_err(not_writable)?;
+        sign(&mut file, now).map_err(not_writable)?;
         Ok(Self { _file: file })
     }
 }
@@ -65,9 +66,9 @@ fn beside(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn sign(file: &mut File) -> io::Result<()> {
+fn sign(file: &mut File, now: Timestamp) -> io::Result<()> {
     file.set_len(0)?;
-    writeln!(file, "process {} since {:.0}", process::id(), Timestamp::now())
+    writeln!(file, "process {} since {:.0}", process::id(), now)
 }
 
 fn holder(file: &mut File) -> String {

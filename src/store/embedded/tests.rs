@@ -1,5 +1,7 @@
 //! What only this store promises, or what only its inside can show.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use super::*;
 use crate::{
     domain::{
@@ -15,6 +17,17 @@ fn token(name: &str) -> Token {
 
 fn at(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(1_795_000_000_000 + ms).unwrap()
+}
+
+/// A store whose clock stands at the first moment of these tests: their dates are never compared with the
+/// machine's clock.
+fn memory() -> EmbeddedStore {
+    EmbeddedStore::memory_at(Arc::new(|| at(0))).unwrap()
+}
+
+/// The same in a file.
+fn open(path: &Path) -> EmbeddedStore {
+    EmbeddedStore::open_at(path, Arc::new(|| at(0))).unwrap()
 }
 
 fn v(n: i64) -> Version {
@@ -41,7 +54,7 @@ async fn count(store: &EmbeddedStore, table: &'static str) -> i64 {
 
 #[tokio::test]
 async fn a_device_id_that_strangers_share_silences_nobody() {
-    let store = EmbeddedStore::memory().unwrap();
+    let store = memory();
     for n in 0..40 {
         store.apply(&registered(&format!("t{n}"), &format!("u{n}"), Some("unknown")), v(n)).await.unwrap();
     }
@@ -57,7 +70,7 @@ async fn a_device_id_that_strangers_share_silences_nobody() {
 
 #[tokio::test]
 async fn tokens_on_one_position_are_never_parted() {
-    let store = EmbeddedStore::memory().unwrap();
+    let store = memory();
     for n in 0..7 {
         store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await.unwrap();
     }
@@ -86,14 +99,14 @@ async fn no_token_lies_on_the_smallest_position() {
 
 #[tokio::test]
 async fn old_rows_are_forgotten_and_living_ones_kept() {
-    let store = EmbeddedStore::memory().unwrap();
+    let store = memory();
     for (name, device) in [("dead", "d1"), ("alive", "d2")] {
         store.apply(&registered(name, "ann", Some(device)), v(1)).await.unwrap();
     }
     store.apply(&TokenChange::Seen(token("never-registered")), v(1)).await.unwrap();
     assert!(store.revoke(&token("dead"), Judged::Registration(v(1)), "dead").await.unwrap());
     let broadcast = BroadcastId::new("post:p1");
-    let now = Timestamp::now();
+    let now = at(0);
     store.plan(&broadcast, &Plan { spec: String::new(), parts: 1 }, now).await.unwrap();
     store.take_over(&PartId { broadcast, provider: ProviderId::Expo, part: 0 }).await.unwrap();
     store
@@ -116,8 +129,7 @@ async fn old_rows_are_forgotten_and_living_ones_kept() {
         (91, [1, 1, 0, 0, 0, 1]),
         (401, [1, 1, 0, 0, 0, 0]),
     ] {
-        // The devices go by their registration's time, which lies in the future of this clock or in its past.
-        let then = now.max(at(0)) + jiff::SignedDuration::from_hours(24 * days + 1);
+        let then = now + jiff::SignedDuration::from_hours(24 * days + 1);
         store.write("purge", move |db, _| purge::Purge::default().remove(db, then)).await.unwrap();
         for (table, left) in tables.iter().zip(left) {
             assert_eq!(count(&store, table).await, left, "{table} after {days} days");
@@ -127,8 +139,28 @@ async fn old_rows_are_forgotten_and_living_ones_kept() {
 }
 
 #[tokio::test]
+async fn a_row_is_old_by_the_clock_that_the_store_was_given() {
+    let days = Arc::new(AtomicI64::new(0));
+    let clock = days.clone();
+    let store = EmbeddedStore::memory_at(Arc::new(move || {
+        at(0) + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::Relaxed))
+    }))
+    .unwrap();
+    let due = DueRow { due_at: at(0), regimen: RegimenId::new("r1"), payload: None };
+    for (day, kept) in [(0, 1), (6, 1), (7, 1), (8, 0)] {
+        days.store(day, Ordering::Relaxed);
+        if day == 0 {
+            store.insert_due(Shard(0), &due).await.unwrap();
+        }
+        // Old rows are removed behind a write, whichever it is.
+        store.apply(&TokenChange::Seen(token("t1")), v(1)).await.unwrap();
+        assert_eq!(count(&store, "regimen_due").await, kept, "on day {day}");
+    }
+}
+
+#[tokio::test]
 async fn forgetting_goes_by_small_steps() {
-    let store = EmbeddedStore::memory().unwrap();
+    let store = memory();
     store
         .write("fill", |db, now| {
             let mut insert = db.prepare(
@@ -138,7 +170,7 @@ async fn forgetting_goes_by_small_steps() {
         })
         .await
         .unwrap();
-    let later = Timestamp::now() + jiff::SignedDuration::from_hours(24 * 31);
+    let later = at(0) + jiff::SignedDuration::from_hours(24 * 31);
     let step =
         async || store.write("purge", move |db, _| purge::Purge::default().remove(db, later)).await.unwrap();
     assert!(step().await, "there is more to do");
@@ -149,7 +181,7 @@ async fn forgetting_goes_by_small_steps() {
 
 #[tokio::test]
 async fn the_walk_over_the_devices_comes_round() {
-    let store = EmbeddedStore::memory().unwrap();
+    let store = memory();
     store
         .write("fill", |db, _| {
             let mut insert = db.prepare(
@@ -198,7 +230,7 @@ fn commits(path: &Path) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operation_that_fails_or_panics_harms_only_itself() {
     let folder = tempfile::TempDir::new().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let store = open(&folder.path().join("push.db"));
     let (open, closed) = gate(&store).await;
     let fails = store.write("fail", |db, _| {
         db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
@@ -227,7 +259,7 @@ async fn an_operation_that_fails_or_panics_harms_only_itself() {
 async fn a_burst_is_one_commit_whoever_fails_in_it() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("push.db");
-    let store = EmbeddedStore::open(&path).unwrap();
+    let store = open(&path);
     let before = commits(&path);
     let (open, closed) = gate(&store).await;
     let burst = futures::future::join_all(
@@ -250,7 +282,7 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_is_lost_is_nobodys_success() {
     let folder = tempfile::TempDir::new().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let store = open(&folder.path().join("push.db"));
     let (open, closed) = gate(&store).await;
     // What SQLite does by itself when the disk is full.
     let ends = store.write("end", |db, _| {
@@ -272,7 +304,7 @@ async fn a_transaction_that_is_lost_is_nobodys_success() {
 #[tokio::test]
 async fn a_commit_in_a_file_is_durable() {
     let folder = tempfile::TempDir::new().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let store = open(&folder.path().join("push.db"));
     let (log, flush): (String, i32) = store
         .write("look", |db, _| {
             Ok((
@@ -288,7 +320,7 @@ async fn a_commit_in_a_file_is_durable() {
 #[tokio::test]
 async fn a_read_that_panics_leaves_the_readers_whole() {
     let folder = tempfile::TempDir::new().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let store = open(&folder.path().join("push.db"));
     for _ in 0..10 {
         store.read("panic", |_| -> rusqlite::Result<()> { panic!("on purpose") }).await.unwrap_err();
     }
@@ -298,7 +330,7 @@ async fn a_read_that_panics_leaves_the_readers_whole() {
 #[tokio::test]
 async fn a_caller_who_leaves_takes_no_reader_along() {
     let folder = tempfile::TempDir::new().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("push.db")).unwrap();
+    let store = open(&folder.path().join("push.db"));
     for _ in 0..50 {
         let read = store.read("left", |db| db.query_row("SELECT 1", [], |_| Ok(())));
         futures::pin_mut!(read);
@@ -319,7 +351,7 @@ async fn whoever_waits_for_a_writer_that_has_ended_is_told() {
 async fn sqlite3_reads_along() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("push.db");
-    let store = EmbeddedStore::open(&path).unwrap();
+    let store = open(&path);
     store.apply(&registered("t1", "ann", None), v(1)).await.unwrap();
     let shell = Connection::open(&path).unwrap();
     let users: String = shell.query_row("SELECT user_id FROM tokens", [], |row| row.get(0)).unwrap();

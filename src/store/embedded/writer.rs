@@ -19,7 +19,10 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{lock::Lock, purge::Purge};
-use crate::{domain::Timestamp, store::StoreError};
+use crate::{
+    domain::Timestamp,
+    store::{Clock, StoreError},
+};
 
 /// Operations that may wait; whoever comes then waits to be let in.
 const QUEUE_MAX: usize = 1_024;
@@ -71,13 +74,13 @@ struct Asked<T, F> {
 // === impl Writer ===
 
 impl Writer {
-    /// Starts the thread. `lock` lives as long as the thread does.
-    pub(super) fn start(db: Connection, lock: Option<Lock>) -> io::Result<Self> {
+    /// Starts the thread. `lock` lives as long as the thread does; `clock` is asked once a transaction.
+    pub(super) fn start(db: Connection, lock: Option<Lock>, clock: Clock) -> io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         // In memory there is no flush to share.
         let company_within = if lock.is_some() { COMPANY_WITHIN } else { Duration::ZERO };
         let thread = thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
-            write_all(&db, jobs, company_within);
+            write_all(&db, jobs, company_within, &clock);
             drop(db);
             drop(lock); // only now may somebody else open the file
         })?;
@@ -153,7 +156,12 @@ impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> Write
 }
 
 /// The thread's life.
-fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn WriteJob>>, company_within: Duration) {
+fn write_all(
+    db: &Connection,
+    mut jobs: mpsc::Receiver<Box<dyn WriteJob>>,
+    company_within: Duration,
+    clock: &Clock,
+) {
     let mut purge = Purge::default();
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
@@ -162,7 +170,7 @@ fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn WriteJob>>, compa
             thread::sleep(company_within);
             take_waiting(&mut jobs, &mut batch);
         }
-        let now = Timestamp::now();
+        let now = clock();
         let transaction = commit(db, &mut batch, now).map_err(|failure| failure.to_string());
         for job in batch {
             job.answer(transaction.as_ref().map(drop).map_err(String::as_str));
