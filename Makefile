@@ -42,7 +42,11 @@ services-down: ## End them
 	scripts/services down
 
 .PHONY: check
-check: fmt clippy tls doc deny ## Check everything that is not a test
+check: fmt clippy tls doc deny test-dates ## Check what `make test` does not
+
+.PHONY: test-dates
+test-dates: ## Run the tests of contract, domain and recurrence under moved clocks
+	scripts/test-dates
 
 .PHONY: fmt
 fmt: ## Check the format
