@@ -207,7 +207,7 @@ impl<S: Store> RunningProcess<S> {
         self.app.health.assigned(name, false);
         let (health, label, watched, stop) =
             (self.app.health.clone(), name.to_owned(), stage.assignment(), self.stop.clone());
-        self.spawn(format!("assignment of {name}"), tell_readiness(label, watched, health, stop));
+        self.spawn(format!("assignment of {name}"), show_readiness(label, watched, health, stop));
         let stop = self.stop.clone();
         self.spawn(name, async move { Ok(stage.run(stop).await?) });
         Ok(Some(assignment))
@@ -350,13 +350,13 @@ impl<S: Store> RunningProcess<S> {
         let stop = self.stop.clone();
         self.spawn(format!("sender of {id}"), async move {
             batcher.run().await;
-            stop.cancelled().await; // As in `tell_readiness`: without consumers it has nothing to do.
+            stop.cancelled().await; // As in `show_readiness`: without consumers it has nothing to do.
             Ok(())
         });
-        let (trouble, health, stop) = (route_sync.trouble(), self.app.health.clone(), self.stop.clone());
-        self.spawn(format!("trouble of {id}"), async move {
-            tell_trouble(id, trouble, &health).await;
-            stop.cancelled().await; // As in `tell_readiness`.
+        let (local_status, health, stop) = (route_sync.local_status(), self.app.health.clone(), self.stop.clone());
+        self.spawn(format!("local_status of {id}"), async move {
+            show_local_status(id, local_status, &health).await;
+            stop.cancelled().await; // As in `show_readiness`.
             Ok(())
         });
         let (store, instance, stop, health) =
@@ -384,7 +384,7 @@ impl<S: Store> RunningProcess<S> {
         let stop = self.stop.clone();
         self.spawn(format!("share of {id}"), async move {
             share::follow(lanes, share).await;
-            stop.cancelled().await; // As in `tell_readiness`.
+            stop.cancelled().await; // As in `show_readiness`.
             Ok(())
         });
         Ok(())
@@ -524,14 +524,14 @@ fn configured(expo: bool, fcm: bool, health: &Health) -> Vec<ProviderId> {
         if !is {
             info!(provider = %id, "{id} is not configured: nothing is planned for it, and what was planned before waits in Kafka");
             let told = "this process is not set up for it: what was planned for it before waits in Kafka";
-            health.detail(&http::trouble_of(id), Some(told.to_owned()));
+            health.detail(&http::local_status_of(id), Some(told.to_owned()));
         }
     }
     ProviderId::ALL.into_iter().filter(|id| if *id == ProviderId::Expo { expo } else { fcm }).collect()
 }
 
 /// Keeps a stage's readiness up to date.
-async fn tell_readiness(
+async fn show_readiness(
     stage: String,
     mut watched: watch::Receiver<Assignment>,
     health: Health,
@@ -547,11 +547,11 @@ async fn tell_readiness(
 }
 
 /// Shows what holds an open route in this instance, until its sender has ended.
-async fn tell_trouble(id: ProviderId, mut trouble: watch::Receiver<Option<String>>, health: &Health) {
+async fn show_local_status(id: ProviderId, mut local_status: watch::Receiver<Option<String>>, health: &Health) {
     loop {
-        let told = trouble.borrow_and_update().clone();
-        health.detail(&http::trouble_of(id), told);
-        if trouble.changed().await.is_err() {
+        let told = local_status.borrow_and_update().clone();
+        health.detail(&http::local_status_of(id), told);
+        if local_status.changed().await.is_err() {
             return;
         }
     }

@@ -8,7 +8,7 @@ use std::io;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-pub use self::health::{ASK_EVERY, Health, HealthReport, trouble_of};
+pub use self::health::{ASK_EVERY, Health, HealthReport, local_status_of};
 
 /// `[http]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]

@@ -230,13 +230,18 @@ pub trait Doses: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = StoreResult<Vec<DueRow>>> + Send;
 
     /// The marks of a shard. `init` writes them; missing ones are an error that names `pushcast init`.
-    fn marks(&self, shard: Shard) -> impl Future<Output = StoreResult<Marks>> + Send;
+    fn marks(&self, shard: Shard) -> impl Future<Output = StoreResult<Watermarks>> + Send;
 
     /// Writes both marks of every shard where there are none.
     fn init_marks(&self, now: Timestamp) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Raises a mark; it never sinks.
-    fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> impl Future<Output = StoreResult<()>> + Send;
+    fn raise(
+        &self,
+        shard: Shard,
+        mark: Watermark,
+        to: Timestamp,
+    ) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is
     /// renewed.
@@ -270,20 +275,20 @@ pub const SHARDS: u16 = 64;
 
 /// A shard's marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
+pub struct Watermarks {
     /// Some tick has begun to read up to here: whoever inserts a row behind it hands it on himself.
-    pub opened: Timestamp,
+    pub read: Timestamp,
     /// Everything up to here is handed on.
-    pub handed: Timestamp,
+    pub dispatched: Timestamp,
 }
 
 /// Names a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// [`Marks::opened`].
-    Opened,
-    /// [`Marks::handed`].
-    Handed,
+pub enum Watermark {
+    /// [`Watermarks::opened`].
+    Read,
+    /// [`Watermarks::handed`].
+    Dispatched,
 }
 
 /// The right to ring a dose for a while.

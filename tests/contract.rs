@@ -23,7 +23,7 @@ use pushcast::{
     domain::{Token, TokenChange, UserId},
     store::{
         Clock, Registry, Store,
-        embedded::{EmbeddedStore, EmbeddedOpenError},
+        embedded::{EmbeddedOpenError, EmbeddedStore},
     },
 };
 use suite::{at, expo, login, user, v};

@@ -328,7 +328,7 @@ async fn a_token_endpoint_that_fails_in_any_manner_halts_nothing_and_loses_nobod
             (600, 0, 2),
             "{manner:?}"
         );
-        assert_eq!(*engine.route_sync.trouble().borrow(), None, "{manner:?}");
+        assert_eq!(*engine.route_sync.local_status().borrow(), None, "{manner:?}");
     }
 }
 

@@ -24,7 +24,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::read::GzDecoder;
 use pushcast::{
-    dispatch::{PushMessage, Provider, Receipt, ReceiptSource as _, Reply, Verdict},
+    dispatch::{Provider, PushMessage, Receipt, ReceiptSource as _, Reply, Verdict},
     domain::{Notification, NotificationId, Platform, Timestamp, Token},
     expo::{self, Expo},
     fcm::{self, Fcm},

@@ -47,7 +47,7 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
             () = sleep(Duration::from_secs(30)) => panic!("{stage} alone is not ready: {:?}", health.report()),
         }
         let [expo, fcm] =
-            ProviderId::ALL.map(|id| health.report().details.get(&http::trouble_of(id)).cloned());
+            ProviderId::ALL.map(|id| health.report().details.get(&http::local_status_of(id)).cloned());
         assert!(
             expo.is_none() && fcm.is_some_and(|told| told.contains("not set up")),
             "{stage} alone: {:?}",
@@ -91,7 +91,7 @@ async fn whoever_watches_a_stage_leaves_it_to_the_stage_to_say_why_it_ended() {
     let watched = || watch::channel(Assignment::default()).1; // of a stage that has ended
     let health = Health::new(Vec::<String>::new());
     for _ in 0..20 {
-        let readiness = tell_readiness("tokens".to_owned(), watched(), health.clone(), stop.clone());
+        let readiness = show_readiness("tokens".to_owned(), watched(), health.clone(), stop.clone());
         tasks.spawn(async { ("readiness".to_owned(), readiness.await) });
     }
     tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("fenced"))) });

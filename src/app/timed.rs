@@ -13,8 +13,9 @@ use crate::{
     },
     metrics::Metrics,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease, Mark,
-        Marked, Marks, Page, Registry, RouteRow, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, DriverCounts, Lease,
+        Marked, Page, Registry, RouteRow, Routes, Shard, Store, StoreError, TokenRow, Total, Watermark,
+        Watermarks,
     },
 };
 
@@ -84,9 +85,9 @@ timed! {
         regimens(after: Option<&RegimenId>, limit: usize) -> Vec<(RegimenId, Regimen)>;
         insert_due(shard: Shard, row: &DueRow) -> ();
         due_rows(shard: Shard, after: Timestamp, until: Timestamp, past: Option<&DueRow>, limit: usize) -> Vec<DueRow>;
-        marks(shard: Shard) -> Marks;
+        marks(shard: Shard) -> Watermarks;
         init_marks(now: Timestamp) -> ();
-        raise(shard: Shard, mark: Mark, to: Timestamp) -> ();
+        raise(shard: Shard, mark: Watermark, to: Timestamp) -> ();
         claim(dose: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> Claim;
         claimed(dose: &DoseKey) -> Option<Claimed>;
         mark(dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Marked;

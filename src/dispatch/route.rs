@@ -24,7 +24,7 @@ pub enum Gate {
 pub struct Route {
     gate: watch::Sender<Gate>,
     halts: mpsc::Sender<String>,
-    trouble: watch::Sender<Option<String>>,
+    local_status: watch::Sender<Option<String>>,
 }
 
 /// The route_sync's side: whoever mirrors the store's row.
@@ -32,15 +32,15 @@ pub struct Route {
 pub struct RouteSync {
     gate: watch::Sender<Gate>,
     halts: mpsc::Receiver<String>,
-    trouble: watch::Receiver<Option<String>>,
+    local_status: watch::Receiver<Option<String>>,
 }
 
 /// A route that is closed until its route_sync has seen the row.
 pub fn route() -> (Route, RouteSync) {
     let gate = watch::Sender::new(Gate::Closed { state: "unknown" });
     let (halt, halts) = mpsc::channel(1);
-    let (told, trouble) = watch::channel(None);
-    (Route { gate: gate.clone(), halts: halt, trouble: told }, RouteSync { gate, halts, trouble })
+    let (told, local_status) = watch::channel(None);
+    (Route { gate: gate.clone(), halts: halt, local_status: told }, RouteSync { gate, halts, local_status })
 }
 
 // === impl Route ===
@@ -56,10 +56,10 @@ impl Route {
 
     /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` =
     /// nothing does.
-    pub fn tell(&self, trouble: Option<String>) {
-        self.trouble.send_if_modified(|told| {
-            let changed = *told != trouble;
-            *told = trouble;
+    pub fn tell(&self, local_status: Option<String>) {
+        self.local_status.send_if_modified(|told| {
+            let changed = *told != local_status;
+            *told = local_status;
             changed
         });
     }
@@ -85,8 +85,8 @@ impl RouteSync {
     }
 
     /// Follows what holds the route in this instance, for whoever looks.
-    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
-        self.trouble.clone()
+    pub fn local_status(&self) -> watch::Receiver<Option<String>> {
+        self.local_status.clone()
     }
 
     /// The next refusal to be written to the row; `None` when the engine has ended.

@@ -37,7 +37,7 @@ pub struct HealthReport {
 }
 
 /// The subject of what holds an open route in this process: its provider is down, or asks us to wait.
-pub fn trouble_of(provider: ProviderId) -> String {
+pub fn local_status_of(provider: ProviderId) -> String {
     format!("sending.{provider}")
 }
 

@@ -10,7 +10,7 @@ use pushcast::{
         Counts, DoseKey, DoseOutcome, DueRow, EveryDay, ProfileId, ProviderId, Regimen, RegimenId, Rule,
         Timestamp,
     },
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, Store},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, Store, Watermark, Watermarks},
 };
 
 use super::{at, user, v};
@@ -163,31 +163,32 @@ pub async fn missing_marks_name_the_command_that_writes_them(store: &impl Store)
 pub async fn marks_only_rise(store: &impl Store) {
     store.init_marks(at(10)).await.unwrap();
     for shard in Shard::all() {
-        assert_eq!(store.marks(shard).await.unwrap(), Marks { opened: at(10), handed: at(10) });
+        assert_eq!(store.marks(shard).await.unwrap(), Watermarks { read: at(10), dispatched: at(10) });
     }
-    store.raise(SHARD, Mark::Opened, at(30)).await.unwrap();
-    store.raise(SHARD, Mark::Opened, at(20)).await.unwrap();
-    store.raise(SHARD, Mark::Handed, at(15)).await.unwrap();
-    store.raise(SHARD, Mark::Handed, at(5)).await.unwrap();
-    assert_eq!(store.marks(SHARD).await.unwrap(), Marks { opened: at(30), handed: at(15) });
-    assert_eq!(store.marks(Shard(8)).await.unwrap(), Marks { opened: at(10), handed: at(10) });
+    store.raise(SHARD, Watermark::Read, at(30)).await.unwrap();
+    store.raise(SHARD, Watermark::Read, at(20)).await.unwrap();
+    store.raise(SHARD, Watermark::Dispatched, at(15)).await.unwrap();
+    store.raise(SHARD, Watermark::Dispatched, at(5)).await.unwrap();
+    assert_eq!(store.marks(SHARD).await.unwrap(), Watermarks { read: at(30), dispatched: at(15) });
+    assert_eq!(store.marks(Shard(8)).await.unwrap(), Watermarks { read: at(10), dispatched: at(10) });
 }
 
 pub async fn marks_rise_under_many_hands(store: &impl Store) {
     store.init_marks(at(0)).await.unwrap();
     join_all(
-        (0..50_i64).map(|n| async move { store.raise(SHARD, Mark::Opened, at(n * 17 % 50)).await.unwrap() }),
+        (0..50_i64)
+            .map(|n| async move { store.raise(SHARD, Watermark::Read, at(n * 17 % 50)).await.unwrap() }),
     )
     .await;
-    assert_eq!(store.marks(SHARD).await.unwrap().opened, at(49));
+    assert_eq!(store.marks(SHARD).await.unwrap().read, at(49));
 }
 
 pub async fn writing_the_first_marks_again_changes_nothing(store: &impl Store) {
     store.init_marks(at(10)).await.unwrap();
-    store.raise(SHARD, Mark::Handed, at(12)).await.unwrap();
+    store.raise(SHARD, Watermark::Dispatched, at(12)).await.unwrap();
     store.init_marks(at(99)).await.unwrap();
-    assert_eq!(store.marks(SHARD).await.unwrap(), Marks { opened: at(10), handed: at(12) });
-    assert_eq!(store.marks(Shard(8)).await.unwrap(), Marks { opened: at(10), handed: at(10) });
+    assert_eq!(store.marks(SHARD).await.unwrap(), Watermarks { read: at(10), dispatched: at(12) });
+    assert_eq!(store.marks(Shard(8)).await.unwrap(), Watermarks { read: at(10), dispatched: at(10) });
 }
 
 fn dose(provider: ProviderId) -> DoseKey {

@@ -12,7 +12,7 @@ use axum::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{super::trouble_of, Admin, ApiError};
+use super::{super::local_status_of, Admin, ApiError};
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp,
@@ -39,7 +39,7 @@ struct BroadcastStatus {
 struct PartsStillSending {
     route: RouteRow,
     /// What holds it here although it is open.
-    trouble: Option<String>,
+    local_status: Option<String>,
     /// Messages per second: of the deployment (0 = no limit), and what falls to this instance.
     rate: f64,
     rate_here: f64,
@@ -112,7 +112,7 @@ async fn sending<S: Routes>(admin: &Admin<S>, provider: ProviderId) -> Result<Pa
     let rate = |of| admin.metrics.rate_limit.with_label_values(&[provider.label(), of]).get();
     Ok(PartsStillSending {
         route: admin.store.route(provider).await?,
-        trouble: admin.health.report().details.get(&trouble_of(provider)).cloned(),
+        local_status: admin.health.report().details.get(&local_status_of(provider)).cloned(),
         rate: rate("deployment"),
         rate_here: rate("instance"),
     })
@@ -180,8 +180,8 @@ fn holds(spec: &Spec, sending: &PartsStillSending, switch: Option<&String>, now:
         ));
     }
     holds.extend(switch.cloned());
-    holds.extend(sending.trouble.clone());
-    if sending.rate_here <= 0.0 && sending.trouble.is_none() {
+    holds.extend(sending.local_status.clone());
+    if sending.rate_here <= 0.0 && sending.local_status.is_none() {
         holds.push("this instance sends nothing through it: it owns none of its partitions".to_owned());
     }
     holds

@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{super::trouble_of, Admin, ApiError};
+use super::{super::local_status_of, Admin, ApiError};
 use crate::{
     domain::{ProviderId, Timestamp},
     store::{Registry, RouteRow, RouteState, Routes},
@@ -40,7 +40,7 @@ pub(super) async fn inspect_route<S: Registry + Routes>(
 ) -> Result<Json<Value>, ApiError> {
     let provider = provider_of(&provider)?;
     let mut told = to_json(provider, &admin.store.route(provider).await?);
-    told["here"] = json!(admin.health.report().details.get(&trouble_of(provider)));
+    told["here"] = json!(admin.health.report().details.get(&local_status_of(provider)));
     Ok(Json(told))
 }
 

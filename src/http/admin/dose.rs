@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Admin, ApiError};
 use crate::{
     domain::{DoseKey, ProfileId, ProviderId, Regimen, RegimenId, Timestamp},
-    store::{Claimed, Doses, Marks, Shard},
+    store::{Claimed, Doses, Shard, Watermarks},
 };
 
 /// Due rows of one moment that are looked through: those of a shard at one time.
@@ -19,7 +19,7 @@ const ROWS: usize = 10_000;
 /// What the store knows of a dose.
 struct KnownDose {
     regimen: Option<Regimen>,
-    marks: Marks,
+    marks: Watermarks,
     is_due: bool,
     claims: Vec<(ProviderId, Claimed)>,
 }
@@ -57,11 +57,11 @@ pub(super) async fn inspect<S: Doses>(
             "profile": regimen.profile.as_str(),
             "user": regimen.user.as_str(),
             "enabled": regimen.enabled,
-            "ringsThen": regimen.is_occurrence(at),
+            "occursThen": regimen.is_occurrence(at),
             "next": regimen.next_after(now),
         })),
         "due": known.is_due,
-        "handedOnUntil": known.marks.handed,
+        "dispatchedUntil": known.marks.dispatched,
         "says": says(&known, at, now),
     });
     for (provider, Claimed { lease, mark }) in &known.claims {
@@ -87,7 +87,7 @@ fn says(known: &KnownDose, at: Timestamp, now: Timestamp) -> String {
         return format!("it is being rung through {provider}: a claim is {over} {}", claimed.lease.until);
     }
     let rings = known.regimen.as_ref().is_some_and(|regimen| regimen.is_occurrence(at));
-    match (rings || known.is_due, at <= known.marks.handed) {
+    match (rings || known.is_due, at <= known.marks.dispatched) {
         (false, _) => "it was never to ring: the regimen has no dose then, and nobody announced one".to_owned(),
         (true, true) => "it was handed on, and no provider has begun with it: `push-outcomes` says so if it was missed or had no token, \
                          else it waits in push.*.urgent"
@@ -126,7 +126,7 @@ mod tests {
         let handed = at("2026-11-20T07:59:45Z");
         KnownDose {
             regimen: Some(regimen),
-            marks: Marks { opened: handed, handed },
+            marks: Watermarks { read: handed, dispatched: handed },
             is_due: true,
             claims: Vec::new(),
         }
@@ -142,7 +142,7 @@ mod tests {
         };
         assert!(words(&|_| {}).contains("not handed on yet"));
         assert!(words(&|known| known.is_due = false).contains("has no row"));
-        assert!(words(&|known| known.marks.handed = now).contains("was handed on"));
+        assert!(words(&|known| known.marks.dispatched = now).contains("was handed on"));
         assert_eq!(says(&known(), at("2026-11-21T08:00:00Z"), now), "it is to come");
         let never = |known: &mut KnownDose| (known.regimen, known.is_due) = (None, false);
         assert!(words(&never).contains("never to ring"));

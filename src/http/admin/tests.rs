@@ -9,8 +9,8 @@ use crate::{
         Regimen, RegimenId, Timestamp, TokenChange, Version,
     },
     store::{
-        Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Mark, Marked, Marks, RouteRow, RouteState,
-        Shard, Total,
+        Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Marked, RouteRow, RouteState, Shard, Total,
+        Watermark, Watermarks,
     },
 };
 
@@ -152,13 +152,13 @@ impl Doses for Known {
     ) -> Result<Vec<DueRow>, StoreError> {
         self.answer(vec![])
     }
-    async fn marks(&self, _: Shard) -> Result<Marks, StoreError> {
-        self.answer(Marks { opened: Timestamp::UNIX_EPOCH, handed: Timestamp::UNIX_EPOCH })
+    async fn marks(&self, _: Shard) -> Result<Watermarks, StoreError> {
+        self.answer(Watermarks { read: Timestamp::UNIX_EPOCH, dispatched: Timestamp::UNIX_EPOCH })
     }
     async fn init_marks(&self, _: Timestamp) -> Result<(), StoreError> {
         unreachable!("the listener begins nothing")
     }
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> Result<(), StoreError> {
+    async fn raise(&self, _: Shard, _: Watermark, _: Timestamp) -> Result<(), StoreError> {
         unreachable!("the listener ticks nothing")
     }
     async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Result<Claim, StoreError> {

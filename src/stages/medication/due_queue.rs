@@ -33,7 +33,7 @@ use crate::{
     domain::{DueRow, Regimen, RegimenId, Tick, Timestamp, UpstreamDose},
     events,
     stages::RecordOrigin,
-    store::{Doses, Mark, Registry, Shard},
+    store::{Doses, Registry, Shard, Watermark},
 };
 
 /// Rows read at once.
@@ -85,8 +85,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         stop: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
         let until = at.min(self.now());
-        self.store.raise(shard, Mark::Opened, until).await?;
-        let handed = self.store.marks(shard).await?.handed;
+        self.store.raise(shard, Watermark::Read, until).await?;
+        let handed = self.store.marks(shard).await?.dispatched;
         if handed >= until {
             return Ok(Fate::Done);
         }
@@ -96,13 +96,13 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             let Some(last) = page.last().cloned() else { break };
             self.hand_on_page(&DueReading { page, until }).await?;
             // Other rows of the last one's time may be on the next page.
-            self.store.raise(shard, Mark::Handed, last.due_at - 1.millisecond()).await?;
+            self.store.raise(shard, Watermark::Dispatched, last.due_at - 1.millisecond()).await?;
             if stop.is_cancelled() {
                 return Ok(Fate::Unfinished);
             }
             past = Some(last);
         }
-        self.store.raise(shard, Mark::Handed, until).await?;
+        self.store.raise(shard, Watermark::Dispatched, until).await?;
         Ok(Fate::Done)
     }
 
@@ -138,7 +138,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             // `opened` never lies ahead of a clock, so it need not be asked about what lies ahead of all of
             // them.
             if earlier(row.due_at, CLOCKS_AGREE_WITHIN) > self.now()
-                || row.due_at > self.store.marks(shard).await?.opened
+                || row.due_at > self.store.marks(shard).await?.read
             {
                 return Ok(());
             }

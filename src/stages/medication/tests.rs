@@ -234,7 +234,7 @@ async fn nothing_rings_before_its_time_though_a_tick_lies_ahead_of_the_clock() {
 
     assert_eq!(world.tick_at(at("2026-11-20T09:00:00Z")).await, Fate::Done);
     assert_eq!(world.fake.published(), []);
-    assert_eq!(world.fake.marks(Shard::of(&RegimenId::new("r1"))).await.unwrap().opened, world.now());
+    assert_eq!(world.fake.marks(Shard::of(&RegimenId::new("r1"))).await.unwrap().read, world.now());
 
     world.time_is("2026-11-20T08:00:00Z");
     world.tick().await;
@@ -480,7 +480,7 @@ async fn a_tick_that_is_stopped_leaves_off_in_good_order() {
 
     assert_eq!(handle(&world.stage, &tick, &stop).await.unwrap(), Fate::Unfinished);
     assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
-    let handed = world.fake.marks(Shard(shard)).await.unwrap().handed;
+    let handed = world.fake.marks(Shard(shard)).await.unwrap().dispatched;
     assert_eq!(handed, at("2026-11-20T07:59:59.999Z"));
 }
 

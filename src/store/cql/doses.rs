@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, StoreError},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, Watermark, Watermarks},
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
@@ -152,9 +152,9 @@ impl Doses for CqlStore {
         Ok(found)
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Marks, StoreError> {
+    async fn marks(&self, shard: Shard) -> Result<Watermarks, StoreError> {
         match self.inner.marks_if_any(shard).await? {
-            (Some(opened), Some(handed)) => Ok(Marks { opened, handed }),
+            (Some(opened), Some(handed)) => Ok(Watermarks { read: opened, dispatched: handed }),
             _ => Err(StoreError::Unavailable {
                 context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
                 source: None,
@@ -166,10 +166,10 @@ impl Doses for CqlStore {
         try_join_all(Shard::all().map(async |shard| {
             let (opened, handed) = self.inner.marks_if_any(shard).await?;
             if opened.is_none() {
-                self.raise(shard, Mark::Opened, now).await?;
+                self.raise(shard, Watermark::Read, now).await?;
             }
             if handed.is_none() {
-                self.raise(shard, Mark::Handed, now).await?;
+                self.raise(shard, Watermark::Dispatched, now).await?;
             }
             Ok(())
         }))
@@ -177,10 +177,10 @@ impl Doses for CqlStore {
         .map(drop)
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), StoreError> {
+    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> Result<(), StoreError> {
         let statement = match mark {
-            Mark::Opened => &self.inner.statements.put_opened,
-            Mark::Handed => &self.inner.statements.put_handed,
+            Watermark::Read => &self.inner.statements.put_opened,
+            Watermark::Dispatched => &self.inner.statements.put_handed,
         };
         self.inner
             .write("raise a shard's mark", statement, (micros(to), micros(to), i32::from(shard.0)))

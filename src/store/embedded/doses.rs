@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Shard, StoreError},
+    store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, Watermark, Watermarks},
 };
 
 impl Doses for EmbeddedStore {
@@ -106,11 +106,11 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Marks, StoreError> {
+    async fn marks(&self, shard: Shard) -> Result<Watermarks, StoreError> {
         self.read("read a shard's marks", move |db| {
             db.prepare_cached("SELECT opened, handed FROM due_marks WHERE shard = ?1")?
                 .query_row([shard.0], |row| {
-                    Ok(Marks { opened: timestamp(row, 0)?, handed: timestamp(row, 1)? })
+                    Ok(Watermarks { read: timestamp(row, 0)?, dispatched: timestamp(row, 1)? })
                 })
                 .optional()
         })
@@ -128,12 +128,12 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> Result<(), StoreError> {
+    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> Result<(), StoreError> {
         let raised = self
             .write("raise a shard's mark", move |db, _| {
                 db.prepare_cached(match mark {
-                    Mark::Opened => "UPDATE due_marks SET opened = max(opened, ?2) WHERE shard = ?1",
-                    Mark::Handed => "UPDATE due_marks SET handed = max(handed, ?2) WHERE shard = ?1",
+                    Watermark::Read => "UPDATE due_marks SET opened = max(opened, ?2) WHERE shard = ?1",
+                    Watermark::Dispatched => "UPDATE due_marks SET handed = max(handed, ?2) WHERE shard = ?1",
                 })?
                 .execute((shard.0, micros(to)))
             })

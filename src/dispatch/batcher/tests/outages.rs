@@ -78,12 +78,12 @@ async fn an_open_breaker_shows_and_closes() {
     let look = async {
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!((state("breaker"), state("running")), (1, 0));
-        let trouble = w.route_sync.trouble().borrow().clone();
-        assert!(trouble.as_ref().is_some_and(|text| text.contains("HTTP 503")), "{trouble:?}");
+        let local_status = w.route_sync.local_status().borrow().clone();
+        assert!(local_status.as_ref().is_some_and(|text| text.contains("HTTP 503")), "{local_status:?}");
     };
     tokio::join!(futures::future::join_all(bulk), look);
     assert_eq!((state("breaker"), state("running")), (0, 1));
-    assert_eq!(*w.route_sync.trouble().borrow(), None);
+    assert_eq!(*w.route_sync.local_status().borrow(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,10 +80,10 @@ async fn a_broadcast_that_stands_still_tells_every_reason() {
     };
     admin.store.set_route(ProviderId::Expo, &paused).await.unwrap();
     admin.metrics.rate_limit.with_label_values(&["expo", "instance"]).set(0.0);
-    for (trouble, reason) in
+    for (local_status, reason) in
         [(Some("open breaker: HTTP 503"), "open breaker"), (None, "owns none of its partitions")]
     {
-        admin.health.detail(&trouble_of(ProviderId::Expo), trouble.map(str::to_owned));
+        admin.health.detail(&local_status_of(ProviderId::Expo), local_status.map(str::to_owned));
         let told = to_json(&admin).await;
         let expo = &told["providers"]["expo"];
         let reasons: Vec<&str> =

@@ -22,8 +22,9 @@ use crate::{
     events::topics,
     stages::delivery::reminder,
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Marked, Page,
+        Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total, Watermark,
+        Watermarks,
         cql::{CasResult, claim, part},
     },
 };
@@ -89,7 +90,7 @@ pub struct Cluster {
     route_away: f64,
     /// How often Kafka takes nothing, and nobody says so for a while.
     kafka_away: f64,
-    /// Marks that took longer than the margin allows.
+    /// Watermarks that took longer than the margin allows.
     pub slow_marks: usize,
     outcomes: Vec<String>,
 }
@@ -532,7 +533,7 @@ impl Doses for Seat {
         unreachable!("delivery knows no due row")
     }
 
-    async fn marks(&self, _: Shard) -> StoreResult<Marks> {
+    async fn marks(&self, _: Shard) -> StoreResult<Watermarks> {
         unreachable!("delivery knows no shard")
     }
 
@@ -540,7 +541,7 @@ impl Doses for Seat {
         unreachable!("delivery knows no shard")
     }
 
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> StoreResult<()> {
+    async fn raise(&self, _: Shard, _: Watermark, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 }

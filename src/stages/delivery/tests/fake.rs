@@ -14,8 +14,9 @@ use crate::{
         Token, TokenChange, TokenHash, UserId, Version,
     },
     store::{
-        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked,
-        Marks, Page, Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total,
+        Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Marked, Page,
+        Registry, RouteRow, RouteState, Routes, Shard, Store, StoreError, TokenRow, Total, Watermark,
+        Watermarks,
     },
 };
 
@@ -223,7 +224,7 @@ impl Doses for Fake {
         unreachable!("delivery knows no due row")
     }
 
-    async fn marks(&self, _: Shard) -> StoreResult<Marks> {
+    async fn marks(&self, _: Shard) -> StoreResult<Watermarks> {
         unreachable!("delivery knows no shard")
     }
 
@@ -231,7 +232,7 @@ impl Doses for Fake {
         unreachable!("delivery knows no shard")
     }
 
-    async fn raise(&self, _: Shard, _: Mark, _: Timestamp) -> StoreResult<()> {
+    async fn raise(&self, _: Shard, _: Watermark, _: Timestamp) -> StoreResult<()> {
         unreachable!("delivery knows no shard")
     }
 

@@ -18,8 +18,8 @@ use crate::{
         UserId, Version,
     },
     store::{
-        Census, Claim, Claimed, DoseMark, Doses, Lease, Mark, Marked, Marks, Registry, Shard, StoreError,
-        TokenRow,
+        Census, Claim, Claimed, DoseMark, Doses, Lease, Marked, Registry, Shard, StoreError, TokenRow,
+        Watermark, Watermarks,
     },
 };
 
@@ -64,8 +64,8 @@ struct State {
     due: BTreeMap<(Shard, Timestamp, RegimenId), Option<String>>,
     /// Rows that are acknowledged but do not show yet, and for how many operations.
     hidden: Vec<(u32, Shard, DueRow)>,
-    marks: BTreeMap<Shard, Marks>,
-    /// Marks that are acknowledged but not raised yet, likewise.
+    marks: BTreeMap<Shard, Watermarks>,
+    /// Watermarks that are acknowledged but not raised yet, likewise.
     opened_late: Vec<(u32, Shard, Timestamp)>,
     /// Definitions that are acknowledged but can't be read yet, likewise.
     regimens_late: Vec<(u32, RegimenId, Option<Regimen>, Version)>,
@@ -157,7 +157,7 @@ impl State {
             self.insert(shard, row);
         }
         for (_, shard, opened) in self.opened_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
-            self.raise(shard, Mark::Opened, opened);
+            self.raise(shard, Watermark::Read, opened);
         }
         for (_, regimen, definition, version) in
             self.regimens_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>()
@@ -180,11 +180,11 @@ impl State {
         }
     }
 
-    fn raise(&mut self, shard: Shard, mark: Mark, to: Timestamp) {
+    fn raise(&mut self, shard: Shard, mark: Watermark, to: Timestamp) {
         let marks = self.marks.get_mut(&shard).expect("the marks are written");
         let mark = match mark {
-            Mark::Opened => &mut marks.opened,
-            Mark::Handed => &mut marks.handed,
+            Watermark::Read => &mut marks.read,
+            Watermark::Dispatched => &mut marks.dispatched,
         };
         *mark = to.max(*mark);
     }
@@ -257,16 +257,16 @@ impl Doses for Fake {
             })
             .collect();
         if self.broken == Some(Broken::HandedBeforeTheWork) {
-            state.raise(shard, Mark::Handed, until);
+            state.raise(shard, Watermark::Dispatched, until);
         }
         Ok(page)
     }
 
-    async fn marks(&self, shard: Shard) -> StoreResult<Marks> {
+    async fn marks(&self, shard: Shard) -> StoreResult<Watermarks> {
         let marks = self.turn().await.marks[&shard];
         Ok(match self.broken {
-            Some(Broken::SlackForOpened) => Marks { opened: marks.handed + SLACK, ..marks },
-            Some(Broken::InsertedIsLeft) => Marks { opened: Timestamp::UNIX_EPOCH, ..marks },
+            Some(Broken::SlackForOpened) => Watermarks { read: marks.dispatched + SLACK, ..marks },
+            Some(Broken::InsertedIsLeft) => Watermarks { read: Timestamp::UNIX_EPOCH, ..marks },
             _ => marks,
         })
     }
@@ -274,14 +274,14 @@ impl Doses for Fake {
     async fn init_marks(&self, now: Timestamp) -> StoreResult<()> {
         let mut state = self.state();
         for shard in Shard::all() {
-            state.marks.entry(shard).or_insert(Marks { opened: now, handed: now });
+            state.marks.entry(shard).or_insert(Watermarks { read: now, dispatched: now });
         }
         Ok(())
     }
 
-    async fn raise(&self, shard: Shard, mark: Mark, to: Timestamp) -> StoreResult<()> {
+    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> StoreResult<()> {
         let mut state = self.turn().await;
-        if self.broken == Some(Broken::OpenedAfterTheRows) && mark == Mark::Opened {
+        if self.broken == Some(Broken::OpenedAfterTheRows) && mark == Watermark::Read {
             state.opened_late.push((OPERATIONS_LATE, shard, to));
         } else {
             state.raise(shard, mark, to);

@@ -19,7 +19,7 @@ pub(crate) trait DoseCells: Sync {
     fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = StoreResult<CasResult>> + Send;
     /// Puts a lease in another one's place, if that one still stands and the dose is not marked.
     fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = StoreResult<CasResult>> + Send;
-    /// Marks the dose, if the lease still stands and the dose is not marked.
+    /// Watermarks the dose, if the lease still stands and the dose is not marked.
     fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = StoreResult<CasResult>> + Send;
 }
 
@@ -64,7 +64,7 @@ pub(crate) async fn claim(
     }
 }
 
-/// Marks the dose, unless its lease is another one's by now.
+/// Watermarks the dose, unless its lease is another one's by now.
 pub(crate) async fn mark(
     row: &impl DoseCells,
     lease: &Lease,

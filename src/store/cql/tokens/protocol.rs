@@ -69,7 +69,7 @@ pub(super) trait Cells: Sync {
     fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> impl Future<Output = StoreResult<()>> + Send;
     /// When a user was deleted.
     fn deleted_at(&self, user: &str) -> impl Future<Output = StoreResult<Option<i64>>> + Send;
-    /// Marks a user as deleted at this version.
+    /// Watermarks a user as deleted at this version.
     fn put_deleted(&self, user: &str, ver: i64) -> impl Future<Output = StoreResult<()>> + Send;
 }
 
