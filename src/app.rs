@@ -12,6 +12,7 @@ mod timed;
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
+use consumer::{Assignment, Handler, Producer, Publish, Stage};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -33,18 +34,17 @@ use crate::{
     http::{self, Health, admin},
     metrics::Metrics,
     stages::{
-        brake::Thresholds,
         cleanup::Cleanup,
-        delivery::{Delivery, Limits, sync_route},
+        delivery::{Delivery, DeliveryLimits, sync_route},
         medication::{self, Medication},
         posts::{self, Posts},
+        quarantine::BrakeThresholds,
         receipts::Receipts,
         tokens::Tokens,
     },
     store::{RouteRow, Store},
     topology::{self, StageEntry},
 };
-use consumer::{Assignment, Handler, Producer, Publish, Stage};
 
 /// What a stop may take beyond the drain: last commits, leaving the groups, closing the consumers.
 const LEAVING: Duration = Duration::from_secs(20);
@@ -329,7 +329,7 @@ impl<S: Store> RunningProcess<S> {
             route,
             Arc::clone(&self.app.metrics),
         );
-        let limits = Limits {
+        let limits = DeliveryLimits {
             page_size: push.page_size,
             page_stale_after: push.page_stale_after,
             request_timeout,
@@ -353,7 +353,8 @@ impl<S: Store> RunningProcess<S> {
             stop.cancelled().await; // As in `show_readiness`: without consumers it has nothing to do.
             Ok(())
         });
-        let (local_status, health, stop) = (route_sync.local_status(), self.app.health.clone(), self.stop.clone());
+        let (local_status, health, stop) =
+            (route_sync.local_status(), self.app.health.clone(), self.stop.clone());
         self.spawn(format!("local_status of {id}"), async move {
             show_local_status(id, local_status, &health).await;
             stop.cancelled().await; // As in `show_readiness`.
@@ -513,8 +514,8 @@ async fn first_to_end(
     }
 }
 
-fn thresholds(push: &dispatch::Settings) -> Thresholds {
-    Thresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
+fn thresholds(push: &dispatch::Settings) -> BrakeThresholds {
+    BrakeThresholds { dead_min: push.brake_dead, dead_percent: push.brake_percent, window: push.brake_window }
 }
 
 /// The providers that this process is set up for. Of the others it says that it is not: who has switched one
@@ -547,7 +548,11 @@ async fn show_readiness(
 }
 
 /// Shows what holds an open route in this instance, until its sender has ended.
-async fn show_local_status(id: ProviderId, mut local_status: watch::Receiver<Option<String>>, health: &Health) {
+async fn show_local_status(
+    id: ProviderId,
+    mut local_status: watch::Receiver<Option<String>>,
+    health: &Health,
+) {
     loop {
         let told = local_status.borrow_and_update().clone();
         health.detail(&http::local_status_of(id), told);

@@ -12,6 +12,7 @@ mod outcome;
 mod provider;
 pub mod recurrence;
 mod regimen;
+pub mod template;
 mod token;
 mod version;
 

@@ -1,12 +1,12 @@
 //! The stages: handlers of one topic each, over the ports.
 
-pub mod brake;
 pub mod cleanup;
 pub mod delivery;
 #[cfg(test)]
 mod fakes;
 pub mod medication;
 pub mod posts;
+pub mod quarantine;
 pub mod receipts;
 pub mod tokens;
 

@@ -7,7 +7,9 @@ use secrecy::ExposeSecret;
 
 use super::Config;
 use crate::{
-    dispatch, expo, fcm, http,
+    dispatch,
+    domain::template,
+    expo, fcm, http,
     stages::{medication, posts},
     store, telemetry,
 };
@@ -280,12 +282,10 @@ impl RuleCheck {
 
     /// Braces around a word stand for a field; any other brace is text.
     fn template(&mut self, key: &'static str, template: &str, fields: &[&str]) {
-        for piece in template.split('{').skip(1) {
-            let Some((word, _)) = piece.split_once('}') else { continue };
-            let is_word = !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            self.ensure(key, !is_word || fields.contains(&word), || {
+        for name in template::placeholders(template) {
+            self.ensure(key, fields.contains(&name), || {
                 let known: Vec<_> = fields.iter().map(|field| format!("{{{field}}}")).collect();
-                format!("{{{word}}} stands for nothing; expected {}", known.join(", "))
+                format!("{{{name}}} stands for nothing; expected {}", known.join(", "))
             });
         }
     }

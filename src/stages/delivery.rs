@@ -1,12 +1,12 @@
-//! Carries jobs out: a lane of one provider's work, record by record, each to its last outcome.
+//! Carries jobs out: one lane of one provider, record by record, each message to its outcome.
 //!
-//! A *part* of a broadcast is walked page by page (`part`); a *dose* is claimed, rung and marked (`dose`).
-//! Both hand their messages in at the provider's batcher and then see to what follows from the answers
-//! (`ledger`), in an order in which a death at any line costs at most a repeat.
+//! A *part* of a broadcast is walked page by page (`broadcast`); a *dose* is claimed, sent and marked
+//! (`reminder`). Both submit their messages to the provider's batcher and then do what follows from the answers
+//! (`follow_up`), in an order in which a crash at any line costs at most a repeat. `route_sync` keeps this
+//! instance's copy of the route's state.
 
 mod broadcast;
 mod follow_up;
-mod held;
 mod reminder;
 mod route_sync;
 
@@ -18,8 +18,11 @@ use std::{
     time::Duration,
 };
 
+use backoff::{Backoff, Jitter};
+use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, LogThrottle, Publish, Record, Rejected};
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub use self::route_sync::sync_route;
@@ -28,15 +31,15 @@ use crate::{
     domain::{Job, ProviderId, Timestamp, Work},
     events,
     metrics::Metrics,
-    stages::brake::{Brake, Thresholds},
+    stages::quarantine::{Brake, BrakeThresholds},
     store::Store,
 };
-use consumer::HandlerError;
-use consumer::{Cause, Fate, Handler, LaneKey, LogThrottle, Publish, Record, Rejected};
-use tokio_util::sync::CancellationToken;
 
-/// The longest pause between two tries of what follows from an answer.
-const INSIST_EVERY_MAX: Duration = Duration::from_secs(5);
+/// The pause between two tries of what follows from an answer.
+const SETTLE_AGAIN: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).with(Jitter::Lengthen(0.5));
+/// How many tokens or users are looked up in the store at once, for one page.
+const LOOKUPS_AT_ONCE: usize = 16;
 
 /// The handler of `push.<provider>.<lane>`.
 pub struct Delivery<S, Q, P: Provider> {
@@ -44,7 +47,7 @@ pub struct Delivery<S, Q, P: Provider> {
     batcher: BatcherHandle<P::Body>,
     store: S,
     publish: Q,
-    limits: Limits,
+    limits: DeliveryLimits,
     metrics: Arc<Metrics>,
     brake: Mutex<Brake>,
     log_throttle: LogThrottle,
@@ -52,15 +55,15 @@ pub struct Delivery<S, Q, P: Provider> {
 
 /// What delivery is bounded by.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct DeliveryLimits {
     /// Messages in a page.
     pub page_size: usize,
     /// How old a page may be at its first request.
     pub page_stale_after: Duration,
     /// How long a request to the provider may take.
     pub request_timeout: Duration,
-    /// What is a flood of dead tokens.
-    pub brake: Thresholds,
+    /// When dead tokens brake the route.
+    pub brake: BrakeThresholds,
     /// After a stop: how long requests may still start for what is begun.
     pub finish_within: Duration,
 }
@@ -72,7 +75,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         batcher: BatcherHandle<P::Body>,
         store: S,
         publish: Q,
-        limits: Limits,
+        limits: DeliveryLimits,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -122,16 +125,17 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
         record: &Record,
         stop: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
-        let stop = Stopping { stop, finish_within: self.limits.finish_within, came: OnceLock::new() };
+        let drain =
+            DrainWindow { stop, finish_within: self.limits.finish_within, stopped_at: OnceLock::new() };
         match &job.work {
             // On the heap, as what they ask of the store is: the runtime's frames would hold them otherwise.
-            Work::Dose(dose) => Box::pin(self.dose(record, &job, dose, &stop)).await,
+            Work::Dose(dose) => Box::pin(self.dose(record, &job, dose, &drain)).await,
             Work::List(_) | Work::Slice(_) => {
-                match AssertUnwindSafe(Box::pin(self.part(record, &job, &stop))).catch_unwind().await {
+                match AssertUnwindSafe(Box::pin(self.part(record, &job, &drain))).catch_unwind().await {
                     Ok(ended) => ended,
                     Err(panic) => {
-                        self.give_up(&job).await;
-                        resume_unwind(panic) // The runtime buries the record.
+                        self.finish_panicked(&job).await;
+                        resume_unwind(panic) // The runtime writes the record to the dead letters.
                     }
                 }
             }
@@ -139,52 +143,52 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
     }
 }
 
-/// A stop as one handling sees it. Nothing is begun after it. What is begun may go on for a while: of a dose
-/// the next owner knows nothing but the mark, and would ring it from its beginning.
-struct Stopping<'a> {
+/// The stop of a record's partition, as one handling sees it. Nothing new starts after it. What has started may
+/// go on for a while: of a dose the next owner knows nothing but the mark, and would send it from the beginning.
+struct DrainWindow<'a> {
     stop: &'a CancellationToken,
     finish_within: Duration,
-    came: OnceLock<Instant>,
+    stopped_at: OnceLock<Instant>,
 }
 
-impl Stopping<'_> {
-    fn is_set(&self) -> bool {
+impl DrainWindow<'_> {
+    fn is_stopped(&self) -> bool {
         self.stop.is_cancelled()
     }
 
-    /// Returns when it has come.
-    async fn wait(&self) {
+    /// Returns when the stop has come.
+    async fn stopped(&self) {
         self.stop.cancelled().await;
-        self.came.get_or_init(Instant::now);
+        self.stopped_at.get_or_init(Instant::now);
     }
 
-    /// Whether there is no time left for what is begun either.
+    /// Whether there is no time left for what has started either.
     fn is_over(&self) -> bool {
-        self.stop.is_cancelled() && self.came.get_or_init(Instant::now).elapsed() >= self.finish_within
+        self.stop.is_cancelled() && self.stopped_at.get_or_init(Instant::now).elapsed() >= self.finish_within
     }
 
-    /// Returns when there is no time left for what is begun either.
+    /// Returns when there is no time left for what has started either.
     async fn last_call(&self) {
-        self.wait().await;
-        sleep_until(*self.came.get_or_init(Instant::now) + self.finish_within).await;
+        self.stopped().await;
+        sleep_until(*self.stopped_at.get_or_init(Instant::now) + self.finish_within).await;
     }
 }
 
-/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is
-/// never sent again because Kafka or the store was away. The end of a drain aborts the handler, and only that
+/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is never
+/// sent again because Kafka or the store was unavailable. The end of a drain aborts the handler, and only that
 /// ends this.
 async fn retry_until_settled<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
     log_throttle: &LogThrottle,
     mut follow: impl FnMut() -> F,
 ) -> T {
-    let mut pause = Duration::from_millis(100);
+    let mut failures = 0;
     loop {
         match follow().await {
             Ok(done) => return done,
             Err(err) => {
+                failures += 1;
                 log_unsettled(log_throttle, &err);
-                sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await;
-                pause = (pause * 2).min(INSIST_EVERY_MAX);
+                sleep(SETTLE_AGAIN.pause(failures, rand::random())).await;
             }
         }
     }

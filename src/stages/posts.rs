@@ -20,6 +20,7 @@ use crate::{
     domain::{
         BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
         Report, Slice, SliceJob, Timestamp, UserId, Work,
+        template::{self, TemplateValue},
     },
     events::{
         broadcast_specs::{self, Audience, Spec},
@@ -236,54 +237,21 @@ fn report_of_nobody(id: &BroadcastId, spec: &Spec) -> Message {
 
 // === Its text ===
 
-/// A template with the post's fields in it. A placeholder that the post has nothing for goes, and so does the
-/// word before it: without an author's name "New Reflection from {author_name}" reads "New Reflection".
+/// A template with the post's fields in it.
 fn render(template: &str, post: &Post) -> String {
-    let mut text = String::with_capacity(template.len());
-    // Where the template's own words begin that have come since the last placeholder.
-    let mut words_at = 0;
-    let mut rest = template;
-    while let Some((before, name, after)) = next_placeholder(rest) {
-        text.push_str(before);
-        match value(name, post) {
-            Some(Some(value)) => text.push_str(value),
-            Some(None) => drop_last_word(&mut text, words_at),
-            // Braces of the template's own.
-            None => {
-                text.push('{');
-                text.push_str(name);
-                text.push('}');
-            }
-        }
-        words_at = text.len();
-        rest = after;
-    }
-    text.push_str(rest);
-    text.trim().to_owned()
+    template::fill(template, |name| value(name, post)).trim().to_owned()
 }
 
-fn next_placeholder(template: &str) -> Option<(&str, &str, &str)> {
-    let (before, rest) = template.split_once('{')?;
-    let (name, after) = rest.split_once('}')?;
-    Some((before, name, after))
-}
-
-/// What the placeholder stands for; `None` = there is no such placeholder.
-fn value<'a>(name: &str, post: &'a Post) -> Option<Option<&'a str>> {
-    match name {
-        "author_name" => Some(post.author_name.as_deref()),
-        "title" => Some(post.title.as_deref()),
-        "body" => Some(post.body.as_deref()),
-        "post_id" => Some(Some(post.id.as_str())),
-        "author_id" => Some(post.author.as_ref().map(UserId::as_str)),
-        _ => None,
-    }
-}
-
-fn drop_last_word(text: &mut String, words_at: usize) {
-    let words = text[words_at..].trim_end();
-    let kept = words.rfind(char::is_whitespace).unwrap_or(0);
-    text.truncate(words_at + kept);
+fn value<'a>(name: &str, post: &'a Post) -> TemplateValue<'a> {
+    let value = match name {
+        "author_name" => post.author_name.as_deref(),
+        "title" => post.title.as_deref(),
+        "body" => post.body.as_deref(),
+        "post_id" => Some(post.id.as_str()),
+        "author_id" => post.author.as_ref().map(UserId::as_str),
+        _ => return TemplateValue::Unknown,
+    };
+    value.map_or(TemplateValue::Absent, TemplateValue::Text)
 }
 
 /// Cut where a character ends, and marked as cut.

@@ -24,7 +24,7 @@ use consumer::{Fate, Handler, HandlerError, LaneKey, LogThrottle, Message, Publi
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
-use super::brake::{Brake, Thresholds};
+use super::quarantine::{self, AnswerCounts, Brake, BrakeThresholds, Decision, ReceiptEvidence};
 use crate::{
     dispatch::{self, Receipt},
     domain::{DeadToken, ProviderId, Ticket, TicketBatch, Timestamp},
@@ -58,7 +58,7 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
         routes: S,
         publish: P,
         delay: Duration,
-        thresholds: Thresholds,
+        thresholds: BrakeThresholds,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -74,10 +74,10 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is
     /// away: only this is tried again, until it succeeds or the drain ends.
-    async fn settle(&self, follows: &Follows, written_at: Timestamp, stop: &CancellationToken) -> Fate {
-        let mut counted = false;
+    async fn settle(&self, follows: &Follows, sent_at: Timestamp, stop: &CancellationToken) -> Fate {
+        let mut evidence = follows.evidence(sent_at);
         loop {
-            match self.step(follows, written_at, &mut counted).await {
+            match self.step(follows, &mut evidence).await {
                 Ok(SettleStep::Settled) => return Fate::Done,
                 Ok(SettleStep::Held) => {}
                 Err(err) if self.log_throttle.now() => {
@@ -99,29 +99,26 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
     async fn step(
         &self,
         follows: &Follows,
-        written_at: Timestamp,
-        counted: &mut bool,
+        evidence: &mut ReceiptEvidence,
     ) -> Result<SettleStep, HandlerError> {
-        if follows.needs_the_route() {
+        if follows.answers() > 0 {
             let route = self.routes.route(ProviderId::Expo).await?;
-            let now = Timestamp::now();
-            if !std::mem::replace(counted, true)
-                && let Some(closed) = self.closed_by(follows, written_at, &route, now)
-            {
-                tracing::error!(
-                    state = closed.state.label(),
-                    "Receipts close the route to Expo: {}",
-                    closed.detail
-                );
-                if let Err(err) = self.routes.set_route(ProviderId::Expo, &closed).await {
-                    *counted = false;
-                    return Err(err.into());
+            match self.decide(evidence, &route) {
+                Decision::Hold | Decision::AskAgain => return Ok(SettleStep::Held),
+                Decision::Close(row) => {
+                    self.routes.set_route(ProviderId::Expo, &row).await?;
+                    evidence.judged();
+                    tracing::error!(
+                        provider = %ProviderId::Expo,
+                        state = row.state.label(),
+                        "Receipts close the route of Expo: {}",
+                        row.detail
+                    );
+                    if row.state == RouteState::Braked {
+                        return Ok(SettleStep::Held);
+                    }
                 }
-                if closed.state == RouteState::Braked {
-                    return Ok(SettleStep::Held);
-                }
-            } else if route.state == RouteState::Braked && !follows.dead.is_empty() {
-                return Ok(SettleStep::Held);
+                Decision::Report => {}
             }
         }
         self.publish.publish_all(follows.messages()).await?;
@@ -129,33 +126,9 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
         Ok(SettleStep::Settled)
     }
 
-    /// The route as it has to become, if these receipts close it.
-    fn closed_by(
-        &self,
-        follows: &Follows,
-        written_at: Timestamp,
-        route: &RouteRow,
-        now: Timestamp,
-    ) -> Option<RouteRow> {
-        if !route.state.sends() {
-            return None;
-        }
-        let closed =
-            |state, detail| Some(RouteRow { state, since: now, set_by: "receipts".to_owned(), detail });
-        if let Some(why) = follows.credentials_refused.as_ref().filter(|_| route.since < written_at) {
-            return closed(
-                RouteState::Halted,
-                format!("Expo's receipts say that our credentials are refused: {why}"),
-            );
-        }
+    fn decide(&self, evidence: &mut ReceiptEvidence, route: &RouteRow) -> Decision {
         let mut brake = self.brake.lock().unwrap_or_else(PoisonError::into_inner);
-        if route.lets_pass(written_at) {
-            return None;
-        }
-        brake.forget_before(route.since);
-        brake.add(now, follows.answers(), follows.dead.len() as u64);
-        let flood = brake.flood(now)?;
-        closed(RouteState::Braked, brake.tell(flood, "receipts"))
+        quarantine::decide_receipts(evidence, route, &mut brake, Timestamp::now())
     }
 }
 
@@ -255,9 +228,10 @@ fn dead(ticket: Ticket, reason: &str, now: Timestamp) -> DeadToken {
 // === impl Follows ===
 
 impl Follows {
-    /// Whether any of it may close the route, or has to wait for it to open.
-    fn needs_the_route(&self) -> bool {
-        self.answers() > 0
+    /// What they are for the route.
+    fn evidence(&self, sent_at: Timestamp) -> ReceiptEvidence {
+        let counts = AnswerCounts { answers: self.answers(), dead: self.dead.len() as u64 };
+        ReceiptEvidence::new(counts, self.credentials_refused.clone(), sent_at)
     }
 
     fn answers(&self) -> u64 {

@@ -1,9 +1,9 @@
-//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that
-//! have none when a stop comes are named in the checkpoint, and the next owner begins with them.
+//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that have
+//! none when a stop comes are named in the checkpoint, and the next owner begins with them.
 //!
-//! The protocol of a part, step by step: take over, page, checkpoint, and at the end the own number into the
-//! broadcast's set *before* reading it, the total before the broadcast is closed. A death between any two
-//! steps repeats at most the open page; a second owner is found out at the next checkpoint and stops.
+//! The protocol of a part, step by step: take over, page, checkpoint, and at the end the part's number into the
+//! broadcast's set of finished parts *before* reading the set, the total before the broadcast is closed. A crash
+//! between any two steps repeats at most the open page; a second owner fails at its next checkpoint and stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    Delivery, Stopping,
+    Delivery, DrainWindow, LOOKUPS_AT_ONCE,
     follow_up::{counts, dead_tokens, tickets},
     instant,
 };
@@ -27,19 +27,19 @@ use crate::{
 };
 
 /// How often a part looks whether its broadcast was stopped.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many users of a list, or open tokens, are looked up at once.
-const ASKED_AT_ONCE: usize = 16;
+const STOPPED_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a part that was taken over waits before it looks again.
 const LOST_PAUSE: Duration = Duration::from_secs(1);
-/// How long the first who sees all parts finished may take to tell the total, before another one tells it
-/// too.
-const FIRST_TELLS_WITHIN: Duration = Duration::from_secs(2);
+/// How long the first part that sees all parts finished may take to publish the total, before another one
+/// publishes it too.
+const TOTAL_WITHIN: Duration = Duration::from_secs(2);
 
 /// How the walk over a part ended.
-enum Ended {
+enum WalkEnd {
     Done,
+    /// The partition is being revoked, or the process ends.
     Unfinished,
+    /// Another process has taken the part over.
     Lost,
 }
 
@@ -48,7 +48,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         &self,
         record: &Record,
         job: &Job,
-        stop: &Stopping<'_>,
+        drain: &DrainWindow<'_>,
     ) -> Result<Fate, HandlerError> {
         let Some(part) = part_of(job) else {
             return Ok(Fate::DeadLetter(Cause::invalid("not a part of a broadcast")));
@@ -59,16 +59,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         loop {
             let progress = self.store.take_over(&part).await?;
             let ended = if progress.done {
-                Ended::Done
+                WalkEnd::Done
             } else {
-                self.walk(record, job, &part, progress, stop).await?
+                self.walk(record, job, &part, progress, drain).await?
             };
             match ended {
-                Ended::Done => break,
-                Ended::Unfinished => return Ok(Fate::Unfinished),
-                Ended::Lost => {
-                    debug!(broadcast = %part.broadcast, part = part.part, "Somebody else has taken the part over");
-                    tokio::select! { () = sleep(LOST_PAUSE) => {}, () = stop.wait() => return Ok(Fate::Unfinished) }
+                WalkEnd::Done => break,
+                WalkEnd::Unfinished => return Ok(Fate::Unfinished),
+                WalkEnd::Lost => {
+                    debug!(
+                        broadcast.id = %part.broadcast,
+                        part = part.part,
+                        "Part lost: another process has taken it over"
+                    );
+                    tokio::select! {
+                        () = sleep(LOST_PAUSE) => {}
+                        () = drain.stopped() => return Ok(Fate::Unfinished),
+                    }
                 }
             }
         }
@@ -76,11 +83,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
-    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so
-    /// far: otherwise its broadcast would stay open for ever. A replay goes on where it stopped.
-    pub(super) async fn give_up(&self, job: &Job) {
+    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so far:
+    /// otherwise its broadcast would stay open for ever. A replay goes on where it stopped.
+    pub(super) async fn finish_panicked(&self, job: &Job) {
         let Some(part) = part_of(job) else { return };
-        warn!(broadcast = %part.broadcast, part = part.part, "A part panicked: its broadcast goes on without the rest of it");
+        warn!(
+            broadcast.id = %part.broadcast,
+            part = part.part,
+            "A part panicked: its broadcast goes on without the rest of it"
+        );
         self.retry_until_settled(|| async {
             match self.store.broadcast(&part.broadcast).await? {
                 (Some(plan), _) => self.finish(&part, plan.parts).await,
@@ -96,12 +107,12 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         job: &Job,
         part: &PartId,
         mut progress: Progress,
-        stop: &Stopping<'_>,
-    ) -> Result<Ended, HandlerError> {
+        drain: &DrainWindow<'_>,
+    ) -> Result<WalkEnd, HandlerError> {
         let body = match self.provider.body(&job.notification) {
             Ok(body) => Arc::new(body),
             Err(refused) => {
-                // Every part finds that out; the first one says so.
+                // Every part finds that out; the first one stops the broadcast.
                 if !self.is_stopped(&part.broadcast).await? {
                     self.refuse(&part.broadcast, &refused.reason).await;
                 }
@@ -109,13 +120,13 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             }
         };
         let class = if matches!(job.work, Work::List(_)) { Class::List } else { Class::Slice };
-        let mut looked = None;
+        let mut looked_at = None;
         loop {
-            if stop.is_set() {
-                return Ok(Ended::Unfinished);
+            if drain.is_stopped() {
+                return Ok(WalkEnd::Unfinished);
             }
-            if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK_EVERY) {
-                looked = Some(Instant::now());
+            if looked_at.is_none_or(|at: Instant| at.elapsed() >= STOPPED_LOOK_EVERY) {
+                looked_at = Some(Instant::now());
                 if self.is_stopped(&part.broadcast).await? {
                     return self.end(part, progress).await;
                 }
@@ -123,7 +134,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let stale_at = Instant::now() + self.limits.page_stale_after;
             let mut page = self.read_page(job, &progress).await?;
             let expires = instant(job.notification.expires_at, Timestamp::now());
-            let sending = |recipients| SubmittedPage {
+            let page_of = |recipients| SubmittedPage {
                 class,
                 body: Arc::clone(&body),
                 recipients,
@@ -131,27 +142,28 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 start_before: None,
                 stale_at,
             };
-            let withdraw = self.withdrawal(&part.broadcast, stop);
-            let mut returned =
-                self.batcher.submit(sending(std::mem::take(&mut page.recipients).into()), withdraw).await?;
+            let withdraw = self.withdrawal(&part.broadcast, drain);
+            let submitted = page_of(std::mem::take(&mut page.recipients).into());
+            let mut returned = self.batcher.submit(submitted, withdraw).await?;
 
-            self.follow_up(record, &part.broadcast, &mut returned, &sending, stop).await;
+            self.follow_up(record, &part.broadcast, &mut returned, &page_of, drain).await;
             let stopped = !returned.is_complete()
-                && !stop.is_set()
+                && !drain.is_stopped()
                 && self.retry_until_settled(|| self.is_stopped(&part.broadcast)).await;
-            let has_moved = go_on(&mut progress, &page, &returned);
+            let has_moved = advance(&mut progress, &page, &returned);
             if stopped {
-                (progress.open, progress.done) = (Vec::new(), true);
+                progress.open = Vec::new();
+                progress.done = true;
             } else if !has_moved {
                 continue;
             }
             if let Checkpoint::Lost =
                 self.retry_until_settled(|| self.store.checkpoint(part, &progress)).await
             {
-                return Ok(Ended::Lost);
+                return Ok(WalkEnd::Lost);
             }
             if progress.done {
-                return Ok(Ended::Done);
+                return Ok(WalkEnd::Done);
             }
         }
     }
@@ -179,8 +191,9 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
 
     /// The open tokens, as they are registered now: a phone may have changed hands in between.
     async fn page_of_open(&self, work: &Work, open: &[Token], end: Cursor) -> Result<Page, HandlerError> {
-        let rows =
-            stream::iter(0..open.len()).map(|index| self.store.inspect(&open[index])).buffered(ASKED_AT_ONCE);
+        let rows = stream::iter(0..open.len())
+            .map(|index| self.store.inspect(&open[index]))
+            .buffered(LOOKUPS_AT_ONCE);
         let rows: Vec<_> = rows.try_collect().await?;
         let registrations = rows.into_iter().flatten().filter_map(|row| row.registration);
         let recipients: Vec<_> =
@@ -199,7 +212,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         };
         let mut tokens = stream::iter(done..list.users.len())
             .map(|index| self.store.tokens_of(&list.users[index]))
-            .buffered(ASKED_AT_ONCE);
+            .buffered(LOOKUPS_AT_ONCE);
         for position in (0..).map(Cursor).take(list.users.len() + 1).skip(done + 1) {
             if page.recipients.len() >= self.limits.page_size {
                 page.last = false;
@@ -221,15 +234,15 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         record: &Record,
         broadcast: &BroadcastId,
         returned: &mut Returned,
-        sending: &(impl Fn(Arc<[Recipient]>) -> SubmittedPage<P::Body> + Sync),
-        stop: &Stopping<'_>,
+        page_of: &(impl Fn(Arc<[Recipient]>) -> SubmittedPage<P::Body> + Sync),
+        drain: &DrainWindow<'_>,
     ) {
         self.publish_all(tickets(decided(returned))).await;
-        self.hold(record, broadcast, returned, sending, stop).await;
+        self.hold_dead_tokens(record, broadcast, returned, page_of, drain).await;
         let now = Timestamp::now();
         self.count(record, Lane::Bulk, returned.outcomes.iter().flatten(), now);
         self.publish_all(dead_tokens(self.id(), decided(returned), now)).await;
-        let refused = returned.outcomes.iter().flatten().find_map(|fate| match fate {
+        let refused = returned.outcomes.iter().flatten().find_map(|outcome| match outcome {
             MessageOutcome::Refused { why, whoever: true } => Some(why),
             _ => None,
         });
@@ -238,18 +251,24 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The provider refuses the payload whoever it is for: one refusal stops the whole broadcast.
+    /// The provider refuses the payload for every recipient: one refusal stops the whole broadcast.
     async fn refuse(&self, broadcast: &BroadcastId, why: &str) {
-        warn!(broadcast = %broadcast, provider = %self.id(), error = %why, "{} refuses the payload of {broadcast}: the broadcast is stopped", self.id());
+        let provider = self.id();
+        warn!(
+            broadcast.id = %broadcast,
+            provider = %provider,
+            error = why,
+            "{provider} refuses the payload of {broadcast}: the broadcast is stopped"
+        );
         self.retry_until_settled(|| self.store.stop(broadcast, "refused")).await;
     }
 
     /// Nothing more is sent of this part.
-    async fn end(&self, part: &PartId, progress: Progress) -> Result<Ended, HandlerError> {
+    async fn end(&self, part: &PartId, progress: Progress) -> Result<WalkEnd, HandlerError> {
         let progress = Progress { done: true, open: Vec::new(), ..progress };
         Ok(match self.store.checkpoint(part, &progress).await? {
-            Checkpoint::Kept => Ended::Done,
-            Checkpoint::Lost => Ended::Lost,
+            Checkpoint::Kept => WalkEnd::Done,
+            Checkpoint::Lost => WalkEnd::Lost,
         })
     }
 
@@ -259,14 +278,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Returns when nothing more is to be sent of the broadcast, here or at all.
-    pub(super) async fn withdrawal(&self, broadcast: &BroadcastId, stop: &Stopping<'_>) {
-        tokio::select! { () = stop.wait() => {}, () = self.stopped(broadcast) => {} }
+    pub(super) async fn withdrawal(&self, broadcast: &BroadcastId, drain: &DrainWindow<'_>) {
+        tokio::select! { () = drain.stopped() => {}, () = self.stopped(broadcast) => {} }
     }
 
     /// Returns when the broadcast is stopped.
     pub(super) async fn stopped(&self, broadcast: &BroadcastId) {
         loop {
-            sleep(LOOK_EVERY).await;
+            sleep(STOPPED_LOOK_EVERY).await;
             // A store that does not answer stops nothing.
             if self.is_stopped(broadcast).await.unwrap_or(false) {
                 return;
@@ -274,8 +293,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The own number first, then the set: whoever sees it full publishes the total, and only then closes the
-    /// broadcast.
+    /// The part's number first, then the set: the part that sees it full publishes the total, and only then closes
+    /// the broadcast.
     async fn finish(&self, part: &PartId, parts: u32) -> Result<(), HandlerError> {
         let finished = self.store.finish_part(part).await?;
         let (_, state) = self.store.broadcast(&part.broadcast).await?;
@@ -285,16 +304,23 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let asked_at = Timestamp::now();
         let Total { counts, at } = self.store.total(&part.broadcast, asked_at).await?;
         if at.as_microsecond() != asked_at.as_microsecond() {
-            // Somebody else saw the last parts end in the same moment, and asked first: he tells it, unless
-            // he has died.
-            sleep(FIRST_TELLS_WITHIN).await;
+            // Another process saw the last parts end in the same moment, and asked first: it publishes the total,
+            // unless it has crashed.
+            sleep(TOTAL_WITHIN).await;
             if let (_, Some(BroadcastState::Done)) = self.store.broadcast(&part.broadcast).await? {
                 return Ok(());
             }
         }
         self.publish_report(&Report::Broadcast { notification: part.broadcast.notification(), counts, at })
             .await;
-        info!(broadcast = %part.broadcast, sent = counts.sent, dead = counts.dead, "Broadcast {} is complete: {} messages", part.broadcast, counts.total());
+        info!(
+            broadcast.id = %part.broadcast,
+            sent = counts.sent,
+            dead = counts.dead,
+            "Broadcast {} is complete: {} messages",
+            part.broadcast,
+            counts.total()
+        );
         Ok(self.store.close(&part.broadcast).await?)
     }
 }
@@ -308,8 +334,8 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// Whether a token before the cursor that is this user's now (`None` = nobody's) is to be rung. A list comes
-/// to the users behind its cursor anyway.
+/// Whether a token before the cursor that is this user's now (`None` = a token of nobody) is to be sent to. A
+/// list comes to the users behind its cursor anyway.
 fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     match work {
         Work::Slice(slice) => slice.to.include(user.map(UserId::as_str)),
@@ -318,16 +344,19 @@ fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     }
 }
 
-/// Takes the part past a page: behind the last message that has its outcome. Those before it that have none,
-/// or on its position, stay open. `false` = nobody has an outcome, and nothing has changed.
-fn go_on(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
+/// Moves the part's cursor past a page: behind the last message that has its outcome. Those before it that have
+/// none, or on its position, stay open. `false` = no message has an outcome, and nothing has changed.
+fn advance(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
     if returned.is_complete() {
-        (progress.cursor, progress.open, progress.done) = (Some(page.end), Vec::new(), page.last);
+        progress.cursor = Some(page.end);
+        progress.open = Vec::new();
+        progress.done = page.last;
     } else if let Some(reached) = returned.outcomes.iter().rposition(Option::is_some) {
         let reached = page.positions[reached];
         let before = page.positions.partition_point(|&position| position <= reached);
-        let fates = returned.recipients.iter().zip(&returned.outcomes).take(before);
-        progress.open = fates.filter(|(_, fate)| fate.is_none()).map(|(to, _)| to.token.clone()).collect();
+        let outcomes = returned.recipients.iter().zip(&returned.outcomes).take(before);
+        progress.open =
+            outcomes.filter(|(_, outcome)| outcome.is_none()).map(|(to, _)| to.token.clone()).collect();
         progress.cursor = Some(reached);
     } else {
         return false;
@@ -338,7 +367,11 @@ fn go_on(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
 
 /// The messages of the page that have their outcome.
 fn decided(returned: &Returned) -> impl Iterator<Item = (&Recipient, &MessageOutcome)> {
-    returned.recipients.iter().zip(&returned.outcomes).filter_map(|(to, fate)| Some((to, fate.as_ref()?)))
+    returned
+        .recipients
+        .iter()
+        .zip(&returned.outcomes)
+        .filter_map(|(to, outcome)| Some((to, outcome.as_ref()?)))
 }
 
 #[cfg(test)]
@@ -362,7 +395,7 @@ mod tests {
         let page = Page { recipients: Vec::new(), positions, end: Cursor(100), last: true };
         let mut progress = Progress { open: vec![recipient(5).token], ..Progress::default() };
         let before = progress.clone();
-        if !go_on(&mut progress, &page, &returned) {
+        if !advance(&mut progress, &page, &returned) {
             assert_eq!(progress, before);
             return None;
         }
@@ -386,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_outcome_stays_open_as_far_as_somebody_was_reached() {
+    fn what_has_no_outcome_stays_open_up_to_the_last_message_that_has_one() {
         assert_eq!(past(&[true, true, false, true, false], &[5, 7, 8, 9, 11]), Some((9, open(&["c"]), 3)));
         assert_eq!(past(&[false, true], &[5, 7]), Some((7, open(&["a"]), 1)));
         assert_eq!(past(&[true, false], &[5, 7]), Some((5, open(&[]), 1)));
@@ -398,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_reached_nobody_changes_nothing() {
+    fn a_page_without_an_outcome_changes_nothing() {
         assert_eq!(past(&[false, false], &[5, 7]), None);
     }
 }

@@ -1,18 +1,34 @@
-//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, tickets
-//! are put by to be asked about, and everything is counted.
+//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, unless the
+//! quarantine holds them; tickets are kept to be asked about; and everything is counted.
+//!
+//! Dead tokens that are held stay at their page until the route is open again, and are then asked again. A stop
+//! does not wait for that: they stay open, and the next owner asks again.
+
+use std::{
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use consumer::{Message, Publish, Record};
+use futures::{StreamExt as _, stream};
+use tokio::time::{Instant, sleep};
+use tracing::error;
 
-use super::Delivery;
+use super::{Delivery, DrainWindow, LOOKUPS_AT_ONCE};
 use crate::{
-    dispatch::{MessageOutcome, Provider},
-    domain::{Counts, DeadToken, Lane, Outcome, ProviderId, Recipient, Report, Ticket, Timestamp},
+    dispatch::{MessageOutcome, Provider, Returned, SubmittedPage},
+    domain::{
+        BroadcastId, Counts, DeadToken, Lane, Outcome, ProviderId, Recipient, Report, Ticket, Timestamp,
+    },
     events::{self, topics},
+    stages::quarantine::{self, Brake, DeadTokenEvidence, Decision, is_dead},
     store::Store,
 };
 
 /// The most tickets in one record: what Expo answers in one request.
 const TICKETS_MAX: usize = 1_000;
+/// How often the row of a braked route is read again.
+pub(super) const BRAKED_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     /// Returns when Kafka has acknowledged them all.
@@ -38,14 +54,14 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         &self,
         record: &Record,
         lane: Lane,
-        fates: impl Iterator<Item = &'a MessageOutcome>,
+        outcomes: impl Iterator<Item = &'a MessageOutcome>,
         now: Timestamp,
     ) {
         let [provider, lane] = [self.id().label(), lane.label()];
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
         // Local: one flush for them all, where each observation would be a handful of atomic operations.
         let durations = self.metrics.delivery_seconds.with_label_values(&[provider, lane]).local();
-        let counts = counts(fates.inspect(|_| durations.observe(seconds)));
+        let counts = counts(outcomes.inspect(|_| durations.observe(seconds)));
         durations.flush();
         for outcome in Outcome::ALL {
             if counts.of(outcome) > 0 {
@@ -58,11 +74,119 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 }
 
-/// The messages that put tickets by.
+impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
+    /// What the quarantine decides of these answers, to a record written at `written_at`. A route that they
+    /// close is closed when this returns.
+    pub(super) async fn judge(&self, written_at: Timestamp, evidence: &mut DeadTokenEvidence) -> Decision {
+        if !evidence.names_dead_tokens() {
+            evidence.count(&mut self.brake());
+            return Decision::Report;
+        }
+        let route = self.retry_until_settled(|| self.store.route(self.id())).await;
+        let now = Timestamp::now();
+        let decision = quarantine::decide_answers(evidence, written_at, &route, &mut self.brake(), now);
+        let Decision::Close(row) = decision else { return decision };
+        let provider = self.id();
+        error!(provider = %provider, "The route of {provider} is braked: {}", row.detail);
+        self.retry_until_settled(|| self.store.set_route(provider, &row)).await;
+        Decision::Hold
+    }
+
+    fn brake(&self) -> MutexGuard<'_, Brake> {
+        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when the dead tokens of a page may be reported. After a stop they may lose their outcome instead,
+    /// and the next owner asks them again; after a cancel they lose it for good, and are not counted.
+    pub(super) async fn hold_dead_tokens(
+        &self,
+        record: &Record,
+        broadcast: &BroadcastId,
+        returned: &mut Returned,
+        page_of: &(impl Fn(Arc<[Recipient]>) -> SubmittedPage<P::Body> + Sync),
+        drain: &DrainWindow<'_>,
+    ) {
+        let mut evidence = DeadTokenEvidence::of(returned.outcomes.iter().flatten(), Timestamp::now());
+        loop {
+            let decided = async {
+                loop {
+                    match self.judge(record.timestamp, &mut evidence).await {
+                        Decision::Report => return Decision::Report,
+                        Decision::AskAgain => return Decision::AskAgain,
+                        Decision::Hold | Decision::Close(_) => tokio::select! {
+                            () = sleep(BRAKED_LOOK_EVERY) => {}
+                            () = drain.stopped() => return Decision::Hold,
+                        },
+                    }
+                }
+            };
+            let decision = tokio::select! {
+                biased;
+                decision = decided => decision,
+                () = drain.last_call() => Decision::Hold,
+                () = self.stopped(broadcast) => Decision::Hold,
+            };
+            match decision {
+                Decision::Report => return,
+                Decision::AskAgain => {}
+                Decision::Hold | Decision::Close(_) => return leave_dead_open(&mut returned.outcomes),
+            }
+            let again = self.still_registered(returned).await;
+            let recipients = again.iter().map(|&index| returned.recipients[index].clone()).collect();
+            let page = SubmittedPage {
+                stale_at: Instant::now() + self.limits.page_stale_after,
+                ..page_of(recipients)
+            };
+            let asked = self.batcher.submit(page, self.withdrawal(broadcast, drain)).await;
+            let mut outcomes = asked.map(|asked| asked.outcomes).unwrap_or_default();
+            outcomes.resize(again.len(), None);
+            let is_complete = outcomes.iter().all(Option::is_some);
+            evidence = DeadTokenEvidence::of(outcomes.iter().flatten(), Timestamp::now());
+            for (&index, outcome) in again.iter().zip(outcomes) {
+                returned.outcomes[index] = outcome;
+            }
+            let decided = again
+                .iter()
+                .filter_map(|&index| Some((&returned.recipients[index], returned.outcomes[index].as_ref()?)));
+            self.publish_all(tickets(decided)).await;
+            if !is_complete {
+                return leave_dead_open(&mut returned.outcomes);
+            }
+        }
+    }
+
+    /// The dead tokens of a page whose registration is still the current one: a phone may have changed hands while
+    /// the route was braked.
+    async fn still_registered(&self, returned: &Returned) -> Vec<usize> {
+        let dead = (0..returned.recipients.len())
+            .filter(|&index| returned.outcomes[index].as_ref().is_some_and(is_dead));
+        let registered = async |index: usize| {
+            let to = &returned.recipients[index];
+            let row = self.retry_until_settled(|| self.store.inspect(&to.token)).await;
+            let registration = row.and_then(|row| row.registration);
+            registration.is_some_and(|now| now.version == to.version).then_some(index)
+        };
+        stream::iter(dead)
+            .map(registered)
+            .buffered(LOOKUPS_AT_ONCE)
+            .filter_map(async |index| index)
+            .collect()
+            .await
+    }
+}
+
+/// Takes their outcome from dead tokens: the next owner of the page asks them again.
+fn leave_dead_open(outcomes: &mut [Option<MessageOutcome>]) {
+    for outcome in outcomes {
+        outcome.take_if(|outcome| is_dead(outcome));
+    }
+}
+
+/// The records that keep tickets to be asked about.
 pub(super) fn tickets<'a>(
     decided: impl Iterator<Item = (&'a Recipient, &'a MessageOutcome)>,
 ) -> Vec<Message> {
-    let ticket = |(to, fate): (&Recipient, &MessageOutcome)| match fate {
+    let ticket = |(to, outcome): (&Recipient, &MessageOutcome)| match outcome {
         MessageOutcome::Sent { ticket: Some(id) } => {
             Some(Ticket { id: id.clone(), token: to.token.clone(), registration: to.version })
         }
@@ -78,13 +202,13 @@ pub(super) fn tickets<'a>(
         .collect()
 }
 
-/// The messages that tell of dead tokens, which the brake has let pass.
+/// The records that report dead tokens, which the quarantine has let pass.
 pub(super) fn dead_tokens<'a>(
     provider: ProviderId,
     decided: impl Iterator<Item = (&'a Recipient, &'a MessageOutcome)>,
     now: Timestamp,
 ) -> Vec<Message> {
-    let message = |(to, fate): (&Recipient, &MessageOutcome)| match fate {
+    let message = |(to, outcome): (&Recipient, &MessageOutcome)| match outcome {
         MessageOutcome::Dead { reason } => Some(dead_token(provider, to, reason, now)),
         MessageOutcome::Sent { .. } | MessageOutcome::Refused { .. } | MessageOutcome::Expired => None,
     };
@@ -108,9 +232,9 @@ fn dead_token(provider: ProviderId, to: &Recipient, reason: &str, now: Timestamp
 }
 
 /// The outcomes of these messages.
-pub(super) fn counts<'a>(fates: impl Iterator<Item = &'a MessageOutcome>) -> Counts {
+pub(super) fn counts<'a>(outcomes: impl Iterator<Item = &'a MessageOutcome>) -> Counts {
     let mut counts = Counts::default();
-    fates.for_each(|fate| counts.add(fate.outcome()));
+    outcomes.for_each(|outcome| counts.add(outcome.outcome()));
     counts
 }
 
@@ -120,7 +244,7 @@ mod tests {
     use crate::domain::{Token, Version};
 
     #[test]
-    fn tickets_are_put_by_in_records_of_a_thousand() {
+    fn tickets_are_kept_in_records_of_a_thousand() {
         let recipient = |n: usize| Recipient {
             token: Token::parse(&format!("ExponentPushToken[t{n}]")).unwrap(),
             version: Version::from_i64(2),
@@ -129,7 +253,7 @@ mod tests {
         let sent: Vec<_> = (0..1_500)
             .map(|n| (recipient(n), MessageOutcome::Sent { ticket: Some(format!("id-{n}").into()) }))
             .collect();
-        let batches = tickets(sent.iter().map(|(to, fate)| (to, fate)))
+        let batches = tickets(sent.iter().map(|(to, outcome)| (to, outcome)))
             .into_iter()
             .map(|message| events::receipts::read(None, message.value.as_deref()).unwrap().tickets);
         let (sizes, ids): (Vec<_>, Vec<_>) = batches.map(|tickets| (tickets.len(), tickets)).unzip();

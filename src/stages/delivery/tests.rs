@@ -20,11 +20,11 @@ use crate::{
     store::{RouteRow, RouteState, StoreError},
 };
 
-const LIMITS: Limits = Limits {
+const LIMITS: DeliveryLimits = DeliveryLimits {
     page_size: 300,
     page_stale_after: Duration::from_secs(60),
     request_timeout: Duration::from_secs(15),
-    brake: Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) },
+    brake: BrakeThresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) },
     finish_within: Duration::from_secs(4),
 };
 
@@ -402,6 +402,18 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebod
     let part = w.store.state().parts[&0].clone();
     assert_eq!((part.counts.sent, part.counts.dead, part.done), (250, 50, true));
     assert!(w.rung(300)[50..].iter().all(|&times| times == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_dead_of_a_page_are_looked_up_side_by_side_when_the_route_is_open_again() {
+    let w = World::new();
+    let slice = w.broadcast_to(300);
+    (0..100).for_each(|i| w.service.answers(&format!("t{i}"), [dead()]));
+    w.store.state().inspect_takes = Duration::from_millis(100);
+    let begun = Instant::now();
+    assert_eq!(w.handle_until_released(slice).await, Fate::Done);
+    // One after the other they would take ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(65), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

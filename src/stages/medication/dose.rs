@@ -11,6 +11,7 @@ use crate::{
     domain::{
         Counts, DoseJob, DoseKey, DoseOutcome, Job, Lane, Notification, NotificationId, ProfileId,
         ProviderId, Regimen, RegimenId, Report, Timestamp, UpstreamDose, UserId, Work,
+        template::{self, TemplateValue},
     },
     events::{self, topics},
     store::{Doses, Registry},
@@ -120,22 +121,12 @@ impl Dose {
     }
 }
 
-/// The template with `{name}` replaced by its value. What a value holds is not looked at again, and an
-/// unknown name stays as it is.
+/// The template with these values in it.
 fn filled(template: &str, values: &[(&str, &str)]) -> String {
-    let mut text = String::new();
-    let mut rest = template;
-    while let Some((before, from_brace)) = rest.find('{').map(|brace| rest.split_at(brace)) {
-        text.push_str(before);
-        let known = values.iter().find_map(|(name, value)| {
-            let after = from_brace[1..].strip_prefix(name)?.strip_prefix('}')?;
-            Some((*value, after))
-        });
-        let (value, after) = known.unwrap_or(("{", &from_brace[1..]));
-        text.push_str(value);
-        rest = after;
-    }
-    text + rest
+    template::fill(template, |name| {
+        let known = values.iter().find(|(known, _)| *known == name);
+        known.map_or(TemplateValue::Unknown, |(_, value)| TemplateValue::Text(value))
+    })
 }
 
 /// That much later, or the end of time.
@@ -146,18 +137,4 @@ pub(super) fn later(at: Timestamp, by: Duration) -> Timestamp {
 /// That much earlier, or the beginning of time.
 pub(super) fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::filled;
-
-    #[test]
-    fn a_template_is_filled_once_and_unknown_names_stay() {
-        let values = [("medicine_name", "{dosage}"), ("dosage", "5 mg")];
-        assert_eq!(
-            filled("Time for {medicine_name}: {dosage}, {colour} {", &values),
-            "Time for {dosage}: 5 mg, {colour} {"
-        );
-    }
 }

@@ -1,4 +1,7 @@
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use consumer::Cause;
 
@@ -10,8 +13,8 @@ use crate::{
     store::StoreError,
 };
 
-const THRESHOLDS: Thresholds =
-    Thresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
+const THRESHOLDS: BrakeThresholds =
+    BrakeThresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
 
 /// Expo: knows some receipts, and counts how often it is asked.
 #[derive(Clone, Default)]
@@ -28,7 +31,7 @@ impl dispatch::ReceiptSource for Expo {
 
 /// The route of Expo.
 #[derive(Clone)]
-struct OneRoute(Arc<Mutex<RouteRow>>);
+struct OneRoute(Arc<Mutex<RouteRow>>, Arc<AtomicUsize>);
 
 impl Routes for OneRoute {
     async fn route(&self, _: ProviderId) -> Result<RouteRow, StoreError> {
@@ -36,6 +39,11 @@ impl Routes for OneRoute {
     }
 
     async fn set_route(&self, _: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
+        // The number of writes that fail from now on.
+        let fails = |left: usize| left.checked_sub(1);
+        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fails).is_ok() {
+            return Err(StoreError::unavailable("writing a route", "away"));
+        }
         *self.0.lock().unwrap() = route.clone();
         Ok(())
     }
@@ -58,7 +66,7 @@ fn world() -> World {
         set_by: String::new(),
         detail: String::new(),
     };
-    let route = OneRoute(Arc::new(Mutex::new(running)));
+    let route = OneRoute(Arc::new(Mutex::new(running)), Arc::default());
     let stage = Receipts::new(
         expo.clone(),
         route.clone(),
@@ -208,6 +216,18 @@ async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
     let (stage, stop) = (world.stage.clone(), world.stop.clone());
     let _held = tokio::time::timeout(Duration::from_secs(60), handle(&*stage, &record, &stop)).await;
     assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_are_counted_once_though_the_routes_row_can_not_be_written_at_first() {
+    let world = world();
+    let record = flood(&world);
+    world.route.1.store(5, Ordering::Relaxed);
+    let handling = handle(&*world.stage, &record, &world.stop);
+    let _held = tokio::time::timeout(Duration::from_secs(60), handling).await;
+    let route = world.route.0.lock().unwrap().clone();
+    assert_eq!(route.state, RouteState::Braked);
+    assert!(route.detail.starts_with("60 of 60 receipts"), "{}", route.detail);
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,6 +45,8 @@ pub struct Fake(Arc<Mutex<State>>);
 pub struct State {
     /// Operations that fail, and how often.
     pub away: HashMap<&'static str, usize>,
+    /// How long it takes to look a token up.
+    pub inspect_takes: Duration,
     /// How often each operation was asked for.
     pub asked: HashMap<&'static str, usize>,
     pub users: BTreeMap<UserId, Vec<Registration>>,
@@ -92,6 +94,8 @@ impl Registry for Fake {
     }
 
     async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
+        let takes = self.state().inspect_takes;
+        tokio::time::sleep(takes).await;
         let state = self.ask("inspect")?;
         let registration = state
             .ring

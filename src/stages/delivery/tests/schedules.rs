@@ -45,7 +45,7 @@ enum Weather {
 struct Schedule {
     dice: StdRng,
     cluster: Arc<Mutex<Cluster>>,
-    limits: Limits,
+    limits: DeliveryLimits,
     service: Service,
     processes: Mutex<Vec<Process>>,
 }
@@ -206,8 +206,8 @@ impl Schedule {
     /// So many dead tokens are a flood, if nearly nobody else is reached.
     fn of(seed: u64, broken: Broken, dead_min: u64) -> Self {
         let mut dice = StdRng::seed_from_u64(seed);
-        let brake = Thresholds { dead_min, ..LIMITS.brake };
-        let limits = Limits { page_size: dice.random_range(1..4), brake, ..LIMITS };
+        let brake = BrakeThresholds { dead_min, ..LIMITS.brake };
+        let limits = DeliveryLimits { page_size: dice.random_range(1..4), brake, ..LIMITS };
         let cluster = Arc::new(Mutex::new(Cluster::new(StdRng::seed_from_u64(seed ^ 0x5eed))));
         let service = Service {
             busy: *[0.0, 0.2, 0.7].choose(&mut dice).unwrap(),
@@ -380,7 +380,7 @@ impl Schedule {
 // === impl Process ===
 
 impl Process {
-    fn start(seat: Seat, service: &Service, limits: Limits) -> Self {
+    fn start(seat: Seat, service: &Service, limits: DeliveryLimits) -> Self {
         let (route, route_sync) = route();
         route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
