@@ -1,8 +1,8 @@
 //! Turns the partitions that a process owns into its share of a provider's rate.
 //!
-//! Partitions count only while the group confirms that we are its member. A process that is cut off from
-//! Kafka learns nothing of the partitions that it has lost; half a session later, before anybody else can own
-//! them, it stops sending.
+//! Partitions count only while the group confirms that we are its member. A process that is cut off from Kafka
+//! learns nothing of the partitions that it has lost; half a session later, before another process can own them,
+//! it stops sending.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) struct LaneAssignment {
 
 /// A lane as far as shares go.
 pub(super) struct LaneShare {
-    /// Its place in its group; none = this process does not run it.
+    /// What its consumer is assigned; none = this process does not run it.
     pub assignment: Option<watch::Receiver<Assignment>>,
     /// Its topic.
     pub topic: &'static str,
@@ -39,8 +39,8 @@ pub(super) async fn follow(lanes: LaneAssignment, share: watch::Sender<Share>) {
     let LaneAssignment { mut urgent, mut bulk, trusted_for } = lanes;
     loop {
         let now = Instant::now();
-        let [(urgent_owned, urgent_until), (bulk_owned, bulk_until)] =
-            [urgent.owned(trusted_for, now), bulk.owned(trusted_for, now)];
+        let (urgent_owned, urgent_until) = urgent.owned(trusted_for, now);
+        let (bulk_owned, bulk_until) = bulk.owned(trusted_for, now);
         let new = Share {
             bulk: bulk_owned,
             bulk_of: bulk.partitions(),
@@ -55,7 +55,7 @@ pub(super) async fn follow(lanes: LaneAssignment, share: watch::Sender<Share>) {
             () = sleep_until(doubt_at.unwrap_or(now)), if doubt_at.is_some() => false,
         };
         if ended || (urgent.assignment.is_none() && bulk.assignment.is_none()) {
-            return; // The stages have ended, and say so themselves.
+            return; // The stages have ended, and report why.
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) async fn follow(lanes: LaneAssignment, share: watch::Sender<Share>) {
 // === impl LaneShare ===
 
 impl LaneShare {
-    /// How many of its partitions are ours beyond doubt, and until when that holds without news.
+    /// How many of its partitions are confirmed to be ours, and until when without a new confirmation.
     fn owned(&mut self, trusted_for: Duration, now: Instant) -> (u32, Option<Instant>) {
         let Some(assignment) = &mut self.assignment else { return (0, None) };
         let assignment = assignment.borrow_and_update();
@@ -81,7 +81,7 @@ impl LaneShare {
         self.of.max(known.and_then(|known| u32::try_from(known).ok()).unwrap_or(0))
     }
 
-    /// Returns when there is news; true = its consumer has ended.
+    /// Returns when the assignment has changed; true = its consumer has ended.
     async fn changed(&mut self) -> bool {
         match &mut self.assignment {
             Some(assignment) => assignment.changed().await.is_err(),
@@ -129,7 +129,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_share_follows_the_partitions_of_both_lanes() {
-        let (urgent, bulk) = (watch::Sender::new(assignment(0)), watch::Sender::new(assignment(8)));
+        let urgent = watch::Sender::new(assignment(0));
+        let bulk = watch::Sender::new(assignment(8));
         let (mut shown, mut tasks) = started(Some(&urgent), Some(&bulk));
         shown
             .wait_for(|share| *share == Share { bulk: 8, bulk_of: 16, urgent: 0, urgent_of: 4 })
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_not_confirmed_stops_and_goes_on_when_confirmed_again() {
+    async fn a_member_that_is_not_confirmed_stops_and_continues_when_it_is_confirmed_again() {
         let bulk = watch::Sender::new(assignment(16));
         let (mut shown, _tasks) = started(None, Some(&bulk));
         let begun = Instant::now();

@@ -1,14 +1,15 @@
 use consumer::mock::Broker;
-use tokio::time::sleep;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::*;
 use crate::store::embedded::EmbeddedStore;
 
 #[test]
-fn a_stop_leaves_time_to_finish_what_is_begun_and_to_be_gone() {
+fn a_stop_leaves_time_for_a_drain_and_for_leaving_the_groups() {
     let seconds = Duration::from_secs;
-    assert_eq!(finish_within(seconds(20), seconds(15)), seconds(4));
-    assert_eq!(finish_within(seconds(15), seconds(15)), Duration::ZERO);
     assert!(grace(seconds(20)) == seconds(40) && grace(seconds(60)) > seconds(60));
 }
 
@@ -25,15 +26,13 @@ fn config(broker: &Broker) -> Config {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
+async fn a_process_may_run_any_stage_alone_and_ends_after_a_stop() {
     let broker = topology::embedded_broker(16).unwrap();
-    for stage in crate::topology::STAGES
-        .map(|stage| stage.name)
-        .into_iter()
-        .filter(|stage| !stage.starts_with("delivery.fcm"))
-    {
+    let stages = topology::STAGES.map(|stage| stage.name);
+    for stage in stages.into_iter().filter(|stage| !stage.starts_with("delivery.fcm")) {
         let app = App::new(config(&broker), EmbeddedStore::memory().unwrap(), stage.parse().unwrap());
-        let (health, stop) = (app.health(), CancellationToken::new());
+        let health = app.health();
+        let stop = CancellationToken::new();
         let mut process = JoinSet::new();
         process.spawn(app.run(stop.clone()));
         let ready = async {
@@ -49,7 +48,7 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
         let [expo, fcm] =
             ProviderId::ALL.map(|id| health.report().details.get(&http::local_status_of(id)).cloned());
         assert!(
-            expo.is_none() && fcm.is_some_and(|told| told.contains("not set up")),
+            expo.is_none() && fcm.is_some_and(|detail| detail.contains("not set up")),
             "{stage} alone: {:?}",
             health.report()
         );
@@ -60,40 +59,15 @@ async fn a_process_may_run_any_stage_alone_and_ends_when_it_is_asked_to() {
 }
 
 #[tokio::test]
-async fn a_task_that_hears_of_the_stop_first_has_not_ended_too_early() {
-    // Which of the two is looked at first is a matter of luck.
-    for _ in 0..100 {
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let stopped = stop.clone().cancelled_owned();
-        tasks.spawn(async move {
-            stopped.await;
-            ("sweep".to_owned(), Ok(()))
-        });
-        stop.cancel();
-        tokio::task::yield_now().await;
-        assert!(first_to_end(&mut tasks, &stop).await.is_none());
-    }
-}
-
-#[tokio::test]
-async fn a_task_that_ends_unasked_is_named() {
-    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-    tasks.spawn(async { ("sweep".to_owned(), Ok(())) });
-    assert_eq!(first_to_end(&mut tasks, &stop).await.unwrap().to_string(), "sweep ended without a stop");
-    tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("away"))) });
-    assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: away");
-}
-
-#[tokio::test]
-async fn whoever_watches_a_stage_leaves_it_to_the_stage_to_say_why_it_ended() {
-    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-    let watched = || watch::channel(Assignment::default()).1; // of a stage that has ended
+async fn the_readiness_of_a_stage_leaves_it_to_the_stage_to_report_why_it_ended() {
+    let stop = CancellationToken::new();
+    let mut tasks = ProcessTasks::default();
+    let assignment = || watch::channel(Assignment::default()).1; // of a stage that has ended
     let health = Health::new(Vec::<String>::new());
     for _ in 0..20 {
-        let readiness = show_readiness("tokens".to_owned(), watched(), health.clone(), stop.clone());
-        tasks.spawn(async { ("readiness".to_owned(), readiness.await) });
+        let readiness = show_readiness("tokens".to_owned(), assignment(), health.clone(), stop.clone());
+        tasks.spawn("readiness", readiness);
     }
-    tasks.spawn(async { ("tokens".to_owned(), Err(anyhow!("fenced"))) });
-    assert_eq!(format!("{:#}", first_to_end(&mut tasks, &stop).await.unwrap()), "tokens failed: fenced");
+    tasks.spawn("tokens", async { Err(anyhow::anyhow!("fenced")) });
+    assert_eq!(format!("{:#}", tasks.first_to_end(&stop).await.unwrap()), "tokens failed: fenced");
 }

@@ -1,12 +1,13 @@
-//! Keeps regimens and their due rows; hands each dose on at its time.
+//! Keeps regimens and their due rows; dispatches each dose at its time.
 //!
-//! A clock tick, whoever sends it, becomes one record per shard. A shard's tick reads which regimens are due,
-//! asks each regimen whether that is so, hands the dose on to delivery, and inserts the regimen's next due
-//! row. These due rows form a chain per regimen that never breaks, whatever dies between two steps: `chain`
-//! says why. What is handed on, and what a person reads, is `dose`'s.
+//! A clock tick, from our ticker or from upstream, becomes one record per shard. A shard's tick reads which
+//! regimens are due, checks each against the regimen's current definition, dispatches the dose to delivery, and
+//! inserts the regimen's next due row. These due rows form a chain per regimen that never breaks, whatever
+//! crashes between two steps: `due_queue` has the argument. What is dispatched, and what a person reads, is
+//! `dose`'s.
 //!
-//! Everything here may happen twice: ticks overlap, records are delivered again. A dose handed on twice has
-//! the same name both times, and delivery rings it once.
+//! Everything here may happen twice: ticks overlap, records are delivered again. A dose dispatched twice has the
+//! same id both times, and delivery sends it once.
 
 mod dose;
 mod due_queue;
@@ -51,7 +52,7 @@ pub struct Medication<S, P> {
     settings: Settings,
     /// The configured providers: nothing is planned for others.
     providers: Vec<ProviderId>,
-    /// How long a dose is worth ringing, from its schedule time.
+    /// How long a dose is worth sending, from its schedule time.
     life: Duration,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -79,7 +80,7 @@ pub fn clock_tick(now: Timestamp) -> Message {
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
     /// A stage for these providers. `urgent_life` is how long delivery may try a dose, from its schedule
-    /// time; it is taken to be at least [`Settings::max_lateness`], so that no dose is handed on only to
+    /// time; it is taken to be at least [`Settings::max_lateness`], so that no dose is dispatched only to
     /// expire.
     pub fn new(
         store: S,
@@ -130,7 +131,7 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         }
     }
 
-    /// Cuts a clock tick into one record per shard.
+    /// Turns a clock tick into one record per shard.
     async fn split(&self, at: Timestamp) -> Result<(), HandlerError> {
         let tick = |Shard(shard): Shard| {
             let value = events::medication_ticks::write(&Tick::Shard { shard, at });

@@ -1,4 +1,4 @@
-//! A dose that is due: who is rung, and what they read.
+//! A dose that is due: which providers it goes to, and what the notification says.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -30,11 +30,11 @@ pub(super) struct Dose {
 }
 
 impl<S: Doses + Registry, P: Publish> Medication<S, P> {
-    /// Hands a dose on to delivery, or says why nobody is rung. Returns when that is acknowledged.
-    pub(super) async fn ring(&self, dose: &Dose) -> Result<(), HandlerError> {
+    /// Dispatches a dose to delivery, or publishes why it is not sent. Returns when that is acknowledged.
+    pub(super) async fn dispatch(&self, dose: &Dose) -> Result<(), HandlerError> {
         let missed_at = later(dose.schedule_time, self.settings.max_lateness);
         if self.now() > missed_at {
-            return Ok(self.publish.publish(dose.unrung(DoseOutcome::Missed, missed_at)).await?);
+            return Ok(self.publish.publish(dose.not_sent(DoseOutcome::Missed, missed_at)).await?);
         }
         let registrations = self.store.tokens_of(&dose.user).await?;
         let owned: BTreeSet<ProviderId> =
@@ -45,7 +45,10 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             .map(|provider| dose.job(provider, &self.settings, self.life))
             .collect();
         if jobs.is_empty() {
-            return Ok(self.publish.publish(dose.unrung(DoseOutcome::NoTokens, dose.schedule_time)).await?);
+            return Ok(self
+                .publish
+                .publish(dose.not_sent(DoseOutcome::NoTokens, dose.schedule_time))
+                .await?);
         }
         Ok(self.publish.publish_all(jobs).await?)
     }
@@ -111,9 +114,8 @@ impl Dose {
         )
     }
 
-    /// The outcome of a dose of which no provider was asked. `at` follows from the dose, so that a repeat
-    /// says the same.
-    fn unrung(&self, outcome: DoseOutcome, at: Timestamp) -> Message {
+    /// The outcome of a dose that goes to no provider. `at` follows from the dose, so that a repeat is equal.
+    fn not_sent(&self, outcome: DoseOutcome, at: Timestamp) -> Message {
         let notification = self.notification_id();
         let key = notification.as_str().to_owned();
         let report = Report::Dose { notification, provider: None, outcome, counts: Counts::default(), at };
@@ -129,12 +131,12 @@ fn filled(template: &str, values: &[(&str, &str)]) -> String {
     })
 }
 
-/// That much later, or the end of time.
+/// That much later, at most the last representable time.
 pub(super) fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
-/// That much earlier, or the beginning of time.
+/// That much earlier, at least the first representable time.
 pub(super) fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
 }
