@@ -1,19 +1,21 @@
 //! **pushcast**: Kafka in, push notifications out.
 //!
-//! `README.md` says what it is for, `ARCHITECTURE.md` how it fits together and which rules hold it so. To
-//! read the code, start with
+//! `README.md` says what it is for, `ARCHITECTURE.md` how it fits together and which rules hold it so. To read
+//! the code, start with
 //!
-//! 1. [`stream`]: what a stage is, and the [`Fate`](stream::Fate) that each record meets;
-//! 2. [`domain`]: what the words mean; [`events`]: how they travel, the public contract;
-//! 3. [`store`]: what is remembered, as ports; [`store::embedded`] is the store that there is;
-//! 4. [`stages`]: what is done with each topic;
-//! 5. [`delivery`]: how a message meets its outcome, over the port [`delivery::Provider`] that [`expo`] and
-//!    [`fcm`] serve;
-//! 6. [`kafka`]: the one runtime of all stages;
+//! 1. [`topology`]: every stage and every topic, once;
+//! 2. [`consumer`]: what a stage is ([`Handler`](consumer::Handler)), the [`Fate`](consumer::Fate) of each record,
+//!    and the Kafka runtime of all stages, a crate of its own;
+//! 3. [`domain`]: the values and rules; [`events`]: the public contract, one file a topic;
+//! 4. [`stages`]: what is done with each topic; [`stages::quarantine`]: what evidence closes a route;
+//! 5. [`dispatch`]: how a message gets its outcome, over the port [`dispatch::Provider`] that [`expo`] and
+//!    [`fcm`] implement;
+//! 6. [`store`]: what is stored, as ports; [`store::embedded`] (SQLite) and [`store::cql`] (ScyllaDB, Cassandra)
+//!    implement them;
 //! 7. [`app`]: which tasks a process has, and the order in which they stop.
 //!
-//! Beside them: [`config`] (settings), [`http`] (health and what people ask), [`metrics`], [`telemetry`]
-//! (logs), and [`sandbox`] (push services to test against).
+//! Beside them: [`config`] (settings), [`http`] (health and what operators ask), [`metrics`], [`telemetry`]
+//! (logs). [`sandbox`], a crate of its own, fakes the push services for the demo and the tests.
 
 pub mod app;
 pub mod config;

@@ -53,7 +53,7 @@ impl RecordOrigin {
         Ok(Self { timestamp, offset })
     }
 
-    /// The version of what the record says.
+    /// The version of the record's event.
     pub fn version(self) -> Version {
         Version::of_record(self.timestamp, self.offset)
     }

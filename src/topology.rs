@@ -126,7 +126,7 @@ pub fn embedded_broker(partitions: i32) -> Result<Broker, MockError> {
 /// Checks that all topics exist, and returns how many partitions each has.
 ///
 /// # Errors
-/// Kafka is away, or topics are missing; the error says what to do.
+/// Kafka is unreachable, or topics are missing; the error says what to do.
 pub async fn check(settings: &Settings) -> anyhow::Result<BTreeMap<String, usize>> {
     let names = names::ALL;
     admin::check_topics(settings, names).await.map_err(|error| match error {

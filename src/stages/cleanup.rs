@@ -1,6 +1,6 @@
-//! Takes dead tokens out of the registry, whoever says that they are dead.
+//! Revokes dead tokens in the registry, whichever system reported them.
 //!
-//! A verdict names a registration. What was registered later than that is spared: the phone came back.
+//! A verdict names a registration. A later registration is spared: the app was installed again.
 
 use std::sync::Arc;
 
@@ -55,8 +55,8 @@ impl<S: Registry> Handler for Cleanup<S> {
     }
 }
 
-/// What the verdict was passed on. Outsiders know no registrations: they mean the one that was current when
-/// they saw it.
+/// Which registration the verdict is about. Outsiders know no registrations: they mean the one that was current
+/// when they detected it.
 fn judged(dead: &DeadToken, written_at: Timestamp) -> Judged {
     match dead.registration {
         Some(version) => Judged::Registration(version),

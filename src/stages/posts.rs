@@ -1,12 +1,12 @@
-//! Plans a broadcast for each post, and hands its parts to delivery.
+//! Plans a broadcast for each post, and produces its parts for delivery.
 //!
-//! The first plan stands: text, audience and providers are decided once and kept in the broadcast's row. The
-//! parts are always produced from the plan that stands, however often the record comes, because a crash may
-//! have come between the row and the last of its parts. A part that arrives twice finds its progress row and
-//! is not sent twice.
+//! The first plan counts: text, audience and providers are decided once and kept in the broadcast's row. The
+//! parts are always produced from the stored plan, however often the record comes, because a crash may have
+//! come between the row and the last of its parts. A part that arrives twice finds its progress row and is not
+//! sent twice.
 //!
-//! A post whose parts are produced again after the broadcast was done costs a look at each part's row; that
-//! is accepted.
+//! A post whose parts are produced again after the broadcast was done costs a read of each part's row; that is
+//! accepted.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -72,7 +72,7 @@ pub struct Posts<S, P> {
 }
 
 impl<S: Broadcasts, P: Publish> Posts<S, P> {
-    /// Plans by `rules`, in `store`, and hands the parts to `publish`.
+    /// Plans by `rules`, in `store`, and produces the parts through `publish`.
     pub fn new(store: S, publish: P, rules: PlanRules) -> Self {
         Self { store, publish, rules: Arc::new(rules) }
     }
@@ -85,11 +85,11 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
     ) -> Result<Fate, HandlerError> {
         let id = BroadcastId::of_post(&post.id);
         let spec = plan(post, &id, posted_at.min(now), &self.rules);
-        let standing = self
+        let planned = self
             .store
             .plan(&id, &Plan { spec: broadcast_specs::write(&spec), parts: parts(&spec) }, now)
             .await?;
-        let spec = match broadcast_specs::read(&standing.spec) {
+        let spec = match broadcast_specs::read(&planned.spec) {
             Ok(spec) => spec,
             Err(err) => {
                 return Ok(Fate::DeadLetter(Cause::invalid(format_args!(
@@ -97,18 +97,23 @@ impl<S: Broadcasts, P: Publish> Posts<S, P> {
                 ))));
             }
         };
-        if standing.parts == 0 {
-            // Nobody will ever finish the last part, so it ends here.
-            self.publish.publish(report_of_nobody(&id, &spec)).await?;
+        if planned.parts == 0 {
+            // There is no last part to finish it, so it ends here.
+            self.publish.publish(report_without_parts(&id, &spec)).await?;
             self.store.close(&id).await?;
-            tracing::info!(broadcast.id = %id, "Broadcast {id} is for nobody");
+            tracing::info!(broadcast.id = %id, "Broadcast {id} has no recipients");
             return Ok(Fate::Done);
         }
         futures::stream::iter(part_jobs(&id, &spec))
             .map(|job| Ok(message(&job, self.rules.partitions)))
             .try_for_each_concurrent(PARTS_IN_FLIGHT, |message| self.publish.publish(message))
             .await?;
-        tracing::info!(broadcast.id = %id, parts = standing.parts, "Broadcast {id} is planned in {} parts", standing.parts);
+        tracing::info!(
+            broadcast.id = %id,
+            parts = planned.parts,
+            "Broadcast {id} is planned in {} parts",
+            planned.parts
+        );
         Ok(Fate::Done)
     }
 }
@@ -172,8 +177,8 @@ fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &PlanRules) 
 }
 
 fn each_once(users: &[UserId], author: Option<&UserId>) -> Vec<UserId> {
-    let mut told: HashSet<&UserId> = author.into_iter().collect();
-    users.iter().filter(|user| told.insert(user)).cloned().collect()
+    let mut listed: HashSet<&UserId> = author.into_iter().collect();
+    users.iter().filter(|user| listed.insert(user)).cloned().collect()
 }
 
 /// What the app needs to open the post; the post's own data goes over it.
@@ -217,8 +222,8 @@ fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item =
     }))
 }
 
-/// A part on its way. Slices are dealt out to the partitions, so that work, partitions and rate share agree;
-/// lists go where their key says.
+/// A part as a record. Slices are spread over the partitions, so that work, partitions and rate share agree;
+/// lists are partitioned by key.
 fn message(job: &Job, partitions: u32) -> Message {
     let partition = match &job.work {
         Work::Slice(slice) => i32::try_from(slice.slice.index % partitions.max(1)).ok(),
@@ -229,7 +234,7 @@ fn message(job: &Job, partitions: u32) -> Message {
 }
 
 /// The outcome of a broadcast without parts; the same content whenever it is published again.
-fn report_of_nobody(id: &BroadcastId, spec: &Spec) -> Message {
+fn report_without_parts(id: &BroadcastId, spec: &Spec) -> Message {
     let report =
         Report::Broadcast { notification: id.notification(), counts: Counts::default(), at: spec.posted_at };
     Message::new(topics::PUSH_OUTCOMES, id.as_str().to_owned(), push_outcomes::write(&report))

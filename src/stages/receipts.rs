@@ -1,14 +1,11 @@
-//! Asks Expo what became of messages that it took, and passes the dead tokens on.
+//! Asks Expo what became of messages that it took, and reports the dead tokens.
 //!
 //! A batch is asked for once it is due. What is not ready then goes to the tail of the topic with the time at
-//! which it was first sent, and is given up a day after that, when Expo has forgotten it. Asking is reading:
+//! which it was first sent, and is given up a day after that, when Expo no longer has it. Asking is reading:
 //! after a crash the whole batch is simply asked for again.
 //!
-//! A flood of dead tokens brakes the route before any of them is published: it looks the same when *we* are
-//! the mistake (foreign credentials, another project). While the route is braked the verdicts are held here,
-//! unsettled in Kafka, until somebody has looked and released it. Only messages sent after the release count
-//! from then on (`brake`); in the same way late receipts don't halt a route whose credentials have been
-//! mended.
+//! What the answers may close, and what is held, is `quarantine`'s decision. Verdicts that it holds stay
+//! unsettled in Kafka until the operator has released the route.
 
 #[cfg(test)]
 mod tests;
@@ -36,7 +33,7 @@ use crate::{
 /// How long Expo keeps receipts.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// How often a closed route is looked at again, and what follows from an answer is tried again.
+/// How often the row of a closed route is read again, and what follows from an answer is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The stage of `expo-receipts`.
@@ -73,11 +70,11 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
     }
 
     /// Does what follows from Expo's answer. The answer is not asked for again because Kafka or the store is
-    /// away: only this is tried again, until it succeeds or the drain ends.
-    async fn settle(&self, follows: &Follows, sent_at: Timestamp, stop: &CancellationToken) -> Fate {
-        let mut evidence = follows.evidence(sent_at);
+    /// unavailable: only this is tried again, until it succeeds or the drain ends.
+    async fn settle(&self, results: &ReceiptResults, sent_at: Timestamp, stop: &CancellationToken) -> Fate {
+        let mut evidence = results.evidence(sent_at);
         loop {
-            match self.step(follows, &mut evidence).await {
+            match self.step(results, &mut evidence).await {
                 Ok(SettleStep::Settled) => return Fate::Done,
                 Ok(SettleStep::Held) => {}
                 Err(err) if self.log_throttle.now() => {
@@ -98,10 +95,10 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
 
     async fn step(
         &self,
-        follows: &Follows,
+        results: &ReceiptResults,
         evidence: &mut ReceiptEvidence,
     ) -> Result<SettleStep, HandlerError> {
-        if follows.answers() > 0 {
+        if results.answers() > 0 {
             let route = self.routes.route(ProviderId::Expo).await?;
             match self.decide(evidence, &route) {
                 Decision::Hold | Decision::AskAgain => return Ok(SettleStep::Held),
@@ -121,8 +118,8 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
                 Decision::Report => {}
             }
         }
-        self.publish.publish_all(follows.messages()).await?;
-        follows.count(&self.metrics);
+        self.publish.publish_all(results.messages()).await?;
+        results.count(&self.metrics);
         Ok(SettleStep::Settled)
     }
 
@@ -159,20 +156,20 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Handler for Receipts<R, 
         let sent_at = batch.first_sent_at.unwrap_or(record.timestamp);
         let ids: Vec<Arc<str>> = batch.tickets.iter().map(|ticket| ticket.id.clone()).collect();
         let answers = self.expo.receipts(&ids).await?;
-        let follows = follows(batch, answers, sent_at, Timestamp::now());
-        Ok(self.settle(&follows, sent_at, stop).await)
+        let results = results(batch, answers, sent_at, Timestamp::now());
+        Ok(self.settle(&results, sent_at, stop).await)
     }
 }
 
 enum SettleStep {
     Settled,
-    /// The route is braked: nothing is published before somebody has looked.
+    /// The route is braked: nothing is published before the operator has released it.
     Held,
 }
 
 /// What follows from the receipts of a batch.
 #[derive(Debug, Default, PartialEq)]
-struct Follows {
+struct ReceiptResults {
     dead: Vec<DeadToken>,
     /// To be asked for again.
     waiting: Option<TicketBatch>,
@@ -184,34 +181,34 @@ struct Follows {
     missing: u64,
 }
 
-fn follows(
+fn results(
     batch: TicketBatch,
     answers: Vec<(String, Receipt)>,
     first_sent_at: Timestamp,
     now: Timestamp,
-) -> Follows {
+) -> ReceiptResults {
     let answers: HashMap<String, Receipt> = answers.into_iter().collect();
-    let mut follows = Follows::default();
+    let mut results = ReceiptResults::default();
     let mut waiting = Vec::new();
     for ticket in batch.tickets {
         match answers.get(&*ticket.id) {
-            Some(Receipt::Delivered) => follows.delivered += 1,
-            Some(Receipt::Dead { reason }) => follows.dead.push(dead(ticket, reason, now)),
+            Some(Receipt::Delivered) => results.delivered += 1,
+            Some(Receipt::Dead { reason }) => results.dead.push(dead(ticket, reason, now)),
             Some(Receipt::CredentialsRefused { why }) => {
-                follows.credentials += 1;
-                follows.credentials_refused = Some(why.clone());
+                results.credentials += 1;
+                results.credentials_refused = Some(why.clone());
             }
-            Some(Receipt::Failed { .. }) => follows.failed += 1,
+            Some(Receipt::Failed { .. }) => results.failed += 1,
             None => waiting.push(ticket),
         }
     }
     if now.duration_since(first_sent_at) < KEPT_FOR {
-        follows.waiting = (!waiting.is_empty())
+        results.waiting = (!waiting.is_empty())
             .then_some(TicketBatch { tickets: waiting, first_sent_at: Some(first_sent_at) });
     } else {
-        follows.missing = waiting.len() as u64;
+        results.missing = waiting.len() as u64;
     }
-    follows
+    results
 }
 
 fn dead(ticket: Ticket, reason: &str, now: Timestamp) -> DeadToken {
@@ -225,9 +222,9 @@ fn dead(ticket: Ticket, reason: &str, now: Timestamp) -> DeadToken {
     }
 }
 
-// === impl Follows ===
+// === impl ReceiptResults ===
 
-impl Follows {
+impl ReceiptResults {
     /// What they are for the route.
     fn evidence(&self, sent_at: Timestamp) -> ReceiptEvidence {
         let counts = AnswerCounts { answers: self.answers(), dead: self.dead.len() as u64 };

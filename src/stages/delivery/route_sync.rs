@@ -18,7 +18,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows the row of `provider` until `stop`. With `enabled` false (`push.enabled`) the gate stays closed
-/// whatever the row says: jobs wait in Kafka. `show` is told the row each time it is read.
+/// whatever the row says: jobs wait in Kafka. `show` is called with the row each time it is read.
 pub async fn sync_route<S: Routes>(
     store: S,
     provider: ProviderId,
@@ -33,7 +33,8 @@ pub async fn sync_route<S: Routes>(
     if !enabled {
         info!(provider = %provider, "push.enabled is false: {provider} sends nothing, jobs wait in Kafka");
     }
-    let (mut shown, mut told) = (None, false);
+    let mut shown = None;
+    let mut failure_logged = false;
     let log_throttle = LogThrottle::default();
     loop {
         tokio::select! {
@@ -41,26 +42,42 @@ pub async fn sync_route<S: Routes>(
             () = stop.cancelled() => return,
             why = route_sync.halted() => {
                 let Some(why) = why else { return };
-                let halted = RouteRow { state: RouteState::Halted, since: Timestamp::now(), set_by: instance.clone(), detail: why };
-                // The gate is closed here whether it is written or not, so a stop needs not wait for the
-                // store.
-                let _written = stop.run_until_cancelled(retry_until_settled(&log_throttle, || store.set_route(provider, &halted))).await;
+                let halted = RouteRow {
+                    state: RouteState::Halted,
+                    since: Timestamp::now(),
+                    set_by: instance.clone(),
+                    detail: why,
+                };
+                let write = retry_until_settled(&log_throttle, || store.set_route(provider, &halted));
+                // The gate is closed here whether it is written or not, so a stop needs not wait for the store.
+                let _written = stop.run_until_cancelled(write).await;
             }
             _ = look.tick() => match store.route(provider).await {
                 Ok(route) => {
                     if shown.is_some_and(|state| state != route.state) {
-                        info!(provider = %provider, state = route.state.label(), set_by = %route.set_by, "The route of {provider} is {}", route.state.label());
+                        let state = route.state.label();
+                        info!(
+                            provider = %provider,
+                            state,
+                            set_by = %route.set_by,
+                            "The route of {provider} is {state}"
+                        );
                     }
-                    (shown, told) = (Some(route.state), false);
+                    shown = Some(route.state);
+                    failure_logged = false;
                     show(&route);
                     route_sync.follow(gate(enabled, route.state));
                 }
-                // A store that is away changes nothing: what is open stays open, nothing can be read to be
-                // sent anyway.
-                Err(err) if !told => {
+                // A store that is unavailable changes nothing: what is open stays open, and no page can be read to
+                // be sent anyway.
+                Err(err) if !failure_logged => {
                     let error: &dyn Error = &err;
-                    warn!(provider = %provider, error, "The state of the route of {provider} can't be read; it is tried each second");
-                    told = true;
+                    warn!(
+                        provider = %provider,
+                        error,
+                        "The state of the route of {provider} can't be read; it is tried each second"
+                    );
+                    failure_logged = true;
                 }
                 Err(_) => {}
             },

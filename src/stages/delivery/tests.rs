@@ -41,8 +41,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (store, service, topics, metrics) =
-            (Fake::default(), Service::default(), Topics::default(), Arc::new(Metrics::new()));
+        let store = Fake::default();
+        let service = Service::default();
+        let topics = Topics::default();
+        let metrics = Arc::new(Metrics::new());
         let (route, route_sync) = route();
         route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
@@ -106,8 +108,8 @@ impl World {
     }
 
     /// How often the tokens t0, t1, … rang.
-    fn rung(&self, tokens: usize) -> Vec<usize> {
-        (0..tokens).map(|i| self.service.rung(&format!("t{i}"))).collect()
+    fn times_sent(&self, tokens: usize) -> Vec<usize> {
+        (0..tokens).map(|i| self.service.times_sent(&format!("t{i}"))).collect()
     }
 
     /// The values that were written to a topic since the last look at any.
@@ -166,7 +168,8 @@ async fn an_outage_is_told_every_half_minute_however_many_wait_for_its_end() {
         std::io::sink()
     });
     let _log = tracing::subscriber::set_default(log.finish());
-    let (w, back) = (World::new(), Instant::now() + Duration::from_secs(75));
+    let w = World::new();
+    let back = Instant::now() + Duration::from_secs(75);
     let answer = || async {
         if Instant::now() < back { Err(StoreError::unavailable("answer", "it is away")) } else { Ok(()) }
     };
@@ -181,7 +184,7 @@ async fn a_broadcast_rings_everybody_once_and_its_total_is_published() {
     let w = World::new();
     let slice = w.broadcast_to(1_000);
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-    assert!(w.rung(1_000).iter().all(|&times| times == 1));
+    assert!(w.times_sent(1_000).iter().all(|&times| times == 1));
     let outcomes = w.published(topics::PUSH_OUTCOMES);
     assert!(outcomes.len() == 1 && outcomes[0].contains(r#""sent":1000"#), "{outcomes:?}");
     assert_eq!(w.store.state().broadcast, Some(BroadcastState::Done));
@@ -196,7 +199,7 @@ async fn a_store_that_is_away_at_every_step_rings_nobody_twice() {
         let slice = w.broadcast_to(700);
         w.store.state().away.insert(operation, 2);
         assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-        assert!(w.rung(700).iter().all(|&times| times == 1), "{operation}");
+        assert!(w.times_sent(700).iter().all(|&times| times == 1), "{operation}");
         assert_eq!(w.store.state().parts[&0].counts.sent, 700, "{operation}");
     }
 }
@@ -217,7 +220,7 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
         "nobody is sent to while his pause lasts"
     );
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-    let doubled: Vec<_> = w.rung(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
+    let doubled: Vec<_> = w.times_sent(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
     assert_eq!(doubled, []);
     assert_eq!(w.store.state().parts[&0].counts.sent, 700);
 }
@@ -225,7 +228,7 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
 #[tokio::test(start_paused = true)]
 async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_hands() {
     // Who stands behind the cursor is come to anyway.
-    for (owner, rings) in [("u1", 1), ("u2", 1), ("u9", 0)] {
+    for (owner, sends) in [("u1", 1), ("u2", 1), ("u9", 0)] {
         let w = World::new();
         w.broadcast_to(0);
         let phone = |user: &str, name| Registration { user: Some(UserId::new(user)), ..registration(name) };
@@ -241,14 +244,14 @@ async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_ha
         let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
         let stop = CancellationToken::new();
         tokio::join!(w.handle(list.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
-        assert_eq!((w.service.rung("a"), w.service.rung("b"), w.service.rung("c")), (0, 1, 1));
+        assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.service.times_sent("c")), (0, 1, 1));
 
         w.store.state().users.get_mut(&UserId::new("u1")).unwrap().remove(0);
         w.store.state().users.entry(UserId::new(owner)).or_default().insert(0, phone(owner, "a"));
         assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
-        assert_eq!(["a", "b", "c", "d"].map(|name| w.service.rung(name)), [rings, 1, 1, 1], "{owner}");
+        assert_eq!(["a", "b", "c", "d"].map(|name| w.service.times_sent(name)), [sends, 1, 1, 1], "{owner}");
         let counts = w.store.state().parts[&0].counts;
-        assert_eq!(counts.sent, 3 + rings as u64);
+        assert_eq!(counts.sent, 3 + sends as u64);
     }
 }
 
@@ -260,7 +263,7 @@ async fn a_list_steps_over_users_without_tokens() {
     let users = (0..8).map(|i| UserId::new(format!("u{i}"))).collect();
     let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
     assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b")), (1, 1));
+    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b")), (1, 1));
     assert_eq!(w.store.state().parts[&0].counts.sent, 2);
 }
 
@@ -280,7 +283,7 @@ async fn a_list_is_walked_in_pages_and_a_user_is_never_cut() {
     w.store.state().away.insert("tokens_of", 1);
     let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
     assert_eq!(w.handle(list, &CancellationToken::default()).await, Fate::Done);
-    assert!(w.rung(all).iter().all(|&times| times == 1));
+    assert!(w.times_sent(all).iter().all(|&times| times == 1));
     assert_eq!(w.store.state().parts[&0].counts.sent, all as u64);
     assert!(
         (3..=4).contains(&w.store.state().asked["checkpoint"]),
@@ -297,7 +300,7 @@ async fn a_stop_that_comes_long_after_a_page_was_read_rings_nobody_twice() {
     let stop = CancellationToken::new();
     let (_, ()) = tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(100), &stop));
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-    assert!(w.rung(300).iter().all(|&times| times == 1));
+    assert!(w.times_sent(300).iter().all(|&times| times == 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -401,7 +404,7 @@ async fn a_flood_of_dead_tokens_brakes_the_route_and_is_asked_again_when_somebod
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 50);
     let part = w.store.state().parts[&0].clone();
     assert_eq!((part.counts.sent, part.counts.dead, part.done), (250, 50, true));
-    assert!(w.rung(300)[50..].iter().all(|&times| times == 1));
+    assert!(w.times_sent(300)[50..].iter().all(|&times| times == 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,8 +430,8 @@ async fn a_phone_that_changed_hands_while_the_route_was_braked_is_not_asked_agai
         std::future::pending::<()>().await;
     };
     tokio::select! { fate = w.handle_until_released(slice) => assert_eq!(fate, Fate::Done), () = moves => {} }
-    let rung = w.rung(300);
-    assert_eq!((rung[7], rung.iter().sum::<usize>()), (0, 299));
+    let sent = w.times_sent(300);
+    assert_eq!((sent[7], sent.iter().sum::<usize>()), (0, 299));
     let reported = w.published(topics::INVALID_TOKENS);
     assert!(
         matches!(&reported[..], [one] if one.contains("t7")),
@@ -449,7 +452,7 @@ async fn a_restart_while_the_route_is_braked_asks_everybody_again_if_nobody_was_
 
     w.store.state().route = Some(released());
     assert_eq!(w.handle_record(&record, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
+    assert_eq!((w.times_sent(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }
 
@@ -471,7 +474,7 @@ async fn a_resume_after_another_closing_does_not_report_what_is_held() {
     };
     let (fate, ()) = tokio::join!(w.handle(slice, &stop), operator);
     assert_eq!((fate, w.published(topics::INVALID_TOKENS).len()), (Fate::Done, 0));
-    assert_eq!(w.rung(300), vec![1; 300]);
+    assert_eq!(w.times_sent(300), vec![1; 300]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -491,7 +494,7 @@ async fn a_stop_leaves_what_a_braked_route_holds_to_the_next_owner_and_rings_nob
 
     w.store.state().route = Some(released());
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.rung(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
+    assert_eq!((w.times_sent(300), w.store.state().parts[&0].counts.sent), (vec![1; 300], 300));
 }
 
 #[tokio::test(start_paused = true)]
@@ -534,7 +537,7 @@ async fn a_payload_that_is_refused_stops_the_broadcast_once() {
     w.service.answers("t0", [Verdict::PayloadRefused { why: "MessageTooBig".to_owned() }]);
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(w.store.state().asked["stop"], 1);
-    assert!(w.rung(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
+    assert!(w.times_sent(600)[300..].iter().all(|&times| times == 0), "no page is begun after the refusal");
 }
 
 #[tokio::test(start_paused = true)]
@@ -578,5 +581,5 @@ async fn a_part_that_panics_leaves_no_broadcast_open() {
     // Once the bug is mended, a replay sends the rest.
     job.notification.title = "Ping".to_owned();
     assert_eq!(w.handle_job(&job, &stop).await, Fate::Done);
-    assert!(w.rung(600).iter().all(|&times| times == 1));
+    assert!(w.times_sent(600).iter().all(|&times| times == 1));
 }

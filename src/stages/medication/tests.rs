@@ -169,7 +169,7 @@ fn jobs(time: &str, local_time: &str) -> Vec<Message> {
     ProviderId::ALL.map(|provider| job(provider, time, local_time)).to_vec()
 }
 
-fn unrung(outcome: DoseOutcome, time: &str, at: Timestamp) -> Vec<Message> {
+fn not_sent(outcome: DoseOutcome, time: &str, at: Timestamp) -> Vec<Message> {
     let notification = dose_id("r1", time);
     let key = notification.as_str().to_owned();
     let report = Report::Dose { notification, provider: None, outcome, counts: Counts::default(), at };
@@ -242,7 +242,7 @@ async fn nothing_rings_before_its_time_though_a_tick_lies_ahead_of_the_clock() {
 }
 
 #[tokio::test]
-async fn an_edited_regimen_rings_at_its_new_time_only() {
+async fn an_edited_regimen_sends_at_its_new_time_only() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00"]).await;
     world.time_is("2026-11-20T07:30:00Z");
@@ -317,7 +317,7 @@ async fn a_dose_found_too_late_is_missed_and_the_next_one_rings() {
     world.tick().await;
     assert_eq!(
         world.fake.published(),
-        unrung(DoseOutcome::Missed, "2026-11-20T08:00:00Z", at("2026-11-20T09:00:00Z"))
+        not_sent(DoseOutcome::Missed, "2026-11-20T08:00:00Z", at("2026-11-20T09:00:00Z"))
     );
 
     world.time_is("2026-11-20T11:00:00Z");
@@ -337,7 +337,7 @@ async fn after_a_long_outage_every_dose_is_looked_at_once() {
 }
 
 #[tokio::test]
-async fn who_has_no_device_is_not_rung_and_that_is_said() {
+async fn a_user_without_a_device_is_not_sent_to_and_the_outcome_is_published() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.fake.forget("u1");
     world.regimen("UTC", &["08:00"]).await;
@@ -345,7 +345,7 @@ async fn who_has_no_device_is_not_rung_and_that_is_said() {
     world.tick().await;
     assert_eq!(
         world.fake.published(),
-        unrung(DoseOutcome::NoTokens, "2026-11-20T08:00:00Z", at("2026-11-20T08:00:00Z"))
+        not_sent(DoseOutcome::NoTokens, "2026-11-20T08:00:00Z", at("2026-11-20T08:00:00Z"))
     );
 }
 
@@ -500,7 +500,9 @@ async fn a_sweep_restores_due_rows_that_are_missing_and_rings_nothing() {
 #[test]
 fn a_dose_lives_at_least_as_long_as_it_may_be_late() {
     let stage = |life: u64| {
-        let (fake, metrics, clock) = (Fake::default(), Arc::new(Metrics::new()), clock_of(&Arc::default()));
+        let fake = Fake::default();
+        let metrics = Arc::new(Metrics::new());
+        let clock = clock_of(&Arc::default());
         Medication::new(fake.clone(), fake, settings(), Vec::new(), Duration::from_secs(life), metrics, clock)
             .life
     };

@@ -88,7 +88,8 @@ struct World {
 }
 
 fn world(providers: &[ProviderId]) -> World {
-    let (rows, topics) = (Rows::default(), Topics::default());
+    let rows = Rows::default();
+    let topics = Topics::default();
     World { stage: Posts::new(rows.clone(), topics.clone(), rules(providers)), rows, topics }
 }
 

@@ -59,7 +59,9 @@ struct World {
 }
 
 fn world() -> World {
-    let (expo, topics, metrics) = (Expo::default(), Topics::default(), Arc::new(Metrics::new()));
+    let expo = Expo::default();
+    let topics = Topics::default();
+    let metrics = Arc::new(Metrics::new());
     let running = RouteRow {
         state: RouteState::Running,
         since: Timestamp::UNIX_EPOCH,
@@ -193,7 +195,8 @@ async fn kafka_being_away_does_not_make_us_ask_again() {
 async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
     let world = world();
     let record = flood(&world);
-    let (stage, stop) = (world.stage.clone(), world.stop.clone());
+    let stage = world.stage.clone();
+    let stop = world.stop.clone();
     let handling = async { handle(&*stage, &record, &stop).await.unwrap() };
     let looking = async {
         tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -213,7 +216,8 @@ async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
     let world = world();
     let record = flood(&world);
     world.route.0.lock().unwrap().since = Timestamp::now();
-    let (stage, stop) = (world.stage.clone(), world.stop.clone());
+    let stage = world.stage.clone();
+    let stop = world.stop.clone();
     let _held = tokio::time::timeout(Duration::from_secs(60), handle(&*stage, &record, &stop)).await;
     assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
 }

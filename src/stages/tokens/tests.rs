@@ -49,7 +49,8 @@ struct World {
 }
 
 fn world() -> World {
-    let (applied, metrics) = (Applied::default(), Arc::new(Metrics::new()));
+    let applied = Applied::default();
+    let metrics = Arc::new(Metrics::new());
     World { stage: Tokens::new(applied.clone(), metrics.clone()), applied, metrics }
 }
 

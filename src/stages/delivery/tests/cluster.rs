@@ -77,7 +77,7 @@ pub struct Cluster {
     unknown: f64,
     begun: Instant,
     /// The tokens of each part, by position.
-    pub rings: Vec<Vec<(Cursor, Registration)>>,
+    pub audiences: Vec<Vec<(Cursor, Registration)>>,
     pub devices: Vec<Registration>,
     parts: BTreeMap<u32, Row<Progress>>,
     finished: BTreeSet<u32>,
@@ -134,7 +134,7 @@ impl Cluster {
             route_away,
             kafka_away,
             begun: Instant::now(),
-            rings: Vec::new(),
+            audiences: Vec::new(),
             devices: Vec::new(),
             parts: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -293,7 +293,8 @@ impl part::PartCells for PartRow<'_> {
     }
 
     async fn record(&self, progress: &Progress) -> StoreResult<CasResult> {
-        let (mut new, any_epoch) = (progress.clone(), self.0.is(Broken::EpochIgnored));
+        let mut new = progress.clone();
+        let any_epoch = self.0.is(Broken::EpochIgnored);
         if self.0.is(Broken::OpenForgotten) {
             new.open.clear();
         }
@@ -335,7 +336,8 @@ impl DoseRow<'_> {
 }
 
 fn stands(lease: &Lease) -> impl FnOnce(Option<&Claimed>) -> bool {
-    let (owner, attempt) = (lease.owner.clone(), lease.attempt);
+    let owner = lease.owner.clone();
+    let attempt = lease.attempt;
     move |row| {
         row.is_some_and(|row| {
             row.mark.is_none() && (&row.lease.owner, row.lease.attempt) == (&owner, attempt)
@@ -376,7 +378,7 @@ impl Broadcasts for Seat {
 
     async fn broadcast(&self, _: &BroadcastId) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
         let read = |cluster: &mut Cluster| {
-            let parts = u32::try_from(cluster.rings.len()).unwrap();
+            let parts = u32::try_from(cluster.audiences.len()).unwrap();
             (Some(Plan { spec: String::new(), parts }), Some(cluster.state.clone()))
         };
         Ok(self.ask(read).await)
@@ -422,7 +424,8 @@ impl Broadcasts for Seat {
     }
 
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
-        let (first_closed, beside) = (self.is(Broken::ClosedFirst), self.is(Broken::CountedBeside));
+        let first_closed = self.is(Broken::ClosedFirst);
+        let beside = self.is(Broken::CountedBeside);
         let sum = |cluster: &mut Cluster| {
             if first_closed {
                 cluster.state = BroadcastState::Done;
@@ -447,10 +450,11 @@ impl Audience for Seat {
         after: Option<Cursor>,
         limit: usize,
     ) -> StoreResult<Page> {
-        let (cut, checkpoint_first) = (self.is(Broken::PositionsCut), self.is(Broken::CheckpointFirst));
+        let cut = self.is(Broken::PositionsCut);
+        let checkpoint_first = self.is(Broken::CheckpointFirst);
         let read = |cluster: &mut Cluster| {
-            let ring = &cluster.rings[slice.index as usize];
-            let rest = ring.iter().filter(|(position, _)| after.is_none_or(|after| *position > after));
+            let audience = &cluster.audiences[slice.index as usize];
+            let rest = audience.iter().filter(|(position, _)| after.is_none_or(|after| *position > after));
             let rest: Vec<(Cursor, Registration)> = rest.cloned().collect();
             let last = rest.get(limit - 1).map(|(position, _)| *position);
             let len = if cut {
@@ -478,7 +482,8 @@ impl Audience for Seat {
 
 impl Doses for Seat {
     async fn claim(&self, _: &DoseKey, owner: &str, now: Timestamp, until: Timestamp) -> StoreResult<Claim> {
-        let (begun, lease) = (self.now(), until.duration_since(now));
+        let begun = self.now();
+        let lease = until.duration_since(now);
         let until = begun + lease;
         let process = format!("process {}", self.process);
         let owner = if self.is(Broken::OwnerIsTheProcess) { &process } else { owner };
@@ -562,13 +567,14 @@ impl Registry for Seat {
     async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
         let row = |cluster: &mut Cluster| {
             let found = cluster
-                .rings
+                .audiences
                 .iter()
                 .flatten()
                 .find(|(_, registration)| registration.token == *token)?
                 .1
                 .clone();
-            let (token, version) = (found.token.clone(), found.version);
+            let token = found.token.clone();
+            let version = found.version;
             Some(TokenRow {
                 token,
                 version,

@@ -1,4 +1,4 @@
-//! Doses: each rings once, and is marked, whatever the store does.
+//! Doses: each sends once, and is marked, whatever the store does.
 
 use super::*;
 
@@ -7,7 +7,7 @@ async fn a_dose_rings_each_device_once_and_is_marked() {
     let w = World::new();
     let dose = w.devices(&["a", "b"]);
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -25,7 +25,7 @@ async fn a_store_that_is_away_between_two_claims_rings_nobody_twice() {
         let (fate, ()) = tokio::join!(w.handle(dose, &stop), away);
         assert_eq!(fate, Fate::Done);
         assert_eq!(
-            (w.service.rung("a"), w.service.rung("b"), w.mark()),
+            (w.service.times_sent("a"), w.service.times_sent("b"), w.mark()),
             (1, 1, Some(DoseOutcome::Sent)),
             "{operation}"
         );
@@ -41,7 +41,7 @@ async fn a_store_that_is_away_between_claim_and_tokens_does_not_leave_the_dose_t
     let begun = Instant::now();
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(
-        (w.service.rung("a"), w.mark(), w.store.state().asked["claim"]),
+        (w.service.times_sent("a"), w.mark(), w.store.state().asked["claim"]),
         (1, Some(DoseOutcome::Sent), 1)
     );
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
@@ -72,7 +72,7 @@ async fn a_route_that_cannot_be_read_keeps_no_dose_from_its_mark_but_for_those_w
     w.store.state().away.insert("route", 8);
     let stop = CancellationToken::new();
     assert_eq!(w.handle(dose, &stop).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 0, Some(DoseOutcome::Sent)));
+    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 0, Some(DoseOutcome::Sent)));
     assert!(w.store.state().asked["claim"] > 1, "the claim is renewed in the meantime");
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 1);
 }
@@ -85,7 +85,7 @@ async fn a_stop_in_the_middle_of_a_dose_rings_nobody_twice() {
     let stop = CancellationToken::new();
     let (_, ()) = tokio::join!(w.handle(dose.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.service.rung("a"), w.service.rung("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +111,7 @@ async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_open
     };
     let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), reopen);
-    assert_eq!((fate, w.service.rung("a"), w.mark()), (Fate::Done, 1, Some(DoseOutcome::Sent)));
+    assert_eq!((fate, w.service.times_sent("a"), w.mark()), (Fate::Done, 1, Some(DoseOutcome::Sent)));
     assert_eq!(w.store.state().asked["claim"], 4, "a claim is good for 29 seconds");
 }
 
@@ -132,6 +132,6 @@ async fn a_dose_for_tokens_that_look_dead_in_a_flood_rings_when_the_route_is_rel
     names.iter().for_each(|name| w.service.answers(name, [dead()]));
     let dose = w.devices(&names.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(w.handle_until_released(dose).await, Fate::Done);
-    assert_eq!((w.mark(), w.rung(60)), (Some(DoseOutcome::Sent), vec![1; 60]));
+    assert_eq!((w.mark(), w.times_sent(60)), (Some(DoseOutcome::Sent), vec![1; 60]));
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 0);
 }

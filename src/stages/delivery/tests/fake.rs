@@ -50,7 +50,7 @@ pub struct State {
     /// How often each operation was asked for.
     pub asked: HashMap<&'static str, usize>,
     pub users: BTreeMap<UserId, Vec<Registration>>,
-    /// The ring, of which every slice is the whole.
+    /// The send, of which every slice is the whole.
     pub ring: Vec<Registration>,
     pub plan: Option<Plan>,
     pub broadcast: Option<BroadcastState>,
@@ -302,7 +302,7 @@ pub struct Service(Arc<Mutex<Answers>>);
 #[derive(Default)]
 struct Answers {
     verdicts: HashMap<String, VecDeque<Verdict>>,
-    rung: HashMap<String, usize>,
+    sent: HashMap<String, usize>,
     refuses_all: bool,
 }
 
@@ -319,8 +319,8 @@ impl Service {
     }
 
     /// How often the token rang.
-    pub fn rung(&self, name: &str) -> usize {
-        self.0.lock().unwrap().rung.get(registration(name).token.as_str()).copied().unwrap_or(0)
+    pub fn times_sent(&self, name: &str) -> usize {
+        self.0.lock().unwrap().sent.get(registration(name).token.as_str()).copied().unwrap_or(0)
     }
 }
 
@@ -356,7 +356,7 @@ impl Provider for Service {
             let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
             let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.into()) });
             if matches!(verdict, Verdict::Accepted { .. }) {
-                *answers.rung.entry(token.to_owned()).or_default() += 1;
+                *answers.sent.entry(token.to_owned()).or_default() += 1;
             }
             verdict
         };

@@ -4,8 +4,8 @@
 //! Kafka is away.
 //!
 //! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of
-//! a part: that everybody is rung, that a take-over repeats at most one page, and one total, which is the sum
-//! of the checkpoints. Of a dose: that it rings and is marked, and twice only where somebody died or froze in
+//! a part: that everybody is sent, that a take-over repeats at most one page, and one total, which is the sum
+//! of the checkpoints. Of a dose: that it sends and is marked, and twice only where somebody died or froze in
 //! the middle. The same schedules must go wrong when a step is left out or swapped, or else they prove
 //! nothing.
 //!
@@ -71,20 +71,20 @@ struct Service {
     /// How often each token was answered for.
     answered: Arc<Mutex<HashMap<String, usize>>>,
     /// How often each token rang.
-    rung: Arc<Mutex<HashMap<String, usize>>>,
+    sent: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 // === What must hold ===
 
 #[test]
-fn everybody_is_rung_and_the_total_is_right_whatever_dies_and_whatever_is_not_answered() {
+fn every_device_is_sent_to_and_the_total_is_right_whatever_crashes_and_whatever_is_not_answered() {
     for seed in 0..1_000 {
         assert_eq!(broadcast_under(seed, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
     }
 }
 
 #[test]
-fn a_dose_rings_once_where_nobody_dies_or_freezes() {
+fn a_dose_is_sent_once_where_no_process_crashes_or_freezes() {
     for seed in 0..1_000 {
         assert_eq!(dose_under(seed, Weather::Calm, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
     }
@@ -138,7 +138,7 @@ fn broadcast_under(seed: u64, broken: Broken) -> Vec<String> {
     on_paused_time(async {
         let mut schedule = Schedule::of(seed, broken, LIMITS.brake.dead_min);
         schedule.audience();
-        let parts = schedule.cluster().rings.len();
+        let parts = schedule.cluster().audiences.len();
         let jobs: Vec<Job> = (0..u32::try_from(parts).unwrap()).map(part_job).collect();
         let settled = join_all(jobs.iter().map(|job| schedule.settle(job, 0.0)));
         let twice: Vec<&Job> =
@@ -214,7 +214,7 @@ impl Schedule {
             dead: *[0.0, 0.3].choose(&mut dice).unwrap(),
             dice: Arc::new(Mutex::new(StdRng::seed_from_u64(seed ^ 0xca11))),
             answered: Arc::default(),
-            rung: Arc::default(),
+            sent: Arc::default(),
         };
         let processes = (0..dice.random_range(2..4)).map(|process| {
             let ahead = SKEW.mul_f64(dice.random_range(0.0..1.0));
@@ -242,11 +242,11 @@ impl Schedule {
     fn audience(&mut self) {
         let parts = *[1, 2, 2, 3].choose(&mut self.dice).unwrap();
         for part in 0..parts {
-            let mut ring: Vec<_> = (0..self.dice.random_range(0..7))
+            let mut audience: Vec<_> = (0..self.dice.random_range(0..7))
                 .map(|n| (Cursor(self.dice.random_range(1..7)), registration(&format!("s{part}t{n}"))))
                 .collect();
-            ring.sort_by_key(|(position, _)| *position);
-            self.cluster().rings.push(ring);
+            audience.sort_by_key(|(position, _)| *position);
+            self.cluster().audiences.push(audience);
         }
     }
 
@@ -270,7 +270,7 @@ impl Schedule {
         let handled = {
             let mut processes = self.processes.lock().unwrap();
             let process = self.roll(0..processes.len());
-            // A dose that is left in the middle may ring again.
+            // A dose that is left in the middle may send again.
             let is_stopped = job.work.lane() == Lane::Bulk && self.roll(0..4) == 0;
             let stop =
                 is_stopped.then(|| Duration::from_secs_f64(self.cluster().dice.random_range(0.0..20.0)));
@@ -309,33 +309,34 @@ impl Schedule {
         self.service.answered.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
     }
 
-    fn rung(&self, to: &Registration) -> usize {
-        self.service.rung.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
+    fn times_sent(&self, to: &Registration) -> usize {
+        self.service.sent.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
     }
 
     /// In a calm schedule nothing but stops comes in between.
     fn wrong_with_the_broadcast(&self, is_calm: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        let (mut sum, rings) = (Counts::default(), self.cluster().rings.clone());
-        for (part, ring) in (0..).zip(&rings) {
+        let mut sum = Counts::default();
+        let audiences = self.cluster().audiences.clone();
+        for (part, audience) in (0..).zip(&audiences) {
             let Some(progress) = self.cluster().progress(part).filter(|progress| progress.done) else {
                 wrong.push(format!("part {part} is not done"));
                 continue;
             };
             sum += progress.counts;
-            if progress.counts.total() != ring.len() as u64 {
-                wrong.push(format!("part {part} says {:?} of {} tokens", progress.counts, ring.len()));
+            if progress.counts.total() != audience.len() as u64 {
+                wrong.push(format!("part {part} says {:?} of {} tokens", progress.counts, audience.len()));
             }
-            let answered: Vec<usize> = ring.iter().map(|(_, to)| self.answered(to)).collect();
+            let answered: Vec<usize> = audience.iter().map(|(_, to)| self.answered(to)).collect();
             if answered.contains(&0) {
                 wrong.push(format!("part {part} rang {answered:?}"));
             }
             // Of each owner but the last one at most the page that he had not checkpointed.
-            let repeats = answered.iter().sum::<usize>().saturating_sub(ring.len());
+            let repeats = answered.iter().sum::<usize>().saturating_sub(audience.len());
             let pages = if is_calm { 0 } else { usize::try_from(progress.epoch).unwrap() - 1 };
-            let of_a_position = |at: &Cursor| ring.iter().filter(|(position, _)| position == at).count();
+            let of_a_position = |at: &Cursor| audience.iter().filter(|(position, _)| position == at).count();
             let page_max = self.limits.page_size - 1
-                + ring.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
+                + audience.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
             if repeats > pages * page_max {
                 wrong.push(format!("part {part} repeated {repeats}, {pages} pages of {page_max} at most"));
             }
@@ -359,10 +360,11 @@ impl Schedule {
         let mut cluster = self.cluster();
         let repeats = faults + cluster.slow_marks;
         for device in &devices {
-            let (answered, rung) = (self.answered(device), self.rung(device));
-            if answered == 0 || rung > 1 + repeats {
+            let answered = self.answered(device);
+            let sent = self.times_sent(device);
+            if answered == 0 || sent > 1 + repeats {
                 wrong.push(format!(
-                    "rung {rung} times of {answered}, with {repeats} deaths, freezes and slow marks"
+                    "sent {sent} times of {answered}, with {repeats} deaths, freezes and slow marks"
                 ));
             }
         }
@@ -384,7 +386,8 @@ impl Process {
         let (route, route_sync) = route();
         route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
-        let (provider, metrics) = (Arc::new(service.clone()), Arc::new(Metrics::new()));
+        let provider = Arc::new(service.clone());
+        let metrics = Arc::new(Metrics::new());
         let pace = RateLimiter::new(0, Duration::ZERO, Instant::now());
         let (batcher, submit_to) =
             Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
@@ -408,7 +411,8 @@ impl Process {
     /// As Kafka's consumer does: again while a dependency is away, until a stop comes.
     fn handle(&mut self, job: &Job, stop_after: Option<Duration>) -> oneshot::Receiver<Fate> {
         let (settled, hears) = oneshot::channel();
-        let (stage, record) = (Arc::clone(&self.stage), record(job));
+        let stage = Arc::clone(&self.stage);
+        let record = record(job);
         let stop = CancellationToken::new();
         if let Some(stop_after) = stop_after {
             let token = stop.clone();
@@ -493,7 +497,7 @@ impl Service {
         if dice.random_bool(self.dead) {
             return dead();
         }
-        count(&self.rung);
+        count(&self.sent);
         Verdict::Accepted { ticket: None }
     }
 }

@@ -128,7 +128,8 @@ impl Schedule {
             ticks.truncate(self.rng.random_range(1..8));
             ticks.sort_unstable();
             let ticks = ticks.into_iter().map(|minute| self.tick(shard, minute, minute - ahead)).collect();
-            let (crashes, redelivered) = (self.rng.random_range(0..3), self.rng.random());
+            let crashes = self.rng.random_range(0..3);
+            let redelivered = self.rng.random();
             self.add_lane(ticks, crashes, redelivered);
         }
         let last = self.tick(shard, self.end, self.end);
@@ -198,7 +199,8 @@ impl Schedule {
         }
         let task = &lane.tasks[lane.next];
         let running = lane.running.get_or_insert_with(|| {
-            let (stage, record) = (Arc::clone(&self.stage), task.record.clone());
+            let stage = Arc::clone(&self.stage);
+            let record = task.record.clone();
             Box::pin(async move { handle(&*stage, &record, &CancellationToken::default()).await.unwrap() })
         });
         if let Poll::Ready(fate) = running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
