@@ -1,7 +1,6 @@
 //! Logs: tracing to stderr, as text or as JSON.
 //!
-//! **Invariant:** the OAuth library never logs below info, whatever the filter says: at debug it writes
-//! access tokens.
+//! **Invariant:** the OAuth library never logs below info, with any filter: at debug it writes access tokens.
 
 use std::io;
 
@@ -14,6 +13,10 @@ use tracing_subscriber::{
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
+
+/// For log lines that an outage would repeat for every record. The type lives in the runtime's crate, because
+/// the runtime needs it too.
+pub use consumer::LogThrottle;
 
 /// `[log]` of config/default.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,30 +31,30 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// For people.
+    /// One line of text for each event.
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// Logs that tell secrets below info.
+/// Targets that log secrets below info.
 const NEVER_BELOW_INFO: [&str; 1] = ["yup_oauth2"];
 
-/// Logs that drown ours below info, unless the filter asks for them by name.
-const LOUD: [&str; 8] = ["hyper", "hyper_util", "h2", "reqwest", "rustls", "tower", "rdkafka", "librdkafka"];
+/// Targets with too many events below info: only logged if the filter names them.
+const NOISY: [&str; 8] = ["hyper", "hyper_util", "h2", "reqwest", "rustls", "tower", "rdkafka", "librdkafka"];
 
 /// The filter of these settings.
 ///
 /// # Errors
-/// It can't be read.
+/// It can't be parsed.
 pub fn filter(settings: &Settings) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(&settings.filter)
 }
 
-/// From here on, logs go to stderr.
+/// Installs the global subscriber, which writes to stderr.
 ///
 /// # Errors
-/// The filter can't be read, or logs go somewhere already.
+/// The filter can't be parsed, or a subscriber is installed already.
 pub fn init(settings: &Settings) -> anyhow::Result<()> {
     Ok(subscriber(settings, io::stderr)?.try_init()?)
 }
@@ -71,16 +74,17 @@ where
     Ok(tracing_subscriber::registry().with(filter(settings)?).with(cap(&settings.filter)).with(lines))
 }
 
-/// What the filter's general level does not open.
+/// Suppresses events below info of [`NOISY`] targets that the filter does not name, and of
+/// [`NEVER_BELOW_INFO`].
 fn cap(filter: &str) -> FilterFn<impl Fn(&Metadata<'_>) -> bool + 'static> {
-    let loud: Vec<&str> =
-        LOUD.into_iter().filter(|name| !names(filter, name)).chain(NEVER_BELOW_INFO).collect();
+    let capped: Vec<&str> =
+        NOISY.into_iter().filter(|name| !names(filter, name)).chain(NEVER_BELOW_INFO).collect();
     filter_fn(move |event| {
-        *event.level() <= Level::INFO || !loud.iter().any(|name| belongs_to(event.target(), name))
+        *event.level() <= Level::INFO || !capped.iter().any(|name| belongs_to(event.target(), name))
     })
 }
 
-/// Whether a filter speaks of this target.
+/// Whether a filter has a directive for this target.
 fn names(filter: &str, target: &str) -> bool {
     filter
         .split(',')
@@ -97,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// What a subscriber with these settings writes while `events` happen.
+    /// The output of a subscriber with these settings for these `events`.
     fn written(filter: &str, format: Format, events: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Memory(Arc<Mutex<Vec<u8>>>);
@@ -131,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loud_ones_speak_below_info_only_when_asked_by_name() {
+    fn noisy_targets_are_logged_below_info_only_if_the_filter_names_them() {
         let general = written("debug", Format::Text, everything_at_debug);
         assert!(general.contains("a page") && !general.contains("a frame"), "{general}");
         let named = written("debug,h2=debug", Format::Text, everything_at_debug);
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_reads_as_nothing_is_refused() {
+    fn a_filter_with_an_unknown_level_is_refused() {
         assert!(filter(&Settings { filter: "pushcast=loud".to_owned(), format: Format::Text }).is_err());
     }
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use backoff::{Backoff, Jitter};
-use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, LogThrottle, Publish, Record, Rejected};
+use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Publish, Record, Rejected};
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use crate::{
     metrics::Metrics,
     stages::quarantine::{Brake, BrakeThresholds},
     store::Store,
+    telemetry::LogThrottle,
 };
 
 /// The pause between two tries of what follows from an answer.

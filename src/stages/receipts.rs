@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use consumer::{Fate, Handler, HandlerError, LaneKey, LogThrottle, Message, Publish, Record, Rejected};
+use consumer::{Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ use crate::{
     events::{invalid_tokens, receipts, topics},
     metrics::Metrics,
     store::{RouteRow, RouteState, Routes},
+    telemetry::LogThrottle,
 };
 
 /// How long Expo keeps receipts.

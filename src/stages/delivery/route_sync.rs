@@ -2,7 +2,6 @@
 
 use std::{error::Error, time::Duration};
 
-use consumer::LogThrottle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,6 +11,7 @@ use crate::{
     dispatch::{Gate, RouteSync},
     domain::{ProviderId, Timestamp},
     store::{RouteRow, RouteState, Routes},
+    telemetry::LogThrottle,
 };
 
 /// How often the row is read.
