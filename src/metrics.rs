@@ -1,8 +1,8 @@
 //! Every metric: its name, its help and its closed set of labels.
 //!
 //! The doc comment of a field is its help text, so an undocumented metric does not compile. Label values come
-//! from the `label()` of our own types; an id or a token never becomes a label. There is one [`Metrics`] a
-//! process, handed to whoever counts; no globals, so that two instances can live in one test.
+//! from the `label()` of our own types; an id or a token never becomes a label. There is one [`Metrics`] in a
+//! process, passed as an argument and not global, so that one test can run two instances.
 
 use consumer::ConsumerMetrics;
 use prometheus::{
@@ -11,7 +11,10 @@ use prometheus::{
 };
 
 macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident $([$($label:literal),+])? $(in $buckets:expr)?;)+) => {
+    ($(
+        $(#[doc = $help:literal])+
+        $field:ident: $kind:ident $([$($label:literal),+])? $(in $buckets:expr)?;
+    )+) => {
         /// The process's metrics.
         #[derive(Debug)]
         pub struct Metrics {
@@ -19,7 +22,7 @@ macro_rules! metrics {
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
-        /// Name, kind, labels, buckets and help of each: an empty family does not show in an exposition.
+        /// Name, kind, labels, buckets and help of each: a family without series is not in an exposition.
         #[cfg(test)]
         const DECLARED: &[[&str; 5]] = &[$([
             concat!("pushcast_", stringify!($field)),
@@ -31,7 +34,10 @@ macro_rules! metrics {
 
         impl Metrics {
             /// All metrics at zero, in a registry of their own.
-            #[allow(clippy::expect_used, reason = "names and labels are literals of this file; its test builds them all")]
+            #[allow(
+                clippy::expect_used,
+                reason = "names and labels are literals of this file; its test builds them all"
+            )]
             pub fn new() -> Self {
                 let registry = Registry::new();
                 $(
@@ -78,31 +84,29 @@ metrics! {
     provider_request_duration_seconds: HistogramVec["provider"] in SECONDS;
     /// Messages of which it is unknown whether the provider took them, and which were sent again.
     ambiguous_sends_total: IntCounterVec["provider"];
-    /// Answers of a provider that we don't know.
+    /// Answers of a provider that pushcast does not recognise.
     unrecognised_answers_total: IntCounterVec["provider"];
-    /// Events applied to tokens, by what happened (registered, seen, unregistered, user_deleted, revoked,
+    /// Events applied to tokens, by their effect (registered, seen, unregistered, user_deleted, revoked,
     /// spared).
     token_changes_total: IntCounterVec["change"];
     /// Receipts by result (delivered, dead, failed, credentials, missing).
     receipts_total: IntCounterVec["result"];
     /// Duration of store operations, in seconds.
     store_seconds: HistogramVec["operation"] in SECONDS;
-    /// What the driver of a CQL store did (request, error, retry, timeout): one operation is several
+    /// Events of the driver of a CQL store (request, error, retry, timeout): one operation is several
     /// requests.
     store_driver_total: IntCounterVec["what"];
     /// Connections to a CQL store.
     store_connections: IntGauge;
-    /// The duration that 99 of 100 requests to a CQL store stay below, in seconds.
+    /// The 99th percentile of the duration of requests to a CQL store, in seconds.
     store_request_p99_seconds: Gauge;
-    /// Offsets passed over between two records: markers of transactions, or records that were compacted or
-    /// deleted.
+    /// Offsets skipped between two records: transaction markers, or records that were compacted or deleted.
     offset_gaps_total: IntCounterVec["stage"];
-    /// Times that the place where a stage was reading was gone: records were deleted unread, or the topic was
-    /// made anew.
+    /// Offsets out of range: a stage's next record was deleted unread, or the topic was created anew.
     offset_resets_total: IntCounterVec["stage"];
-    /// Records that went to dead-letters, by the topic they came from and the cause.
+    /// Records written to dead-letters, by the topic they came from and the cause.
     dead_letters_total: IntCounterVec["topic", "cause"];
-    /// Memory of this process that lies in RAM, in bytes; 0 where the system does not tell.
+    /// Resident memory of this process, in bytes; 0 where the system does not report it.
     resident_memory_bytes: IntGauge;
 }
 
@@ -114,7 +118,11 @@ trait Family: prometheus::core::Collector + Clone + Sized + 'static {
 macro_rules! family {
     ($($kind:ident = |$name:ident, $help:ident, $labels:ident, $buckets:ident| $make:expr;)+) => {$(
         impl Family for $kind {
-            #[allow(unused_variables, clippy::expect_used, reason = "not every kind has labels and buckets; all are literals of this file")]
+            #[allow(
+                unused_variables,
+                clippy::expect_used,
+                reason = "not every kind has labels and buckets; all are literals of this file"
+            )]
             fn family($name: &str, $help: &str, $labels: &[&str], $buckets: Option<&[f64]>) -> Self {
                 $make.expect("a valid metric")
             }
@@ -143,7 +151,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Those that the Kafka runtime counts.
+    /// The metrics that the Kafka runtime updates.
     pub fn consumer(&self) -> ConsumerMetrics {
         ConsumerMetrics {
             records_total: self.records_total.clone(),
@@ -165,7 +173,7 @@ impl Metrics {
     }
 }
 
-/// What Linux says of us, without a system call that waits for anything.
+/// The resident memory that Linux reports, in bytes. Reading /proc does not block.
 fn resident_memory() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kibibytes = status
@@ -188,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_shows() {
+    fn a_counted_message_is_in_the_exposition() {
         let metrics = Metrics::new();
         metrics.notifications_total.with_label_values(&["expo", "urgent", "sent"]).inc_by(3);
         let text = metrics.exposition();
@@ -200,10 +208,10 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn memory_is_measured_when_it_is_asked_for() {
+    fn memory_is_measured_for_each_exposition() {
         let metrics = Metrics::new();
         assert_eq!(metrics.resident_memory_bytes.get(), 0);
         metrics.exposition();
-        assert!(metrics.resident_memory_bytes.get() > 1_000_000, "a test takes more than a megabyte");
+        assert!(metrics.resident_memory_bytes.get() > 1_000_000, "a test uses more than a megabyte");
     }
 }

@@ -1,4 +1,4 @@
-//! Dashboard and alerts ask for metrics that exist, by labels that these have, for values that occur.
+//! The dashboard and the alerts query metrics that exist, by labels and values that these have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     list, object,
-    promql::{asked, shown},
+    promql::{displayed, parse},
     text, tree,
 };
 
@@ -19,9 +19,10 @@ struct Metric {
 }
 
 fn declared() -> BTreeMap<String, Metric> {
-    let snapshot = text(
-        "src/snapshots/pushcast__metrics__tests__the_metrics_that_others_rely_on_keep_their_names_and_labels.snap",
-    );
+    let snapshot = text(concat!(
+        "src/snapshots/pushcast__metrics__tests__",
+        "the_metrics_that_others_rely_on_keep_their_names_and_labels.snap",
+    ));
     let mut metrics = BTreeMap::new();
     let mut lines = snapshot.lines().skip_while(|line| !line.starts_with("pushcast_"));
     while let (Some(line), Some(help)) = (lines.next(), lines.next()) {
@@ -33,17 +34,17 @@ fn declared() -> BTreeMap<String, Metric> {
             Metric { labels, is_histogram: kind.starts_with("Histogram"), help: help.to_owned() },
         );
     }
-    assert!(metrics.len() > 20, "the snapshot is read");
+    assert!(metrics.len() > 20, "the snapshot has the metrics");
     metrics
 }
 
-/// What is wrong with an expression, and with the labels that are shown of its answer.
-fn mistakes(expression: &str, shown: &BTreeSet<String>, metrics: &BTreeMap<String, Metric>) -> Vec<String> {
-    let asked = asked(expression);
-    let mut mistakes = Vec::new();
-    // What Prometheus itself puts on each series.
+/// The errors in an expression, and in the labels of its result that are displayed.
+fn errors(expression: &str, displayed: &BTreeSet<String>, metrics: &BTreeMap<String, Metric>) -> Vec<String> {
+    let query = parse(expression);
+    let mut errors = Vec::new();
+    // Prometheus adds these to each series.
     let mut labels: BTreeSet<String> = ["instance", "job"].map(str::to_owned).into();
-    for (name, matchers) in &asked.metrics {
+    for (name, matchers) in &query.metrics {
         let parts = ["_bucket", "_sum", "_count"].map(|part| name.strip_suffix(part));
         let of_histogram = parts
             .into_iter()
@@ -51,16 +52,16 @@ fn mistakes(expression: &str, shown: &BTreeSet<String>, metrics: &BTreeMap<Strin
             .find_map(|base| metrics.get(base).filter(|metric| metric.is_histogram));
         let Some(metric) = of_histogram.or_else(|| metrics.get(name).filter(|metric| !metric.is_histogram))
         else {
-            mistakes.push(format!("there is no {name}"));
+            errors.push(format!("{name} does not exist"));
             continue;
         };
         labels
             .extend(metric.labels.iter().cloned().chain(name.ends_with("_bucket").then(|| "le".to_owned())));
         for (label, values) in matchers {
             if !metric.labels.contains(label) {
-                mistakes.push(format!("{name} has no label {label}"));
+                errors.push(format!("{name} has no label {label}"));
             }
-            mistakes.extend(
+            errors.extend(
                 values
                     .iter()
                     .filter(|value| !occurs(label, value, metric))
@@ -68,10 +69,10 @@ fn mistakes(expression: &str, shown: &BTreeSet<String>, metrics: &BTreeMap<Strin
             );
         }
     }
-    let by = asked.by.unwrap_or_else(|| labels.clone());
-    mistakes.extend(by.difference(&labels).map(|label| format!("none of these metrics has a label {label}")));
-    mistakes.extend(shown.difference(&by).map(|label| format!("the answer has no label {label}")));
-    mistakes
+    let by = query.by.unwrap_or_else(|| labels.clone());
+    errors.extend(by.difference(&labels).map(|label| format!("none of these metrics has a label {label}")));
+    errors.extend(displayed.difference(&by).map(|label| format!("the result has no label {label}")));
+    errors
 }
 
 /// Whether a label can have this value. `.*` stands for anything.
@@ -86,36 +87,37 @@ fn occurs(label: &str, value: &str, metric: &Metric) -> bool {
         "outcome" => Outcome::ALL.iter().any(|outcome| outcome.label() == value),
         "lane" => ["urgent", "bulk"].contains(&value),
         "operation" => text("src/app/timed.rs").contains(&format!(" {value}(")),
-        // Its help lists what there is.
+        // The help text lists the values.
         _ => metric.help.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == value),
     }
 }
 
 #[test]
-fn the_dashboard_asks_for_what_there_is() {
-    let (metrics, dashboard) = (declared(), tree("config/grafana/pushcast.json"));
+fn the_dashboard_queries_all_metrics_and_only_existing_ones() {
+    let metrics = declared();
+    let dashboard = tree("config/grafana/pushcast.json");
     let mut wrong = Vec::new();
     let mut used = BTreeSet::new();
     for panel in list(&dashboard["panels"]) {
         for target in list(&panel["targets"]) {
             let expression = target["expr"].as_str().unwrap();
-            let legend = shown(target["legendFormat"].as_str().unwrap());
+            let legend = displayed(target["legendFormat"].as_str().unwrap());
             wrong.extend(
-                mistakes(expression, &legend, &metrics)
+                errors(expression, &legend, &metrics)
                     .iter()
-                    .map(|mistake| format!("{}: {mistake} in {expression}", panel["title"])),
+                    .map(|error| format!("{}: {error} in {expression}", panel["title"])),
             );
-            used.extend(asked(expression).metrics.into_iter().map(|(name, _)| name));
+            used.extend(parse(expression).metrics.into_iter().map(|(name, _)| name));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
     let unused: Vec<_> =
         metrics.keys().filter(|name| !used.iter().any(|used| used.starts_with(*name))).collect();
-    assert!(unused.is_empty(), "nobody can see {unused:?}");
+    assert!(unused.is_empty(), "no panel shows {unused:?}");
 }
 
 #[test]
-fn alerts_ask_for_what_there_is_and_say_what_to_do() {
+fn alerts_query_existing_metrics_and_have_a_description() {
     let metrics = declared();
     let mut wrong = Vec::new();
     let mut names = BTreeSet::new();
@@ -129,12 +131,12 @@ fn alerts_ask_for_what_there_is_and_say_what_to_do() {
             rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(),
             "{name}"
         );
-        let told: BTreeSet<_> =
-            object(&rule["annotations"]).flat_map(|(_, text)| shown(text.as_str().unwrap())).collect();
+        let labels: BTreeSet<_> =
+            object(&rule["annotations"]).flat_map(|(_, text)| displayed(text.as_str().unwrap())).collect();
         wrong.extend(
-            mistakes(rule["expr"].as_str().unwrap(), &told, &metrics)
+            errors(rule["expr"].as_str().unwrap(), &labels, &metrics)
                 .iter()
-                .map(|mistake| format!("{name}: {mistake}")),
+                .map(|error| format!("{name}: {error}")),
         );
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -144,21 +146,21 @@ fn alerts_ask_for_what_there_is_and_say_what_to_do() {
 #[test]
 fn a_wrong_expression_is_found() {
     let metrics = declared();
-    let wrong = |expression: &str, shown: &[&str]| {
-        mistakes(expression, &shown.iter().map(|label| (*label).to_owned()).collect(), &metrics)
+    let wrong = |expression: &str, displayed: &[&str]| {
+        errors(expression, &displayed.iter().map(|label| (*label).to_owned()).collect(), &metrics)
     };
     assert_eq!(
         wrong("rate(pushcast_notification_total[1m])", &[]),
-        ["there is no pushcast_notification_total"]
+        ["pushcast_notification_total does not exist"]
     );
     assert_eq!(
         wrong("pushcast_store_seconds", &[]),
-        ["there is no pushcast_store_seconds"],
-        "only its parts are"
+        ["pushcast_store_seconds does not exist"],
+        "a histogram has only its parts"
     );
     assert_eq!(
         wrong("pushcast_dead_letters_total_count", &[]),
-        ["there is no pushcast_dead_letters_total_count"]
+        ["pushcast_dead_letters_total_count does not exist"]
     );
     assert_eq!(
         wrong(r#"pushcast_records_total{lane="bulk"}"#, &[]),
@@ -176,13 +178,14 @@ fn a_wrong_expression_is_found() {
         wrong("sum by (lane) (pushcast_records_total)", &[]),
         ["none of these metrics has a label lane"]
     );
-    assert_eq!(wrong("sum by (stage) (pushcast_records_total)", &["fate"]), ["the answer has no label fate"]);
+    assert_eq!(wrong("sum by (stage) (pushcast_records_total)", &["fate"]), ["the result has no label fate"]);
     assert_eq!(wrong("sum by (le) (pushcast_store_seconds_bucket)", &["le"]), [""; 0]);
 }
 
 #[test]
 fn grafana_finds_the_dashboard_and_the_dashboard_prometheus() {
-    let (compose, dashboard) = (tree("docker-compose.yml"), tree("config/grafana/pushcast.json"));
+    let compose = tree("docker-compose.yml");
+    let dashboard = tree("config/grafana/pushcast.json");
     let source = &tree("config/grafana/datasources.yml")["datasources"][0];
     for panel in list(&dashboard["panels"]).filter(|panel| panel["type"] != "row") {
         assert_eq!(panel["datasource"]["uid"], source["uid"], "{}", panel["title"]);
@@ -197,5 +200,5 @@ fn grafana_finds_the_dashboard_and_the_dashboard_prometheus() {
         tree("config/grafana/dashboards.yml")["providers"][0]["options"]["path"].as_str().unwrap().to_owned();
     assert_eq!(home.rsplit_once('/').unwrap().0, folder);
     let ids: BTreeSet<_> = list(&dashboard["panels"]).map(|panel| panel["id"].as_i64()).collect();
-    assert_eq!(ids.len(), list(&dashboard["panels"]).count(), "panels have ids of their own");
+    assert_eq!(ids.len(), list(&dashboard["panels"]).count(), "panel ids are unique");
 }
