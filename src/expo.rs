@@ -1,6 +1,6 @@
-//! Expo's push service: up to 100 messages a request, a ticket each, a receipt later.
+//! Expo's push service: up to 100 messages a request, a ticket for each, a receipt later.
 //!
-//! `client` makes requests, `wire` is how they and their answers look, `verdict` is what an answer means.
+//! `client` makes requests, `wire` holds the formats of requests and answers, `verdict` what an answer means.
 
 mod client;
 mod verdict;

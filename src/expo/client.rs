@@ -1,6 +1,6 @@
 //! Requests to Expo.
 //!
-//! **Invariant:** a request is made once. Whether to try again is not decided here.
+//! **Invariant:** a request is made once. Retries are decided by the caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What one request may carry.
+/// Messages in one request, at most: Expo's limit.
 const BATCH_MAX: usize = 100;
 
 /// Expo's answer to 1,000 receipts is below 200 KB.
@@ -43,21 +43,21 @@ pub struct Expo {
     send_url: Url,
     receipts_url: Url,
     gzip: bool,
-    reading: VerdictReader,
+    verdicts: VerdictReader,
     metrics: Arc<Metrics>,
 }
 
-/// The settings are no way to reach Expo.
+/// Expo can't be reached with these settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ExpoMisconfigured {
-    /// `expo.url` is no URL of HTTP.
-    #[error("expo.url is no http:// or https:// URL: {0:?}")]
+    /// `expo.url` is not an HTTP URL.
+    #[error("expo.url is not an http:// or https:// URL: {0:?}")]
     Url(String),
-    /// `expo.access_token` can't stand in a header.
-    #[error("expo.access_token has characters that a header can't carry")]
+    /// `expo.access_token` has characters that are not allowed in a header.
+    #[error("expo.access_token has characters that are not allowed in a header")]
     AccessToken,
     /// TLS could not be set up.
-    #[error("the HTTP client could not be made: {}", causes(.0))]
+    #[error("the HTTP client could not be built: {}", causes(.0))]
     Client(#[source] reqwest::Error),
 }
 
@@ -92,7 +92,7 @@ impl Expo {
         let mut http = reqwest::Client::builder()
             .default_headers(headers)
             .user_agent(concat!("pushcast/", env!("CARGO_PKG_VERSION")))
-            // A redirected POST may become a GET; an answer we don't know is said to be one.
+            // A redirected POST may become a GET. Not followed, a redirect is an unrecognised answer.
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT_MAX.min(settings.request_timeout / 2))
             .timeout(settings.request_timeout)
@@ -105,18 +105,18 @@ impl Expo {
             send_url,
             receipts_url,
             gzip: settings.gzip,
-            reading: VerdictReader { dead: settings.dead_token_errors.clone(), receipts: settings.receipts },
+            verdicts: VerdictReader { dead: settings.dead_token_errors.clone(), receipts: settings.receipts },
             metrics,
         })
     }
 
     /// One request, counted and timed.
-    async fn ask(&self, url: &Url, request: Request) -> Result<ExpoAnswer<Bytes>, ExpoNoAnswer> {
+    async fn request(&self, url: &Url, request: Request) -> Result<ExpoAnswer<Bytes>, ExpoNoAnswer> {
         let started = Instant::now();
         let answer = self.exchange(url, request).await;
-        let took = started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
         let provider = ProviderId::Expo.label();
-        self.metrics.provider_request_duration_seconds.with_label_values(&[provider]).observe(took);
+        self.metrics.provider_request_duration_seconds.with_label_values(&[provider]).observe(seconds);
         let status = answer.as_ref().map_or_else(|_| "none".to_owned(), |answer| answer.status.to_string());
         self.metrics.provider_requests_total.with_label_values(&[provider, status.as_str()]).inc();
         answer
@@ -184,11 +184,11 @@ impl Provider for Expo {
         }
         let groups = grouped(messages);
         let request = Request::send(messages, &groups, self.gzip);
-        let order: Vec<usize> = groups.into_iter().flat_map(|group| group.places).collect();
-        let reply = match self.ask(&self.send_url, request).await {
+        let order: Vec<usize> = groups.into_iter().flat_map(|group| group.indices).collect();
+        let reply = match self.request(&self.send_url, request).await {
             Ok(answer) => {
-                let tokens: Vec<&Token> = order.iter().map(|&place| messages[place].token).collect();
-                put_back(verdict::reply(&answer, &tokens, &self.reading), &order)
+                let tokens: Vec<&Token> = order.iter().map(|&index| messages[index].token).collect();
+                in_order_of_messages(verdict::reply(&answer, &tokens, &self.verdicts), &order)
             }
             Err(ExpoNoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
@@ -204,36 +204,36 @@ impl ReceiptSource for Expo {
         }
         let unavailable = |why: String| ProviderUnavailable {
             provider: ProviderId::Expo,
-            context: format!("asking Expo for {} receipts", tickets.len()),
+            context: format!("fetching {} receipts from Expo", tickets.len()),
             why,
         };
         let request =
             Request::receipts(tickets, self.gzip).map_err(|error| unavailable(error.to_string()))?;
-        let answer = self.ask(&self.receipts_url, request).await.map_err(|no| unavailable(no.why))?;
-        verdict::receipts(&answer, &self.reading.dead).map_err(unavailable)
+        let answer = self.request(&self.receipts_url, request).await.map_err(|none| unavailable(none.why))?;
+        verdict::receipts(&answer, &self.verdicts.dead).map_err(unavailable)
     }
 }
 
 // === impl ExpoNoAnswer ===
 
 impl ExpoNoAnswer {
-    /// A connection that was never made carried nothing; after that, nobody knows.
+    /// A connection that was never opened carried nothing; after that, Expo may have taken the messages.
     fn of(error: reqwest::Error) -> Self {
         Self { ambiguous: !error.is_connect(), why: causes(&error.without_url()) }
     }
 }
 
-/// What was said of messages that were sent in this order, as if they had been sent in their own.
-fn put_back(reply: Reply, order: &[usize]) -> Reply {
+/// A reply to messages that were sent in this `order`, with its indices turned into those of the messages.
+fn in_order_of_messages(reply: Reply, order: &[usize]) -> Reply {
     match reply {
         Reply::Each(verdicts) if !order.is_sorted() => {
             let mut verdicts: Vec<Option<Verdict>> = verdicts.into_iter().map(Some).collect();
             let mut sent_as = vec![0; order.len()];
-            order.iter().enumerate().for_each(|(index, &place)| sent_as[place] = index);
-            Reply::Each(sent_as.into_iter().filter_map(|index| verdicts.get_mut(index)?.take()).collect())
+            order.iter().enumerate().for_each(|(sent, &index)| sent_as[index] = sent);
+            Reply::Each(sent_as.into_iter().filter_map(|sent| verdicts.get_mut(sent)?.take()).collect())
         }
         Reply::Split(groups) => Reply::Split(
-            groups.into_iter().map(|group| group.into_iter().map(|index| order[index]).collect()).collect(),
+            groups.into_iter().map(|group| group.into_iter().map(|sent| order[sent]).collect()).collect(),
         ),
         reply => reply,
     }

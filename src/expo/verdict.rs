@@ -1,92 +1,91 @@
-//! What an answer of Expo means: a table, told everything it needs. No side effects; tests are rows.
+//! What an answer of Expo means: a table without side effects, which gets all it needs as arguments. Its
+//! tests are rows.
 
 use std::{collections::HashMap, time::Duration};
 
-use super::wire::{Received, RequestError, Sent, Ticket, same_device};
+use super::wire::{ReceiptsResponse, RequestError, SendResponse, Ticket, same_device};
 use crate::{
     dispatch::{Receipt, Reply, Verdict, answer::words},
     domain::Token,
 };
 
-/// Always a dead token, whatever `dead_token_errors` says.
+/// Always means a dead token, whether `dead_token_errors` lists it or not.
 const DEVICE_NOT_REGISTERED: &str = "DeviceNotRegistered";
 
-/// An answer as far as its meaning goes.
+/// The parts of an answer that a verdict depends on.
 pub(super) struct ExpoAnswer<B> {
     /// HTTP status.
     pub status: u16,
-    /// What `Retry-After` asks for.
+    /// The wait that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
-    /// As it came.
+    /// Unparsed.
     pub body: B,
 }
 
-/// What a deployment makes of Expo's answers.
+/// The settings that verdicts depend on.
 #[derive(Debug)]
 pub(super) struct VerdictReader {
-    /// Further words of Expo's that mean a dead token.
+    /// Further error codes of Expo that mean a dead token.
     pub dead: Vec<String>,
-    /// Whether receipts will be asked for. If not, nobody needs the tickets' ids.
+    /// Whether receipts will be asked for. If not, the tickets' ids are dropped.
     pub receipts: bool,
 }
 
-/// What Expo said to a request with these tokens.
+/// The reply to a request with these tokens, in the order in which they were sent.
 pub(super) fn reply<B: AsRef<[u8]>>(
     answer: &ExpoAnswer<B>,
     tokens: &[&Token],
-    reading: &VerdictReader,
+    reader: &VerdictReader,
 ) -> Reply {
     let ExpoAnswer { status, retry_after, .. } = *answer;
     let body = answer.body.as_ref();
     let down = |why: String| Reply::Down { ambiguous: true, retry_after, why };
     match status {
         429 => return Reply::Throttled { retry_after },
-        408 | 500..=599 => return down(said(status, body, tokens)),
+        408 | 500..=599 => return down(describe(status, body, tokens)),
         _ => {}
     }
-    // Whether it is text is asked once of all of it, not of each string.
-    let sent = str::from_utf8(body).ok().and_then(|body| serde_json::from_str::<Sent<'_>>(body).ok());
-    let (tickets, errors) = sent.map_or((None, None), |sent| (sent.data, sent.errors));
+    // One UTF-8 check of the whole body is cheaper than one of each string.
+    let text = str::from_utf8(body).ok();
+    let response = text.and_then(|text| serde_json::from_str::<SendResponse<'_>>(text).ok());
+    let (tickets, errors) = response.map_or((None, None), |response| (response.data, response.errors));
     let error = errors.as_ref().and_then(|errors| errors.first());
     if let Some(error) = error {
         return request_error(status, error, retry_after, tokens);
     }
     match (status, tickets) {
         (200..=299, Some(tickets)) if tickets.0.len() == tokens.len() => Reply::Each(
-            tickets
-                .0
-                .into_iter()
-                .zip(tokens)
-                .map(|(ticket, token)| verdict(ticket, token, reading))
-                .collect(),
+            tickets.0.into_iter().zip(tokens).map(|(ticket, token)| verdict(ticket, token, reader)).collect(),
         ),
-        // Which ticket is whose can't be told, and some were taken.
+        // Tickets can't be matched to messages, and some messages were taken.
         (200..=299, Some(tickets)) => {
             down(format!("{} tickets for {} messages", tickets.0.len(), tokens.len()))
         }
-        (200..=299, None) => down(said(status, body, tokens)),
-        (401 | 403, _) => Reply::CredentialsRefused { why: said(status, body, tokens) },
-        // A proxy's page: Expo itself answers in JSON.
-        (400..=499, _) if is_markup(body) => down(said(status, body, tokens)),
-        (400, _) => Reply::Refused { why: said(status, body, tokens) },
-        _ => Reply::Unrecognised { status, why: said(status, body, tokens) },
+        (200..=299, None) => down(describe(status, body, tokens)),
+        (401 | 403, _) => Reply::CredentialsRefused { why: describe(status, body, tokens) },
+        // A proxy's HTML page: Expo itself answers in JSON.
+        (400..=499, _) if is_markup(body) => down(describe(status, body, tokens)),
+        (400, _) => Reply::Refused { why: describe(status, body, tokens) },
+        _ => Reply::Unrecognised { status, why: describe(status, body, tokens) },
     }
 }
 
 /// The receipts in an answer.
 ///
 /// # Errors
-/// It holds none: why.
+/// It has none: the reason.
 pub(super) fn receipts<B: AsRef<[u8]>>(
     answer: &ExpoAnswer<B>,
     dead: &[String],
 ) -> Result<Vec<(String, Receipt)>, String> {
     let body = answer.body.as_ref();
-    let received = match answer.status {
-        200..=299 => serde_json::from_slice::<Received<'_>>(body).ok().and_then(|received| received.data),
+    let receipts = match answer.status {
+        200..=299 => {
+            serde_json::from_slice::<ReceiptsResponse<'_>>(body).ok().and_then(|response| response.data)
+        }
         _ => None,
     };
-    let receipts = received.ok_or_else(|| said(answer.status, body, &[]))?;
+    let receipts = receipts.ok_or_else(|| describe(answer.status, body, &[]))?;
     Ok(receipts.into_iter().map(|(id, ticket)| (id, receipt(&ticket, dead))).collect())
 }
 
@@ -106,7 +105,7 @@ fn request_error(
             if groups.len() > 1 { Reply::Split(groups) } else { Reply::Refused { why } }
         }
         (_, "INTERNAL_SERVER_ERROR") => Reply::Down { ambiguous: true, retry_after, why },
-        // Errors in place of tickets, with a status that says all is well: nobody knows what was taken.
+        // Errors in place of tickets, under a status of success: it is unknown what was taken.
         (200..=299, _) => Reply::Down { ambiguous: true, retry_after, why },
         (400, _) => Reply::Refused { why },
         _ => Reply::Unrecognised { status, why },
@@ -114,7 +113,7 @@ fn request_error(
 }
 
 /// The request's messages by project; those that Expo does not list are one more group. Where Expo lists
-/// nothing that we sent, two halves: that finds the stranger too, only slower.
+/// none of the tokens, two halves: repeated halving separates the projects too, only slower.
 fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
     let projects = error.tokens_by_project();
     let listed: HashMap<&str, usize> = projects
@@ -128,8 +127,8 @@ fn groups(error: &RequestError<'_>, tokens: &[&Token]) -> Vec<Vec<usize>> {
     }
     groups.retain(|group| !group.is_empty());
     if groups.len() < 2 && tokens.len() > 1 {
-        let (first, second) = (0..tokens.len() / 2, tokens.len() / 2..tokens.len());
-        return vec![first.collect(), second.collect()];
+        let middle = tokens.len() / 2;
+        return vec![(0..middle).collect(), (middle..tokens.len()).collect()];
     }
     groups
 }
@@ -161,10 +160,10 @@ fn verdict(ticket: Ticket<'_>, token: &Token, VerdictReader { dead, receipts }: 
         }
         "MessageTooBig" => Verdict::PayloadRefused { why },
         "MessageRateExceeded" => Verdict::DeviceBusy { retry_after: None },
-        // Expo, or the service behind it, failed and says so: this message was not taken.
+        // Expo, or the service behind it, reports a failure of its own: this message was not taken.
         "ExpoError" | "ProviderError" => Verdict::Down { ambiguous: false, why },
-        // DeveloperError among them: Expo's SDK names it, nobody says whether token or payload is at fault.
-        // Stopping a whole broadcast for one bad token would be the worse mistake.
+        // DeveloperError among them: Expo's SDK names it, and no document says whether it is about the token
+        // or the payload. Stopping a whole broadcast for one bad token would be the worse mistake.
         _ => Verdict::Unrecognised { why },
     }
 }
@@ -189,14 +188,15 @@ fn receipt(ticket: &Ticket<'_>, dead: &[String]) -> Receipt {
 }
 
 fn is_dead(error: &str, dead: &[String]) -> bool {
-    error == DEVICE_NOT_REGISTERED || (!error.is_empty() && dead.iter().any(|word| word == error))
+    error == DEVICE_NOT_REGISTERED || (!error.is_empty() && dead.iter().any(|code| code == error))
 }
 
 fn is_markup(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"<")
 }
 
-fn said(status: u16, body: &[u8], tokens: &[&Token]) -> String {
+/// An answer for the log, without tokens.
+fn describe(status: u16, body: &[u8], tokens: &[&Token]) -> String {
     format!("HTTP {status}: {}", words(&String::from_utf8_lossy(body), tokens.iter().copied()))
 }
 

@@ -1,7 +1,7 @@
-//! How requests to Expo and its answers look.
+//! The formats of requests to Expo and of its answers.
 //!
-//! A notification is serialised once ([`Body`]); a message is its token and its time to live put in front of
-//! that. Of an answer only what a verdict needs is parsed, and borrowed where it can be.
+//! A notification is serialised once ([`Body`]); for each message its token and its time to live are put in
+//! front. Of an answer only what a verdict needs is parsed, and borrowed where it can be.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _, sync::Arc};
 
@@ -17,38 +17,38 @@ use crate::{
     domain::{Notification, Platform, Token},
 };
 
-/// What Expo keeps a message at most: four weeks, in seconds.
+/// The longest time to live that Expo accepts: four weeks, in seconds.
 const TTL_MAX: u64 = 2_419_200;
 
 /// Bodies longer than this are compressed: below, it saves no packet.
 const GZIP_ABOVE: usize = 1024;
 
-/// A notification as Expo wants it: everything of a message that comes after its token and time to live.
+/// A notification in Expo's format: everything of a message that comes after its token and time to live.
 #[derive(Debug)]
 pub struct Body {
-    /// For iOS, where the collapse id makes a repeat replace the first.
+    /// For iOS, where a repeat with the same collapse id replaces the first.
     ios: Box<[u8]>,
-    /// For all others, where the tag does. Never a collapse id here: FCM keeps only four collapse keys for a
-    /// device that is offline, so that one for each notification would lose some.
+    /// For all others, where one with the same tag does. Never a collapse id here: FCM keeps only four
+    /// collapse keys for a device that is offline, so that one for each notification would lose some.
     other: Box<[u8]>,
 }
 
-/// What a message says, to whomever.
+/// A message without its token.
 #[derive(Debug)]
-struct Said<'a> {
+struct Content<'a> {
     rest: &'a [u8],
     /// Seconds.
     ttl: u64,
 }
 
-/// Messages that say the same, by their places in the request's order.
+/// Messages of the same content, by their indices among all messages of the request.
 #[derive(Debug)]
 pub(super) struct Group<'a> {
-    said: Said<'a>,
-    pub places: Vec<usize>,
+    content: Content<'a>,
+    pub indices: Vec<usize>,
 }
 
-/// A request body as it goes over the wire.
+/// A request body as it is sent.
 pub(super) struct Request {
     pub bytes: Vec<u8>,
     pub gzipped: bool,
@@ -77,26 +77,26 @@ struct ReceiptsRequest<'a> {
     ids: Vec<&'a str>,
 }
 
-/// What Expo answers to a request for sending.
+/// Expo's answer to a request that sends messages.
 #[derive(Deserialize)]
-pub(super) struct Sent<'a> {
+pub(super) struct SendResponse<'a> {
     #[serde(borrow)]
     pub data: Option<Tickets<'a>>,
     #[serde(borrow)]
     pub errors: Option<Vec<RequestError<'a>>>,
 }
 
-/// What Expo answers to a request for receipts; an id without a receipt is absent.
+/// Expo's answer to a request for receipts; an id without a receipt is absent.
 #[derive(Deserialize)]
-pub(super) struct Received<'a> {
+pub(super) struct ReceiptsResponse<'a> {
     #[serde(borrow)]
     pub data: Option<BTreeMap<String, Ticket<'a>>>,
 }
 
-/// One per message, in their order; Expo writes a single one without the array.
+/// One for each message, in their order; Expo may write a single one without the array.
 pub(super) struct Tickets<'a>(pub Vec<Ticket<'a>>);
 
-/// What Expo says of one message, in a ticket and in a receipt alike.
+/// What Expo reports of one message: tickets and receipts have the same form.
 #[derive(Deserialize)]
 pub(super) struct Ticket<'a> {
     #[serde(borrow)]
@@ -105,7 +105,7 @@ pub(super) struct Ticket<'a> {
     pub id: Option<Text<'a>>,
     #[serde(borrow)]
     pub message: Option<Text<'a>>,
-    /// Read only when the status is an error, so that a shape we don't know spoils nobody else's ticket.
+    /// Parsed only when the status is an error, so that an unknown form does not spoil the other tickets.
     #[serde(borrow)]
     pub details: Option<&'a RawValue>,
 }
@@ -123,7 +123,7 @@ pub(super) struct Details<'a> {
 /// Why a whole request was refused.
 #[derive(Deserialize)]
 pub(super) struct RequestError<'a> {
-    /// A word today, a number in old documentation.
+    /// A string today, a number in old documentation.
     pub code: Option<Value>,
     #[serde(borrow)]
     pub message: Option<Text<'a>>,
@@ -155,7 +155,7 @@ impl Body {
                 collapse_id,
             };
             json(&rest).map(|mut object| {
-                // The opening brace becomes the comma after what is put in front.
+                // The opening brace becomes the comma after the token and the time to live.
                 object[0] = b',';
                 object.into_boxed_slice()
             })
@@ -171,33 +171,33 @@ impl Body {
     }
 }
 
-// === impl Said ===
+// === impl Content ===
 
-impl<'a> Said<'a> {
-    fn by(message: &PushMessage<'a, Body>) -> Self {
-        // Zero would mean "now or never" to a device that dozes.
+impl<'a> Content<'a> {
+    fn of(message: &PushMessage<'a, Body>) -> Self {
+        // With zero, a device that dozes never gets the message.
         Self { rest: message.body.rest(message.platform), ttl: message.ttl.as_secs().clamp(1, TTL_MAX) }
     }
 }
 
-impl PartialEq for Said<'_> {
-    /// Two notifications with equal texts differ in their tag: it is enough to compare where the text lies.
+impl PartialEq for Content<'_> {
+    /// Two notifications with equal texts differ in their tag: it is enough to compare addresses.
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self.rest, other.rest) && self.ttl == other.ttl
     }
 }
 
-/// These messages by what they say.
+/// These messages by their content.
 pub(super) fn grouped<'a>(messages: &[PushMessage<'a, Body>]) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for (place, message) in messages.iter().enumerate() {
-        let said = Said::by(message);
-        match groups.iter_mut().find(|group| group.said == said) {
-            Some(group) => group.places.push(place),
+    for (index, message) in messages.iter().enumerate() {
+        let content = Content::of(message);
+        match groups.iter_mut().find(|group| group.content == content) {
+            Some(group) => group.indices.push(index),
             None => {
-                let mut places = Vec::with_capacity(messages.len());
-                places.push(place);
-                groups.push(Group { said, places });
+                let mut indices = Vec::with_capacity(messages.len());
+                indices.push(index);
+                groups.push(Group { content, indices });
             }
         }
     }
@@ -211,30 +211,30 @@ impl Request {
     /// an object: a hundred of them are a tenth of the bytes. Expo answers with a ticket for each recipient,
     /// in this order.
     pub(super) fn send(messages: &[PushMessage<'_, Body>], groups: &[Group<'_>], gzip: bool) -> Self {
-        let size = groups.iter().map(|group| group.said.rest.len() + 48).sum::<usize>()
+        let size = groups.iter().map(|group| group.content.rest.len() + 48).sum::<usize>()
             + messages.iter().map(|message| message.token.as_str().len() + 3).sum::<usize>();
         let mut bytes = Vec::with_capacity(size);
-        for Group { said, places } in groups {
+        for Group { content, indices } in groups {
             bytes.push(if bytes.is_empty() { b'[' } else { b',' });
             bytes.extend_from_slice(br#"{"to":"#);
-            if let [place] = places[..] {
-                push_token(&mut bytes, messages[place].token.as_str());
+            if let [index] = indices[..] {
+                push_token(&mut bytes, messages[index].token.as_str());
             } else {
-                for (index, &place) in places.iter().enumerate() {
-                    bytes.push(if index == 0 { b'[' } else { b',' });
-                    push_token(&mut bytes, messages[place].token.as_str());
+                for (position, &index) in indices.iter().enumerate() {
+                    bytes.push(if position == 0 { b'[' } else { b',' });
+                    push_token(&mut bytes, messages[index].token.as_str());
                 }
                 bytes.push(b']');
             }
             bytes.extend_from_slice(br#","ttl":"#);
-            splice_number(&mut bytes, said.ttl.cast_signed());
-            bytes.extend_from_slice(said.rest);
+            splice_number(&mut bytes, content.ttl.cast_signed());
+            bytes.extend_from_slice(content.rest);
         }
         bytes.push(b']');
         Self::of(bytes, gzip)
     }
 
-    /// A question for these tickets' receipts.
+    /// Asks for the receipts of these tickets.
     pub(super) fn receipts(ids: &[Arc<str>], gzip: bool) -> serde_json::Result<Self> {
         serde_json::to_vec(&ReceiptsRequest { ids: ids.iter().map(|id| &**id).collect() })
             .map(|bytes| Self::of(bytes, gzip))
@@ -247,14 +247,15 @@ impl Request {
         let mut gzip = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::new(1));
         match gzip.write_all(&plain).and_then(|()| gzip.finish()) {
             Ok(bytes) => Self { bytes, gzipped: true },
-            // Memory does not fail to be written to; if it did, the plain body is as good.
+            // Writing to memory does not fail; if it did, the plain body is as good.
             Err(_) => Self { bytes: plain, gzipped: false },
         }
     }
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
-    serde_json::to_vec(value).map_err(|error| PayloadRefused { reason: format!("it is no JSON: {error}") })
+    serde_json::to_vec(value)
+        .map_err(|error| PayloadRefused { reason: format!("it can't be written as JSON: {error}") })
 }
 
 /// Appends a token as a JSON string.
@@ -306,13 +307,13 @@ impl RequestError<'_> {
         self.code.as_ref().and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Which tokens belong to which project, as `PUSH_TOO_MANY_EXPERIENCE_IDS` says it.
+    /// The tokens of each project, as `PUSH_TOO_MANY_EXPERIENCE_IDS` lists them.
     pub(super) fn tokens_by_project(&self) -> BTreeMap<String, Vec<String>> {
         self.details.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
     }
 }
 
-/// Whether two texts name one device: Expo may write `ExpoPushToken[x]` for `ExponentPushToken[x]`.
+/// Whether two tokens are of one device: Expo may write `ExpoPushToken[x]` for `ExponentPushToken[x]`.
 pub(super) fn same_device(named: &str, ours: &Token) -> bool {
     fn id(token: &str) -> &str {
         token.split_once('[').map_or(token, |(_, rest)| rest.strip_suffix(']').unwrap_or(rest))

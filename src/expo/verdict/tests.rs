@@ -1,4 +1,4 @@
-//! The bodies are Expo's own, from its documentation, its SDK's tests and its issues.
+//! The bodies come from Expo's documentation, its SDK's tests and its issues.
 
 use super::*;
 
@@ -6,6 +6,7 @@ fn token(id: &str) -> Token {
     Token::parse(&format!("ExponentPushToken[{id}]")).unwrap()
 }
 
+/// The reply to messages to these tokens.
 fn to(ids: &[&str], status: u16, body: &str) -> Reply {
     let tokens: Vec<Token> = ids.iter().map(|id| token(id)).collect();
     let answer = ExpoAnswer { status, retry_after: Some(Duration::from_secs(9)), body };
@@ -16,11 +17,10 @@ fn accepted(ticket: &str) -> Verdict {
     Verdict::Accepted { ticket: Some(ticket.into()) }
 }
 
-/// The verdict on the one message whose ticket is this error.
+/// The verdict on a message whose ticket is an error with these details.
 fn on(details: &str) -> Verdict {
-    let body = format!(
-        r#"{{"data":[{{"status":"error","message":"\"ExponentPushToken[AAA]\" is wrong","details":{details}}}]}}"#
-    );
+    let message = r#""\"ExponentPushToken[AAA]\" is wrong""#;
+    let body = format!(r#"{{"data":[{{"status":"error","message":{message},"details":{details}}}]}}"#);
     match to(&["AAA"], 200, &body) {
         Reply::Each(mut verdicts) => verdicts.remove(0),
         other => panic!("{other:?}"),
@@ -31,7 +31,8 @@ fn on(details: &str) -> Verdict {
 fn tickets_are_read_by_their_position() {
     let body = r#"{"data":[
         {"status":"ok","id":"XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX"},
-        {"status":"error","message":"\"ExponentPushToken[BBB]\" is not a registered push notification recipient",
+        {"status":"error",
+         "message":"\"ExponentPushToken[BBB]\" is not a registered push notification recipient",
          "details":{"error":"DeviceNotRegistered","expoPushToken":"ExponentPushToken[BBB]"}},
         {"status":"ok","id":"YYYYYYYY-YYYY-YYYY-YYYY-YYYYYYYYYYYY"}]}"#;
     assert_eq!(
@@ -69,13 +70,13 @@ fn every_error_of_a_ticket_has_its_verdict() {
 }
 
 #[test]
-fn a_ticket_that_names_another_token_kills_none() {
+fn a_ticket_that_names_another_token_declares_none_dead() {
     let other = on(r#"{"error":"DeviceNotRegistered","expoPushToken":"ExponentPushToken[ZZZ]"}"#);
     assert!(matches!(other, Verdict::Unrecognised { .. }), "{other:?}");
 }
 
 #[test]
-fn a_deployment_may_call_further_words_dead() {
+fn a_deployment_may_list_further_errors_that_mean_a_dead_token() {
     let ours = token("AAA");
     let body = r#"{"data":[{"status":"error","message":"","details":{"error":"InvalidCredentials"}}]}"#;
     let answer = ExpoAnswer { status: 200, retry_after: None, body };
@@ -88,7 +89,7 @@ fn a_deployment_may_call_further_words_dead() {
 }
 
 #[test]
-fn tickets_that_do_not_match_the_messages_leave_it_open_who_was_reached() {
+fn tickets_that_do_not_match_the_messages_are_ambiguous() {
     let short = to(&["AAA", "BBB"], 200, r#"{"data":[{"status":"ok","id":"X"}]}"#);
     assert!(
         matches!(&short, Reply::Down { ambiguous: true, why, .. } if why == "1 tickets for 2 messages"),
@@ -97,7 +98,7 @@ fn tickets_that_do_not_match_the_messages_leave_it_open_who_was_reached() {
 }
 
 #[test]
-fn a_success_that_makes_no_sense_is_ambiguous() {
+fn a_success_that_cannot_be_read_is_ambiguous() {
     for body in [
         "",
         "<html>ok</html>",
@@ -113,7 +114,8 @@ fn a_success_that_makes_no_sense_is_ambiguous() {
 #[test]
 fn too_many_requests_throttle_as_long_as_expo_asks() {
     let throttled = Reply::Throttled { retry_after: Some(Duration::from_secs(9)) };
-    let body = r#"{"errors":[{"code":"TOO_MANY_REQUESTS","message":"Exceeded 600 notifications per second, please try again.","isTransient":true}]}"#;
+    let body = r#"{"errors":[{"code":"TOO_MANY_REQUESTS","isTransient":true,
+        "message":"Exceeded 600 notifications per second, please try again."}]}"#;
     assert_eq!(to(&["AAA"], 429, body), throttled);
     assert_eq!(to(&["AAA"], 429, "<html>Too Many Requests</html>"), throttled);
     assert_eq!(to(&["AAA"], 400, body), throttled);
@@ -121,8 +123,13 @@ fn too_many_requests_throttle_as_long_as_expo_asks() {
 
 #[test]
 fn tokens_of_several_projects_are_split_by_project() {
-    let body = r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"All push notification messages in the same request must be for the same project; check the details field to investigate conflicting tokens.",
-        "details":{"@ann/walks":["ExponentPushToken[AAA]","ExponentPushToken[CCC]"],"@bob/runs":["ExponentPushToken[BBB]"]},"isTransient":false}]}"#;
+    let body = concat!(
+        r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","#,
+        r#""message":"All push notification messages in the same request must be for the same project; "#,
+        r#"check the details field to investigate conflicting tokens.","#,
+        r#""details":{"@ann/walks":["ExponentPushToken[AAA]","ExponentPushToken[CCC]"],"#,
+        r#""@bob/runs":["ExponentPushToken[BBB]"]},"isTransient":false}]}"#,
+    );
     assert_eq!(
         to(&["AAA", "BBB", "CCC", "DDD"], 400, body),
         Reply::Split(vec![vec![0, 2], vec![1], vec![3]])
@@ -131,13 +138,14 @@ fn tokens_of_several_projects_are_split_by_project() {
 
 #[test]
 fn without_usable_details_a_mixed_request_is_halved_down_to_one() {
-    let body = r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"mixed","details":{"@ann/walks":["ExponentPushToken[ZZZ]"]}}]}"#;
+    let body = r#"{"errors":[{"code":"PUSH_TOO_MANY_EXPERIENCE_IDS","message":"mixed",
+        "details":{"@ann/walks":["ExponentPushToken[ZZZ]"]}}]}"#;
     assert_eq!(to(&["AAA", "BBB", "CCC"], 400, body), Reply::Split(vec![vec![0], vec![1, 2]]));
     assert!(matches!(to(&["AAA"], 400, body), Reply::Refused { .. }));
 }
 
 #[test]
-fn refused_credentials_are_said_to_be_ours() {
+fn an_unauthorized_request_is_refused_credentials() {
     let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"The bearer token is invalid."}]}"#;
     for status in [400, 401, 403] {
         assert!(matches!(to(&["AAA"], status, body), Reply::CredentialsRefused { .. }), "{status}");
@@ -149,43 +157,42 @@ fn refused_credentials_are_said_to_be_ours() {
 #[test]
 fn every_error_of_a_request_has_its_reply() {
     let answer = |code: &str| {
-        format!(r#"{{"errors":[{{"code":"{code}","message":"words of Expo's","isTransient":false}}]}}"#)
+        format!(r#"{{"errors":[{{"code":"{code}","message":"a text of Expo's","isTransient":false}}]}}"#)
     };
-    type Means = fn(&Reply) -> bool;
-    let refused: Means = |reply| matches!(reply, Reply::Refused { .. });
-    let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, .. });
-    let ours: Means = |reply| matches!(reply, Reply::CredentialsRefused { .. });
-    let throttled: Means = |reply| matches!(reply, Reply::Throttled { .. });
-    for (status, code, means) in [
+    type Expected = fn(&Reply) -> bool;
+    let refused: Expected = |reply| matches!(reply, Reply::Refused { .. });
+    let down: Expected = |reply| matches!(reply, Reply::Down { ambiguous: true, .. });
+    let credentials: Expected = |reply| matches!(reply, Reply::CredentialsRefused { .. });
+    let throttled: Expected = |reply| matches!(reply, Reply::Throttled { .. });
+    for (status, code, expected) in [
         (429, "TOO_MANY_REQUESTS", throttled),
         (400, "PUSH_TOO_MANY_NOTIFICATIONS", refused),
         (400, "VALIDATION_ERROR", refused),
         (400, "API_ERROR", refused),
-        (401, "UNAUTHORIZED", ours),
-        (403, "UNAUTHORIZED", ours),
+        (401, "UNAUTHORIZED", credentials),
+        (403, "UNAUTHORIZED", credentials),
         (500, "INTERNAL_SERVER_ERROR", down),
         (503, "SERVICE_UNAVAILABLE", down),
     ] {
         let reply = to(&["AAA", "BBB"], status, &answer(code));
-        assert!(means(&reply), "{status} {code}: {reply:?}");
+        assert!(expected(&reply), "{status} {code}: {reply:?}");
     }
-    // Two halves find the stranger where Expo does not say who is whose.
-    assert!(
-        matches!(to(&["AAA", "BBB"], 400, &answer("PUSH_TOO_MANY_EXPERIENCE_IDS")), Reply::Split(halves) if halves.len() == 2)
-    );
+    // Two halves, where Expo does not list the projects' tokens.
+    let mixed = to(&["AAA", "BBB"], 400, &answer("PUSH_TOO_MANY_EXPERIENCE_IDS"));
+    assert!(matches!(mixed, Reply::Split(halves) if halves.len() == 2));
 }
 
 #[test]
 fn every_error_of_a_receipt_has_its_meaning() {
     let on = |error: &str| {
         let body = format!(
-            r#"{{"data":{{"a":{{"status":"error","message":"words","details":{{"error":"{error}"}}}}}}}}"#
+            r#"{{"data":{{"a":{{"status":"error","message":"text","details":{{"error":"{error}"}}}}}}}}"#
         );
         receipts(&ExpoAnswer { status: 200, retry_after: None, body }, &[]).unwrap().remove(0).1
     };
     assert!(matches!(on("DeviceNotRegistered"), Receipt::Dead { .. }));
-    for ours in ["InvalidCredentials", "MismatchSenderId", "InvalidProviderToken"] {
-        assert!(matches!(on(ours), Receipt::CredentialsRefused { .. }), "{ours}");
+    for error in ["InvalidCredentials", "MismatchSenderId", "InvalidProviderToken"] {
+        assert!(matches!(on(error), Receipt::CredentialsRefused { .. }), "{error}");
     }
     for failed in
         ["MessageTooBig", "MessageRateExceeded", "DeveloperError", "ExpoError", "ProviderError", "Novelty"]
@@ -230,7 +237,7 @@ fn a_server_error_and_a_proxys_page_are_ambiguous() {
 fn anything_else_is_unrecognised() {
     for (status, body) in [(302, ""), (404, "{}"), (413, ""), (418, r#"{"errors":[{"code":"TEAPOT"}]}"#)] {
         assert!(
-            matches!(to(&["AAA"], status, body), Reply::Unrecognised { status: told, .. } if told == status),
+            matches!(to(&["AAA"], status, body), Reply::Unrecognised { status: code, .. } if code == status),
             "{status}"
         );
     }
@@ -249,15 +256,16 @@ fn no_reply_holds_a_token() {
 }
 
 #[test]
-fn every_receipt_has_its_meaning_and_an_absent_one_has_none() {
+fn each_receipt_is_read_by_its_id_and_an_absent_one_is_left_out() {
     let body = r#"{"data":{
         "a":{"status":"ok"},
         "b":{"status":"error","message":"The device is gone.","details":{"error":"DeviceNotRegistered"}},
-        "c":{"status":"error","message":"Bad key","details":{"error":"InvalidCredentials","fault":"developer"}},
+        "c":{"status":"error","message":"Bad key",
+             "details":{"error":"InvalidCredentials","fault":"developer"}},
         "d":{"status":"error","message":"Too big","details":{"error":"MessageTooBig"}},
         "e":{"status":"pending"}}}"#;
     let receipts = receipts(&ExpoAnswer { status: 200, retry_after: None, body }, &[]).unwrap();
-    let receipt = |id: &str| receipts.iter().find(|(own, _)| own == id).map(|(_, receipt)| receipt.clone());
+    let receipt = |id: &str| receipts.iter().find(|(of, _)| of == id).map(|(_, receipt)| receipt.clone());
     assert_eq!(receipt("a"), Some(Receipt::Delivered));
     assert_eq!(receipt("b"), Some(Receipt::Dead { reason: "DeviceNotRegistered".into() }));
     assert_eq!(receipt("c"), Some(Receipt::CredentialsRefused { why: "InvalidCredentials: Bad key".into() }));

@@ -42,8 +42,11 @@ fn plain(request: &Request) -> Vec<u8> {
 #[test]
 fn android_gets_a_tag_and_ios_a_collapse_id() {
     let tag = notification().tag();
-    let common = json!({"title": "New Reflection from Ann", "body": "On walking", "data": {"post_id": 7, "screen": "post_detail"},
-        "sound": "default", "priority": "high", "channelId": "default", "ttl": 60});
+    let common = json!({
+        "title": "New Reflection from Ann", "body": "On walking",
+        "data": {"post_id": 7, "screen": "post_detail"},
+        "sound": "default", "priority": "high", "channelId": "default", "ttl": 60,
+    });
     let with = |extra: Value| {
         let mut message = common.clone();
         message.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -68,23 +71,24 @@ fn android_gets_a_tag_and_ios_a_collapse_id() {
 }
 
 #[test]
-fn only_messages_that_say_the_same_share_an_object() {
+fn only_messages_of_the_same_content_share_an_object() {
     let body = |id: &str| Body::of(&Notification { id: NotificationId::new(id), ..notification() }).unwrap();
-    let (one, other, token) =
-        (body("post:p1"), body("post:p2"), Token::parse("ExponentPushToken[A]").unwrap());
-    let said = [(&one, 60), (&other, 60), (&one, 61), (&one, 60), (&other, 60)];
-    let messages = said.map(|(body, seconds)| PushMessage {
+    let one = body("post:p1");
+    let other = body("post:p2");
+    let token = Token::parse("ExponentPushToken[A]").unwrap();
+    let contents = [(&one, 60), (&other, 60), (&one, 61), (&one, 60), (&other, 60)];
+    let messages = contents.map(|(body, seconds)| PushMessage {
         body,
         token: &token,
         platform: None,
         ttl: Duration::from_secs(seconds),
     });
-    let places: Vec<_> = grouped(&messages).into_iter().map(|group| group.places).collect();
-    assert_eq!(places, [vec![0, 3], vec![1, 4], vec![2]]);
+    let indices: Vec<_> = grouped(&messages).into_iter().map(|group| group.indices).collect();
+    assert_eq!(indices, [vec![0, 3], vec![1, 4], vec![2]]);
 }
 
 #[test]
-fn what_is_not_there_is_left_out() {
+fn empty_fields_are_left_out() {
     let silent = Notification { sound: None, channel: String::new(), data: Map::new(), ..notification() };
     let sent = sent(&silent, &[("ExponentPushToken[A]", None)], Duration::ZERO);
     let keys: Vec<&str> = sent[0].as_object().unwrap().keys().map(String::as_str).collect();
@@ -93,7 +97,7 @@ fn what_is_not_there_is_left_out() {
 }
 
 #[test]
-fn only_a_body_worth_it_is_compressed() {
+fn only_a_long_body_is_compressed() {
     let ids: Vec<Arc<str>> = (0..200).map(|i| format!("id-{i:04}").into()).collect();
     assert!(Request::receipts(&ids, true).unwrap().gzipped);
     assert!(!Request::receipts(&ids[..10], true).unwrap().gzipped);
@@ -137,16 +141,20 @@ proptest! {
         data in any_data(),
         ttl in 1..3_000_000_u64,
     ) {
-        let notification = Notification { title: title.clone(), body: text.clone(), data: data.clone(), ..notification() };
+        let notification =
+            Notification { title: title.clone(), body: text.clone(), data: data.clone(), ..notification() };
         let tokens: Vec<String> = ids.iter().map(|id| format!("ExponentPushToken[{id}]")).collect();
-        let to: Vec<(&str, Option<Platform>)> = tokens.iter().map(|token| (token.as_str(), Some(Platform::Ios))).collect();
+        let to: Vec<(&str, Option<Platform>)> =
+            tokens.iter().map(|token| (token.as_str(), Some(Platform::Ios))).collect();
         let sent = sent(&notification, &to, Duration::from_secs(ttl));
         let message = &sent[0];
         prop_assert_eq!(sent.as_array().unwrap().len(), 1);
-        prop_assert_eq!(&message["to"], &if let [token] = &tokens[..] { json!(token) } else { json!(tokens) });
+        let expected = if let [token] = &tokens[..] { json!(token) } else { json!(tokens) };
+        prop_assert_eq!(&message["to"], &expected);
         prop_assert_eq!(&message["title"], &title);
         prop_assert_eq!(&message["body"], &text);
-        prop_assert_eq!(message.get("data").and_then(Value::as_object).cloned().unwrap_or_default(), data.clone());
+        let sent_data = message.get("data").and_then(Value::as_object).cloned().unwrap_or_default();
+        prop_assert_eq!(sent_data, data.clone());
         prop_assert_eq!(&message["ttl"], ttl.min(TTL_MAX));
     }
 }
