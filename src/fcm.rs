@@ -1,7 +1,7 @@
 //! Firebase Cloud Messaging, HTTP v1: one message a request, over a few HTTP/2 connections.
 //!
-//! `client` makes requests, `connections` carries them, `wire` is how they and their answers look, `verdict`
-//! is what an answer means, and `credentials` is where the OAuth token comes from.
+//! `client` makes requests, `connections` carries them, `wire` holds the formats of requests and answers,
+//! `verdict` what an answer means; `credentials` fetches and renews the OAuth token.
 
 mod client;
 mod connections;
@@ -43,8 +43,8 @@ pub struct Settings {
 
 #[cfg(test)]
 impl Settings {
-    /// Names no account and no server.
-    fn of_nobody() -> Self {
+    /// No account and no server.
+    fn empty() -> Self {
         Self {
             url: String::new(),
             project_id: String::new(),

@@ -1,8 +1,8 @@
 //! Requests to FCM.
 //!
-//! **Invariant:** a message is sent once. Whether to try again is not decided here, and a message that had to
-//! wait for an OAuth token goes back before it is sent: what has waited must not leave all at once, past the
-//! rate.
+//! **Invariant:** a message is sent once. Retries are decided by the caller. A message that had to wait for
+//! an OAuth token is returned unsent: messages that have waited must not be sent all at once, past the rate
+//! limit.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Settings,
-    connections::{Connections, FcmNoAnswer, Response, tls_of_the_platform},
+    connections::{Connections, FcmNoAnswer, Response, platform_tls},
     credentials::{BadCredentials, Credential, NoCredential, ServiceAccount, TokenSource},
     verdict::{self, FcmAnswer},
     wire::{self, Body},
@@ -36,18 +36,18 @@ pub struct Fcm {
     tokens: TokenSource,
     request_timeout: Duration,
     validate_only: bool,
-    /// Of `metrics`, so that a message does not have to look for its own: how long requests take, and how
-    /// many are taken.
+    /// Two series of `metrics`, looked up once instead of for each message: the duration of requests, and the
+    /// count of those with status 200.
     durations: Histogram,
-    taken: IntCounter,
+    succeeded: IntCounter,
     metrics: Arc<Metrics>,
 }
 
-/// The settings are no way to reach FCM.
+/// FCM can't be reached with these settings.
 #[derive(Debug, thiserror::Error)]
 pub enum FcmMisconfigured {
-    /// `fcm.url` is no origin of HTTP.
-    #[error("fcm.url is no http:// or https:// URL: {0:?}")]
+    /// `fcm.url` is not an HTTP URL.
+    #[error("fcm.url is not an http:// or https:// URL: {0:?}")]
     Url(String),
     /// The service account can't be used.
     #[error(transparent)]
@@ -60,7 +60,7 @@ pub enum FcmMisconfigured {
 // === impl Fcm ===
 
 impl Fcm {
-    /// A client for these settings; `None` where they name no credentials, for then FCM is not in use. Begins
+    /// A client for these settings; `None` where they name no credentials, for then FCM is not in use. Starts
     /// to fetch an OAuth token; connects when the first message is sent.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl Fcm {
         let Some(account) = ServiceAccount::load(settings).await? else { return Ok(None) };
         let send_url = send_url(&settings.url, &account.project_id)
             .ok_or_else(|| FcmMisconfigured::Url(settings.url.clone()))?;
-        let tls = tls_of_the_platform().map_err(FcmMisconfigured::Tls)?;
+        let tls = platform_tls().map_err(FcmMisconfigured::Tls)?;
         let provider = ProviderId::Fcm.label();
         Ok(Some(Self {
             connections: Connections::new(settings, send_url, tls),
@@ -77,16 +77,18 @@ impl Fcm {
             request_timeout: settings.request_timeout,
             validate_only: settings.validate_only,
             durations: metrics.provider_request_duration_seconds.with_label_values(&[provider]),
-            taken: metrics.provider_requests_total.with_label_values(&[provider, StatusCode::OK.as_str()]),
+            succeeded: metrics
+                .provider_requests_total
+                .with_label_values(&[provider, StatusCode::OK.as_str()]),
             metrics,
         }))
     }
 
-    /// Whether the credentials are good for an OAuth token. Waits for the token endpoint's answer, some
-    /// seconds at most.
+    /// Checks that the credentials get an OAuth token. Waits for the token endpoint's answer, five seconds at
+    /// most.
     ///
     /// # Errors
-    /// Google refuses them, or does not answer.
+    /// Google refuses them, or has not answered with a token.
     pub async fn authorised(&self) -> Result<(), NoCredential> {
         self.tokens.current().await.map(drop)
     }
@@ -97,13 +99,13 @@ impl Fcm {
         };
         match self.attempt(token, body, &credential, deadline).await {
             (Some(StatusCode::UNAUTHORIZED), Reply::CredentialsRefused { why }) => {
-                self.reauthorised(self.tokens.after(&credential), Some(why), deadline).await
+                self.reauthorised(self.tokens.newer_than(&credential), Some(why), deadline).await
             }
             (_, reply) => reply,
         }
     }
 
-    /// Waits for a token that takes the place of the `refused` one, if there was one.
+    /// Waits for a new token. `refused` is FCM's reason, where it refused the previous one.
     async fn reauthorised(
         &self,
         token: impl Future<Output = Result<Credential, NoCredential>>,
@@ -126,7 +128,7 @@ impl Fcm {
         }
     }
 
-    /// One request, counted and timed: its HTTP status, if there was an answer, and what that means.
+    /// One request, counted and timed. Returns its HTTP status, if there was an answer, and the reply.
     async fn attempt(
         &self,
         token: &Token,
@@ -140,7 +142,7 @@ impl Fcm {
         let status = answer.as_ref().ok().map(|answer| answer.status);
         self.count(status);
         let reply = match answer {
-            Ok(answer) => verdict::reply(&read(answer), token),
+            Ok(answer) => verdict::reply(&answer_of(answer), token),
             Err(FcmNoAnswer { ambiguous, why }) => Reply::Down { ambiguous, retry_after: None, why },
         };
         (status, reply)
@@ -148,7 +150,7 @@ impl Fcm {
 
     fn count(&self, status: Option<StatusCode>) {
         if status == Some(StatusCode::OK) {
-            return self.taken.inc();
+            return self.succeeded.inc();
         }
         let status = status.as_ref().map_or("none", StatusCode::as_str);
         self.metrics.provider_requests_total.with_label_values(&[ProviderId::Fcm.label(), status]).inc();
@@ -185,7 +187,7 @@ impl Provider for Fcm {
         let message = match messages {
             [] => return Reply::Each(Vec::new()),
             [message] => message,
-            // More than was asked for: nothing is sent, each goes on alone.
+            // More than `batch_max`: nothing is sent, and the caller sends each of them alone.
             many => return Reply::Split((0..many.len()).map(|index| vec![index]).collect()),
         };
         let body = Bytes::from(wire::request(message, Timestamp::now()));
@@ -202,8 +204,8 @@ fn send_url(origin: &str, project_id: &str) -> Option<Uri> {
     if is_http { url.as_str().parse().ok() } else { None }
 }
 
-/// An answer as far as its meaning goes.
-fn read(Response { status, headers, body }: Response) -> FcmAnswer<Bytes> {
+/// The parts of a response that a verdict depends on.
+fn answer_of(Response { status, headers, body }: Response) -> FcmAnswer<Bytes> {
     let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let retry_after = wait.and_then(|wait| retry_after(Some(wait), Timestamp::now()));
     FcmAnswer { status: status.as_u16(), retry_after, body }

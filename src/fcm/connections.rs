@@ -1,21 +1,22 @@
-//! The HTTP/2 connections that carry requests to FCM: a few, warm, each with as many streams as both sides
-//! allow.
+//! The HTTP/2 connections that carry requests to FCM: a few, kept open, each with as many streams as both
+//! sides allow.
 //!
 //! This is not reqwest, because there a message costs several times more CPU (ARCHITECTURE.md has the
-//! figures): `h2` is spoken directly, over a stream that gathers small writes (`dial`), and what all requests
-//! have in common is made once.
+//! figures): `h2` is used directly, over a stream that gathers small writes (`dial`), and what all requests
+//! have in common is built once.
 //!
-//! One task a connection opens it, carries it and takes it off its place in the [`Pool`] when it ends. A
-//! request takes a seat on a connection that is open, and waits only while there is none. So a place whose
-//! connections fail draws no requests, one attempt a place is under way at a time, and if all fail, whoever
-//! waited is told; when to try again is then the engine's affair.
+//! Each connection has a task, which opens it, drives it, and closes its slot of the [`Pool`] when it ends. A
+//! request takes a permit for a stream of an open connection, and waits only while none is free. So a slot
+//! whose connections fail gets no requests, each slot has one attempt to connect at a time, and if the
+//! attempts of all slots fail, the waiting requests fail with the reason; when to try again is decided by the
+//! caller.
 //!
-//! A connection ends when the peer closes it or when a PING stays without answer. It is asked now and then,
-//! and as soon as a request had no answer in time. What it carried may have been taken; what waited for a
-//! seat was not, nor what the peer says it did not touch (GOAWAY, `REFUSED_STREAM`). After a GOAWAY a
-//! connection finishes what it carries beside its successor.
+//! A connection ends when the peer closes it or leaves a PING unanswered. PINGs are sent periodically, and as
+//! soon as a request had no answer in time. When a connection ends, the peer may have taken the requests on
+//! it, but not those that waited for a permit, nor those that it reports as not processed (GOAWAY,
+//! `REFUSED_STREAM`). After a GOAWAY a connection finishes its streams while its successor is in use.
 //!
-//! Whoever waits for a seat may be overtaken. His deadline bounds it.
+//! Permits are not granted in order: a waiting request may be overtaken. Its deadline bounds the wait.
 
 mod dial;
 
@@ -40,30 +41,30 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-pub(super) use self::dial::tls_of_the_platform;
+pub(super) use self::dial::platform_tls;
 use self::dial::{Dialer, OpenedConnection};
 use super::Settings;
 use crate::dispatch::answer::causes;
 
-const CONNECT_WITHIN_MAX: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 /// FCM's answers are below 4 KB.
 const ANSWER_BYTES_MAX: usize = 1 << 18;
 
-/// More streams on one connection make FCM close it, whatever its SETTINGS say.
+/// With more streams on one connection FCM closes it, even if its SETTINGS allow them.
 const STREAMS_MAX: usize = 100;
 
-/// A connection is asked for a sign of life that often, and whenever a request had no answer in time.
+/// A PING is sent that often, and whenever a request had no answer in time.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// A connection is given up that gives no sign of life for so long.
-const PONG_WITHIN: Duration = Duration::from_secs(5);
+/// A connection is closed that leaves a PING unanswered for so long.
+const PONG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// While others carry requests, a place rests so long after an attempt that failed.
-const REST: Duration = Duration::from_secs(1);
+/// While others are open, a slot cools down for so long after a failed attempt.
+const COOLDOWN: Duration = Duration::from_secs(1);
 
-/// `h2` gathers frames below 1 KiB and hands each bigger one to the socket alone. So bodies go in pieces of
-/// that size.
+/// `h2` gathers frames below 1 KiB and writes each bigger one to the socket alone. So bodies are sent in
+/// pieces below that size.
 const PIECE: usize = 1_000;
 
 /// The connections to one peer.
@@ -71,13 +72,13 @@ pub(super) struct Connections {
     pool: Arc<Pool>,
     dialer: Arc<Dialer>,
     url: Uri,
-    connect_within: Duration,
+    connect_timeout: Duration,
     request_timeout: Duration,
     /// One for each connection that is being opened or is open.
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What the peer answered.
+/// The peer's answer.
 #[derive(Debug)]
 pub(super) struct Response {
     pub status: StatusCode,
@@ -94,55 +95,56 @@ pub(super) struct FcmNoAnswer {
     pub why: String,
 }
 
-/// The places for connections, and those who wait for one.
+/// The slots for connections, and the requests that wait for one.
 struct Pool {
     state: Mutex<PoolState>,
-    /// There may be a free seat, or there is none to be hoped for any more.
+    /// A stream may be free, or all slots may be closed.
     changed: Notify,
 }
 
 struct PoolState {
-    places: Vec<StreamSlot>,
-    /// Counts the attempts to connect. The latest one of a place owns it.
+    slots: Vec<StreamSlot>,
+    /// Counts the attempts to connect. The latest one of a slot owns it.
     attempts: u64,
-    /// How many of these failed, and why the last one did.
+    /// How many of these failed.
     failures: u64,
+    /// Why the last one failed.
     failure: String,
 }
 
 struct StreamSlot {
+    /// The latest attempt, which owns the slot.
     attempt: u64,
-    line: SlotState,
+    state: SlotState,
 }
 
 enum SlotState {
-    Closed { rests_until: Instant },
+    Closed { cools_down_until: Instant },
     Opening,
-    Open { connection: Arc<Connection>, carried: usize },
+    Open { connection: Arc<Connection>, streams: usize },
 }
 
 struct Connection {
     requests: SendRequest<Bytes>,
     streams_max: usize,
-    /// A request had no answer in time.
-    doubted: Arc<Notify>,
+    /// A request had no answer in time: a PING is to be sent now.
+    ping_now: Arc<Notify>,
 }
 
-/// The right to one stream. Going back is all it does when it is dropped.
+/// The right to one stream, returned when it is dropped.
 struct StreamPermit<'a> {
     pool: &'a Pool,
-    place: usize,
+    slot: usize,
     attempt: u64,
     connection: Arc<Connection>,
 }
 
-/// A place of the pool in the hands of the task that serves it. Closed when it is dropped, if no other has
-/// taken it over.
+/// One attempt's ownership of a slot. Closes the slot when it is dropped, unless a later attempt owns it.
 struct SlotGuard {
     pool: Arc<Pool>,
-    place: usize,
+    slot: usize,
     attempt: u64,
-    /// Why there never was a connection; `None` once there is one.
+    /// Why there is no connection; `None` once there has been one.
     failure: Option<String>,
 }
 
@@ -152,20 +154,20 @@ impl Connections {
     /// Connects when the first request is made.
     pub(super) fn new(settings: &Settings, url: Uri, tls: ClientConfig) -> Self {
         let Settings { connections, request_timeout, .. } = *settings;
-        let closed = || StreamSlot { attempt: 0, line: SlotState::Closed { rests_until: Instant::now() } };
-        let places = (0..connections.max(1)).map(|_| closed()).collect();
-        let state = PoolState { places, attempts: 0, failures: 0, failure: String::new() };
+        let closed = || StreamSlot { attempt: 0, state: SlotState::closed() };
+        let slots = (0..connections.max(1)).map(|_| closed()).collect();
+        let state = PoolState { slots, attempts: 0, failures: 0, failure: String::new() };
         Self {
             pool: Arc::new(Pool { state: Mutex::new(state), changed: Notify::new() }),
             dialer: Arc::new(Dialer::new(url.clone(), tls)),
             url,
-            connect_within: CONNECT_WITHIN_MAX.min(request_timeout / 2),
+            connect_timeout: CONNECT_TIMEOUT_MAX.min(request_timeout / 2),
             request_timeout,
             tasks: Mutex::new(JoinSet::new()),
         }
     }
 
-    /// One POST. `headers` have a Content-Length, whatever it says; the rest goes as it is.
+    /// One POST. `headers` contain a Content-Length, which is overwritten; all others are sent unchanged.
     ///
     /// # Errors
     /// There was no answer by the deadline.
@@ -175,43 +177,43 @@ impl Connections {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Response, FcmNoAnswer> {
-        let (seat, response) = self.begin(headers, &body, deadline).await?;
+        let (permit, response) = self.send(headers, &body, deadline).await?;
         let answered = timeout_at(deadline, read(response)).await;
         answered.unwrap_or_else(|_late| {
-            seat.connection.doubted.notify_one();
+            permit.connection.ping_now.notify_one();
             Err(FcmNoAnswer { ambiguous: true, why: format!("no answer within {:?}", self.request_timeout) })
         })
     }
 
-    async fn begin(
+    async fn send(
         &self,
         headers: &HeaderMap,
         body: &Bytes,
         deadline: Instant,
     ) -> Result<(StreamPermit<'_>, ResponseFuture), FcmNoAnswer> {
         let mut why = String::new();
-        // A connection that is going away takes nothing. Who meets two of these had better come back later.
+        // A connection after its GOAWAY takes no request. After two of these the request fails.
         for _ in 0..2 {
-            let seat = match self.seat() {
-                Some(seat) => seat,
-                None => match timeout_at(deadline, self.wait()).await {
-                    Ok(Ok(seat)) => seat,
-                    Ok(Err(why)) => return Err(FcmNoAnswer::untouched(why)),
+            let permit = match self.try_acquire() {
+                Some(permit) => permit,
+                None => match timeout_at(deadline, self.acquire()).await {
+                    Ok(Ok(permit)) => permit,
+                    Ok(Err(why)) => return Err(FcmNoAnswer::not_sent(why)),
                     Err(_late) => {
-                        return Err(FcmNoAnswer::untouched(format!(
+                        return Err(FcmNoAnswer::not_sent(format!(
                             "no free connection within {:?}",
                             self.request_timeout
                         )));
                     }
                 },
             };
-            match start(&seat.connection, self.request(headers, body.len()), body.clone()) {
-                Ok(response) => return Ok((seat, response)),
+            match start(&permit.connection, self.request(headers, body.len()), body.clone()) {
+                Ok(response) => return Ok((permit, response)),
                 Err(error) => why = causes(&error),
             }
-            self.pool.retire(&seat);
+            self.pool.retire(&permit);
         }
-        Err(FcmNoAnswer::untouched(why))
+        Err(FcmNoAnswer::not_sent(why))
     }
 
     fn request(&self, headers: &HeaderMap, length: usize) -> Request<()> {
@@ -225,90 +227,92 @@ impl Connections {
         request
     }
 
-    /// Waits for a seat.
+    /// Waits for a permit.
     ///
     /// # Errors
-    /// Says why there is no connection.
-    async fn wait(&self) -> Result<StreamPermit<'_>, String> {
+    /// All slots are closed: why the last attempt failed.
+    async fn acquire(&self) -> Result<StreamPermit<'_>, String> {
         let known = self.pool.lock().failures;
         loop {
             let mut changed = pin!(self.pool.changed.notified());
-            // From here on no change is missed.
+            // From here on no notification is missed.
             changed.as_mut().enable();
-            if let Some(why) = self.pool.lock().hopeless_since(known) {
+            if let Some(why) = self.pool.lock().failure_since(known) {
                 return Err(why);
             }
-            if let Some(seat) = self.seat() {
-                return Ok(seat);
+            if let Some(permit) = self.try_acquire() {
+                return Ok(permit);
             }
             changed.await;
         }
     }
 
-    /// A seat, if one is free. Opens the connections that are closed.
-    fn seat(&self) -> Option<StreamPermit<'_>> {
+    /// A permit, if a stream is free. Starts to open the connections that are closed.
+    fn try_acquire(&self) -> Option<StreamPermit<'_>> {
         let mut state = self.pool.lock();
-        if state.places.iter().any(|place| matches!(place.line, SlotState::Closed { .. })) {
+        if state.slots.iter().any(StreamSlot::is_closed) {
             self.open(&mut state);
         }
-        let place = state.roomiest()?;
-        let StreamSlot { attempt, line: SlotState::Open { connection, carried } } = &mut state.places[place]
+        let slot = state.least_loaded()?;
+        let StreamSlot { attempt, state: SlotState::Open { connection, streams } } = &mut state.slots[slot]
         else {
             return None;
         };
-        *carried += 1;
-        Some(StreamPermit { pool: &self.pool, place, attempt: *attempt, connection: Arc::clone(connection) })
+        *streams += 1;
+        Some(StreamPermit { pool: &self.pool, slot, attempt: *attempt, connection: Arc::clone(connection) })
     }
 
     fn open(&self, state: &mut PoolState) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        for (place, attempt) in state.due(Instant::now()) {
-            let failure = Some("its task has ended".to_owned());
-            let tenure = SlotGuard { pool: Arc::clone(&self.pool), place, attempt, failure };
-            tasks.spawn(carry(tenure, Arc::clone(&self.dialer), self.connect_within));
+        for (slot, attempt) in state.start_attempts(Instant::now()) {
+            let failure = Some("the connection's task has ended".to_owned());
+            let guard = SlotGuard { pool: Arc::clone(&self.pool), slot, attempt, failure };
+            tasks.spawn(run(guard, Arc::clone(&self.dialer), self.connect_timeout));
         }
     }
 }
 
-/// Opens a connection and carries it until it ends.
-async fn carry(mut tenure: SlotGuard, dialer: Arc<Dialer>, connect_within: Duration) {
-    let opened = timeout(connect_within, dialer.open()).await;
+/// Opens a connection and drives it until it ends.
+async fn run(mut guard: SlotGuard, dialer: Arc<Dialer>, connect_timeout: Duration) {
+    let opened = timeout(connect_timeout, dialer.open()).await;
     let OpenedConnection { requests, connection, pings, streams_max } = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(why)) => return tenure.failure = Some(why),
-        Err(_late) => return tenure.failure = Some(format!("no connection within {connect_within:?}")),
+        Ok(Err(why)) => return guard.failure = Some(why),
+        Err(_late) => return guard.failure = Some(format!("no connection within {connect_timeout:?}")),
     };
-    let doubted = Arc::new(Notify::new());
-    tenure.begin(Connection {
+    let ping_now = Arc::new(Notify::new());
+    guard.opened(Connection {
         requests,
         streams_max: streams_max.clamp(1, STREAMS_MAX),
-        doubted: Arc::clone(&doubted),
+        ping_now: Arc::clone(&ping_now),
     });
     tokio::select! {
         biased;
         ended = connection => debug!(error = ?ended.err(), "A connection to FCM has ended"),
-        () = silence(pings, &doubted) => warn!("A connection to FCM gave no sign of life within {PONG_WITHIN:?} and is given up"),
+        () = unanswered_ping(pings, &ping_now) => {
+            warn!("FCM did not answer a PING within {PONG_TIMEOUT:?}: closing the connection");
+        }
     }
 }
 
-/// Ends when the peer does.
-async fn silence(mut pings: PingPong, doubted: &Notify) {
+/// Sends PINGs; returns when one is left unanswered.
+async fn unanswered_ping(mut pings: PingPong, ping_now: &Notify) {
     loop {
         tokio::select! {
             () = sleep(PING_EVERY) => {}
-            () = doubted.notified() => {}
+            () = ping_now.notified() => {}
         }
-        match timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await {
+        match timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await {
             Ok(Ok(_pong)) => {}
-            // The connection itself ends in a moment, and says why.
+            // The connection itself is about to end with this error.
             Ok(Err(_)) => std::future::pending().await,
             Err(_late) => return,
         }
     }
 }
 
-/// Hands a request to its connection. Where that fails nothing that could be acted on has left.
+/// Starts a stream. On an error nothing that the peer could act on has been sent.
 fn start(
     connection: &Connection,
     request: Request<()>,
@@ -327,13 +331,13 @@ async fn read(response: ResponseFuture) -> Result<Response, FcmNoAnswer> {
     let mut body = Bytes::new();
     while let Some(piece) = stream.data().await {
         let piece = piece.map_err(FcmNoAnswer::of)?;
-        // It only fails if we give back more than we got.
-        let _given_back = stream.flow_control().release_capacity(piece.len());
+        // It only fails if more is released than was received.
+        let _released = stream.flow_control().release_capacity(piece.len());
         if body.len() + piece.len() > ANSWER_BYTES_MAX {
             let why = format!("HTTP {} with more than {ANSWER_BYTES_MAX} bytes", head.status.as_u16());
             return Err(FcmNoAnswer { ambiguous: true, why });
         }
-        // Nearly always there is but one.
+        // Nearly always there is only one.
         body = if body.is_empty() { piece } else { [body, piece].concat().into() };
     }
     Ok(Response { status: head.status, headers: head.headers, body })
@@ -348,16 +352,16 @@ impl fmt::Debug for Connections {
 // === impl FcmNoAnswer ===
 
 impl FcmNoAnswer {
-    fn untouched(why: String) -> Self {
+    fn not_sent(why: String) -> Self {
         Self { ambiguous: false, why }
     }
 
     fn of(error: h2::Error) -> Self {
-        // Of streams beyond the last one that it names in a GOAWAY, and of those that it refuses, a peer took
-        // nothing.
-        let untouched =
+        // A peer has not processed streams beyond the last one that it names in a GOAWAY, nor those that it
+        // refuses.
+        let not_processed =
             error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
-        Self { ambiguous: !untouched, why: causes(&error) }
+        Self { ambiguous: !not_processed, why: causes(&error) }
     }
 }
 
@@ -368,12 +372,12 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that takes nothing any more makes room for another one, and finishes what it carries
-    /// beside it.
-    fn retire(&self, seat: &StreamPermit<'_>) {
-        let place = &mut self.lock().places[seat.place];
-        if place.attempt == seat.attempt {
-            place.line = SlotState::Closed { rests_until: Instant::now() };
+    /// Frees the slot of a connection that takes no more requests. It finishes its streams while its
+    /// successor is in use.
+    fn retire(&self, permit: &StreamPermit<'_>) {
+        let slot = &mut self.lock().slots[permit.slot];
+        if slot.attempt == permit.attempt {
+            slot.state = SlotState::closed();
         }
     }
 }
@@ -381,40 +385,53 @@ impl Pool {
 // === impl PoolState ===
 
 impl PoolState {
-    /// The open connection that carries least, if it has a free stream.
-    fn roomiest(&self) -> Option<usize> {
-        let room = |place: &StreamSlot| match &place.line {
-            SlotState::Open { connection, carried } => connection.streams_max.saturating_sub(*carried),
+    /// The slot with the most free streams, if there is a free one.
+    fn least_loaded(&self) -> Option<usize> {
+        let free = |slot: &StreamSlot| match &slot.state {
+            SlotState::Open { connection, streams } => connection.streams_max.saturating_sub(*streams),
             SlotState::Closed { .. } | SlotState::Opening => 0,
         };
-        let (place, room) = self.places.iter().map(room).enumerate().max_by_key(|&(_, room)| room)?;
-        (room > 0).then_some(place)
+        let (slot, free) = self.slots.iter().map(free).enumerate().max_by_key(|&(_, free)| free)?;
+        (free > 0).then_some(slot)
     }
 
-    /// The places that are to connect now, each with the number of its attempt. After a failure a place rests
-    /// while there are others.
-    fn due(&mut self, now: Instant) -> Vec<(usize, u64)> {
-        let alone = self.is_hopeless();
+    /// Marks the slots that are to connect now as opening, and returns each with the number of its attempt.
+    /// After a failure a slot cools down, unless all are closed.
+    fn start_attempts(&mut self, now: Instant) -> Vec<(usize, u64)> {
+        let all_closed = self.all_closed();
         let mut opening = Vec::new();
-        for (index, place) in self.places.iter_mut().enumerate() {
-            if let SlotState::Closed { rests_until } = place.line
-                && (alone || rests_until <= now)
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let SlotState::Closed { cools_down_until } = slot.state
+                && (all_closed || cools_down_until <= now)
             {
                 self.attempts += 1;
-                *place = StreamSlot { attempt: self.attempts, line: SlotState::Opening };
+                *slot = StreamSlot { attempt: self.attempts, state: SlotState::Opening };
                 opening.push((index, self.attempts));
             }
         }
         opening
     }
 
-    /// Why an attempt failed since there had been that many failures, if nothing is open or being opened.
-    fn hopeless_since(&self, known: u64) -> Option<String> {
-        (self.failures > known && self.is_hopeless()).then(|| self.failure.clone())
+    /// Why the last attempt failed, if there were more than `known` failures and all slots are closed.
+    fn failure_since(&self, known: u64) -> Option<String> {
+        (self.failures > known && self.all_closed()).then(|| self.failure.clone())
     }
 
-    fn is_hopeless(&self) -> bool {
-        self.places.iter().all(|place| matches!(place.line, SlotState::Closed { .. }))
+    fn all_closed(&self) -> bool {
+        self.slots.iter().all(StreamSlot::is_closed)
+    }
+}
+
+impl StreamSlot {
+    fn is_closed(&self) -> bool {
+        matches!(self.state, SlotState::Closed { .. })
+    }
+}
+
+impl SlotState {
+    /// Closed, and free for an attempt at once.
+    fn closed() -> Self {
+        Self::Closed { cools_down_until: Instant::now() }
     }
 }
 
@@ -422,11 +439,11 @@ impl PoolState {
 
 impl Drop for StreamPermit<'_> {
     fn drop(&mut self) {
-        let place = &mut self.pool.lock().places[self.place];
-        if place.attempt == self.attempt
-            && let SlotState::Open { carried, .. } = &mut place.line
+        let slot = &mut self.pool.lock().slots[self.slot];
+        if slot.attempt == self.attempt
+            && let SlotState::Open { streams, .. } = &mut slot.state
         {
-            *carried -= 1;
+            *streams -= 1;
         }
         self.pool.changed.notify_one();
     }
@@ -435,11 +452,11 @@ impl Drop for StreamPermit<'_> {
 // === impl SlotGuard ===
 
 impl SlotGuard {
-    fn begin(&mut self, connection: Connection) {
+    fn opened(&mut self, connection: Connection) {
         self.failure = None;
-        let place = &mut self.pool.lock().places[self.place];
-        if place.attempt == self.attempt {
-            place.line = SlotState::Open { connection: Arc::new(connection), carried: 0 };
+        let slot = &mut self.pool.lock().slots[self.slot];
+        if slot.attempt == self.attempt {
+            slot.state = SlotState::Open { connection: Arc::new(connection), streams: 0 };
         }
         self.pool.changed.notify_waiters();
     }
@@ -448,15 +465,15 @@ impl SlotGuard {
 impl Drop for SlotGuard {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
-        let mut rests_until = Instant::now();
+        let mut cools_down_until = Instant::now();
         if let Some(failure) = self.failure.take() {
-            rests_until += REST;
+            cools_down_until += COOLDOWN;
             state.failures += 1;
             state.failure = failure;
         }
-        let place = &mut state.places[self.place];
-        if place.attempt == self.attempt {
-            place.line = SlotState::Closed { rests_until };
+        let slot = &mut state.slots[self.slot];
+        if slot.attempt == self.attempt {
+            slot.state = SlotState::Closed { cools_down_until };
         }
         drop(state);
         self.pool.changed.notify_waiters();

@@ -1,15 +1,16 @@
-//! The OAuth token that FCM wants with every message.
+//! The OAuth token that FCM requires with every message.
 //!
-//! One task fetches it, renews it well before its end and publishes it; senders read the latest one and never
-//! fetch. yup-oauth2 signs and asks; what it leaves open is done here: it has no single flight, so that only
-//! the one task asks; it keeps an answer without a token for ever, so that every fetch is a forced one and no
-//! token is an error; it has no time-out.
+//! One task fetches it, renews it well before it expires and publishes it; senders read the latest one and
+//! never fetch. yup-oauth2 signs and requests; what it lacks is done here. It does not merge concurrent
+//! fetches, so only this one task fetches. It caches an answer without a token for ever, so every fetch is a
+//! forced one, and an answer without a token is an error. It has no time-out.
 //!
-//! When FCM refuses a token, the sender names the token that was refused. However many do, the task fetches
-//! once: a token is renewed only if it is the one that was refused.
+//! When FCM refuses a token, the sender reports which one. However many senders do, the task fetches once: a
+//! refusal of an older token than the latest renews nothing.
 
 use std::{fmt, future::Future, path::Path, sync::Arc, time::Duration};
 
+use backoff::{Backoff, Jitter};
 use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -31,21 +32,23 @@ use crate::dispatch::answer::causes;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 
-/// How long the token endpoint may take.
+/// The time-out of one fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a sender waits for the first token.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 
-/// Two fetches are at least that far apart, even if FCM refuses every token we show.
-const FETCHES_APART: Duration = Duration::from_secs(1);
+/// The least time between two fetches, even if FCM refuses every token.
+const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-const RETRY_MAX: Duration = Duration::from_secs(60);
+/// The pauses between failed fetches.
+const RETRIES: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with(Jitter::Shorten(0.5));
 
-/// What a token lives that does not say how long: what Google gives.
-const LIFETIME: Duration = Duration::from_secs(3600);
+/// The lifetime of a token whose answer has none: Google's usual one.
+const LIFETIME_DEFAULT: Duration = Duration::from_secs(3600);
 
-/// A service account: who we are to Google.
+/// A Google Cloud service account, with which OAuth tokens are fetched.
 pub(super) struct ServiceAccount {
     pub project_id: String,
     key: ServiceAccountKey,
@@ -53,39 +56,39 @@ pub(super) struct ServiceAccount {
 
 /// The credentials can't be used as they are.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
+#[expect(missing_docs, reason = "the messages describe it")]
 pub enum BadCredentials {
     #[error("fcm.credentials_file {path} can't be read: {source}")]
     Unreadable { path: String, source: std::io::Error },
-    #[error("fcm.credentials_file {path} is no service account's JSON: line {line}, column {column}")]
+    #[error("fcm.credentials_file {path} is not a service account's JSON: line {line}, column {column}")]
     NotJson { path: String, line: usize, column: usize },
-    #[error("the credentials of FCM lack {field} ({place})")]
-    Lacks { field: &'static str, place: String },
+    #[error("the credentials of FCM lack {field} ({origin})")]
+    Lacks { field: &'static str, origin: String },
     #[error("the credentials of FCM can't be used: {0}")]
     Unusable(std::io::Error),
 }
 
-/// A token to show to FCM, as the header has it. `Debug` does not print it.
+/// A token as FCM gets it, in the headers of a request. `Debug` does not print it.
 #[derive(Clone, Debug)]
 pub(super) struct Credential {
-    /// Of a request that shows it.
+    /// All headers of a request; Content-Length is a placeholder.
     pub headers: Arc<HeaderMap>,
     /// Counts the tokens of this process, from 1.
     generation: u64,
     expires_at: Instant,
 }
 
-/// There is no token to show.
+/// There is no valid token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {why}", if *.refused { "Google refuses the service account" } else { "Google gives no OAuth token" })]
+#[error("{}: {why}", if *.refused { "Google refuses the account" } else { "no OAuth token from Google" })]
 pub struct NoCredential {
-    /// Google refused *us*: asking again won't help.
+    /// Google refused the account: another fetch won't help.
     pub(super) refused: bool,
     /// For the log.
     pub(super) why: String,
 }
 
-/// The latest token, kept fresh by a task that ends with this.
+/// The latest token. The task that renews it ends when this is dropped.
 pub(super) struct TokenSource {
     state: watch::Receiver<CredentialState>,
     /// The generation that FCM refused last.
@@ -96,12 +99,12 @@ pub(super) struct TokenSource {
 #[derive(Clone, Debug, Default)]
 struct CredentialState {
     credential: Option<Credential>,
-    /// What the last fetch failed with.
+    /// Why the last fetch failed, if it did.
     failure: Option<NoCredential>,
     fetches: u64,
 }
 
-/// A token as it was fetched.
+/// A token just fetched.
 struct FreshToken {
     token: SecretString,
     lifetime: Duration,
@@ -110,44 +113,43 @@ struct FreshToken {
 // === impl ServiceAccount ===
 
 impl ServiceAccount {
-    /// The account of these settings; the file goes before the parts. `None` where there are neither.
+    /// The account of these settings; the file wins over the parts. `None` where there are neither.
     ///
     /// # Errors
-    /// Something is there, and it is not enough.
+    /// The file can't be read, or a part is missing.
     pub(super) async fn load(settings: &Settings) -> Result<Option<Self>, BadCredentials> {
-        let own = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let (parts, place) = if !settings.credentials_file.is_empty() {
+        let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (parts, origin) = if !settings.credentials_file.is_empty() {
             let path = settings.credentials_file.as_str();
             let mut file = read(Path::new(path)).await?;
-            file.project_id = own(&settings.project_id).or(file.project_id);
+            file.project_id = non_empty(&settings.project_id).or(file.project_id);
             (file, path.to_owned())
         } else if !settings.client_email.is_empty() || !settings.private_key.expose_secret().is_empty() {
             let parts = ServiceAccountFile {
-                project_id: own(&settings.project_id),
-                private_key: own(settings.private_key.expose_secret()),
-                client_email: own(&settings.client_email),
-                token_uri: own(&settings.token_url),
+                project_id: non_empty(&settings.project_id),
+                private_key: non_empty(settings.private_key.expose_secret()),
+                client_email: non_empty(&settings.client_email),
+                token_uri: non_empty(&settings.token_url),
             };
             (parts, "given in parts".to_owned())
         } else {
             return Ok(None);
         };
-        Self::of(parts, &place).map(Some)
+        Self::of(parts, &origin).map(Some)
     }
 
-    fn of(parts: ServiceAccountFile, place: &str) -> Result<Self, BadCredentials> {
+    fn of(parts: ServiceAccountFile, origin: &str) -> Result<Self, BadCredentials> {
         let required = |field, value: Option<String>| {
             value
                 .filter(|value| !value.is_empty())
-                .ok_or_else(|| BadCredentials::Lacks { field, place: place.to_owned() })
+                .ok_or_else(|| BadCredentials::Lacks { field, origin: origin.to_owned() })
         };
         let project_id = required("project_id", parts.project_id)?;
         let key = ServiceAccountKey {
             key_type: None,
             project_id: Some(project_id.clone()),
             private_key_id: None,
-            // Environment files can't hold line breaks, so there they are written as two characters, often in
-            // quotes.
+            // Environment files can't hold line breaks, so the key has them as `\n`, often in quotes.
             private_key: required("private_key", parts.private_key)?.trim_matches('"').replace("\\n", "\n"),
             client_email: required("client_email", parts.client_email)?,
             client_id: None,
@@ -161,13 +163,13 @@ impl ServiceAccount {
 }
 
 async fn read(path: &Path) -> Result<ServiceAccountFile, BadCredentials> {
-    let shown = path.display().to_string();
+    let name = path.display().to_string();
     let bytes = tokio::fs::read(path)
         .await
-        .map_err(|source| BadCredentials::Unreadable { path: shown.clone(), source })?;
+        .map_err(|source| BadCredentials::Unreadable { path: name.clone(), source })?;
     // serde's own message may quote the file, and the file holds the key.
     serde_json::from_slice(&bytes).map_err(|error| BadCredentials::NotJson {
-        path: shown,
+        path: name,
         line: error.line(),
         column: error.column(),
     })
@@ -176,22 +178,22 @@ async fn read(path: &Path) -> Result<ServiceAccountFile, BadCredentials> {
 // === impl TokenSource ===
 
 impl TokenSource {
-    /// Begins to fetch.
+    /// Starts the task that fetches.
     ///
     /// # Errors
-    /// The private key is none, or the machine has no certificates to trust.
+    /// The private key can't be parsed, or the system has no trusted certificates.
     pub(super) async fn start(account: ServiceAccount) -> Result<Self, BadCredentials> {
         let google = ServiceAccountAuthenticator::builder(account.key)
             .build()
             .await
             .map_err(BadCredentials::Unusable)?;
-        Ok(Self::keep(move || {
+        Ok(Self::renewed_by(move || {
             let google = google.clone();
             async move { fetch(&google).await }
         }))
     }
 
-    fn keep<F, Fut>(fetch: F) -> Self
+    fn renewed_by<F, Fut>(fetch: F) -> Self
     where
         F: Fn() -> Fut + Send + 'static,
         Fut: Future<Output = Result<FreshToken, NoCredential>> + Send + 'static,
@@ -208,7 +210,7 @@ impl TokenSource {
         self.state.borrow().credential.clone()
     }
 
-    /// The latest token. Waits for the first one, but not for long.
+    /// The latest token. Waits for the first one, [`FIRST_WAIT`] at most.
     pub(super) async fn current(&self) -> Result<Credential, NoCredential> {
         let mut state = self.state.clone();
         let first = timeout(
@@ -225,7 +227,7 @@ impl TokenSource {
     }
 
     /// A token that is newer than this one, which FCM refused. Waits until the next fetch has ended.
-    pub(super) async fn after(&self, refused: &Credential) -> Result<Credential, NoCredential> {
+    pub(super) async fn newer_than(&self, refused: &Credential) -> Result<Credential, NoCredential> {
         let mut state = self.state.clone();
         let fetches = state.borrow_and_update().fetches;
         self.rejected.send_if_modified(|rejected| {
@@ -256,19 +258,21 @@ impl NoCredential {
     }
 }
 
-/// Fetches, publishes, waits; for ever.
+/// Fetches, publishes and waits until the token is to be renewed, for ever.
 async fn renew<F, Fut>(fetch: F, publish: watch::Sender<CredentialState>, mut rejected: watch::Receiver<u64>)
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<FreshToken, NoCredential>>,
 {
-    let (mut generation, mut failures) = (0, 0);
+    let mut generation = 0;
+    let mut failures = 0;
     loop {
         let fetched = fetch().await.and_then(|fresh| Ok((bearer(&fresh.token)?, fresh.lifetime)));
         let now = Instant::now();
         match fetched {
             Ok((bearer, lifetime)) => {
-                (generation, failures) = (generation + 1, 0);
+                generation += 1;
+                failures = 0;
                 info!(lifetime = ?lifetime, "Fetched OAuth token {generation} for FCM");
                 let headers = Arc::new(wire::headers(bearer));
                 let credential = Credential { headers, generation, expires_at: now + lifetime };
@@ -280,9 +284,9 @@ where
                     };
                 });
                 let refused = async {
-                    let _ends_with_the_source =
+                    let _source_dropped =
                         rejected.wait_for(|rejected| *rejected >= generation).await.is_err();
-                    sleep_until(now + FETCHES_APART).await;
+                    sleep_until(now + FETCH_INTERVAL_MIN).await;
                 };
                 tokio::select! {
                     () = sleep(renew_after(lifetime)) => {}
@@ -290,13 +294,17 @@ where
                 }
             }
             Err(failure) => {
-                let wait = retry_after(failures, rand::random());
                 failures += 1;
-                warn!(failures, "No OAuth token for FCM, trying again in {wait:?}: {}", failure.why);
+                let wait = RETRIES.pause(failures, rand::random());
+                warn!(
+                    failures,
+                    error = failure.why,
+                    "Fetching an OAuth token for FCM failed, trying again in {wait:?}"
+                );
                 publish.send_modify(|state| {
                     state.fetches += 1;
                     state.failure = Some(failure);
-                    // A token that is still good is still shown.
+                    // A token that is still valid stays in use.
                     state.credential.take_if(|credential| {
                         credential.expires_at <= now || credential.generation <= *rejected.borrow()
                     });
@@ -307,15 +315,9 @@ where
     }
 }
 
-/// A token is renewed after five sixths of its life: 50 minutes of Google's hour.
+/// A token is renewed after five sixths of its lifetime: 50 minutes of Google's hour.
 fn renew_after(lifetime: Duration) -> Duration {
-    lifetime.mul_f64(5.0 / 6.0).max(FETCHES_APART)
-}
-
-/// 1 s, 2 s, 4 s … 60 s, less up to half of it by `jitter` in 0..1.
-fn retry_after(failures: u32, jitter: f64) -> Duration {
-    let step = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_MAX);
-    step.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
+    lifetime.mul_f64(5.0 / 6.0).max(FETCH_INTERVAL_MIN)
 }
 
 async fn fetch(google: &DefaultAuthenticator) -> Result<FreshToken, NoCredential> {
@@ -326,27 +328,29 @@ async fn fetch(google: &DefaultAuthenticator) -> Result<FreshToken, NoCredential
         .map_err(|error| NoCredential { refused: is_refusal(&error), why: causes(&error) })?;
     let text = token.token().filter(|text| !text.is_empty());
     let text = text.ok_or_else(|| unreachable("the token endpoint answered without a token".to_owned()))?;
-    let lifetime = token.expiration_time().map_or(LIFETIME, |end| {
+    let lifetime = token.expiration_time().map_or(LIFETIME_DEFAULT, |end| {
         let seconds = end.unix_timestamp().saturating_sub(Timestamp::now().as_second());
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     });
     Ok(FreshToken { token: text.into(), lifetime })
 }
 
-/// Whether Google says that it won't have this account, rather than that it has trouble of its own.
+/// Whether Google refuses the account, rather than failing for a reason of its own.
 fn is_refusal(error: &yup_oauth2::Error) -> bool {
     use AuthErrorCode::{AccessDenied, InvalidClient, InvalidGrant, UnauthorizedClient};
     matches!(
         error,
-        yup_oauth2::Error::AuthError(said)
-            if matches!(said.error, InvalidClient | InvalidGrant | UnauthorizedClient | AccessDenied)
+        yup_oauth2::Error::AuthError(answer)
+            if matches!(answer.error, InvalidClient | InvalidGrant | UnauthorizedClient | AccessDenied)
     )
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, NoCredential> {
-    let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).map_err(|_| {
-        NoCredential { refused: false, why: "the OAuth token can't stand in a header".to_owned() }
-    })?;
+    let mut bearer =
+        HeaderValue::try_from(format!("Bearer {}", token.expose_secret())).map_err(|_| NoCredential {
+            refused: false,
+            why: "the OAuth token has characters that are not allowed in a header".to_owned(),
+        })?;
     bearer.set_sensitive(true);
     Ok(bearer)
 }

@@ -1,51 +1,52 @@
-//! What an answer of FCM means: a table, told everything it needs. No side effects; tests are rows.
+//! What an answer of FCM means: a table without side effects, which gets all it needs as arguments. Its tests
+//! are rows.
 //!
 //! FCM's own error code decides before the HTTP status does: a 404 may be a dead token or a wrong project, a
-//! 403 a token of another project or a missing permission. A token is dead only where FCM's own code says so
-//! of *it*.
+//! 403 a token of another project or a missing permission. A token is dead only where FCM's own code is about
+//! *that token*.
 
 use std::time::Duration;
 
-use super::wire::{Failure, Taken};
+use super::wire::{Failure, SendResponse};
 use crate::{
     dispatch::{Reply, Verdict, answer::words},
     domain::Token,
 };
 
-/// The one form of `INVALID_ARGUMENT` that speaks of the token.
-const NO_TOKEN: &str = "The registration token is not a valid FCM registration token";
+/// The one message under which `INVALID_ARGUMENT` is about the token.
+const INVALID_TOKEN: &str = "The registration token is not a valid FCM registration token";
 
-/// An answer as far as its meaning goes.
+/// The parts of an answer that a verdict depends on.
 pub(super) struct FcmAnswer<B> {
     /// HTTP status.
     pub status: u16,
-    /// What `Retry-After` asks for.
+    /// The wait that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
-    /// As it came.
+    /// Unparsed.
     pub body: B,
 }
 
-/// What FCM said to a message to this token.
+/// The reply to a message to this token.
 pub(super) fn reply<B: AsRef<[u8]>>(answer: &FcmAnswer<B>, token: &Token) -> Reply {
     let FcmAnswer { status, retry_after, .. } = *answer;
     let body = answer.body.as_ref();
     if (200..=299).contains(&status) {
-        return match serde_json::from_slice::<Taken<'_>>(body) {
+        return match serde_json::from_slice::<SendResponse<'_>>(body) {
             Ok(_) => one(Verdict::Accepted { ticket: None }),
-            Err(_) => Reply::Down { ambiguous: true, retry_after, why: said(status, body, token) },
+            Err(_) => Reply::Down { ambiguous: true, retry_after, why: describe(status, body, token) },
         };
     }
     let failure = Failure::parse(body);
     let code = failure.as_ref().and_then(Failure::fcm_code).unwrap_or_default();
     let why = failure.as_ref().map_or_else(
-        || said(status, body, token),
+        || describe(status, body, token),
         |failure| format!("HTTP {status} {} {code}: {}", failure.status, words(&failure.message, [token])),
     );
     match (status, code) {
-        // A token of another project looks just as dead as one of ours; when many do, the brake is what
-        // tells.
+        // A token of another project can't be told from a dead one of ours; when there are many, the brake
+        // stops the route.
         (_, "UNREGISTERED" | "SENDER_ID_MISMATCH") => one(Verdict::Dead { reason: code.to_owned() }),
-        // The key that Firebase holds for APNs is wrong: other platforms go on.
+        // The APNs key that is stored in Firebase is wrong: other platforms are not affected.
         (_, "THIRD_PARTY_AUTH_ERROR" | "APNS_AUTH_ERROR") => one(Verdict::CredentialsRefused { why }),
         (429, _) | (_, "QUOTA_EXCEEDED") => {
             if failure.as_ref().is_some_and(is_devices_quota) {
@@ -59,29 +60,29 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &FcmAnswer<B>, token: &Token) -> Rep
         }
         (400, _) => match &failure {
             Some(failure) => bad_request(failure, code, why),
-            // A proxy's page: FCM itself answers in JSON.
+            // A proxy's HTML page: FCM itself answers in JSON.
             None => Reply::Down { ambiguous: true, retry_after, why },
         },
-        // A bare 404 among them: the path names a project that does not exist.
+        // A bare 404 too: the path names a project that does not exist.
         (401 | 403, _) | (404, "") => Reply::CredentialsRefused { why },
         _ => Reply::Unrecognised { status, why },
     }
 }
 
 fn bad_request(failure: &Failure<'_>, code: &str, why: String) -> Reply {
-    if code == "INVALID_ARGUMENT" && failure.message.trim_end_matches('.') == NO_TOKEN {
+    if code == "INVALID_ARGUMENT" && failure.message.trim_end_matches('.') == INVALID_TOKEN {
         return one(Verdict::Dead { reason: code.to_owned() });
     }
     let mut wrong = failure.wrong_fields().peekable();
-    // What is wrong with the payload is wrong for everybody; what is wrong with the target is not.
+    // A wrong field of the payload is wrong for every token; a wrong target for this message only.
     if wrong.peek().is_some() && wrong.any(|field| !matches!(field, "message.token" | "message.fid")) {
         return one(Verdict::PayloadRefused { why });
     }
     Reply::Refused { why }
 }
 
-/// Whether the quota that is used up is one device's. FCM has device, topic and project quotas and says which
-/// in `QuotaFailure`; a project's rate limit may come without.
+/// Whether the exceeded quota is one device's. FCM has device, topic and project quotas and names the
+/// exceeded one in `QuotaFailure`; a project's rate limit may come without.
 fn is_devices_quota(failure: &Failure<'_>) -> bool {
     let mut quotas = failure.violated_quotas().peekable();
     quotas.peek().is_some()
@@ -93,7 +94,8 @@ fn one(verdict: Verdict) -> Reply {
     Reply::Each(vec![verdict])
 }
 
-fn said(status: u16, body: &[u8], token: &Token) -> String {
+/// An answer for the log, without the token.
+fn describe(status: u16, body: &[u8], token: &Token) -> String {
     format!("HTTP {status}: {}", words(&String::from_utf8_lossy(body), [token]))
 }
 

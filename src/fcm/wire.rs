@@ -1,7 +1,7 @@
-//! How requests to FCM and its answers look, and a service account's file.
+//! The formats of requests to FCM, of its answers, and of a service account's file.
 //!
-//! A notification is serialised once ([`Body`]); a message is its token, its time to live and its end spliced
-//! into that.
+//! A notification is serialised once ([`Body`]); for each message its token, its time to live and its expiry
+//! are spliced in.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -17,11 +17,12 @@ use crate::{
     domain::{Notification, Timestamp, TokenKind},
 };
 
-/// What FCM keeps a message at most: four weeks, in seconds.
+/// The longest time to live that FCM accepts: four weeks, in seconds.
 const TTL_MAX: u64 = 2_419_200;
 
-/// A notification as FCM wants it, in the two pieces between what each message has of its own:
-/// `{"message":{"token":`**token**`,"android":{"ttl":"`**ttl**`s",`*middle*`"apns-expiration":"`**end**`",`*tail*`}`.
+/// A notification in FCM's format, as the two pieces between the fields that differ by message:
+/// `{"message":{"token":`**token**`,"android":{"ttl":"`**ttl**`s",`*middle*
+/// `"apns-expiration":"`**expiry**`",`*tail*`}`.
 #[derive(Debug)]
 pub struct Body {
     middle: Box<[u8]>,
@@ -38,8 +39,8 @@ struct Android<'a> {
 struct AndroidNotification<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     channel_id: &'a str,
-    /// A repeat replaces the first on the screen. Not a collapse key: FCM keeps only four of those for a
-    /// device.
+    /// A repeat with the same tag replaces the first on the screen. Not a collapse key: FCM keeps only four
+    /// of those for a device.
     tag: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     sound: Option<&'a str>,
@@ -86,40 +87,40 @@ struct Options {
     validate_only: bool,
 }
 
-/// What FCM answers when it took a message.
+/// FCM's answer when it took a message.
 #[derive(Deserialize)]
-pub(super) struct Taken<'a> {
+pub(super) struct SendResponse<'a> {
     /// `projects/…/messages/…`
     #[serde(borrow, rename = "name")]
     pub _name: Cow<'a, str>,
 }
 
-/// What FCM answers when it did not.
+/// FCM's answer when it did not.
 pub(super) struct Failure<'a> {
     pub message: Cow<'a, str>,
-    /// gRPC's word for the HTTP status.
+    /// gRPC's code, such as `NOT_FOUND`.
     pub status: Cow<'a, str>,
     details: Vec<Detail<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Failed<'a> {
+struct ErrorResponse<'a> {
     #[serde(borrow)]
-    error: FailedError<'a>,
+    error: ErrorStatus<'a>,
 }
 
 #[derive(Deserialize)]
-struct FailedError<'a> {
+struct ErrorStatus<'a> {
     #[serde(borrow, default)]
     message: Cow<'a, str>,
     #[serde(borrow, default)]
     status: Cow<'a, str>,
-    /// Read one by one, so that one of a shape we don't know hides no other.
+    /// Parsed one by one, so that one of an unknown form hides no other.
     #[serde(borrow, default)]
     details: Vec<&'a RawValue>,
 }
 
-/// One of `error.details`: of each `@type` its own fields are there.
+/// One of `error.details`; which fields it has depends on its `@type`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Detail<'a> {
@@ -139,8 +140,8 @@ struct FieldViolation<'a> {
     field: Cow<'a, str>,
 }
 
-/// A service account's file, as Google Cloud gives it out. All optional, so that what is missing can be
-/// named.
+/// A service account's file, as downloaded from Google Cloud. All optional, so that the error can name what
+/// is missing.
 #[derive(Deserialize)]
 pub(super) struct ServiceAccountFile {
     pub project_id: Option<String>,
@@ -155,9 +156,10 @@ impl Body {
     pub(super) fn of(notification: &Notification, validate_only: bool) -> Result<Self, PayloadRefused> {
         let data: BTreeMap<&str, Cow<'_, str>> =
             notification.data.iter().map(|(key, value)| (key.as_str(), text_of(value))).collect();
-        let weight: usize = data.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let text = payload::fit(&notification.body, notification.title.len() + weight)?;
-        let (tag, sound) = (notification.tag(), notification.sound.as_deref());
+        let data_size: usize = data.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let text = payload::fit(&notification.body, notification.title.len() + data_size)?;
+        let tag = notification.tag();
+        let sound = notification.sound.as_deref();
 
         let android = AndroidNotification { channel_id: &notification.channel, tag: &tag, sound };
         let mut middle = members(&Android { priority: "HIGH", notification: android })?;
@@ -178,7 +180,7 @@ impl Body {
     }
 }
 
-/// The headers of all requests that show this bearer. Whoever sends one puts its length in.
+/// The headers of all requests with this bearer. The sender of a request sets its Content-Length.
 pub(super) fn headers(bearer: HeaderValue) -> HeaderMap {
     HeaderMap::from_iter([
         (AUTHORIZATION, bearer),
@@ -193,9 +195,9 @@ pub(super) fn headers(bearer: HeaderValue) -> HeaderMap {
 pub(super) fn request(message: &PushMessage<'_, Body>, now: Timestamp) -> Vec<u8> {
     let Body { middle, tail } = message.body;
     let token = message.token.as_str();
-    // Zero would mean "now or never" to a device that dozes.
+    // With zero, a device that dozes never gets the message.
     let ttl = message.ttl.as_secs().clamp(1, TTL_MAX);
-    let end = now.saturating_add(Duration::from_secs(ttl)).map_or(0, Timestamp::as_second);
+    let expiry = now.saturating_add(Duration::from_secs(ttl)).map_or(0, Timestamp::as_second);
 
     let mut bytes = Vec::with_capacity(middle.len() + tail.len() + token.len() + 96);
     bytes.extend_from_slice(match message.token.kind() {
@@ -208,13 +210,13 @@ pub(super) fn request(message: &PushMessage<'_, Body>, now: Timestamp) -> Vec<u8
     bytes.extend_from_slice(br#"s","#);
     bytes.extend_from_slice(middle);
     bytes.extend_from_slice(br#""apns-expiration":""#);
-    splice_number(&mut bytes, end);
+    splice_number(&mut bytes, expiry);
     bytes.extend_from_slice(br#"","#);
     bytes.extend_from_slice(tail);
     bytes
 }
 
-/// FCM's data are strings: a string as it is, anything else as its JSON text.
+/// FCM takes strings only as data: a string is unchanged, any other value becomes its JSON text.
 fn text_of(value: &Value) -> Cow<'_, str> {
     match value {
         Value::String(text) => Cow::Borrowed(text),
@@ -225,7 +227,7 @@ fn text_of(value: &Value) -> Cow<'_, str> {
 /// A JSON object without its braces.
 fn members(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
     let mut object = serde_json::to_vec(value)
-        .map_err(|error| PayloadRefused { reason: format!("it is no JSON: {error}") })?;
+        .map_err(|error| PayloadRefused { reason: format!("it can't be written as JSON: {error}") })?;
     object.pop();
     object.remove(0);
     Ok(object)
@@ -236,12 +238,12 @@ fn members(value: &impl Serialize) -> Result<Vec<u8>, PayloadRefused> {
 impl<'a> Failure<'a> {
     /// The error in a body, if it has FCM's form.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
-        let Failed { error } = serde_json::from_slice(body).ok()?;
+        let ErrorResponse { error } = serde_json::from_slice(body).ok()?;
         let details = error.details.iter().filter_map(|raw| serde_json::from_str(raw.get()).ok()).collect();
         Some(Self { message: error.message, status: error.status, details })
     }
 
-    /// FCM's own code, which says more than the HTTP status; not every error has one.
+    /// FCM's own code, which is more precise than the HTTP status; not every error has one.
     pub(super) fn fcm_code(&self) -> Option<&str> {
         self.details
             .iter()
@@ -256,7 +258,7 @@ impl<'a> Failure<'a> {
         details.flat_map(|detail| detail.field_violations.iter().map(|violation| violation.field.as_ref()))
     }
 
-    /// What was said of the quota that is used up, one text for each violation.
+    /// The values of each quota violation, as one text in lower case.
     pub(super) fn violated_quotas(&self) -> impl Iterator<Item = String> {
         let details = self.details.iter().filter(|detail| detail.is("QuotaFailure"));
         details.flat_map(|detail| {

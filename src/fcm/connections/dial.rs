@@ -1,4 +1,4 @@
-//! Opening one connection: TCP, TLS where the URL says so, and HTTP/2 as far as the peer's first words.
+//! Opening one connection: TCP, TLS where the URL is https, and HTTP/2 up to the peer's first PING answer.
 
 use std::{
     error::Error,
@@ -26,38 +26,39 @@ use tower_service::Service as _;
 
 use crate::dispatch::answer::causes;
 
-/// Answers have less than 4 KB, so that a window of this size is never in their way.
+/// Answers have less than 4 KB, so flow control with this window never delays them.
 const WINDOW: u32 = 1 << 20;
 
-/// An answer's headers, in bytes.
+/// The most bytes that an answer's headers may have.
 const HEADERS_MAX: u32 = 16 << 10;
 
 type Stream = TokioIo<MaybeHttpsStream<TokioIo<TcpStream>>>;
 
-/// The way to a peer.
+/// Opens connections to one peer.
 pub(super) struct Dialer {
     connector: HttpsConnector<HttpConnector>,
     peer: Uri,
 }
 
-/// A connection whose peer has spoken.
+/// A connection whose peer has sent its SETTINGS.
 pub(super) struct OpenedConnection {
     /// Starts requests.
     pub requests: client::SendRequest<Bytes>,
-    /// Carries them; nothing moves unless this is polled.
+    /// Drives the connection: nothing is sent or received unless this is polled.
     pub connection: client::Connection<GatheredWrites, Bytes>,
-    /// Asks for signs of life.
+    /// Sends PINGs.
     pub pings: PingPong,
-    /// What the peer allows at once.
+    /// Streams that the peer allows at once.
     pub streams_max: usize,
 }
 
-/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
-/// made, one system call a message, and over TLS one record; to this one it writes what it has once a turn.
+/// A stream that gathers small writes. On a stream with vectored writes, `h2` writes each frame at once: one
+/// system call a message, and over TLS one record. On this one it gathers the frames of a poll into one
+/// write.
 pub(super) struct GatheredWrites(Stream);
 
-/// Trusts whom the machine trusts.
-pub(in crate::fcm) fn tls_of_the_platform() -> Result<ClientConfig, rustls::Error> {
+/// TLS with the certificate verifier of the platform.
+pub(in crate::fcm) fn platform_tls() -> Result<ClientConfig, rustls::Error> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_platform_verifier()?;
@@ -79,12 +80,11 @@ impl Dialer {
         Self { connector, peer }
     }
 
-    /// Connects, and waits for the answer to a first PING: the peer's SETTINGS come before it, and so nothing
-    /// is sent before it is known how much the peer takes. Whoever does not speak HTTP/2 is found out here,
-    /// too.
+    /// Connects, and waits for the answer to a first PING: the peer's SETTINGS come before it, so no request
+    /// is sent before the peer's limits are known. A peer without HTTP/2 is detected here, too.
     ///
     /// # Errors
-    /// Says why there is no connection.
+    /// Why there is no connection, as a text for the log.
     pub(super) async fn open(&self) -> Result<OpenedConnection, String> {
         let stream = self
             .connector
@@ -93,7 +93,7 @@ impl Dialer {
             .await
             .map_err(|error| causes(&*error as &dyn Error))?;
         if self.peer.scheme_str() == Some("https") && !stream.connected().is_negotiated_h2() {
-            return Err("it does not speak HTTP/2".to_owned());
+            return Err("the peer does not support HTTP/2".to_owned());
         }
         let (requests, mut connection) = client::Builder::new()
             .enable_push(false)
@@ -103,10 +103,11 @@ impl Dialer {
             .handshake(GatheredWrites(TokioIo::new(stream)))
             .await
             .map_err(|error| causes(&error))?;
-        let mut pings = connection.ping_pong().ok_or("its PINGs are taken")?;
+        let mut pings = connection.ping_pong().ok_or("the connection has no PING handle")?;
         tokio::select! {
             ended = &mut connection => {
-                return Err(ended.err().map_or_else(|| "it closed the connection".to_owned(), |error| causes(&error)));
+                let closed = || "the peer closed the connection".to_owned();
+                return Err(ended.err().map_or_else(closed, |error| causes(&error)));
             }
             pong = pings.ping(Ping::opaque()) => pong.map_err(|error| causes(&error))?,
         };
@@ -127,7 +128,7 @@ impl AsyncRead for GatheredWrites {
     }
 }
 
-/// `is_write_vectored` says no, as it does unless told otherwise.
+/// `is_write_vectored` is left at its default, false.
 impl AsyncWrite for GatheredWrites {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)

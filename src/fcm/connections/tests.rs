@@ -1,6 +1,6 @@
 //! The connections against peers that a test drives frame by frame, over real sockets. So the clock is the
-//! real one: a paused one runs ahead of a kernel that is busy. Where a test needs time to pass it does so
-//! while nothing is on its way ([`pass`]).
+//! real one: a paused clock would advance while the kernel still delivers. Where a test needs time to pass,
+//! it pauses the clock while no data is in flight ([`pass`]).
 
 use std::{
     net::SocketAddr,
@@ -36,9 +36,19 @@ const END_HEADERS: u8 = 4;
 
 const REFUSED_STREAM: u32 = 7;
 
-/// Of 127.0.0.1, for a hundred years, and its key. Made for this test.
-const CERTIFICATE: &str = "MIIBlDCCATugAwIBAgIUGc95hOjj+WGOFRfbim6dZ+C/QRAwCgYIKoZIzj0EAwIwGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVzdDAgFw0yNjExMjExMTMyMzJaGA8yMTI2MTAyODExMzIzMlowGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABKZD0tB6AVb9qOY4fWtva+8J7T82FgeP8SodgOphJGKRPH0f1y6QKmDYS/3lRdP24udwbQNyXvCrkbzcmIC1mIOjYTBfMB0GA1UdDgQWBBTrz/zCpH79HmaFeEbZDfyAfWwEqTAfBgNVHSMEGDAWgBTrz/zCpH79HmaFeEbZDfyAfWwEqTAPBgNVHREECDAGhwR/AAABMAwGA1UdEwEB/wQCMAAwCgYIKoZIzj0EAwIDRwAwRAIgX10LMMTlx2lQcrIorh121O5BwQqZ5SVDrrPKRpnHA40CIAs2I++ZGjJ1U7TB9AuRBl3OV4RAT8niN1Gnxs6wLyYN";
-const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgg/qyBsW33c80wGSfK56FILhOk4TJ4BKLBuK08hDdihOhRANCAASmQ9LQegFW/ajmOH1rb2vvCe0/NhYHj/EqHYDqYSRikTx9H9cukCpg2Ev95UXT9uLncG0Dcl7wq5G83JiAtZiD";
+/// A self-signed certificate of 127.0.0.1, valid for a hundred years, and its key. Made for this test.
+const CERTIFICATE: &str = concat!(
+    "MIIBlDCCATugAwIBAgIUGc95hOjj+WGOFRfbim6dZ+C/QRAwCgYIKoZIzj0EAwIwGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVz",
+    "dDAgFw0yNjExMjExMTMyMzJaGA8yMTI2MTAyODExMzIzMlowGDEWMBQGA1UEAwwNZmNtIG9mIGEgdGVzdDBZMBMGByqGSM49",
+    "AgEGCCqGSM49AwEHA0IABKZD0tB6AVb9qOY4fWtva+8J7T82FgeP8SodgOphJGKRPH0f1y6QKmDYS/3lRdP24udwbQNyXvCr",
+    "kbzcmIC1mIOjYTBfMB0GA1UdDgQWBBTrz/zCpH79HmaFeEbZDfyAfWwEqTAfBgNVHSMEGDAWgBTrz/zCpH79HmaFeEbZDfyA",
+    "fWwEqTAPBgNVHREECDAGhwR/AAABMAwGA1UdEwEB/wQCMAAwCgYIKoZIzj0EAwIDRwAwRAIgX10LMMTlx2lQcrIorh121O5B",
+    "wQqZ5SVDrrPKRpnHA40CIAs2I++ZGjJ1U7TB9AuRBl3OV4RAT8niN1Gnxs6wLyYN",
+);
+const KEY: &str = concat!(
+    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgg/qyBsW33c80wGSfK56FILhOk4TJ4BKLBuK08hDdihOhRANC",
+    "AASmQ9LQegFW/ajmOH1rb2vvCe0/NhYHj/EqHYDqYSRikTx9H9cukCpg2Ev95UXT9uLncG0Dcl7wq5G83JiAtZiD",
+);
 
 /// The peer's end of a connection.
 struct Wire<S = TcpStream> {
@@ -47,14 +57,14 @@ struct Wire<S = TcpStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    async fn greet(mut stream: S, streams_max: u32) -> Self {
+    async fn accept(mut stream: S, streams_max: u32) -> Self {
         let mut preface = [0; 24];
         stream.read_exact(&mut preface).await.unwrap();
         assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         let mut wire = Self { stream, read: BytesMut::new() };
         let settings = [&[0, 3][..], &streams_max.to_be_bytes()].concat();
         wire.write(SETTINGS, 0, 0, &settings).await;
-        // Reads as much as anybody sends.
+        // A window that no test exhausts.
         wire.write(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()).await;
         wire
     }
@@ -62,12 +72,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
-        // Whoever was given up hears nothing.
-        let _gone = self.stream.write_all(&frame).await;
+        // Fails where the client has closed the connection.
+        let _closed = self.stream.write_all(&frame).await;
     }
 
-    /// Kind, flags, stream and payload; `None` at the end of the connection. Loses nothing when it is
-    /// dropped.
+    /// Kind, flags, stream and payload; `None` at the end of the connection. Cancel-safe.
     async fn frame(&mut self) -> Option<(u8, u8, u32, Bytes)> {
         loop {
             if let Some(head) = self.read.first_chunk::<9>().copied() {
@@ -84,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Waits until a whole request is there; its stream. `None` at the end of the connection.
+    /// Waits for a whole request and returns its stream; `None` at the end of the connection.
     async fn request(&mut self) -> Option<u32> {
         loop {
             match self.frame().await? {
@@ -104,14 +113,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         streams
     }
 
-    /// 200, and two pieces of a body.
+    /// Answers with status 200 and a body in two pieces.
     async fn answer(&mut self, stream: u32) {
         self.write(HEADERS, END_HEADERS, stream, &[0x88]).await;
         self.write(DATA, 0, stream, b"ta").await;
         self.write(DATA, END_STREAM, stream, b"ken").await;
     }
 
-    /// Answers whatever comes, to the end of the connection.
+    /// Answers all requests, to the end of the connection.
     async fn serve(mut self) {
         while let Some(stream) = self.request().await {
             self.answer(stream).await;
@@ -125,15 +134,15 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Lets time pass while nothing happens but what waits for it.
+/// Lets paused time pass until a future is ready that waits for nothing but time.
 async fn pass<T>(until: impl Future<Output = T>) -> T {
     pause();
-    let reached = until.await;
+    let output = until.await;
     resume();
-    reached
+    output
 }
 
-/// Nagle's algorithm would wait for the other side's kernel.
+/// Without Nagle's algorithm, which would delay small frames until the other side's ACK.
 async fn connected(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -141,10 +150,10 @@ async fn connected(listener: &TcpListener) -> TcpStream {
 }
 
 async fn accept(listener: &TcpListener, streams_max: u32) -> Wire {
-    Wire::greet(connected(listener).await, streams_max).await
+    Wire::accept(connected(listener).await, streams_max).await
 }
 
-fn trusting_nobody() -> ClientConfig {
+fn trusting_no_roots() -> ClientConfig {
     trusting(RootCertStore::empty())
 }
 
@@ -154,21 +163,21 @@ fn trusting(roots: RootCertStore) -> ClientConfig {
 }
 
 fn settings(connections: usize) -> Settings {
-    Settings { connections, request_timeout: Duration::from_secs(15), ..Settings::of_nobody() }
+    Settings { connections, request_timeout: Duration::from_secs(15), ..Settings::empty() }
 }
 
 fn connections(count: usize, address: SocketAddr) -> Arc<Connections> {
     let url = format!("http://{address}/send").parse().unwrap();
-    Arc::new(Connections::new(&settings(count), url, trusting_nobody()))
+    Arc::new(Connections::new(&settings(count), url, trusting_no_roots()))
 }
 
 async fn post(connections: &Connections) -> Result<Response, FcmNoAnswer> {
     let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
-    // More than one piece, so that a request is not all or nothing.
+    // More than one piece, so that a request can be sent in part.
     connections.post(&headers, "m".repeat(PIECE + 1).into(), Instant::now() + Duration::from_secs(15)).await
 }
 
-/// All the connections, each of them open: they carry more requests at once than all of them but one can.
+/// Opens all connections: with more requests at once than all of them but one can carry.
 async fn all_open<const N: usize>(connections: &Arc<Connections>, listener: &TcpListener) -> [Wire; N] {
     let count = N * 100 - 60;
     let first = posts(connections, count);
@@ -176,7 +185,8 @@ async fn all_open<const N: usize>(connections: &Arc<Connections>, listener: &Tcp
     for _ in 0..N {
         wires.push(accept(listener, 100).await);
     }
-    let (arrived, all) = (AtomicUsize::new(0), Notify::new());
+    let arrived = AtomicUsize::new(0);
+    let all = Notify::new();
     let hold = async |wire: &mut Wire| {
         let mut streams = Vec::new();
         while arrived.load(Ordering::Relaxed) < count {
@@ -230,7 +240,7 @@ async fn counted(posts: Posts) -> [usize; 3] {
 }
 
 #[tokio::test]
-async fn more_than_one_connection_carries_is_spread_over_all() {
+async fn requests_are_spread_over_all_connections() {
     let (listener, address) = listen().await;
     let connections = connections(3, address);
     let mut wires = all_open::<3>(&connections, &listener).await;
@@ -245,7 +255,7 @@ async fn more_than_one_connection_carries_is_spread_over_all() {
 }
 
 #[tokio::test]
-async fn a_peer_is_never_asked_more_at_once_than_it_allows_and_all_have_their_turn() {
+async fn a_peer_never_gets_more_streams_than_it_allows_and_all_requests_are_served() {
     let (listener, address) = listen().await;
     let posts = posts(&connections(1, address), 35);
     let mut wire = accept(&listener, 10).await;
@@ -262,7 +272,7 @@ async fn a_peer_is_never_asked_more_at_once_than_it_allows_and_all_have_their_tu
 }
 
 #[tokio::test]
-async fn nobody_waits_longer_than_his_deadline_for_a_turn_and_he_was_not_sent() {
+async fn a_request_waits_for_a_permit_until_its_deadline_and_is_not_sent_then() {
     let (listener, address) = listen().await;
     let posts = posts(&connections(1, address), 3);
     let mut wire = accept(&listener, 2).await;
@@ -275,17 +285,17 @@ async fn nobody_waits_longer_than_his_deadline_for_a_turn_and_he_was_not_sent() 
 }
 
 #[tokio::test]
-async fn a_cut_connection_loses_nobody_and_leaves_the_others_alone() {
+async fn a_cut_connection_fails_its_requests_only_and_is_replaced() {
     let (listener, address) = listen().await;
     let connections = connections(2, address);
     let [mut cut, mut whole] = all_open(&connections, &listener).await;
     let first = posts(&connections, 100);
-    let (some, others) = tokio::join!(cut.requests(50), whole.requests(50));
-    for stream in &some[..20] {
+    let (to_cut, to_whole) = tokio::join!(cut.requests(50), whole.requests(50));
+    for stream in &to_cut[..20] {
         cut.answer(*stream).await;
     }
     drop(cut);
-    for stream in others {
+    for stream in to_whole {
         whole.answer(stream).await;
     }
     assert_eq!(counted(first).await, [70, 30, 0]);
@@ -299,7 +309,7 @@ async fn a_cut_connection_loses_nobody_and_leaves_the_others_alone() {
     }
 }
 
-/// Lets through what comes, until it is told to fall silent; the sockets stay open.
+/// Forwards both ways until `silent` is notified, and then nothing; the sockets stay open.
 async fn proxied(mut client: TcpStream, peer: SocketAddr, silent: Arc<Notify>) {
     let mut server = TcpStream::connect(peer).await.unwrap();
     server.set_nodelay(true).unwrap();
@@ -309,10 +319,12 @@ async fn proxied(mut client: TcpStream, peer: SocketAddr, silent: Arc<Notify>) {
     }
 }
 
-/// A peer that answers everything, behind a proxy. Each notification makes the connections of the moment fall
-/// silent.
+/// A peer that answers everything, behind a proxy. Each notification of `silent` makes the open connections
+/// forward nothing more.
 fn peer_behind_a_proxy(peer: TcpListener, proxy: TcpListener, silent: &Arc<Notify>) -> JoinSet<()> {
-    let (mut tasks, peers_address, silent) = (JoinSet::new(), peer.local_addr().unwrap(), silent.clone());
+    let peers_address = peer.local_addr().unwrap();
+    let silent = silent.clone();
+    let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut wires = JoinSet::new();
         loop {
@@ -321,44 +333,48 @@ fn peer_behind_a_proxy(peer: TcpListener, proxy: TcpListener, silent: &Arc<Notif
         }
     });
     tasks.spawn(async move {
-        let mut ways = JoinSet::new();
+        let mut forwards = JoinSet::new();
         loop {
             let client = connected(&proxy).await;
-            ways.spawn(proxied(client, peers_address, silent.clone()));
+            forwards.spawn(proxied(client, peers_address, silent.clone()));
         }
     });
     tasks
 }
 
 #[tokio::test]
-async fn a_connection_that_falls_silent_while_nothing_is_sent_is_replaced_before_anything_is() {
-    let ((peer, _), (proxy, address), silent) = (listen().await, listen().await, Arc::new(Notify::new()));
+async fn an_idle_connection_that_goes_silent_is_replaced_before_the_next_request() {
+    let (peer, _) = listen().await;
+    let (proxy, address) = listen().await;
+    let silent = Arc::new(Notify::new());
     let _peer = peer_behind_a_proxy(peer, proxy, &silent);
     let connections = connections(1, address);
     post(&connections).await.unwrap();
     silent.notify_waiters();
-    pass(sleep(PING_EVERY + PONG_WITHIN + Duration::from_secs(1))).await;
+    pass(sleep(PING_EVERY + PONG_TIMEOUT + Duration::from_secs(1))).await;
     post(&connections).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_connection_that_leaves_a_request_without_answer_is_asked_for_a_sign_of_life_at_once() {
-    let ((peer, _), (proxy, address), silent) = (listen().await, listen().await, Arc::new(Notify::new()));
+async fn an_unanswered_request_makes_its_connection_send_a_ping_at_once() {
+    let (peer, _) = listen().await;
+    let (proxy, address) = listen().await;
+    let silent = Arc::new(Notify::new());
     let _peer = peer_behind_a_proxy(peer, proxy, &silent);
     let connections = connections(1, address);
     post(&connections).await.unwrap();
-    // Right after a PING, so that the next one is far away. What comes after it on the connection says that
-    // it was answered.
+    // Right after a PING, so that the next one is far away. The answer to the request that follows it shows
+    // that the PING was answered.
     pass(sleep(PING_EVERY + Duration::from_secs(1))).await;
     post(&connections).await.unwrap();
     silent.notify_waiters();
-    let begun = Instant::now();
+    let silent_since = Instant::now();
     let lost = pass(post(&connections)).await.unwrap_err();
     assert!(lost.ambiguous && lost.why == "no answer within 15s", "{lost:?}");
-    // Now its silence is not known yet, and costs whoever comes.
+    // The PING has not timed out yet: the next request fails too.
     let lost = pass(post(&connections)).await.unwrap_err();
     assert!(lost.ambiguous, "{lost:?}");
-    assert!(begun.elapsed() < Duration::from_secs(21), "{:?}", begun.elapsed());
+    assert!(silent_since.elapsed() < Duration::from_secs(21), "{:?}", silent_since.elapsed());
     post(&connections).await.unwrap();
 }
 
@@ -377,21 +393,21 @@ async fn a_slow_peer_that_answers_pings_keeps_its_connection() {
         }
         wire.request().await
     };
-    let asking = async {
-        // What comes after the PING on the connection says that it was answered.
+    let posting = async {
+        // The answer to the request that follows the PING shows that the PING was answered.
         post(&connections).await.unwrap();
-        pass(sleep(2 * PONG_WITHIN)).await;
+        pass(sleep(2 * PONG_TIMEOUT)).await;
         post(&connections).await.unwrap();
     };
     tokio::select! {
         biased;
         next = serving => panic!("{next:?}"),
-        () = asking => {}
+        () = posting => {}
     }
 }
 
 #[tokio::test]
-async fn what_a_peer_that_goes_away_did_not_touch_is_not_ambiguous_and_what_it_carries_ends_well() {
+async fn after_a_goaway_unprocessed_requests_are_not_ambiguous_and_the_others_are_answered() {
     let (listener, address) = listen().await;
     let connections = connections(1, address);
     let mut first = posts(&connections, 10);
@@ -404,7 +420,7 @@ async fn what_a_peer_that_goes_away_did_not_touch_is_not_ambiguous_and_what_it_c
         assert!(!lost.ambiguous, "{lost:?}");
     }
 
-    // The successor comes while the first connection still has something to do.
+    // The successor is opened while the first connection still has open streams.
     let second = posts(&connections, 5);
     let mut successor = accept(&listener, 100).await;
     for stream in successor.requests(5).await {
@@ -431,59 +447,59 @@ async fn a_refused_stream_is_not_ambiguous_and_a_reset_one_is() {
 }
 
 #[tokio::test]
-async fn when_no_connection_can_be_had_all_are_told_and_each_place_has_tried_once() {
+async fn when_no_connection_can_be_opened_all_requests_fail_after_one_attempt_a_slot() {
     let (listener, address) = listen().await;
     let posts = posts(&connections(3, address), 500);
-    let mut tried = 0;
+    let mut attempts = 0;
     let hanging_up = async {
         loop {
             drop(listener.accept().await.unwrap());
-            tried += 1;
+            attempts += 1;
         }
     };
     tokio::select! {
         counted = counted(posts) => assert_eq!(counted, [0, 0, 500]),
         () = hanging_up => {}
     }
-    assert_eq!(tried, 3);
+    assert_eq!(attempts, 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_says_nothing_is_given_up_and_was_sent_nothing() {
+async fn connecting_to_a_silent_peer_times_out_and_nothing_is_sent() {
     let (_listener, address) = listen().await;
     let lost = post(&connections(2, address)).await.unwrap_err();
     assert_eq!((lost.ambiguous, lost.why.as_str()), (false, "no connection within 5s"));
 }
 
 #[tokio::test]
-async fn a_place_whose_connections_fail_draws_no_requests_and_rests_between_attempts() {
+async fn a_slot_whose_connections_fail_gets_no_requests_and_cools_down_between_attempts() {
     let (listener, address) = listen().await;
     let connections = connections(2, address);
-    let mut tried = 0;
+    let mut attempts = 0;
     let peer = async {
         let mut wires = JoinSet::new();
         loop {
             let stream = connected(&listener).await;
-            tried += 1;
-            if tried == 1 {
-                wires.spawn(async move { Wire::greet(stream, 100).await.serve().await });
+            attempts += 1;
+            if attempts == 1 {
+                wires.spawn(async move { Wire::accept(stream, 100).await.serve().await });
             }
         }
     };
-    let asking = async {
+    let posting = async {
         for _ in 0..200 {
             post(&connections).await.unwrap();
         }
-        pass(sleep(REST)).await;
+        pass(sleep(COOLDOWN)).await;
         post(&connections).await.unwrap();
-        // Until the peer has hung up on the next attempt too.
-        pass(sleep(REST)).await;
+        // Until the peer has closed the next attempt's connection too.
+        pass(sleep(COOLDOWN)).await;
     };
     tokio::select! {
         () = peer => {}
-        () = asking => {}
+        () = posting => {}
     }
-    assert_eq!(tried, 3, "one that holds, one that fails, and one more after a rest");
+    assert_eq!(attempts, 3, "one that succeeds, one that fails, and one more after the cooldown");
 }
 
 /// Serves one connection over TLS to a client that trusts these roots.
@@ -501,7 +517,7 @@ async fn over_tls(roots: RootCertStore, protocols: &[&[u8]]) -> Result<Response,
         if let Ok(stream) = TlsAcceptor::from(Arc::new(config)).accept(stream).await
             && stream.get_ref().1.alpn_protocol() == Some(b"h2")
         {
-            Wire::greet(stream, 100).await.serve().await;
+            Wire::accept(stream, 100).await.serve().await;
         }
     });
     let url = format!("https://{address}/send").parse().unwrap();
@@ -513,7 +529,7 @@ fn certificate() -> CertificateDer<'static> {
 }
 
 #[tokio::test]
-async fn https_is_spoken_to_whom_we_trust_and_to_nobody_else() {
+async fn https_requires_a_trusted_certificate_and_http_2() {
     let mut roots = RootCertStore::empty();
     roots.add(certificate()).unwrap();
     let response = over_tls(roots.clone(), &[b"h2"]).await.unwrap();

@@ -1,4 +1,6 @@
-//! The bodies are FCM's own, from its documentation and from the issues of those who met them.
+//! The bodies come from FCM's documentation and from issues that quote them.
+
+use serde_json::json;
 
 use super::*;
 
@@ -8,11 +10,12 @@ fn token() -> Token {
     Token::parse(&format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134))).unwrap()
 }
 
+/// The reply to a message with this answer.
 fn to(status: u16, body: &str) -> Reply {
     reply(&FcmAnswer { status, retry_after: WAIT, body }, &token())
 }
 
-/// An error body as FCM writes them.
+/// An error body in FCM's format.
 fn error(code: u16, status: &str, message: &str, details: &str) -> String {
     format!(
         r#"{{"error":{{"code":{code},"message":"{message}","status":"{status}","details":[{details}]}}}}"#
@@ -21,6 +24,14 @@ fn error(code: u16, status: &str, message: &str, details: &str) -> String {
 
 fn fcm(code: &str) -> String {
     format!(r#"{{"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError","errorCode":"{code}"}}"#)
+}
+
+/// The verdict of a reply to one message.
+fn only(reply: &Reply) -> Option<&Verdict> {
+    match reply {
+        Reply::Each(verdicts) if verdicts.len() == 1 => verdicts.first(),
+        _ => None,
+    }
 }
 
 fn dead(reason: &str) -> Reply {
@@ -38,7 +49,7 @@ fn a_message_with_a_name_was_taken() {
 }
 
 #[test]
-fn a_success_that_makes_no_sense_is_ambiguous() {
+fn a_success_that_cannot_be_read_is_ambiguous() {
     for body in ["", "{}", "<html>"] {
         assert!(matches!(to(200, body), Reply::Down { ambiguous: true, .. }), "{body}");
     }
@@ -53,7 +64,7 @@ fn an_unregistered_token_is_dead() {
 }
 
 #[test]
-fn a_detail_we_cannot_read_hides_no_other() {
+fn a_detail_of_an_unknown_form_hides_no_other() {
     let details = format!(r#"{{"@type":5,"violations":"x"}},{}"#, fcm("UNREGISTERED"));
     assert_eq!(
         to(404, &error(404, "NOT_FOUND", "Requested entity was not found.", &details)),
@@ -62,7 +73,7 @@ fn a_detail_we_cannot_read_hides_no_other() {
 }
 
 #[test]
-fn a_bare_404_is_a_wrong_project_and_no_dead_token() {
+fn a_bare_404_is_a_wrong_project_and_not_a_dead_token() {
     for body in [
         error(404, "NOT_FOUND", "Requested entity was not found.", ""),
         "<html>404</html>".into(),
@@ -73,14 +84,14 @@ fn a_bare_404_is_a_wrong_project_and_no_dead_token() {
 }
 
 #[test]
-fn an_invalid_argument_is_a_dead_token_only_in_its_one_form() {
-    let no_token = "The registration token is not a valid FCM registration token";
+fn an_invalid_argument_is_a_dead_token_only_with_its_one_message() {
+    let invalid_token = "The registration token is not a valid FCM registration token";
     assert_eq!(
-        to(400, &error(400, "INVALID_ARGUMENT", no_token, &fcm("INVALID_ARGUMENT"))),
+        to(400, &error(400, "INVALID_ARGUMENT", invalid_token, &fcm("INVALID_ARGUMENT"))),
         dead("INVALID_ARGUMENT")
     );
-    // Without FCM's own code, or with other words, it is not.
-    assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", no_token, "")), Reply::Refused { .. }));
+    // Without FCM's own code, or with another message, it is not.
+    assert!(matches!(to(400, &error(400, "INVALID_ARGUMENT", invalid_token, "")), Reply::Refused { .. }));
     let other = "Request contains an invalid argument.";
     assert!(matches!(
         to(400, &error(400, "INVALID_ARGUMENT", other, &fcm("INVALID_ARGUMENT"))),
@@ -89,24 +100,16 @@ fn an_invalid_argument_is_a_dead_token_only_in_its_one_form() {
 }
 
 #[test]
-fn a_wrong_field_of_the_payload_is_everybodys_and_a_wrong_target_is_not() {
+fn a_wrong_field_of_the_payload_refuses_the_payload_and_a_wrong_target_only_the_message() {
     let violation = |field: &str| {
-        let bad = format!(
-            r#"{{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[{{"field":"{field}","description":"Invalid value at '{field}' (TYPE_STRING), 12"}}]}}"#
-        );
-        to(
-            400,
-            &error(
-                400,
-                "INVALID_ARGUMENT",
-                "Invalid value at 'message.data[0].value' (TYPE_STRING), 12",
-                &bad,
-            ),
-        )
+        let description = format!("Invalid value at '{field}' (TYPE_STRING), 12");
+        let violations = json!([{"field": field, "description": description}]);
+        let bad =
+            json!({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": violations});
+        let message = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12";
+        to(400, &error(400, "INVALID_ARGUMENT", message, &bad.to_string()))
     };
-    assert!(
-        matches!(&violation("message.data[0].value"), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::PayloadRefused { .. }]))
-    );
+    assert!(matches!(only(&violation("message.data[0].value")), Some(Verdict::PayloadRefused { .. })));
     assert!(matches!(violation("message.token"), Reply::Refused { .. }));
     assert!(matches!(violation("message.fid"), Reply::Refused { .. }));
 }
@@ -122,25 +125,34 @@ fn a_token_of_another_project_is_dead() {
 #[test]
 fn the_projects_quota_throttles_the_route() {
     let throttled = Reply::Throttled { retry_after: WAIT };
-    let rate_limit = r#"{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"RATE_LIMIT_EXCEEDED","domain":"googleapis.com",
-        "metadata":{"quota_limit_value":"600000","consumer":"projects/1","quota_metric":"fcm.googleapis.com/send_requests","quota_unit":"1/min/{project}","quota_limit":"SendsPerMinutePerProject"}},
-        {"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Request a higher quota limit.","url":"https://cloud.google.com/docs/quotas/help/request_increase"}]}"#;
-    let message = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service 'fcm.googleapis.com' for consumer 'project_number:1'.";
+    let rate_limit = concat!(
+        r#"{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"RATE_LIMIT_EXCEEDED","#,
+        r#""domain":"googleapis.com","metadata":{"quota_limit_value":"600000","consumer":"projects/1","#,
+        r#""quota_metric":"fcm.googleapis.com/send_requests","quota_unit":"1/min/{project}","#,
+        r#""quota_limit":"SendsPerMinutePerProject"}},"#,
+        r#"{"@type":"type.googleapis.com/google.rpc.Help","#,
+        r#""links":[{"description":"Request a higher quota limit.","#,
+        r#""url":"https://cloud.google.com/docs/quotas/help/request_increase"}]}"#,
+    );
+    let message = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of \
+                   service 'fcm.googleapis.com' for consumer 'project_number:1'.";
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", message, rate_limit)), throttled);
     assert_eq!(
         to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &fcm("QUOTA_EXCEEDED"))),
         throttled
     );
     assert_eq!(to(429, "<html>"), throttled);
-    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"subject":"project:1","description":"Project quota exceeded"}]}"#;
+    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
+        "violations":[{"subject":"project:1","description":"Project quota exceeded"}]}"#;
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", quota)), throttled);
     let none = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[]}"#;
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", none)), throttled);
 }
 
 #[test]
-fn a_devices_quota_parks_that_device() {
-    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure","violations":[{"subject":"device:abc","description":"Device message rate exceeded"}]}"#;
+fn a_devices_quota_delays_that_device_only() {
+    let quota = r#"{"@type":"type.googleapis.com/google.rpc.QuotaFailure",
+        "violations":[{"subject":"device:abc","description":"Device message rate exceeded"}]}"#;
     let details = format!("{},{quota}", fcm("QUOTA_EXCEEDED"));
     let busy = Reply::Each(vec![Verdict::DeviceBusy { retry_after: WAIT }]);
     assert_eq!(to(429, &error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", &details)), busy);
@@ -171,9 +183,7 @@ fn a_wrong_apns_key_concerns_that_platform_only() {
         "Auth error from APNS or Web Push Service",
         &fcm("THIRD_PARTY_AUTH_ERROR"),
     );
-    assert!(
-        matches!(&to(401, &body), Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]))
-    );
+    assert!(matches!(only(&to(401, &body)), Some(Verdict::CredentialsRefused { .. })));
 }
 
 #[test]
@@ -189,16 +199,15 @@ fn our_own_credentials_halt_the_route() {
 
 #[test]
 fn every_code_of_fcm_has_its_reply() {
-    type Means = fn(&Reply) -> bool;
-    let gone: Means =
-        |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Dead { .. }]));
-    let apns: Means = |reply| matches!(reply, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]));
-    let throttled: Means = |reply| matches!(reply, Reply::Throttled { retry_after: WAIT });
-    let down: Means = |reply| matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. });
-    let refused: Means = |reply| matches!(reply, Reply::Refused { .. });
-    for (http, status, code, means) in [
-        (404, "NOT_FOUND", "UNREGISTERED", gone),
-        (403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH", gone),
+    type Expected = fn(&Reply) -> bool;
+    let dead: Expected = |reply| matches!(only(reply), Some(Verdict::Dead { .. }));
+    let apns: Expected = |reply| matches!(only(reply), Some(Verdict::CredentialsRefused { .. }));
+    let throttled: Expected = |reply| matches!(reply, Reply::Throttled { retry_after: WAIT });
+    let down: Expected = |reply| matches!(reply, Reply::Down { ambiguous: true, retry_after: WAIT, .. });
+    let refused: Expected = |reply| matches!(reply, Reply::Refused { .. });
+    for (http, status, code, expected) in [
+        (404, "NOT_FOUND", "UNREGISTERED", dead),
+        (403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH", dead),
         (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", refused),
         (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", throttled),
         (503, "UNAVAILABLE", "UNAVAILABLE", down),
@@ -206,8 +215,8 @@ fn every_code_of_fcm_has_its_reply() {
         (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR", apns),
         (401, "UNAUTHENTICATED", "APNS_AUTH_ERROR", apns),
     ] {
-        let reply = to(http, &error(http, status, "Words of Google's.", &fcm(code)));
-        assert!(means(&reply), "{http} {code}: {reply:?}");
+        let reply = to(http, &error(http, status, "A text of Google's.", &fcm(code)));
+        assert!(expected(&reply), "{http} {code}: {reply:?}");
     }
 }
 
@@ -217,7 +226,7 @@ fn anything_else_is_unrecognised() {
         [(404, error(404, "NOT_FOUND", "?", &fcm("NOVELTY"))), (302, String::new()), (409, "{}".into())]
     {
         assert!(
-            matches!(to(status, &body), Reply::Unrecognised { status: told, .. } if told == status),
+            matches!(to(status, &body), Reply::Unrecognised { status: code, .. } if code == status),
             "{status}"
         );
     }

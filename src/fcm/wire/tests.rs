@@ -20,7 +20,8 @@ fn notification() -> Notification {
 }
 
 fn sent(notification: &Notification, token: &str, ttl: u64) -> Value {
-    let (body, token) = (Body::of(notification, false).unwrap(), Token::parse(token).unwrap());
+    let body = Body::of(notification, false).unwrap();
+    let token = Token::parse(token).unwrap();
     let message = PushMessage { body: &body, token: &token, platform: None, ttl: Duration::from_secs(ttl) };
     serde_json::from_slice(&request(&message, Timestamp::from_second(1_000).unwrap())).unwrap()
 }
@@ -35,7 +36,10 @@ fn a_message_has_the_fields_of_both_platforms() {
             "token": token,
             "notification": {"title": "Time for Metformin", "body": "500 mg, 08:00"},
             "data": {"screen": "medication", "regimen_id": "7", "nested": "{\"a\":[1]}"},
-            "android": {"priority": "HIGH", "ttl": "3600s", "notification": {"channel_id": "default", "tag": tag, "sound": "default"}},
+            "android": {
+                "priority": "HIGH", "ttl": "3600s",
+                "notification": {"channel_id": "default", "tag": tag, "sound": "default"}
+            },
             "apns": {
                 "headers": {"apns-priority": "10", "apns-expiration": "4600", "apns-collapse-id": tag},
                 "payload": {"aps": {"sound": "default"}}
@@ -52,7 +56,7 @@ fn an_installation_id_has_a_field_of_its_own() {
 }
 
 #[test]
-fn what_is_not_there_is_left_out() {
+fn empty_fields_are_left_out() {
     let silent = Notification { sound: None, channel: String::new(), data: Map::new(), ..notification() };
     let message = &sent(&silent, &"t".repeat(64), 0)["message"];
     assert!(message.get("data").is_none());
@@ -64,8 +68,9 @@ fn what_is_not_there_is_left_out() {
 }
 
 #[test]
-fn a_dry_run_says_so() {
-    let (body, token) = (Body::of(&notification(), true).unwrap(), Token::parse(&"t".repeat(64)).unwrap());
+fn a_dry_run_sets_validate_only() {
+    let body = Body::of(&notification(), true).unwrap();
+    let token = Token::parse(&"t".repeat(64)).unwrap();
     let message = PushMessage { body: &body, token: &token, platform: None, ttl: Duration::ZERO };
     let sent: Value = serde_json::from_slice(&request(&message, Timestamp::UNIX_EPOCH)).unwrap();
     assert_eq!(sent["validate_only"], true);
@@ -95,7 +100,9 @@ proptest! {
         ttl in 1..3_000_000_u64,
     ) {
         let object = data.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
-        let sent = sent(&Notification { title: title.clone(), body: text.clone(), data: object, ..notification() }, &token, ttl);
+        let notification =
+            Notification { title: title.clone(), body: text.clone(), data: object, ..notification() };
+        let sent = sent(&notification, &token, ttl);
         let message = &sent["message"];
         prop_assert_eq!(message.get("token").or(message.get("fid")), Some(&Value::from(token)));
         prop_assert_eq!(&message["notification"], &json!({"title": title, "body": text}));
