@@ -1,4 +1,7 @@
-//! The two HTTP listeners: the admin one, and the registration API.
+//! HTTP: the admin listener (`admin`), and the health that it reports (`health`).
+//!
+//! `http.listen`, the registration API's address, is checked and otherwise ignored: this release has no such
+//! API.
 
 pub mod admin;
 mod health;
@@ -27,14 +30,14 @@ pub struct CannotListen {
     pub key: &'static str,
     /// The address.
     pub address: String,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
 /// Opens the listener that the setting `key` names.
 ///
 /// # Errors
-/// The address is taken, or is not this machine's.
+/// The address is in use, or is not one of this machine's.
 pub async fn listen(address: &str, key: &'static str) -> Result<TcpListener, CannotListen> {
     TcpListener::bind(address).await.map_err(|source| CannotListen {
         key,
@@ -55,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_that_is_taken_is_named_with_its_setting() {
+    async fn a_port_in_use_is_reported_with_its_setting() {
         let first = listen("127.0.0.1:0", "http.admin_listen").await.unwrap();
         let address = first.local_addr().unwrap().to_string();
         let err = listen(&address, "http.admin_listen").await.unwrap_err();

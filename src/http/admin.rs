@@ -1,7 +1,8 @@
-//! The admin listener: metrics, health, and what the commands ask a running process.
+//! The admin listener: metrics, health, and the endpoints of the commands `inspect`, `cancel`, `pause`,
+//! `resume` and `release`.
 //!
-//! It has no authentication and listens on this machine alone unless told otherwise. **Invariant:** an answer
-//! shows a token's hash, never the token.
+//! It has no authentication; by default it listens on the loopback address only (`http.admin_listen`).
+//! **Invariant:** an answer contains a token's hash, never the token.
 
 mod broadcast;
 mod control;
@@ -27,21 +28,21 @@ use crate::{
     store::{Broadcasts, Doses, Registry, Routes, StoreError, TokenRow},
 };
 
-/// What the routes read.
+/// What the endpoints read and change.
 #[derive(Clone, Debug)]
 pub struct Admin<S> {
-    /// For `/metrics`.
+    /// For `/metrics`; the rates also for `/inspect/broadcast`.
     pub metrics: Arc<Metrics>,
-    /// For `/ready`.
+    /// For `/ready`; its details also for `/inspect/route` and `/inspect/broadcast`.
     pub health: Health,
-    /// For `/inspect`.
+    /// For `/inspect`, `/broadcast` and `/route`.
     pub store: S,
 }
 
-/// Answers until `stop`, and then what is being asked.
+/// Serves until `stop`, and finishes the requests that are open then.
 ///
 /// # Errors
-/// The listener broke.
+/// The listener failed.
 pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(
     listener: TcpListener,
     admin: Admin<S>,
@@ -51,7 +52,7 @@ pub async fn serve<S: Registry + Routes + Broadcasts + Doses>(
     axum::serve(listener, routes(admin)).with_graceful_shutdown(stopped).into_future().await
 }
 
-/// Every route of this listener.
+/// Every endpoint of this listener.
 fn routes<S: Registry + Routes + Broadcasts + Doses>(admin: Admin<S>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -63,7 +64,7 @@ fn routes<S: Registry + Routes + Broadcasts + Doses>(admin: Admin<S>) -> Router 
         .route("/inspect/broadcast/{id}", get(broadcast::inspect))
         .route("/inspect/dose/{profile}/{regimen}/{time}", get(dose::inspect))
         .route("/broadcast/{id}/cancel", post(broadcast::cancel))
-        .route("/route/{provider}/{wish}", post(control::set_route))
+        .route("/route/{provider}/{action}", post(control::set_route))
         .with_state(admin)
 }
 
@@ -77,7 +78,7 @@ async fn ready<S: Registry + Routes + Broadcasts>(State(admin): State<Admin<S>>)
     (status, Json(to_json(&report)))
 }
 
-/// `{token}` is a token, or the hash that stands for it in logs.
+/// `{token}` is a token, or its hash as in the logs.
 async fn inspect_token<S: Registry + Routes + Broadcasts>(
     State(admin): State<Admin<S>>,
     Path(text): Path<String>,
@@ -87,7 +88,7 @@ async fn inspect_token<S: Registry + Routes + Broadcasts>(
         (None, Ok(token)) => admin.store.inspect(&token).await?,
         (None, Err(_)) => return Err(ApiError::NeitherTokenNorHash),
     };
-    row.map(|row| Json(token_row(&row))).ok_or(ApiError::Unknown)
+    row.map(|row| Json(token_json(&row))).ok_or(ApiError::Unknown)
 }
 
 async fn inspect_user<S: Registry + Routes + Broadcasts>(
@@ -95,11 +96,11 @@ async fn inspect_user<S: Registry + Routes + Broadcasts>(
     Path(user): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let registrations = admin.store.tokens_of(&UserId::new(user.clone())).await?;
-    let tokens: Vec<_> = registrations.iter().map(registration).collect();
+    let tokens: Vec<_> = registrations.iter().map(registration_json).collect();
     Ok(Json(json!({ "user": user, "tokens": tokens })))
 }
 
-/// Why a question has no answer.
+/// Why a request failed. Its status follows from it.
 #[derive(Debug)]
 enum ApiError {
     NeitherTokenNorHash,
@@ -134,24 +135,29 @@ impl IntoResponse for ApiError {
 }
 
 fn to_json(report: &HealthReport) -> Value {
-    let [store, kafka] = [&report.store, &report.kafka].map(|wrong| wrong.as_deref().unwrap_or("answers"));
-    json!({ "ready": report.is_ready(), "store": store, "kafka": kafka, "stages": report.stages, "details": report.details })
+    json!({
+        "ready": report.is_ready(),
+        "store": report.store.as_deref().unwrap_or("answers"),
+        "kafka": report.kafka.as_deref().unwrap_or("answers"),
+        "stages": report.stages,
+        "details": report.details,
+    })
 }
 
-fn token_row(row: &TokenRow) -> Value {
-    let mut told = match &row.registration {
-        Some(active) => registration(active),
+fn token_json(row: &TokenRow) -> Value {
+    let mut answer = match &row.registration {
+        Some(active) => registration_json(active),
         None => json!({ "token": row.token.hash().to_string(), "kind": row.token.kind().label() }),
     };
-    told["active"] = row.registration.is_some().into();
-    told["version"] = row.version.as_i64().into();
-    told["reason"] = json!(row.reason);
-    told["createdAt"] = json!(row.created_at);
-    told["seenAt"] = json!(row.seen_at);
-    told
+    answer["active"] = row.registration.is_some().into();
+    answer["version"] = row.version.as_i64().into();
+    answer["reason"] = json!(row.reason);
+    answer["createdAt"] = json!(row.created_at);
+    answer["seenAt"] = json!(row.seen_at);
+    answer
 }
 
-fn registration(registration: &Registration) -> Value {
+fn registration_json(registration: &Registration) -> Value {
     let Registration { token, version, user, platform, device, device_info } = registration;
     json!({
         "token": token.hash().to_string(),

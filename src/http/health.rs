@@ -1,7 +1,9 @@
-//! Whether this process does its work, as others can see it: fed by whoever knows, read by `/ready`.
+//! Whether this process does its work: written by the stages and by the checks of the store and Kafka, read
+//! by `/ready` and by `inspect`.
 //!
 //! Ready = every stage has its assignment, perhaps an empty one, and the store and Kafka answer. A route that
-//! is halted or braked is told as detail and makes nobody unready: a restart would not mend it.
+//! is halted or braked is reported in the details and does not make the process unready: a restart would not
+//! help.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::ProviderId;
 
-/// How often the store and Kafka are asked, and how long they may take to answer.
+/// How often the store and Kafka are pinged, and the time-out of a ping.
 pub const ASK_EVERY: Duration = Duration::from_secs(2);
 
-/// The shared state. Clones are the same one.
+/// The shared state. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Mutex<HealthReport>>);
 
@@ -28,15 +30,16 @@ pub struct Health(Arc<Mutex<HealthReport>>);
 pub struct HealthReport {
     /// Each enabled stage, and whether it has its assignment.
     pub stages: BTreeMap<String, bool>,
-    /// `None` = the store answers; otherwise what is wrong with it.
+    /// `None` = the store answers; otherwise the error.
     pub store: Option<String>,
-    /// `None` = Kafka answers, as it did at the start; otherwise what is wrong with it.
+    /// `None` = Kafka answers, or has not been pinged since the start; otherwise the error.
     pub kafka: Option<String>,
-    /// What else is worth knowing, by subject: `route.expo` → `halted: …`.
+    /// Further facts, by subject: `route.expo` → `halted: …`.
     pub details: BTreeMap<String, String>,
 }
 
-/// The subject of what holds an open route in this process: its provider is down, or asks us to wait.
+/// The subject of a route's local status: why this process sends nothing although the route is open. Its
+/// provider is down, asks us to wait, or is not configured.
 pub fn local_status_of(provider: ProviderId) -> String {
     format!("sending.{provider}")
 }
@@ -44,32 +47,32 @@ pub fn local_status_of(provider: ProviderId) -> String {
 // === impl Health ===
 
 impl Health {
-    /// No stage has its assignment yet, and the store has not been asked.
+    /// No stage has its assignment yet, and the store has not been pinged.
     pub fn new<S: Into<String>>(stages: impl IntoIterator<Item = S>) -> Self {
         Self(Arc::new(Mutex::new(HealthReport {
             stages: stages.into_iter().map(|stage| (stage.into(), false)).collect(),
-            store: Some("not asked yet".to_owned()),
+            store: Some("not pinged yet".to_owned()),
             kafka: None,
             details: BTreeMap::new(),
         })))
     }
 
-    /// The stage has its assignment, perhaps an empty one; or has lost its place in the group.
+    /// Whether the stage has its assignment, perhaps an empty one, or is no member of its group.
     pub fn assigned(&self, stage: &str, has: bool) {
         self.lock().stages.insert(stage.to_owned(), has);
     }
 
-    /// What the store said when it was last asked.
+    /// The result of the last ping of the store.
     pub fn store(&self, answer: Result<(), String>) {
         self.lock().store = answer.err();
     }
 
-    /// What Kafka said when it was last asked.
+    /// The result of the last ping of Kafka.
     pub fn kafka(&self, answer: Result<(), String>) {
         self.lock().kafka = answer.err();
     }
 
-    /// Sets the detail of a subject; `None` takes it out.
+    /// Sets the detail of a subject; `None` removes it.
     pub fn detail(&self, subject: &str, text: Option<String>) {
         let details = &mut self.lock().details;
         match text {
@@ -83,22 +86,23 @@ impl Health {
         self.lock().clone()
     }
 
-    /// Asks the store every two seconds, until `stop`. A store that does not answer within that time is away.
+    /// Pings the store every two seconds, until `stop`. A store that does not answer within that time is
+    /// unavailable.
     pub async fn ask_the_store<F, E>(&self, ping: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = Result<(), E>>,
         E: Display,
     {
-        ask(ping, |answer| self.store(answer), stop).await;
+        check(ping, |answer| self.store(answer), stop).await;
     }
 
-    /// Asks Kafka in the same way.
+    /// Pings Kafka in the same way.
     pub async fn ask_kafka<F, E>(&self, ping: impl Fn() -> F, stop: &CancellationToken)
     where
         F: Future<Output = Result<(), E>>,
         E: Display,
     {
-        ask(ping, |answer| self.kafka(answer), stop).await;
+        check(ping, |answer| self.kafka(answer), stop).await;
     }
 
     /// A panic cannot leave the report half-written: every write to it is one assignment.
@@ -107,13 +111,13 @@ impl Health {
     }
 }
 
-async fn ask<F, E>(ping: impl Fn() -> F, tell: impl Fn(Result<(), String>), stop: &CancellationToken)
+async fn check<F, E>(ping: impl Fn() -> F, report: impl Fn(Result<(), String>), stop: &CancellationToken)
 where
     F: Future<Output = Result<(), E>>,
     E: Display,
 {
     while !stop.is_cancelled() {
-        tell(match timeout(ASK_EVERY, ping()).await {
+        report(match timeout(ASK_EVERY, ping()).await {
             Ok(answer) => answer.map_err(|err| err.to_string()),
             Err(_) => Err(format!("no answer within {ASK_EVERY:?}")),
         });
@@ -127,7 +131,7 @@ where
 // === impl HealthReport ===
 
 impl HealthReport {
-    /// Whether work can be expected of this process.
+    /// Whether this process does its work: the status of `/ready`.
     pub fn is_ready(&self) -> bool {
         self.store.is_none() && self.kafka.is_none() && self.stages.values().all(|assigned| *assigned)
     }
@@ -138,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_ready_once_every_stage_is_assigned_and_the_store_answers() {
+    fn a_process_is_ready_while_every_stage_is_assigned_and_the_store_and_kafka_answer() {
         let health = Health::new(["tokens", "posts"]);
         assert!(!health.report().is_ready());
         health.store(Ok(()));
@@ -146,15 +150,15 @@ mod tests {
         assert!(!health.report().is_ready());
         health.assigned("posts", true);
         assert!(health.report().is_ready());
-        health.store(Err("away".to_owned()));
+        health.store(Err("unavailable".to_owned()));
         assert!(!health.report().is_ready());
         health.store(Ok(()));
-        health.kafka(Err("away".to_owned()));
+        health.kafka(Err("unavailable".to_owned()));
         assert!(!health.report().is_ready());
     }
 
     #[test]
-    fn a_halted_route_makes_nobody_unready() {
+    fn a_halted_route_does_not_make_the_process_unready() {
         let health = Health::new(["tokens"]);
         health.store(Ok(()));
         health.assigned("tokens", true);
@@ -165,8 +169,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_is_away_and_one_that_comes_back_is_there() {
-        let (health, token) = (Health::new(["tokens"]), tokio_util::sync::CancellationToken::new());
+    async fn a_store_that_hangs_is_unavailable_until_it_answers_again() {
+        let health = Health::new(["tokens"]);
+        let token = CancellationToken::new();
         let hangs = std::sync::atomic::AtomicBool::new(true);
         let ping = async || {
             if hangs.load(std::sync::atomic::Ordering::SeqCst) {
@@ -175,7 +180,7 @@ mod tests {
             Ok::<_, String>(())
         };
         let stop = token.clone();
-        let asking = health.ask_the_store(ping, &stop);
+        let pinging = health.ask_the_store(ping, &stop);
         let watching = async {
             sleep(ASK_EVERY + Duration::from_millis(1)).await;
             assert_eq!(health.report().store.as_deref(), Some("no answer within 2s"));
@@ -184,6 +189,6 @@ mod tests {
             assert_eq!(health.report().store, None);
             token.cancel();
         };
-        tokio::join!(asking, watching);
+        tokio::join!(pinging, watching);
     }
 }

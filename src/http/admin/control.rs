@@ -1,6 +1,6 @@
 //! What an operator may change in a running deployment: whether a provider's route sends.
 //!
-//! The row in the store is every instance's, so it does not matter which one is told.
+//! All instances follow the route's row in the store, so the command may go to any of them.
 
 use axum::{
     Json,
@@ -15,18 +15,18 @@ use crate::{
     store::{Registry, RouteRow, RouteState, Routes},
 };
 
-/// What an operator asks for.
+/// What an operator may do to a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RouteAction {
-    /// Send nothing until somebody resumes.
+    /// Send nothing until it is resumed.
     Pause,
-    /// Send again: after a pause, or when refused credentials have been mended.
+    /// Send again: after a pause, or after refused credentials have been corrected.
     Resume,
-    /// Send again after the brake: somebody has looked at the dead tokens.
+    /// Send again after the brake: the operator has looked at the dead tokens.
     Release,
 }
 
-/// Who wishes it, and why.
+/// Who makes a change, and why.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ChangeRequest {
@@ -39,31 +39,36 @@ pub(super) async fn inspect_route<S: Registry + Routes>(
     Path(provider): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let provider = provider_of(&provider)?;
-    let mut told = to_json(provider, &admin.store.route(provider).await?);
-    told["here"] = json!(admin.health.report().details.get(&local_status_of(provider)));
-    Ok(Json(told))
+    let mut answer = to_json(provider, &admin.store.route(provider).await?);
+    answer["here"] = json!(admin.health.report().details.get(&local_status_of(provider)));
+    Ok(Json(answer))
 }
 
 pub(super) async fn set_route<S: Registry + Routes>(
     State(admin): State<Admin<S>>,
-    Path((provider, wish)): Path<(String, String)>,
-    Json(said): Json<ChangeRequest>,
+    Path((provider, action)): Path<(String, String)>,
+    Json(change): Json<ChangeRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let provider = provider_of(&provider)?;
-    let wish = RouteAction::from_label(&wish)
-        .ok_or_else(|| ApiError::BadRequest(format!("{wish:?} is not pause, resume or release")))?;
+    let action = RouteAction::from_label(&action)
+        .ok_or_else(|| ApiError::BadRequest(format!("{action:?} is not pause, resume or release")))?;
     let now = admin.store.route(provider).await?;
-    let state = next(provider, now.state, wish).map_err(ApiError::Conflict)?;
-    let route = RouteRow { state, since: Timestamp::now(), set_by: said.by, detail: said.why };
+    let state = next(provider, now.state, action).map_err(ApiError::Conflict)?;
+    let route = RouteRow { state, since: Timestamp::now(), set_by: change.by, detail: change.why };
     admin.store.set_route(provider, &route).await?;
-    tracing::info!(provider = %provider, set_by = route.set_by, "The route of {provider} is {} by an operator's wish", state.label());
+    tracing::info!(
+        provider = %provider,
+        set_by = route.set_by,
+        "An operator has set the route of {provider} to {}",
+        state.label()
+    );
     Ok(Json(to_json(provider, &route)))
 }
 
-/// What becomes of a route in `state`. The brake needs a word of its own, so that nobody releases it out of
-/// habit.
-fn next(provider: ProviderId, state: RouteState, wish: RouteAction) -> Result<RouteState, String> {
-    match (state, wish) {
+/// The state of a route after an action. The brake has an action of its own, so that a habitual `resume` does
+/// not release it.
+fn next(provider: ProviderId, state: RouteState, action: RouteAction) -> Result<RouteState, String> {
+    match (state, action) {
         (RouteState::Running | RouteState::Released | RouteState::Paused, RouteAction::Pause) => {
             Ok(RouteState::Paused)
         }
@@ -71,7 +76,8 @@ fn next(provider: ProviderId, state: RouteState, wish: RouteAction) -> Result<Ro
             Err(format!("the route of {provider} is {}: it sends nothing already", state.label()))
         }
         (RouteState::Braked, RouteAction::Resume) => Err(format!(
-            "the route of {provider} is braked: look at its dead tokens first, then `pushcast release {provider} brake`"
+            "the route of {provider} is braked: look at its dead tokens first, then `pushcast release \
+             {provider} brake`"
         )),
         (RouteState::Released, RouteAction::Resume) | (RouteState::Braked, RouteAction::Release) => {
             Ok(RouteState::Released)
@@ -83,11 +89,17 @@ fn next(provider: ProviderId, state: RouteState, wish: RouteAction) -> Result<Ro
 
 fn provider_of(label: &str) -> Result<ProviderId, ApiError> {
     ProviderId::from_label(label)
-        .ok_or_else(|| ApiError::BadRequest(format!("{label:?} is no provider; there are expo and fcm")))
+        .ok_or_else(|| ApiError::BadRequest(format!("{label:?} is not a provider: expo or fcm")))
 }
 
 fn to_json(provider: ProviderId, route: &RouteRow) -> Value {
-    json!({ "provider": provider.label(), "state": route.state.label(), "since": route.since, "setBy": route.set_by, "detail": route.detail })
+    json!({
+        "provider": provider.label(),
+        "state": route.state.label(),
+        "since": route.since,
+        "setBy": route.set_by,
+        "detail": route.detail,
+    })
 }
 
 impl RouteAction {
@@ -106,8 +118,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_brake_is_not_resumed_by_the_way() {
-        let next = |state, wish| next(ProviderId::Expo, state, wish);
+    fn a_braked_route_is_released_and_not_resumed() {
+        let next = |state, action| next(ProviderId::Expo, state, action);
         assert_eq!(next(RouteState::Running, RouteAction::Pause), Ok(RouteState::Paused));
         assert_eq!(next(RouteState::Paused, RouteAction::Resume), Ok(RouteState::Running));
         assert_eq!(next(RouteState::Halted, RouteAction::Resume), Ok(RouteState::Running));
@@ -120,12 +132,12 @@ mod tests {
         assert_eq!(
             next(RouteState::Released, RouteAction::Resume),
             Ok(RouteState::Released),
-            "a release is not taken back by the way"
+            "resuming does not undo a release"
         );
         assert!(next(RouteState::Running, RouteAction::Release).is_err());
         assert!(
             next(RouteState::Halted, RouteAction::Pause).is_err(),
-            "a pause would hide why the route stands still"
+            "a pause would hide why the route is closed"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! What an operator may ask of a dose: whether it was to ring, how far it is on its way, and what became of
-//! it.
+//! The state of a dose for an operator: whether the regimen has it, whether it is dispatched, and the outcome
+//! of its reminder.
 
 use axum::{
     Json,
@@ -13,10 +13,10 @@ use crate::{
     store::{Claimed, Doses, Shard, Watermarks},
 };
 
-/// Due rows of one moment that are looked through: those of a shard at one time.
+/// The most due rows that are searched: those of one shard at one time.
 const ROWS: usize = 10_000;
 
-/// What the store knows of a dose.
+/// What the store has of a dose.
 struct KnownDose {
     regimen: Option<Regimen>,
     marks: Watermarks,
@@ -29,10 +29,12 @@ pub(super) async fn inspect<S: Doses>(
     Path((profile, regimen, time)): Path<(String, String, String)>,
 ) -> Result<Json<Value>, ApiError> {
     let at: Timestamp = time.parse().map_err(|err| {
-        ApiError::BadRequest(format!("{time:?} is no time like 2026-11-20T08:00:00Z: {err}"))
+        ApiError::BadRequest(format!("{time:?} is not a time like 2026-11-20T08:00:00Z: {err}"))
     })?;
-    let (profile, regimen) = (ProfileId::new(profile), RegimenId::new(regimen));
-    let (store, shard) = (&admin.store, Shard::of(&regimen));
+    let profile = ProfileId::new(profile);
+    let regimen = RegimenId::new(regimen);
+    let store = &admin.store;
+    let shard = Shard::of(&regimen);
     let just_before = at.saturating_sub(jiff::SignedDuration::from_micros(1)).unwrap_or(at);
     let mut known = KnownDose {
         regimen: store.regimen(&regimen).await?,
@@ -51,7 +53,7 @@ pub(super) async fn inspect<S: Doses>(
         }
     }
     let now = Timestamp::now();
-    let mut told = json!({
+    let mut answer = json!({
         "notification": DoseKey::notification(&profile, &regimen, at).as_str(),
         "regimen": known.regimen.as_ref().map(|regimen| json!({
             "profile": regimen.profile.as_str(),
@@ -62,40 +64,50 @@ pub(super) async fn inspect<S: Doses>(
         })),
         "due": known.is_due,
         "dispatchedUntil": known.marks.dispatched,
-        "says": says(&known, at, now),
+        "says": describe(&known, at, now),
     });
     for (provider, Claimed { lease, mark }) in &known.claims {
-        told[provider.label()] = match mark {
+        answer[provider.label()] = match mark {
             Some(mark) => {
-                json!({ "outcome": mark.outcome.label(), "sent": mark.counts.sent, "dead": mark.counts.dead, "at": mark.at })
+                json!({
+                    "outcome": mark.outcome.label(),
+                    "sent": mark.counts.sent,
+                    "dead": mark.counts.dead,
+                    "at": mark.at,
+                })
             }
             None => json!({ "claimedUntil": lease.until, "attempt": lease.attempt }),
         };
     }
-    Ok(Json(told))
+    Ok(Json(answer))
 }
 
-/// The whole of it in a sentence.
-fn says(known: &KnownDose, at: Timestamp, now: Timestamp) -> String {
+/// The state of the dose in one sentence.
+fn describe(known: &KnownDose, at: Timestamp, now: Timestamp) -> String {
     if let Some((provider, Claimed { mark: Some(mark), .. })) =
         known.claims.iter().find(|(_, claimed)| claimed.mark.is_some())
     {
         return format!("{provider} has its outcome: {}", mark.outcome.label());
     }
     if let Some((provider, claimed)) = known.claims.first() {
-        let over = if claimed.lease.until < now { "over since" } else { "good until" };
-        return format!("it is being rung through {provider}: a claim is {over} {}", claimed.lease.until);
+        let validity = if claimed.lease.until < now { "expired at" } else { "is valid until" };
+        let until = claimed.lease.until;
+        return format!("its reminder is being sent through {provider}: the claim {validity} {until}");
     }
-    let rings = known.regimen.as_ref().is_some_and(|regimen| regimen.is_occurrence(at));
-    match (rings || known.is_due, at <= known.marks.dispatched) {
-        (false, _) => "it was never to ring: the regimen has no dose then, and nobody announced one".to_owned(),
-        (true, true) => "it was handed on, and no provider has begun with it: `push-outcomes` says so if it was missed or had no token, \
-                         else it waits in push.*.urgent"
-            .to_owned(),
-        (true, false) if now < at => "it is to come".to_owned(),
-        (true, false) if known.is_due => "it is due and not handed on yet: the next tick of its shard does that".to_owned(),
-        (true, false) => "it is due and has no row: the daily sweep looks for those to come only".to_owned(),
-    }
+    let occurs = known.regimen.as_ref().is_some_and(|regimen| regimen.is_occurrence(at));
+    let text = match (occurs || known.is_due, at <= known.marks.dispatched) {
+        (false, _) => "there is no such dose: the regimen does not occur then, and no record announced it",
+        (true, true) => {
+            "it is dispatched, and no provider has claimed it: `push-outcomes` has a record if it was missed \
+             or had no token; otherwise it waits in push.*.urgent"
+        }
+        (true, false) if now < at => "it is not due yet",
+        (true, false) if known.is_due => {
+            "it is due and not dispatched yet: the next tick of its shard does that"
+        }
+        (true, false) => "it is due and has no row: the daily sweep inserts rows of future doses only",
+    };
+    text.to_owned()
 }
 
 #[cfg(test)]
@@ -110,7 +122,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Every day at eight in London, known and not handed on.
+    /// Every day at eight in London, due and not dispatched.
     fn known() -> KnownDose {
         let regimen = Regimen {
             profile: ProfileId::new("pr1"),
@@ -123,40 +135,47 @@ mod tests {
             end_date: None,
             enabled: true,
         };
-        let handed = at("2026-11-20T07:59:45Z");
+        let dispatched = at("2026-11-20T07:59:45Z");
         KnownDose {
             regimen: Some(regimen),
-            marks: Watermarks { read: handed, dispatched: handed },
+            marks: Watermarks { read: dispatched, dispatched },
             is_due: true,
             claims: Vec::new(),
         }
     }
 
     #[test]
-    fn each_step_of_a_dose_has_its_words() {
-        let (dose, now) = (at("2026-11-20T08:00:00Z"), at("2026-11-20T08:00:10Z"));
-        let words = |change: &dyn Fn(&mut KnownDose)| {
+    fn each_step_of_a_dose_has_its_description() {
+        let dose = at("2026-11-20T08:00:00Z");
+        let now = at("2026-11-20T08:00:10Z");
+        let description = |change: &dyn Fn(&mut KnownDose)| {
             let mut known = known();
             change(&mut known);
-            says(&known, dose, now)
+            describe(&known, dose, now)
         };
-        assert!(words(&|_| {}).contains("not handed on yet"));
-        assert!(words(&|known| known.is_due = false).contains("has no row"));
-        assert!(words(&|known| known.marks.dispatched = now).contains("was handed on"));
-        assert_eq!(says(&known(), at("2026-11-21T08:00:00Z"), now), "it is to come");
-        let never = |known: &mut KnownDose| (known.regimen, known.is_due) = (None, false);
-        assert!(words(&never).contains("never to ring"));
-        assert!(!words(&|known| known.regimen = None).contains("never"), "upstream announced it");
+        assert!(description(&|_| {}).contains("not dispatched yet"));
+        assert!(description(&|known| known.is_due = false).contains("has no row"));
+        assert!(description(&|known| known.marks.dispatched = now).contains("is dispatched"));
+        assert_eq!(describe(&known(), at("2026-11-21T08:00:00Z"), now), "it is not due yet");
+        let unknown = |known: &mut KnownDose| {
+            known.regimen = None;
+            known.is_due = false;
+        };
+        assert!(description(&unknown).contains("there is no such dose"));
+        assert!(
+            !description(&|known| known.regimen = None).contains("no such dose"),
+            "upstream announced it"
+        );
 
         let lease = Lease { owner: "o".into(), attempt: 1, until: at("2026-11-20T08:01:00Z") };
         let claimed = Claimed { lease: lease.clone(), mark: None };
         assert!(
-            words(&|known| known.claims = vec![(ProviderId::Fcm, claimed.clone())])
-                .contains("rung through fcm: a claim is good until")
+            description(&|known| known.claims = vec![(ProviderId::Fcm, claimed.clone())])
+                .contains("sent through fcm: the claim is valid until")
         );
         let mark = DoseMark { outcome: DoseOutcome::Sent, counts: Counts::default(), at: now };
         let marked = Claimed { lease, mark: Some(mark) };
         let both = vec![(ProviderId::Expo, claimed.clone()), (ProviderId::Fcm, marked)];
-        assert_eq!(words(&|known| known.claims = both.clone()), "fcm has its outcome: sent");
+        assert_eq!(description(&|known| known.claims = both.clone()), "fcm has its outcome: sent");
     }
 }

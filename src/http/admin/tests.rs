@@ -16,16 +16,16 @@ use crate::{
 
 const TOKEN: &str = "ExponentPushToken[ada-1]";
 
-/// A registry that knows Ada and her phone; or one that is away.
+/// A store that has Ada and her phone, or one that is unavailable.
 #[derive(Clone)]
-struct Known {
-    away: bool,
+struct KnownStore {
+    unavailable: bool,
     expo: Arc<Mutex<RouteState>>,
 }
 
-impl Known {
-    fn new(away: bool) -> Self {
-        Self { away, expo: Arc::new(Mutex::new(RouteState::Running)) }
+impl KnownStore {
+    fn new(unavailable: bool) -> Self {
+        Self { unavailable, expo: Arc::new(Mutex::new(RouteState::Running)) }
     }
 
     fn phone() -> Registration {
@@ -40,7 +40,7 @@ impl Known {
     }
 
     fn answer<T>(&self, answer: T) -> Result<T, StoreError> {
-        if self.away { Err(StoreError::unavailable("looking", "no route")) } else { Ok(answer) }
+        if self.unavailable { Err(StoreError::unavailable("looking", "no route")) } else { Ok(answer) }
     }
 
     fn row(&self, known: bool) -> Result<Option<TokenRow>, StoreError> {
@@ -56,7 +56,7 @@ impl Known {
     }
 }
 
-impl Registry for Known {
+impl Registry for KnownStore {
     async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), StoreError> {
         self.answer(())
     }
@@ -77,7 +77,7 @@ impl Registry for Known {
     }
 }
 
-impl Routes for Known {
+impl Routes for KnownStore {
     async fn route(&self, _: ProviderId) -> Result<RouteRow, StoreError> {
         let state = *self.expo.lock().unwrap();
         self.answer(RouteRow {
@@ -93,8 +93,8 @@ impl Routes for Known {
     }
 }
 
-/// It knows of no broadcast; `broadcast` has tests of its own.
-impl Broadcasts for Known {
+/// It has no broadcast; `broadcast` has tests of its own.
+impl Broadcasts for KnownStore {
     async fn plan(&self, _: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, StoreError> {
         self.answer(plan.clone())
     }
@@ -120,14 +120,14 @@ impl Broadcasts for Known {
         self.answer(None)
     }
     async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, StoreError> {
-        unreachable!("the listener sums nothing up")
+        unreachable!("the listener reads no total")
     }
 }
 
-/// It knows of no dose; `dose` has tests of its own.
-impl Doses for Known {
+/// It has no dose; `dose` has tests of its own.
+impl Doses for KnownStore {
     async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> Result<(), StoreError> {
-        unreachable!("the listener keeps no regimen")
+        unreachable!("the listener writes no regimen")
     }
     async fn regimen(&self, _: &RegimenId) -> Result<Option<Regimen>, StoreError> {
         self.answer(None)
@@ -140,7 +140,7 @@ impl Doses for Known {
         unreachable!("the listener sweeps nothing")
     }
     async fn insert_due(&self, _: Shard, _: &DueRow) -> Result<(), StoreError> {
-        unreachable!("the listener plans nothing")
+        unreachable!("the listener inserts no due row")
     }
     async fn due_rows(
         &self,
@@ -156,72 +156,79 @@ impl Doses for Known {
         self.answer(Watermarks { read: Timestamp::UNIX_EPOCH, dispatched: Timestamp::UNIX_EPOCH })
     }
     async fn init_marks(&self, _: Timestamp) -> Result<(), StoreError> {
-        unreachable!("the listener begins nothing")
+        unreachable!("the listener creates no watermarks")
     }
     async fn raise(&self, _: Shard, _: Watermark, _: Timestamp) -> Result<(), StoreError> {
-        unreachable!("the listener ticks nothing")
+        unreachable!("the listener raises no watermark")
     }
     async fn claim(&self, _: &DoseKey, _: &str, _: Timestamp, _: Timestamp) -> Result<Claim, StoreError> {
-        unreachable!("the listener rings nothing")
+        unreachable!("the listener sends nothing")
     }
     async fn claimed(&self, _: &DoseKey) -> Result<Option<Claimed>, StoreError> {
         self.answer(None)
     }
     async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> Result<Marked, StoreError> {
-        unreachable!("the listener rings nothing")
+        unreachable!("the listener sends nothing")
     }
 }
 
-/// Serves while `questions` are asked, and ends in good order.
-async fn serving(store: Known, questions: impl AsyncFnOnce(SocketAddr, &Health)) {
+/// Serves while `requests` are made, and stops gracefully.
+async fn serving(store: KnownStore, requests: impl AsyncFnOnce(SocketAddr, &Health)) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, health, stop) =
-        (listener.local_addr().unwrap(), Health::new(["tokens"]), CancellationToken::new());
+    let address = listener.local_addr().unwrap();
+    let health = Health::new(["tokens"]);
+    let stop = CancellationToken::new();
     let admin = Admin { metrics: Arc::new(Metrics::new()), health: health.clone(), store };
-    let asking = async {
-        questions(address, &health).await;
+    let requesting = async {
+        requests(address, &health).await;
         stop.cancel();
     };
-    let (served, ()) = tokio::join!(serve(listener, admin, stop.clone()), asking);
+    let (served, ()) = tokio::join!(serve(listener, admin, stop.clone()), requesting);
     served.unwrap();
 }
 
 /// The status and the body of an answer.
-async fn ask(address: SocketAddr, path: &[&str]) -> (u16, String) {
+async fn fetch(address: SocketAddr, path: &[&str]) -> (u16, String) {
     let mut url = reqwest::Url::parse(&format!("http://{address}")).unwrap();
     url.path_segments_mut().unwrap().extend(path);
     let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-async fn ask_json(address: SocketAddr, path: &[&str]) -> (u16, Value) {
-    let (status, body) = ask(address, path).await;
+async fn fetch_json(address: SocketAddr, path: &[&str]) -> (u16, Value) {
+    let (status, body) = fetch(address, path).await;
     (status, serde_json::from_str(&body).unwrap())
 }
 
 #[tokio::test]
-async fn ready_follows_the_stages_and_tells_why_not() {
-    serving(Known::new(false), async |address, health: &Health| {
+async fn ready_follows_the_stages_and_shows_why_not() {
+    serving(KnownStore::new(false), async |address, health: &Health| {
         health.store(Ok(()));
-        let (status, told) = ask_json(address, &["ready"]).await;
+        let (status, answer) = fetch_json(address, &["ready"]).await;
         assert_eq!(
-            (status, told),
-            (503, json!({"ready": false, "store": "answers", "kafka": "answers", "stages": {"tokens": false}, "details": {}}))
+            (status, answer),
+            (
+                503,
+                json!({
+                    "ready": false, "store": "answers", "kafka": "answers", "stages": {"tokens": false},
+                    "details": {},
+                })
+            )
         );
 
         health.assigned("tokens", true);
         health.detail("route.fcm", Some("halted: 401".to_owned()));
-        let (status, told) = ask_json(address, &["ready"]).await;
-        assert_eq!((status, &told["details"]["route.fcm"]), (200, &json!("halted: 401")));
+        let (status, answer) = fetch_json(address, &["ready"]).await;
+        assert_eq!((status, &answer["details"]["route.fcm"]), (200, &json!("halted: 401")));
     })
     .await;
 }
 
 #[tokio::test]
-async fn metrics_and_life_are_told_before_the_process_is_ready() {
-    serving(Known::new(true), async |address, _: &Health| {
-        assert_eq!(ask(address, &["live"]).await, (200, "alive\n".to_owned()));
-        let (status, text) = ask(address, &["metrics"]).await;
+async fn metrics_and_live_answer_before_the_process_is_ready() {
+    serving(KnownStore::new(true), async |address, _: &Health| {
+        assert_eq!(fetch(address, &["live"]).await, (200, "alive\n".to_owned()));
+        let (status, text) = fetch(address, &["metrics"]).await;
         assert!(
             status == 200 && text.contains("# TYPE pushcast_last_tick_timestamp_seconds gauge"),
             "{text}"
@@ -231,31 +238,34 @@ async fn metrics_and_life_are_told_before_the_process_is_ready() {
 }
 
 #[tokio::test]
-async fn a_token_is_found_by_itself_and_by_its_hash_and_shown_as_its_hash() {
-    serving(Known::new(false), async |address, _: &Health| {
+async fn a_token_is_found_by_its_text_and_by_its_hash_and_shown_as_its_hash() {
+    serving(KnownStore::new(false), async |address, _: &Health| {
         let hash = Token::parse(TOKEN).unwrap().hash().to_string();
-        let (status, told) = ask_json(address, &["inspect", "token", TOKEN]).await;
+        let (status, answer) = fetch_json(address, &["inspect", "token", TOKEN]).await;
         assert_eq!(status, 200);
         assert_eq!(
-            told,
-            json!({"token": hash, "kind": "expo", "user": "ada", "platform": "ios", "device": null, "version": 42, "active": true,
-                   "deviceInfo": {"model": "iPhone15,2"}, "reason": null, "createdAt": null, "seenAt": null})
+            answer,
+            json!({
+                "token": hash, "kind": "expo", "user": "ada", "platform": "ios", "device": null,
+                "version": 42, "active": true, "deviceInfo": {"model": "iPhone15,2"}, "reason": null,
+                "createdAt": null, "seenAt": null,
+            })
         );
-        assert_eq!(ask_json(address, &["inspect", "token", &hash]).await, (200, told));
-        assert_eq!(ask(address, &["inspect", "token", "ExponentPushToken[other]"]).await.0, 404);
-        assert_eq!(ask(address, &["inspect", "token", "nonsense"]).await.0, 400);
+        assert_eq!(fetch_json(address, &["inspect", "token", &hash]).await, (200, answer));
+        assert_eq!(fetch(address, &["inspect", "token", "ExponentPushToken[other]"]).await.0, 404);
+        assert_eq!(fetch(address, &["inspect", "token", "nonsense"]).await.0, 400);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_users_tokens_are_shown_as_hashes_too() {
-    serving(Known::new(false), async |address, _: &Health| {
-        let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
-        assert_eq!((status, told["tokens"].as_array().unwrap().len()), (200, 1));
-        assert!(!told.to_string().contains("ada-1"), "{told}");
+    serving(KnownStore::new(false), async |address, _: &Health| {
+        let (status, answer) = fetch_json(address, &["inspect", "user", "ada"]).await;
+        assert_eq!((status, answer["tokens"].as_array().unwrap().len()), (200, 1));
+        assert!(!answer.to_string().contains("ada-1"), "{answer}");
         assert_eq!(
-            ask_json(address, &["inspect", "user", "bob/ö"]).await,
+            fetch_json(address, &["inspect", "user", "bob/ö"]).await,
             (200, json!({"user": "bob/ö", "tokens": []}))
         );
     })
@@ -263,22 +273,22 @@ async fn a_users_tokens_are_shown_as_hashes_too() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_is_said_to_be() {
-    serving(Known::new(true), async |address, _: &Health| {
-        let (status, told) = ask_json(address, &["inspect", "user", "ada"]).await;
-        assert_eq!((status, told), (503, json!({"error": "the store is unavailable: looking"})));
+async fn an_unavailable_store_is_reported() {
+    serving(KnownStore::new(true), async |address, _: &Health| {
+        let (status, answer) = fetch_json(address, &["inspect", "user", "ada"]).await;
+        assert_eq!((status, answer), (503, json!({"error": "the store is unavailable: looking"})));
     })
     .await;
 }
 
-/// The status and the body of the answer to an operator's wish.
-async fn wish(address: SocketAddr, path: &str) -> (u16, Value) {
+/// The status and the body of the answer to a change of a route.
+async fn change(address: SocketAddr, path: &str) -> (u16, Value) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let said = r#"{"by":"ada","why":"a look at the tokens"}"#;
+    let request = r#"{"by":"ada","why":"a look at the tokens"}"#;
     let answer = client
         .post(format!("http://{address}{path}"))
         .header("content-type", "application/json")
-        .body(said)
+        .body(request)
         .send()
         .await
         .unwrap();
@@ -286,29 +296,29 @@ async fn wish(address: SocketAddr, path: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn an_operator_pauses_and_resumes_a_route_and_is_told_what_is_not_possible() {
-    serving(Known::new(false), async |address, _: &Health| {
-        let (status, told) = wish(address, "/route/expo/pause").await;
-        assert_eq!((status, &told["state"], &told["setBy"]), (200, &json!("paused"), &json!("ada")));
-        let (_, told) = ask_json(address, &["inspect", "route", "expo"]).await;
-        assert_eq!(told["state"], json!("paused"));
-        assert_eq!(wish(address, "/route/expo/resume").await.1["state"], json!("running"));
-        let (status, told) = wish(address, "/route/expo/release").await;
-        assert_eq!((status, &told["error"]), (409, &json!("the route of expo is running, not braked")));
-        assert_eq!(wish(address, "/route/expo/open").await.0, 400);
-        assert_eq!(wish(address, "/route/apns/pause").await.0, 400);
+async fn an_operator_pauses_and_resumes_a_route_and_an_impossible_change_is_refused() {
+    serving(KnownStore::new(false), async |address, _: &Health| {
+        let (status, answer) = change(address, "/route/expo/pause").await;
+        assert_eq!((status, &answer["state"], &answer["setBy"]), (200, &json!("paused"), &json!("ada")));
+        let (_, answer) = fetch_json(address, &["inspect", "route", "expo"]).await;
+        assert_eq!(answer["state"], json!("paused"));
+        assert_eq!(change(address, "/route/expo/resume").await.1["state"], json!("running"));
+        let (status, answer) = change(address, "/route/expo/release").await;
+        assert_eq!((status, &answer["error"]), (409, &json!("the route of expo is running, not braked")));
+        assert_eq!(change(address, "/route/expo/open").await.0, 400);
+        assert_eq!(change(address, "/route/apns/pause").await.0, 400);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_dose_is_found_by_its_regimen_and_its_time() {
-    serving(Known::new(false), async |address, _: &Health| {
-        let (status, told) =
-            ask_json(address, &["inspect", "dose", "pr1", "r1/ö", "2026-11-20T08:00:00Z"]).await;
-        assert_eq!((status, &told["notification"]), (200, &json!("dose:pr1:r1/ö:2026-11-20T08:00:00Z")));
-        assert!(told["says"].as_str().unwrap().contains("never to ring"), "{told}");
-        assert_eq!(ask(address, &["inspect", "dose", "pr1", "r1", "at eight"]).await.0, 400);
+    serving(KnownStore::new(false), async |address, _: &Health| {
+        let (status, answer) =
+            fetch_json(address, &["inspect", "dose", "pr1", "r1/ö", "2026-11-20T08:00:00Z"]).await;
+        assert_eq!((status, &answer["notification"]), (200, &json!("dose:pr1:r1/ö:2026-11-20T08:00:00Z")));
+        assert!(answer["says"].as_str().unwrap().contains("no such dose"), "{answer}");
+        assert_eq!(fetch(address, &["inspect", "dose", "pr1", "r1", "at eight"]).await.0, 400);
     })
     .await;
 }

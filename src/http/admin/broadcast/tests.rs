@@ -49,16 +49,16 @@ async fn world() -> Admin<EmbeddedStore> {
     admin
 }
 
-async fn to_json(admin: &Admin<EmbeddedStore>) -> Value {
+async fn inspected(admin: &Admin<EmbeddedStore>) -> Value {
     inspect(State(admin.clone()), Path("p1".to_owned())).await.unwrap().0
 }
 
 #[tokio::test]
-async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
+async fn an_open_broadcast_shows_what_is_left_and_when_it_ends() {
     let admin = world().await;
-    let told = to_json(&admin).await;
-    assert_eq!((&told["state"], &told["title"]), (&json!("planned"), &json!("On walking")));
-    let expo = &told["providers"]["expo"];
+    let answer = inspected(&admin).await;
+    assert_eq!((&answer["state"], &answer["title"]), (&json!("planned"), &json!("On walking")));
+    let expo = &answer["providers"]["expo"];
     assert_eq!(
         (&expo["parts"], &expo["begun"], &expo["done"], &expo["sent"]),
         (&json!(4), &json!(2), &json!(1), &json!(150))
@@ -70,7 +70,7 @@ async fn a_broadcast_on_its_way_tells_what_is_left_and_when_it_ends() {
 }
 
 #[tokio::test]
-async fn a_broadcast_that_stands_still_tells_every_reason() {
+async fn a_broadcast_that_is_not_sent_shows_every_reason() {
     let admin = world().await;
     let paused = RouteRow {
         state: RouteState::Paused,
@@ -84,8 +84,8 @@ async fn a_broadcast_that_stands_still_tells_every_reason() {
         [(Some("open breaker: HTTP 503"), "open breaker"), (None, "owns none of its partitions")]
     {
         admin.health.detail(&local_status_of(ProviderId::Expo), local_status.map(str::to_owned));
-        let told = to_json(&admin).await;
-        let expo = &told["providers"]["expo"];
+        let answer = inspected(&admin).await;
+        let expo = &answer["providers"]["expo"];
         let reasons: Vec<&str> =
             expo["standsStill"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert!(
@@ -100,18 +100,19 @@ async fn a_broadcast_that_stands_still_tells_every_reason() {
 #[tokio::test]
 async fn a_broadcast_is_cancelled_once_and_not_after_its_end() {
     let admin = world().await;
-    let wish = async |id: &str| cancel(State(admin.clone()), Path(id.to_owned())).await.map(|told| told.0);
+    let cancelled =
+        async |id: &str| cancel(State(admin.clone()), Path(id.to_owned())).await.map(|Json(answer)| answer);
     assert_eq!(
-        wish("p1").await.unwrap(),
+        cancelled("p1").await.unwrap(),
         json!({"broadcast": "post:p1", "state": "stopped", "planned": true})
     );
-    let standing = admin.store.broadcast(&broadcast_of("post:p1")).await.unwrap().1;
-    assert_eq!(standing, Some(BroadcastState::Stopped { reason: "cancelled".to_owned() }));
-    assert_eq!(to_json(&admin).await["reason"], json!("cancelled"));
-    // One that is not planned yet will not be sent either.
-    assert_eq!(wish("p2").await.unwrap()["planned"], json!(false));
+    let state = admin.store.broadcast(&broadcast_of("post:p1")).await.unwrap().1;
+    assert_eq!(state, Some(BroadcastState::Stopped { reason: "cancelled".to_owned() }));
+    assert_eq!(inspected(&admin).await["reason"], json!("cancelled"));
+    // One that is not planned yet is not sent either.
+    assert_eq!(cancelled("p2").await.unwrap()["planned"], json!(false));
     admin.store.close(&broadcast_of("p1")).await.unwrap();
-    assert!(matches!(wish("p1").await, Err(ApiError::Conflict(_))));
+    assert!(matches!(cancelled("p1").await, Err(ApiError::Conflict(_))));
 }
 
 #[tokio::test]
