@@ -1,11 +1,11 @@
-//! The settings of the whole process: what each part needs, read from four layers.
+//! The settings of the whole process, read from four layers.
 //!
-//! From the weakest to the strongest: `config/default.toml` (compiled in; it is the manual and the schema at
-//! once), a file, the variables of the systems that pushcast replaces (`EXPO_PUSH_URL`, `FIREBASE_…`), and
-//! `PUSHCAST__SECTION__KEY`. Each part owns its `Settings`; here they are put together, and rules that no
-//! part can see alone are checked.
+//! From the weakest to the strongest: `config/default.toml` (compiled in; both the manual and the schema), a
+//! file, the variables of the systems that pushcast replaces (`EXPO_PUSH_URL`, `FIREBASE_…`), and
+//! `PUSHCAST__SECTION__KEY`. Each module owns its `Settings`; here they are put together, and the rules
+//! between settings of several modules are checked.
 //!
-//! **Invariant:** a mistake is refused, never repaired or ignored, and all mistakes are shown at once.
+//! **Invariant:** an error is refused, never repaired or ignored, and all errors are reported at once.
 //! **Invariant:** the environment is an argument; nothing below `main` reads it. **Invariant:** no secret is
 //! ever printed.
 
@@ -28,7 +28,7 @@ use crate::{
 /// The environment's variables, by name.
 pub type Environment = BTreeMap<String, String>;
 
-/// Every setting, checked. `Debug` shows what [`Config::redacted`] does.
+/// Every setting, checked. `Debug` prints what [`Config::redacted`] does.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "config/default.toml is the manual")]
 pub struct Config {
@@ -41,22 +41,22 @@ pub struct Config {
     pub medication: medication::Settings,
     pub http: http::Settings,
     pub log: telemetry::Settings,
-    set: Vec<Set>,
+    overrides: Vec<Override>,
 }
 
-/// A setting that somebody has set, fit to be printed.
+/// A setting that is not at its default, redacted.
 #[derive(Clone)]
-struct Set {
+struct Override {
     key: String,
     value: String,
     origin: SettingOrigin,
 }
 
-/// What was set, and where: for the log line of the start. Shows no secret.
+/// The settings that are not at their defaults, and their origins, without secrets: for the log at the start.
 #[derive(Clone, Copy)]
-pub struct Redacted<'a>(&'a [Set]);
+pub struct Redacted<'a>(&'a [Override]);
 
-/// The sections as serde sees them.
+/// The sections as serde reads them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sections {
@@ -77,41 +77,41 @@ impl Config {
     /// Reads the layers. `file` is the one that `--config` names.
     ///
     /// # Errors
-    /// Everything that is wrong, in one go.
+    /// All errors of all layers.
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigErrors> {
-        let mut mistakes = Vec::new();
+        let mut errors = Vec::new();
         let mut effective = layers::Effective::of_defaults();
         if let Some(path) = file {
             match std::fs::read_to_string(path) {
-                Ok(text) => effective.read_file(path, &text, &mut mistakes),
-                Err(err) => mistakes.push(ConfigError::of_file(path, format!("can't be read: {err}"))),
+                Ok(text) => effective.read_file(path, &text, &mut errors),
+                Err(err) => errors.push(ConfigError::of_file(path, format!("can't be read: {err}"))),
             }
         }
-        effective.read_names_of_old(environment, &mut mistakes);
-        effective.read_environment(environment, &mut mistakes);
+        effective.read_legacy_environment(environment, &mut errors);
+        effective.read_environment(environment, &mut errors);
         let config = Self::of(&effective);
-        for broken in rules::broken(&config) {
-            mistakes.push(effective.complaint(broken.key, broken.expected));
+        for violation in rules::violations(&config) {
+            errors.push(effective.error_about(violation.key, violation.expected));
         }
-        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 
-    /// What was set, and where, without secrets.
+    /// The settings that are not at their defaults, and their origins, without secrets.
     pub fn redacted(&self) -> Redacted<'_> {
-        Redacted(&self.set)
+        Redacted(&self.overrides)
     }
 
     fn of(effective: &layers::Effective) -> Self {
-        let set = effective
-            .set()
-            .map(|(key, value, origin)| Set {
+        let overrides = effective
+            .overrides()
+            .map(|(key, value, origin)| Override {
                 key: key.to_owned(),
-                value: redact::shown(key, value),
+                value: redact::redacted(key, value),
                 origin: origin.clone(),
             })
             .collect();
         let Sections { kafka, store, push, expo, fcm, posts, medication, http, log } = effective.sections();
-        Self { kafka, store, push, expo, fcm, posts, medication, http, log, set }
+        Self { kafka, store, push, expo, fcm, posts, medication, http, log, overrides }
     }
 }
 
@@ -128,7 +128,7 @@ impl fmt::Display for Redacted<'_> {
         if self.0.is_empty() {
             return f.write_str("all defaults");
         }
-        for (index, Set { key, value, origin }) in self.0.iter().enumerate() {
+        for (index, Override { key, value, origin }) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{key} = {value} ({origin})")?;
         }

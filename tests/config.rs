@@ -1,4 +1,4 @@
-//! What an operator may write, and what is said when it is wrong.
+//! The settings that an operator may write, and the errors about wrong ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this file is tests")]
 
@@ -8,7 +8,7 @@ use pushcast::config::{Config, ConfigErrors, Environment};
 use secrecy::ExposeSecret;
 
 /// Loads a file of this text under an environment of these variables. The file is called `pushcast.toml` in
-/// mistakes.
+/// errors.
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let mut written = tempfile::NamedTempFile::new().unwrap();
     written.write_all(file.as_bytes()).unwrap();
@@ -16,12 +16,12 @@ fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>>
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let path = written.path().display().to_string();
     Config::load(Some(written.path()), &environment).map_err(|ConfigErrors(all)| {
-        all.iter().map(|mistake| mistake.to_string().replace(&path, "pushcast.toml")).collect()
+        all.iter().map(|error| error.to_string().replace(&path, "pushcast.toml")).collect()
     })
 }
 
-fn mistakes(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
-    load(file, environment).map(|config| config.redacted().to_string()).expect_err("mistakes")
+fn errors(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    load(file, environment).map(|config| config.redacted().to_string()).expect_err("errors")
 }
 
 #[test]
@@ -38,8 +38,8 @@ fn the_stronger_layer_wins() {
     let file = "[expo]\nurl = \"http://file/send\"\nrate_per_second = 100\n[push]\nenabled = true";
     assert_eq!(load(file, &[]).unwrap().expo.url, "http://file/send");
 
-    let old = [("EXPO_PUSH_URL", "http://old/send"), ("ENABLE_PUSH_NOTIFICATIONS", "no")];
-    let config = load(file, &old).unwrap();
+    let legacy = [("EXPO_PUSH_URL", "http://old/send"), ("ENABLE_PUSH_NOTIFICATIONS", "no")];
+    let config = load(file, &legacy).unwrap();
     assert_eq!(
         (config.expo.url.as_str(), config.push.enabled, config.expo.rate_per_second),
         ("http://old/send", false, 100)
@@ -48,8 +48,8 @@ fn the_stronger_layer_wins() {
     let new = [
         ("PUSHCAST__EXPO__URL", "http://new/send"),
         ("PUSHCAST__EXPO__RATE_PER_SECOND", "300"),
-        old[0],
-        old[1],
+        legacy[0],
+        legacy[1],
     ];
     let config = load(file, &new).unwrap();
     assert_eq!(
@@ -78,8 +78,8 @@ fn a_variable_is_read_as_the_type_of_its_setting() {
 }
 
 #[test]
-fn an_old_switch_takes_the_words_that_people_wrote() {
-    for (word, on) in [
+fn the_legacy_switch_accepts_common_spellings() {
+    for (spelling, on) in [
         ("true", true),
         ("TRUE", true),
         ("1", true),
@@ -89,7 +89,11 @@ fn an_old_switch_takes_the_words_that_people_wrote() {
         ("no", false),
         ("", true),
     ] {
-        assert_eq!(load("", &[("ENABLE_PUSH_NOTIFICATIONS", word)]).unwrap().push.enabled, on, "{word:?}");
+        assert_eq!(
+            load("", &[("ENABLE_PUSH_NOTIFICATIONS", spelling)]).unwrap().push.enabled,
+            on,
+            "{spelling:?}"
+        );
     }
 }
 
@@ -110,8 +114,11 @@ fn a_private_key_in_one_line_gets_its_line_breaks_back() {
 }
 
 #[test]
-fn properties_of_the_environment_join_those_of_the_file() {
-    let file = "[kafka.properties]\nsecurity.protocol = \"sasl_ssl\"\n\"client.rack\" = \"a\"\nsocket.keepalive.enable = true";
+fn properties_of_the_environment_are_merged_with_those_of_the_file() {
+    let file = concat!(
+        "[kafka.properties]\nsecurity.protocol = \"sasl_ssl\"\n",
+        "\"client.rack\" = \"a\"\nsocket.keepalive.enable = true",
+    );
     let config =
         load(file, &[("PUSHCAST__KAFKA__PROPERTIES", r#"{"client.rack":"b","fetch.wait.max.ms":50}"#)])
             .unwrap();
@@ -129,7 +136,7 @@ fn properties_of_the_environment_join_those_of_the_file() {
 }
 
 #[test]
-fn every_mistake_of_every_layer_is_shown_with_its_place() {
+fn every_error_of_every_layer_is_shown_with_its_origin() {
     let file = r#"
 [expo]
 rate_per_secnod = 5
@@ -155,27 +162,33 @@ url = "x"
         ("ENABLE_PUSH_NOTIFICATIONS", "maybe"),
     ];
     assert_eq!(
-        mistakes(file, &environment),
+        errors(file, &environment),
         [
             "pushcast.toml:15: exop: is not a setting; did you mean expo?",
             "pushcast.toml:3: expo.rate_per_secnod: is not a setting; did you mean expo.rate_per_second?",
-            "pushcast.toml:12: kafka.group_protocol = \"modern\": unknown variant `modern`, expected `classic` or `consumer`",
+            "pushcast.toml:12: kafka.group_protocol = \"modern\": unknown variant `modern`, expected \
+             `classic` or `consumer`",
             "pushcast.toml:13: kafka.in_flight = \"many\": expected a whole number",
-            "pushcast.toml:9: push.bulk_life = \"a day\": expected a duration such as \"500ms\", \"15s\", \"10m\" or \"24h\"",
+            "pushcast.toml:9: push.bulk_life = \"a day\": expected a duration such as \"500ms\", \
+             \"15s\", \"10m\" or \"24h\"",
             "pushcast.toml:8: push.open_pages = -1: expected 0 or more",
-            "ENABLE_PUSH_NOTIFICATIONS: push.enabled = \"maybe\": expected true or false (1, 0, yes, no, on, off do too)",
+            "ENABLE_PUSH_NOTIFICATIONS: push.enabled = \"maybe\": expected true or false (or 1, 0, yes, \
+             no, on, off)",
             "PUSHCAST__FCM__CONECTIONS: is not a setting; did you mean PUSHCAST__FCM__CONNECTIONS?",
-            "PUSHCAST__FCM__RAMP_UP: fcm.ramp_up = \"soon\": expected a duration such as \"500ms\", \"15s\", \"10m\" or \"24h\"",
+            "PUSHCAST__FCM__RAMP_UP: fcm.ramp_up = \"soon\": expected a duration such as \"500ms\", \
+             \"15s\", \"10m\" or \"24h\"",
             "PUSHCAST__KAFKA__SPAN: kafka.span = \"1e4\": expected a whole number",
             "pushcast.toml:7: push.page_size = 0: expected 1 to 500",
-            "pushcast.toml:4: expo.request_timeout = \"20s\": expected more than 0s and less than kafka.drain_timeout (20s), or a stop cuts requests short",
-            "PUSHCAST__POSTS__SLICES: posts.slices = 48: expected a power of two and a multiple of kafka.partitions (16): 16, 32, 64, … 4096",
+            "pushcast.toml:4: expo.request_timeout = \"20s\": expected more than 0s and less than \
+             kafka.drain_timeout (20s), or a stop cuts requests short",
+            "PUSHCAST__POSTS__SLICES: posts.slices = 48: expected a power of two and a multiple of \
+             kafka.partitions (16): 16, 32, … 4096",
         ]
     );
 }
 
 #[test]
-fn each_rule_refuses_what_breaks_it() {
+fn each_rule_refuses_a_value_that_violates_it() {
     let pem = "-----BEGIN PRIVATE KEY-----";
     let rules: &[(&[(&str, &str)], &str)] = &[
         (&[("KAFKA__BOOTSTRAP_SERVERS", "")], "kafka.bootstrap_servers = \"\""),
@@ -224,25 +237,25 @@ fn each_rule_refuses_what_breaks_it() {
         ),
         (&[("POSTS__SLICES", "8")], "posts.slices"),
         (&[("POSTS__SLICES", "48")], "posts.slices"),
-        (&[("POSTS__BODY", "by {author}")], "{author} stands for nothing"),
-        (&[("MEDICATION__TITLE", "{title}")], "{title} stands for nothing"),
+        (&[("POSTS__BODY", "by {author}")], "{author} is not a field"),
+        (&[("MEDICATION__TITLE", "{title}")], "{title} is not a field"),
         (&[("MEDICATION__TICK_EVERY", "1h")], "medication.tick_every"),
         (&[("MEDICATION__MAX_LATENESS", "0s"), ("MEDICATION__TICK_EVERY", "0s")], "medication.max_lateness"),
         (&[("HTTP__ADMIN_LISTEN", "9464")], "http.admin_listen"),
         (&[("HTTP__LISTEN", "127.0.0.1:9464")], "expected another address than http.admin_listen"),
         (&[("LOG__FILTER", "pushcast=loud")], "log.filter"),
     ];
-    for (variables, named) in rules {
+    for (variables, expected) in rules {
         let variables: Vec<_> =
             variables.iter().map(|(name, value)| (format!("PUSHCAST__{name}"), *value)).collect();
         let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        let all = mistakes("", &variables);
-        assert!(all.iter().any(|mistake| mistake.contains(named)), "{variables:?} gave {all:?}");
+        let all = errors("", &variables);
+        assert!(all.iter().any(|error| error.contains(expected)), "{variables:?}: {all:?}");
     }
 }
 
 #[test]
-fn no_secret_is_shown_in_a_mistake_or_at_the_start() {
+fn no_secret_is_shown_in_an_error_or_at_the_start() {
     let secret = "S3CRET";
     let config = load(
         &format!("[kafka.properties]\nsasl.password = \"{secret}\"\n[expo]\naccess_token = \"{secret}\""),
@@ -261,7 +274,7 @@ fn no_secret_is_shown_in_a_mistake_or_at_the_start() {
     );
     assert!(!format!("{shown} {config:?}").contains(secret), "{shown} {config:?}");
 
-    let all = mistakes(
+    let all = errors(
         &format!("[expo]\naccess_tokn = \"{secret}\"\n[store]\nurl = \"scylla://ann:{secret}@db:9042/Push\""),
         &[
             ("FIREBASE_PRIVATE_KEY", secret),
@@ -269,28 +282,28 @@ fn no_secret_is_shown_in_a_mistake_or_at_the_start() {
             ("PUSHCAST__EXPO__ACCES_TOKEN", secret),
         ],
     );
-    // Five, and the address that a private key needs beside it.
+    // Five, and the client_email that a private key requires.
     assert_eq!(all.len(), 6, "{all:?}");
     assert!(!all.join("\n").contains(secret), "{all:?}");
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_refused_with_its_line() {
-    let all = mistakes("[expo]\nurl = \n[push]\nenabled = ture", &[]);
+fn a_file_that_is_not_toml_is_refused_with_its_line() {
+    let all = errors("[expo]\nurl = \n[push]\nenabled = ture", &[]);
     assert!(all[0].starts_with("pushcast.toml:2: is not TOML: "), "{all:?}");
-    assert!(all.iter().any(|mistake| mistake.starts_with("pushcast.toml:4: ")), "{all:?}");
+    assert!(all.iter().any(|error| error.starts_with("pushcast.toml:4: ")), "{all:?}");
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn a_missing_file_is_named_in_the_error() {
     let missing =
         Config::load(Some("/no/such/pushcast.toml".as_ref()), &Environment::new()).unwrap_err().to_string();
     assert!(missing.starts_with("/no/such/pushcast.toml: can't be read: "), "{missing}");
 }
 
 #[test]
-fn variables_of_others_are_left_alone() {
-    // A container platform makes such ones for a service called "pushcast".
+fn variables_with_other_prefixes_are_ignored() {
+    // Kubernetes sets such ones for a service called "pushcast".
     load(
         "",
         &[("PUSHCAST_SERVICE_HOST", "10.0.0.1"), ("PUSHCAST_PORT", "tcp://10.0.0.1:80"), ("PATH", "/bin")],

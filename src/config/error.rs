@@ -1,16 +1,15 @@
-//! What is wrong with the settings, each mistake on one line: where, which key, which value, what is
-//! expected.
+//! The errors in the settings, each on one line: origin, key, value, and what is expected.
 
 use std::{fmt, path::Path, sync::Arc};
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingOrigin {
     /// Compiled in.
     Default,
     /// A line of the file.
     File {
-        /// Its path as it was given.
+        /// Its path as in `--config`.
         path: Arc<str>,
         /// From 1.
         line: usize,
@@ -19,18 +18,18 @@ pub enum SettingOrigin {
     Variable(String),
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where.
+    /// File and line, or variable.
     pub origin: String,
-    /// The key and the value, if it is about one. Holds no secret.
+    /// The key and the redacted value, if the error is about one.
     pub setting: Option<String>,
     /// What is expected instead.
     pub expected: String,
 }
 
-/// Everything that is wrong. Displayed one a line.
+/// All errors. `Display` writes one a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -49,30 +48,30 @@ impl fmt::Display for SettingOrigin {
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// The file as a whole.
+    /// An error about the file as a whole.
     pub(super) fn of_file(path: &Path, expected: String) -> Self {
         Self { origin: path.display().to_string(), setting: None, expected }
     }
 
-    /// A key that nobody knows. Its value is not shown: it may be a secret under a misspelt name.
-    pub(super) fn unknown(origin: &SettingOrigin, key: Option<&str>, alike: Option<String>) -> Self {
-        let expected = match alike {
-            Some(alike) => format!("is not a setting; did you mean {alike}?"),
+    /// An unknown key. Its value is not shown: it may be a secret under a misspelt name.
+    pub(super) fn unknown(origin: &SettingOrigin, key: Option<&str>, closest: Option<String>) -> Self {
+        let expected = match closest {
+            Some(closest) => format!("is not a setting; did you mean {closest}?"),
             None => "is not a setting; config/default.toml lists them all".to_owned(),
         };
         Self { origin: origin.to_string(), setting: key.map(str::to_owned), expected }
     }
 
-    /// A value that does not do. `shown` holds no secret.
+    /// A refused value. `redacted` contains no secret.
     pub(super) fn of_value(
         origin: &SettingOrigin,
         key: &str,
-        shown: &str,
+        redacted: &str,
         expected: impl Into<String>,
     ) -> Self {
         Self {
             origin: origin.to_string(),
-            setting: Some(format!("{key} = {shown}")),
+            setting: Some(format!("{key} = {redacted}")),
             expected: expected.into(),
         }
     }
@@ -91,9 +90,9 @@ impl fmt::Display for ConfigError {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, mistake) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().enumerate() {
             let newline = if index == 0 { "" } else { "\n" };
-            write!(f, "{newline}{mistake}")?;
+            write!(f, "{newline}{error}")?;
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! One layer over the other, each value with the place it comes from.
+//! The layers of settings, merged into one value for each key, with its origin.
 //!
 //! `config/default.toml` is the schema: a key that is not in it does not exist, and a value must have the
-//! type that its default has. What a type cannot say (a range, a word out of three) is asked of the section's
-//! own `Settings`, one value at a time, so that every mistake is found and each is laid to its own line.
+//! type of its default. What a type cannot express (a range, one of three words) is checked by deserialising
+//! the section's own `Settings`, one value at a time, so that every error is found and is reported with its
+//! own line.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -17,10 +18,10 @@ use super::{ConfigError, Environment, Sections, SettingOrigin, redact};
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 const PREFIX: &str = "PUSHCAST__";
 
-/// The one key that holds keys of somebody else.
+/// The one key whose value has keys that are not in the schema: those of librdkafka.
 const PROPERTIES: &str = "kafka.properties";
 
-/// Names that the replaced systems read, and what they mean here.
+/// Variables of the replaced systems, and the settings that they set.
 const LEGACY_ENV: [(&str, &str); 6] = [
     ("EXPO_PUSH_URL", "expo.url"),
     ("ENABLE_PUSH_NOTIFICATIONS", "push.enabled"),
@@ -30,7 +31,7 @@ const LEGACY_ENV: [(&str, &str); 6] = [
     ("GOOGLE_APPLICATION_CREDENTIALS", "fcm.credentials_file"),
 ];
 
-/// The settings as they stand after some layers, by dotted key.
+/// The settings after some layers, by dotted key.
 #[derive(Debug)]
 pub(super) struct Effective(BTreeMap<String, Setting>);
 
@@ -41,13 +42,13 @@ struct Setting {
     origin: SettingOrigin,
 }
 
-/// What a value may be, read off its default.
+/// The type of a value, taken from its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ValueKind {
     Text,
     Duration,
     Number,
-    Switch,
+    Bool,
     List,
     Properties,
 }
@@ -55,7 +56,7 @@ enum ValueKind {
 // === impl Effective ===
 
 impl Effective {
-    /// What is compiled in.
+    /// The defaults, which are compiled in.
     pub fn of_defaults() -> Self {
         #[expect(clippy::expect_used, reason = "compiled in, and a test reads it")]
         let defaults: Table = DEFAULTS.parse().expect("config/default.toml is TOML");
@@ -73,17 +74,17 @@ impl Effective {
         Self(settings)
     }
 
-    /// Puts a file on top.
-    pub fn read_file(&mut self, path: &Path, text: &str, mistakes: &mut Vec<ConfigError>) {
+    /// Adds a file as the top layer.
+    pub fn read_file(&mut self, path: &Path, text: &str, errors: &mut Vec<ConfigError>) {
         let path: Arc<str> = path.display().to_string().into();
         let at = |offset: usize| SettingOrigin::File {
             path: path.clone(),
             line: 1 + text[..offset].matches('\n').count(),
         };
-        let (document, errors) = DeTable::parse_recoverable(text);
-        for err in &errors {
+        let (document, syntax_errors) = DeTable::parse_recoverable(text);
+        for err in &syntax_errors {
             let origin = at(err.span().map_or(0, |span| span.start));
-            mistakes.push(ConfigError {
+            errors.push(ConfigError {
                 origin: origin.to_string(),
                 setting: None,
                 expected: format!("is not TOML: {}", err.message()),
@@ -92,7 +93,7 @@ impl Effective {
         for (section, values) in document.get_ref() {
             let name = section.get_ref();
             let Some(values) = values.get_ref().as_table().filter(|_| self.has_section(name)) else {
-                mistakes.push(ConfigError::unknown(&at(section.span().start), Some(name), self.alike(name)));
+                errors.push(ConfigError::unknown(&at(section.span().start), Some(name), self.closest(name)));
                 continue;
             };
             for (key, value) in values {
@@ -100,88 +101,91 @@ impl Effective {
                 let origin = at(key.span().start);
                 let key = key.get_ref();
                 if self.0.contains_key(key) {
-                    self.put(key, plain(value.get_ref()), origin, mistakes);
+                    self.put(key, plain(value.get_ref()), origin, errors);
                 } else {
-                    mistakes.push(ConfigError::unknown(&origin, Some(key), self.alike(key)));
+                    errors.push(ConfigError::unknown(&origin, Some(key), self.closest(key)));
                 }
             }
         }
     }
 
-    /// Puts the variables of the replaced systems on top. An empty one counts as not there: deployments pass
-    /// them on unset.
-    pub fn read_names_of_old(&mut self, environment: &Environment, mistakes: &mut Vec<ConfigError>) {
+    /// Adds the variables of the replaced systems as the top layer. An empty one counts as unset: compose
+    /// files pass unset ones on as empty.
+    pub fn read_legacy_environment(&mut self, environment: &Environment, errors: &mut Vec<ConfigError>) {
         for (name, key) in LEGACY_ENV {
             if let Some(text) = environment.get(name).filter(|text| !text.is_empty()) {
-                self.put_text(key, text, SettingOrigin::Variable(name.to_owned()), mistakes);
+                self.put_text(key, text, SettingOrigin::Variable(name.to_owned()), errors);
             }
         }
     }
 
-    /// Puts `PUSHCAST__SECTION__KEY` on top.
-    pub fn read_environment(&mut self, environment: &Environment, mistakes: &mut Vec<ConfigError>) {
+    /// Adds `PUSHCAST__SECTION__KEY` as the top layer.
+    pub fn read_environment(&mut self, environment: &Environment, errors: &mut Vec<ConfigError>) {
         for (name, text) in environment {
             let Some(path) = name.strip_prefix(PREFIX) else { continue };
             let key = path.to_lowercase().replace("__", ".");
             let origin = SettingOrigin::Variable(name.clone());
             if self.0.contains_key(&key) {
-                self.put_text(&key, text, origin, mistakes);
+                self.put_text(&key, text, origin, errors);
             } else {
-                mistakes.push(ConfigError::unknown(
+                errors.push(ConfigError::unknown(
                     &origin,
                     None,
-                    self.alike(&key).map(|key| variable(&key)),
+                    self.closest(&key).map(|key| variable(&key)),
                 ));
             }
         }
     }
 
-    /// The settings that are not defaults.
-    pub fn set(&self) -> impl Iterator<Item = (&str, &Value, &SettingOrigin)> {
-        let set = self.0.iter().filter(|(_, setting)| setting.origin != SettingOrigin::Default);
-        set.map(|(key, Setting { value, origin, .. })| (key.as_str(), value, origin))
+    /// The settings that are not at their defaults.
+    pub fn overrides(&self) -> impl Iterator<Item = (&str, &Value, &SettingOrigin)> {
+        let overrides = self.0.iter().filter(|(_, setting)| setting.origin != SettingOrigin::Default);
+        overrides.map(|(key, Setting { value, origin, .. })| (key.as_str(), value, origin))
     }
 
-    /// A mistake about the value that a key has now.
-    pub fn complaint(&self, key: &str, expected: String) -> ConfigError {
+    /// An error about the present value of a key.
+    pub fn error_about(&self, key: &str, expected: String) -> ConfigError {
         let Setting { value, origin, .. } = &self.0[key];
-        ConfigError::of_value(origin, key, &redact::shown(key, value), expected)
+        ConfigError::of_value(origin, key, &redact::redacted(key, value), expected)
     }
 
-    /// The settings as the parts of the process want them.
+    /// The settings as the modules' own types.
     pub fn sections(&self) -> Sections {
         #[expect(
             clippy::expect_used,
             reason = "put() has refused every value that the sections refuse; a test reads the defaults"
         )]
-        Sections::deserialize(self.document()).expect("every value was tried before it was taken")
+        Sections::deserialize(self.document()).expect("every value was checked before it was put")
     }
 
-    /// Puts one value that came as text on top.
-    fn put_text(&mut self, key: &str, text: &str, origin: SettingOrigin, mistakes: &mut Vec<ConfigError>) {
+    /// Puts a value that is given as text.
+    fn put_text(&mut self, key: &str, text: &str, origin: SettingOrigin, errors: &mut Vec<ConfigError>) {
         match self.0[key].kind.read(key, text) {
-            Ok(value) => self.put(key, value, origin, mistakes),
+            Ok(value) => self.put(key, value, origin, errors),
             Err(expected) => {
-                let shown = redact::shown(key, &Value::from(text));
-                // A broken JSON object of properties may hold a password anywhere.
-                let shown = if key == PROPERTIES { "\"[redacted]\"" } else { &shown };
-                mistakes.push(ConfigError::of_value(&origin, key, shown, expected));
+                let redacted = redact::redacted(key, &Value::from(text));
+                // A malformed JSON object of properties may contain a password anywhere.
+                let redacted = if key == PROPERTIES { "\"[redacted]\"" } else { &redacted };
+                errors.push(ConfigError::of_value(&origin, key, redacted, expected));
             }
         }
     }
 
-    /// Puts one value on top, if it is of the right type and its section takes it. Otherwise the one below
-    /// stays, so that the rules between settings can still be checked.
-    fn put(&mut self, key: &str, value: Value, origin: SettingOrigin, mistakes: &mut Vec<ConfigError>) {
+    /// Puts a value, if it is of the right type and its section accepts it. Otherwise the previous one stays,
+    /// so that the rules between settings can still be checked.
+    fn put(&mut self, key: &str, value: Value, origin: SettingOrigin, errors: &mut Vec<ConfigError>) {
         let before = &self.0[key];
         let refusal = |value: &Value, expected: String| {
-            ConfigError::of_value(&origin, key, &redact::shown(key, value), expected)
+            ConfigError::of_value(&origin, key, &redact::redacted(key, value), expected)
         };
         let value = match before.kind.accept(value, &before.value) {
             Ok(value) => value,
-            Err(value) => return mistakes.push(refusal(&value, format!("expected {}", before.kind.words()))),
+            Err(value) => {
+                return errors.push(refusal(&value, format!("expected {}", before.kind.description())));
+            }
         };
-        let (kind, mut trial) = (before.kind, self.document());
+        let kind = before.kind;
+        let mut trial = self.document();
         let (section, name) = key.split_once('.').unwrap_or((key, ""));
         if let Some(section) = trial.get_mut(section).and_then(Value::as_table_mut) {
             section.insert(name.to_owned(), value.clone());
@@ -194,12 +198,12 @@ impl Effective {
                 } else {
                     "a smaller number"
                 };
-                mistakes.push(refusal(&value, format!("expected {range}")));
+                errors.push(refusal(&value, format!("expected {range}")));
             }
             Err(_) if kind == ValueKind::Duration => {
-                mistakes.push(refusal(&value, format!("expected {}", kind.words())))
+                errors.push(refusal(&value, format!("expected {}", kind.description())))
             }
-            Err(err) => mistakes.push(refusal(&value, in_one_line(err.message()))),
+            Err(err) => errors.push(refusal(&value, in_one_line(err.message()))),
         }
     }
 
@@ -219,9 +223,9 @@ impl Effective {
         self.0.keys().any(|key| key.split('.').next() == Some(name))
     }
 
-    /// The known name that a misspelt one was probably meant to be: the closest by edits, at most a third of
-    /// them; or the same key in the section where it really lies.
-    fn alike(&self, misspelt: &str) -> Option<String> {
+    /// The known name that a misspelt one probably stands for: the closest by edits, at most a third of its
+    /// length; or the same key in its right section.
+    fn closest(&self, misspelt: &str) -> Option<String> {
         let sections = self.0.keys().filter_map(|key| Some(key.split_once('.')?.0.to_owned()));
         let known = self.0.keys().cloned().chain(sections);
         let (distance, closest) =
@@ -237,10 +241,10 @@ impl Effective {
 // === impl ValueKind ===
 
 impl ValueKind {
-    /// A default says what its key takes. A text that reads as a duration is one.
+    /// The type of a default. A text that parses as a duration is one.
     fn of(default: &Value) -> Self {
         match default {
-            Value::Boolean(_) => Self::Switch,
+            Value::Boolean(_) => Self::Bool,
             Value::Integer(_) | Value::Float(_) => Self::Number,
             Value::Array(_) => Self::List,
             Value::Table(_) => Self::Properties,
@@ -249,12 +253,12 @@ impl ValueKind {
         }
     }
 
-    fn words(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::Text => "a text",
             Self::Duration => "a duration such as \"500ms\", \"15s\", \"10m\" or \"24h\"",
             Self::Number => "a whole number",
-            Self::Switch => "true or false",
+            Self::Bool => "true or false",
             Self::List => "a list of texts",
             Self::Properties => "names and values of librdkafka's properties",
         }
@@ -262,19 +266,19 @@ impl ValueKind {
 
     /// Reads a variable's text.
     fn read(self, key: &str, text: &str) -> Result<Value, String> {
-        let expected = || format!("expected {}", self.words());
+        let expected = || format!("expected {}", self.description());
         match self {
-            // A PEM key fits into one line only with its line breaks written as \n; some env files keep the
+            // A PEM key is in one line here, with its line breaks written as \n; some env files keep the
             // quotes too.
             Self::Text if key == "fcm.private_key" => {
                 Ok(Value::from(text.trim().trim_matches('"').replace("\\n", "\n")))
             }
             Self::Text | Self::Duration => Ok(Value::from(text)),
             Self::Number => text.trim().replace('_', "").parse().map(Value::Integer).map_err(|_| expected()),
-            Self::Switch => match text.trim().to_ascii_lowercase().as_str() {
+            Self::Bool => match text.trim().to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => Ok(Value::Boolean(true)),
                 "false" | "0" | "no" | "off" => Ok(Value::Boolean(false)),
-                _ => Err("expected true or false (1, 0, yes, no, on, off do too)".to_owned()),
+                _ => Err("expected true or false (or 1, 0, yes, no, on, off)".to_owned()),
             },
             Self::List => Ok(Value::Array(
                 text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect(),
@@ -289,16 +293,16 @@ impl ValueKind {
         }
     }
 
-    /// The value as the settings hold it, or the value back if it is of another type.
-    fn accept(self, value: Value, below: &Value) -> Result<Value, Value> {
+    /// The value as it is stored. `Err` returns the value: it is of another type.
+    fn accept(self, value: Value, previous: &Value) -> Result<Value, Value> {
         match (self, &value) {
             (Self::Text | Self::Duration, Value::String(_))
             | (Self::Number, Value::Integer(_))
-            | (Self::Switch, Value::Boolean(_)) => Ok(value),
+            | (Self::Bool, Value::Boolean(_)) => Ok(value),
             (Self::List, Value::Array(items)) if items.iter().all(Value::is_str) => Ok(value),
             (Self::Properties, Value::Table(properties)) => {
-                // Properties of a stronger layer join those of the weaker ones.
-                let mut all = below.as_table().cloned().unwrap_or_default();
+                // Properties are merged with those of the weaker layers.
+                let mut all = previous.as_table().cloned().unwrap_or_default();
                 if flatten("", properties, &mut all) { Ok(Value::Table(all)) } else { Err(value) }
             }
             _ => Err(value),
@@ -306,8 +310,8 @@ impl ValueKind {
     }
 }
 
-/// librdkafka's names have dots in them, which TOML takes for tables, and its values are all text. False =
-/// one of the values is neither text, number nor switch.
+/// librdkafka's names have dots in them, which TOML reads as tables, and its values are all text. False = one
+/// of the values is neither text, number nor boolean.
 fn flatten(prefix: &str, properties: &Table, into: &mut Table) -> bool {
     properties.iter().all(|(name, value)| {
         let name = format!("{prefix}{name}");
@@ -322,7 +326,7 @@ fn flatten(prefix: &str, properties: &Table, into: &mut Table) -> bool {
     })
 }
 
-/// A parsed value without its places. A number that does not fit stays text, and is refused as such.
+/// A parsed value without its spans. A number that does not fit stays text, and is refused as such.
 fn plain(value: &DeValue<'_>) -> Value {
     match value {
         DeValue::String(text) => Value::from(text.as_ref()),
@@ -333,7 +337,7 @@ fn plain(value: &DeValue<'_>) -> Value {
         DeValue::Float(number) => {
             number.as_str().parse().map_or_else(|_| Value::from(number.as_str()), Value::Float)
         }
-        DeValue::Boolean(switch) => Value::Boolean(*switch),
+        DeValue::Boolean(value) => Value::Boolean(*value),
         DeValue::Datetime(time) => Value::Datetime(*time),
         DeValue::Array(items) => Value::Array(items.iter().map(|item| plain(item.get_ref())).collect()),
         DeValue::Table(table) => Value::Table(

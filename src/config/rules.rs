@@ -1,4 +1,4 @@
-//! What a value's type cannot say: ranges with a reason, forms, and rules between settings.
+//! What a value's type cannot express: ranges, formats, and rules between settings.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,20 +20,21 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most partitions that a topic is created with.
 const PARTITIONS_MAX: i32 = 1024;
+
 /// The most slices of a broadcast: each is a record and a row.
 const SLICES_MAX: u32 = 4096;
 
-/// A rule that a setting breaks.
+/// A rule that a setting violates.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Broken {
-    /// The setting that is named.
+pub(super) struct RuleViolation {
+    /// The setting that is reported.
     pub key: &'static str,
-    /// What the rule says, and why if that is not plain.
+    /// The rule, with its reason if that is not obvious.
     pub expected: String,
 }
 
-/// Every rule that these settings break.
-pub(super) fn broken(config: &Config) -> Vec<Broken> {
+/// Every rule that these settings violate.
+pub(super) fn violations(config: &Config) -> Vec<RuleViolation> {
     let mut rules = RuleCheck::default();
     kafka(&mut rules, &config.kafka);
     store(&mut rules, &config.store);
@@ -64,7 +65,10 @@ fn kafka(rules: &mut RuleCheck, kafka: &consumer::Settings) {
     rules.ensure(
         "kafka.session_timeout",
         (SECOND * 6..=SECOND * 1800).contains(&kafka.session_timeout),
-        || "expected 6s to 30m, what brokers allow (group.min.session.timeout.ms, group.max.session.timeout.ms)",
+        || {
+            "expected 6s to 30m, the range that brokers allow (group.min.session.timeout.ms, \
+             group.max.session.timeout.ms)"
+        },
     );
     rules.ensure(
         "kafka.commit_every",
@@ -84,12 +88,12 @@ fn kafka(rules: &mut RuleCheck, kafka: &consumer::Settings) {
         kafka.replication_factor >= 0,
         || "expected 0 (as many as there are brokers, at most 3) or more",
     );
-    // Auto-commit would commit what was read rather than what is settled; one group id would join all stages
-    // into one group. `latest` would skip what was written while nobody was reading, `error` would end the
-    // reading.
+    // Auto-commit would commit records that are read rather than settled; one group id would join all stages
+    // into one group. `latest` would skip records that were written while no process was reading, `error`
+    // would stop the consumer.
     for name in ["enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "group.id"] {
         rules.ensure("kafka.properties", !kafka.properties.contains_key(name), || {
-            format!("{name} is not yours to set: records would be lost with it")
+            format!("{name} can't be changed: records would be lost")
         });
     }
 }
@@ -103,7 +107,8 @@ fn store(rules: &mut RuleCheck, store: &store::Settings) {
         store.replication_factor >= 0,
         || "expected 0 (as many as there are nodes, at most 3) or more",
     );
-    let (certificate, key) = (!store.certificate_file.is_empty(), !store.key_file.is_empty());
+    let certificate = !store.certificate_file.is_empty();
+    let key = !store.key_file.is_empty();
     rules.ensure("store.certificate_file", certificate || !key, || "needed beside store.key_file");
     rules.ensure("store.key_file", key || !certificate, || "needed beside store.certificate_file");
     rules.ensure(
@@ -144,7 +149,7 @@ fn expo(rules: &mut RuleCheck, expo: &expo::Settings) {
     );
     rules.ensure(
         "expo.dead_token_errors",
-        expo.dead_token_errors.iter().all(|word| !word.trim().is_empty()),
+        expo.dead_token_errors.iter().all(|code| !code.trim().is_empty()),
         || "expected no empty text",
     );
 }
@@ -187,8 +192,8 @@ fn fcm(rules: &mut RuleCheck, fcm: &fcm::Settings) {
     }
 }
 
-/// A stop waits for requests that are on the wire; one that may outlast it would be cut, and its messages
-/// sent twice.
+/// A stop waits for requests in flight; one with a longer time-out would be cut off, and its messages sent
+/// twice.
 fn drain(rules: &mut RuleCheck, config: &Config) {
     let drain = config.kafka.drain_timeout;
     let timeouts = [
@@ -197,19 +202,22 @@ fn drain(rules: &mut RuleCheck, config: &Config) {
     ];
     for (key, timeout) in timeouts {
         rules.ensure(key, !timeout.is_zero() && timeout < drain, || {
-            format!("expected more than 0s and less than kafka.drain_timeout ({drain:?}), or a stop cuts requests short")
+            format!(
+                "expected more than 0s and less than kafka.drain_timeout ({drain:?}), or a stop cuts \
+                 requests short"
+            )
         });
     }
 }
 
 fn posts(rules: &mut RuleCheck, posts: &posts::Settings, partitions: i32) {
-    let of = u32::try_from(partitions).unwrap_or(1);
-    let spread = posts.slices.is_power_of_two() && (of..=SLICES_MAX).contains(&posts.slices);
-    rules.ensure("posts.slices", spread, || {
+    let least = u32::try_from(partitions).unwrap_or(1);
+    let is_valid = posts.slices.is_power_of_two() && (least..=SLICES_MAX).contains(&posts.slices);
+    rules.ensure("posts.slices", is_valid, || {
         format!(
             "expected a power of two and a multiple of kafka.partitions ({partitions}): {partitions}, {}, … \
              {SLICES_MAX}",
-            2 * of
+            2 * least
         )
     });
     let fields = ["author_name", "title", "body", "post_id", "author_id"];
@@ -249,13 +257,13 @@ fn log(rules: &mut RuleCheck, log: &telemetry::Settings) {
     }
 }
 
-/// Gathers what is broken.
+/// Collects the violations.
 #[derive(Default)]
-struct RuleCheck(Vec<Broken>);
+struct RuleCheck(Vec<RuleViolation>);
 
 impl RuleCheck {
     fn refuse(&mut self, key: &'static str, expected: impl ToString) {
-        self.0.push(Broken { key, expected: expected.to_string() });
+        self.0.push(RuleViolation { key, expected: expected.to_string() });
     }
 
     fn ensure<T: ToString>(&mut self, key: &'static str, holds: bool, expected: impl FnOnce() -> T) {
@@ -269,7 +277,7 @@ impl RuleCheck {
     }
 
     fn request_slots(&mut self, key: &'static str, number: usize) {
-        self.ensure(key, number >= 2, || "expected 2 or more: one is kept for urgent ones");
+        self.ensure(key, number >= 2, || "expected 2 or more: one is reserved for urgent ones");
     }
 
     fn rate(&mut self, key: &'static str, rate: u32) {
@@ -280,12 +288,12 @@ impl RuleCheck {
         self.ensure(key, url_of(text).is_some(), || "expected a URL with http:// or https://");
     }
 
-    /// Braces around a word stand for a field; any other brace is text.
+    /// A word in braces is a field; any other brace is text.
     fn template(&mut self, key: &'static str, template: &str, fields: &[&str]) {
         for name in template::placeholders(template) {
             self.ensure(key, fields.contains(&name), || {
                 let known: Vec<_> = fields.iter().map(|field| format!("{{{field}}}")).collect();
-                format!("{{{name}}} stands for nothing; expected {}", known.join(", "))
+                format!("{{{name}}} is not a field; expected {}", known.join(", "))
             });
         }
     }
@@ -298,11 +306,11 @@ fn url_of(text: &str) -> Option<Url> {
 fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_reads = match bare {
+    let is_host = match bare {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)),
     };
-    host_reads && port.parse::<u16>().is_ok_and(|port| port > 0)
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 #[cfg(test)]
@@ -330,13 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn a_template_may_hold_other_braces_but_no_unknown_word() {
-        let broken = |template: &str| {
+    fn a_template_may_contain_other_braces_but_no_unknown_field() {
+        let violations = |template: &str| {
             let mut rules = RuleCheck::default();
             rules.template("posts.title", template, &["title"]);
             rules.0.len()
         };
-        assert_eq!(broken("{title}: {} {a b} { and }, :-}"), 0);
-        assert_eq!(broken("{titel} by {author}"), 2);
+        assert_eq!(violations("{title}: {} {a b} { and }, :-}"), 0);
+        assert_eq!(violations("{titel} by {author}"), 2);
     }
 }
