@@ -1,12 +1,13 @@
 #!/bin/sh
-# What `docker compose up` rings: two phones and one that is gone, a post for all of them, and a dose that is due now.
-# Run it again for more: docker compose run --rm hello
+# What `docker compose up` sends: a post to two phones and to one with a dead token, and a reminder of a dose
+# that is due now.
+# To send more: docker compose run --rm hello
 set -eu
 pushcast=http://pushcast:9464
 sandbox=http://sandbox:8085
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 
-# until_done WHAT COMMAND…: waits a minute at most.
+# until_done WHAT COMMAND…: runs COMMAND until it succeeds, for a minute at most.
 until_done() {
     what=$1 left=120
     shift
@@ -17,7 +18,7 @@ until_done() {
     done
 }
 
-# The sandbox calls every token dead that has "dead" in it.
+# For the sandbox every token with "dead" in it is dead.
 pushcast produce device-tokens <<END
 {"token":"ExponentPushToken[hello]","userId":"hello-1","platform":"ios"}
 {"token":"ExponentPushToken[dead-hello]","userId":"hello-2","platform":"android"}
@@ -34,17 +35,18 @@ curl -fsS -X POST "$sandbox/sandbox/reset"
 pushcast produce posts-created <<END
 {"postId":"hello-$now","authorId":"ann","authorName":"Ann","title":"Hello from pushcast"}
 END
+medicine='"medicineName":"Metformin","dosage":"500 mg"'
 pushcast produce medication-ticks <<END
-{"dose":{"regimenId":"hello","profileId":"hello","userId":"hello-3","scheduleTime":"$now","medicineName":"Metformin","dosage":"500 mg"}}
+{"dose":{"regimenId":"hello","profileId":"hello","userId":"hello-3","scheduleTime":"$now",$medicine}}
 END
-has_rung() {
+has_arrived() {
     curl -fsS "$sandbox/sandbox/messages" >/tmp/messages || return 1
-    for word in 'ExponentPushToken\[hello\]' 'Hello from pushcast' Metformin; do
-        grep -q "$word" /tmp/messages || return 1
+    for text in 'ExponentPushToken\[hello\]' 'Hello from pushcast' Metformin; do
+        grep -q "$text" /tmp/messages || return 1
     done
 }
-until_done "the phones to ring" has_rung
+until_done "the push messages" has_arrived
 
-echo "The phones have rung. This is what they show; all of it is at http://127.0.0.1:8085/sandbox/messages"
+echo "The phones got these messages; http://127.0.0.1:8085/sandbox/messages has all of them:"
 grep -oE '"token":"[^"]*","title":"[^"]*","body":"[^"]*"' /tmp/messages
 echo "Dashboard: http://127.0.0.1:3000"
