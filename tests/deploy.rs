@@ -1,6 +1,7 @@
-//! What people start with `docker compose up`, checked without an engine: the compose files against the
-//! specification's schema, their settings against our own loader, their names against each other, and every
-//! metric that a dashboard or an alert asks for against those that exist.
+//! The files of `docker compose up`, checked without a container engine: the compose files against the
+//! specification's schema, their settings with pushcast's own loader, their names against each other, the
+//! Dockerfile against the workspace, and each metric of the dashboard and the alerts against the declared
+//! ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +37,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|err| panic!("{name}: {err}"))
 }
 
-/// A YAML or JSON file, with its anchors put in place.
+/// A YAML or JSON file, with its anchors and merge keys resolved.
 fn tree(name: &str) -> Value {
     let mut tree: serde_norway::Value =
         serde_norway::from_str(&text(name)).unwrap_or_else(|err| panic!("{name}: {err}"));
@@ -44,12 +45,12 @@ fn tree(name: &str) -> Value {
     serde_json::to_value(tree).unwrap()
 }
 
-/// The members of a list, or of nothing.
+/// The items of a list; none if it is not a list.
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// The members of an object, or of nothing.
+/// The members of an object; none if it is not an object.
 fn object(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flatten()
 }

@@ -1,5 +1,5 @@
-//! The clients of Expo and FCM against a server that answers what a test tells it to, over real sockets. The
-//! clock moves only when nobody has anything to do, so that a time-out never means a slow machine.
+//! The clients of Expo and FCM against a server whose answers a test scripts, over real sockets. The clock is
+//! paused and advances only while all tasks are idle, so that a slow machine causes no time-outs.
 
 #![expect(clippy::unwrap_used, reason = "clippy takes helpers of an integration test for production code")]
 
@@ -37,9 +37,9 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A request as the server saw it.
+/// A request that the server got.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Received {
     path: String,
     version: Version,
     headers: HeaderMap,
@@ -47,7 +47,7 @@ struct Seen {
     from: std::net::SocketAddr,
 }
 
-/// What the server answers next.
+/// A scripted answer.
 enum Answer {
     With(u16, &'static str, String),
     Never,
@@ -55,13 +55,13 @@ enum Answer {
 
 #[derive(Default)]
 struct Script {
-    seen: Mutex<Vec<Seen>>,
+    received: Mutex<Vec<Received>>,
     sends: Mutex<VecDeque<Answer>>,
     tokens: Mutex<VecDeque<(u16, Value)>>,
-    tokens_given: Mutex<usize>,
+    tokens_issued: Mutex<usize>,
 }
 
-/// A push service and its token endpoint: says yes to everything unless it has been told otherwise.
+/// A push service and its token endpoint: accepts everything, except where an answer is scripted.
 struct Fake {
     origin: String,
     script: Arc<Script>,
@@ -99,12 +99,13 @@ impl Fake {
         self.script.tokens.lock().unwrap().push_back((status, body));
     }
 
-    fn sends(&self) -> Vec<Seen> {
-        self.script.seen.lock().unwrap().iter().filter(|seen| seen.path != "/token").cloned().collect()
+    fn sends(&self) -> Vec<Received> {
+        let received = self.script.received.lock().unwrap();
+        received.iter().filter(|request| request.path != "/token").cloned().collect()
     }
 
-    fn tokens_asked(&self) -> usize {
-        self.script.seen.lock().unwrap().iter().filter(|seen| seen.path == "/token").count()
+    fn token_fetches(&self) -> usize {
+        self.script.received.lock().unwrap().iter().filter(|request| request.path == "/token").count()
     }
 
     fn expo(&self) -> expo::Settings {
@@ -156,20 +157,21 @@ async fn answer(
         plain.extend_from_slice(&body);
     }
     let body: Value = serde_json::from_slice(&plain).unwrap_or_default();
-    script.seen.lock().unwrap().push(Seen { path: path.clone(), version, headers, body: body.clone(), from });
+    let received = Received { path: path.clone(), version, headers, body: body.clone(), from };
+    script.received.lock().unwrap().push(received);
 
     if path == "/token" {
-        let mut given = script.tokens_given.lock().unwrap();
-        *given += 1;
-        let yes = (
+        let mut issued = script.tokens_issued.lock().unwrap();
+        *issued += 1;
+        let default = (
             200,
-            json!({"access_token": format!("ya29.{given}"), "expires_in": 3599, "token_type": "Bearer"}),
+            json!({"access_token": format!("ya29.{issued}"), "expires_in": 3599, "token_type": "Bearer"}),
         );
-        let (status, body) = script.tokens.lock().unwrap().pop_front().unwrap_or(yes);
+        let (status, body) = script.tokens.lock().unwrap().pop_front().unwrap_or(default);
         return (StatusCode::from_u16(status).unwrap(), body.to_string()).into_response();
     }
-    let told = script.sends.lock().unwrap().pop_front();
-    match told {
+    let scripted = script.sends.lock().unwrap().pop_front();
+    match scripted {
         Some(Answer::With(status, "", body)) => (StatusCode::from_u16(status).unwrap(), body).into_response(),
         Some(Answer::With(status, wait, body)) => {
             (StatusCode::from_u16(status).unwrap(), [(header::RETRY_AFTER, wait)], body).into_response()
@@ -193,7 +195,7 @@ async fn answer(
     }
 }
 
-/// Whom a message of Expo's is for: one, or several.
+/// The tokens of a message object of Expo's: one, or several.
 fn recipients(message: &Value) -> impl Iterator<Item = &str> {
     let to = &message["to"];
     let all = to.as_array().map_or(std::slice::from_ref(to), Vec::as_slice);
@@ -205,23 +207,24 @@ static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
     format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()))
 });
 
-/// A port that is taken as long as the socket lives, and that nobody listens on.
-fn nobody_listens() -> (TcpSocket, String) {
+/// A port that is in use as long as the socket exists, and that no process listens on.
+fn refusing_port() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let origin = format!("http://{}", socket.local_addr().unwrap());
     (socket, origin)
 }
 
-/// A server that reads all of a small request, and is gone.
-async fn hangs_up() -> (JoinSet<()>, String) {
+/// A server that reads all of a small request, and closes the connection.
+async fn closing_server() -> (JoinSet<()>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     let mut server = JoinSet::new();
     server.spawn(async move {
         loop {
             let (mut connection, _) = listener.accept().await.unwrap();
-            let (mut read, mut bytes) = (Vec::new(), [0; 4096]);
+            let mut read = Vec::new();
+            let mut bytes = [0; 4096];
             while !String::from_utf8_lossy(&read).contains("New Reflection") {
                 match connection.read(&mut bytes).await {
                     Ok(count @ 1..) => read.extend_from_slice(&bytes[..count]),
@@ -245,7 +248,7 @@ fn notification() -> Notification {
     }
 }
 
-/// One request for these tokens, which take turns with these platforms.
+/// One request to these tokens, on these platforms in turn.
 async fn send<P: Provider>(provider: &P, tokens: &[String], platforms: &[Platform]) -> Reply {
     let body = provider.body(&notification()).unwrap();
     let tokens: Vec<Token> = tokens.iter().map(|token| Token::parse(token).unwrap()).collect();
@@ -271,20 +274,23 @@ async fn fcm(settings: &fcm::Settings) -> Fcm {
     fcm_with(settings, Arc::new(Metrics::new())).await
 }
 
-/// With an OAuth token, if there is any to be had.
+/// With an OAuth token, unless the token endpoint refuses or fails.
 async fn fcm_with(settings: &fcm::Settings, metrics: Arc<Metrics>) -> Fcm {
     let fcm = Fcm::new(settings, metrics).await.unwrap().unwrap();
     let _refused_or_down = fcm.authorised().await;
     fcm
 }
 
-fn bearer(seen: &Seen) -> &str {
-    seen.headers.get(header::AUTHORIZATION).map_or("", |value| value.to_str().unwrap())
+fn bearer(request: &Received) -> &str {
+    request.headers.get(header::AUTHORIZATION).map_or("", |value| value.to_str().unwrap())
 }
 
 const ACCEPTED: fn() -> Reply = || Reply::Each(vec![Verdict::Accepted { ticket: None }]);
 
-const UNAUTHENTICATED: &str = r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","status":"UNAUTHENTICATED"}}"#;
+const UNAUTHENTICATED: &str = concat!(
+    r#"{"error":{"code":401,"message":"Request had invalid authentication credentials.","#,
+    r#""status":"UNAUTHENTICATED"}}"#,
+);
 
 #[tokio::test(start_paused = true)]
 async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
@@ -296,11 +302,11 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
     assert_eq!(verdicts.len(), 100);
     assert_eq!(verdicts[42], Verdict::Accepted { ticket: Some("ticket of ExponentPushToken[042]".into()) });
 
-    let [seen] = &fake.sends()[..] else { panic!("one request") };
-    assert_eq!((seen.path.as_str(), seen.version), ("/--/api/v2/push/send", Version::HTTP_11));
-    assert_eq!(bearer(seen), "Bearer secret");
-    assert_eq!(seen.headers[header::CONTENT_ENCODING], "gzip");
-    let to: Vec<&str> = seen.body.as_array().unwrap().iter().flat_map(recipients).collect();
+    let [request] = &fake.sends()[..] else { panic!("one request") };
+    assert_eq!((request.path.as_str(), request.version), ("/--/api/v2/push/send", Version::HTTP_11));
+    assert_eq!(bearer(request), "Bearer secret");
+    assert_eq!(request.headers[header::CONTENT_ENCODING], "gzip");
+    let to: Vec<&str> = request.body.as_array().unwrap().iter().flat_map(recipients).collect();
     assert_eq!((to.len(), to[7]), (100, "ExponentPushToken[007]"));
     assert!(
         metrics.exposition().contains(r#"pushcast_provider_requests_total{provider="expo",status="200"} 1"#)
@@ -309,7 +315,7 @@ async fn expo_takes_a_hundred_messages_in_one_compressed_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_receipts_are_asked_for_no_ticket_is_kept() {
+async fn without_receipts_no_ticket_is_kept() {
     let fake = Fake::start().await;
     let expo =
         Expo::new(&expo::Settings { receipts: false, ..fake.expo() }, Arc::new(Metrics::new())).unwrap();
@@ -317,7 +323,7 @@ async fn where_no_receipts_are_asked_for_no_ticket_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_expo_groups_with_gets_his_own_verdict() {
+async fn messages_that_share_an_object_get_their_own_verdicts() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
     let tokens = expo_tokens(7);
@@ -325,10 +331,18 @@ async fn whoever_expo_groups_with_gets_his_own_verdict() {
     let Reply::Each(verdicts) = send(&expo, &tokens, &platforms).await else { panic!("no verdicts") };
     let ticket = |token: &String| Verdict::Accepted { ticket: Some(format!("ticket of {token}").into()) };
     assert_eq!(verdicts, tokens.iter().map(ticket).collect::<Vec<_>>());
-    assert_eq!(fake.sends()[0].body.as_array().unwrap().len(), 2, "what says the same shares an object");
+    assert_eq!(
+        fake.sends()[0].body.as_array().unwrap().len(),
+        2,
+        "messages of the same content share an object"
+    );
 
-    let strangers = json!({ "@us/app": [tokens[0], tokens[1], tokens[4]], "@them/app": [tokens[2], tokens[3], tokens[5], tokens[6]] });
-    fake.answers(400, json!({ "errors": [{ "code": "PUSH_TOO_MANY_EXPERIENCE_IDS", "message": "", "details": strangers }] }));
+    let projects = json!({
+        "@us/app": [tokens[0], tokens[1], tokens[4]],
+        "@them/app": [tokens[2], tokens[3], tokens[5], tokens[6]],
+    });
+    let error = json!({ "code": "PUSH_TOO_MANY_EXPERIENCE_IDS", "message": "", "details": projects });
+    fake.answers(400, json!({ "errors": [error] }));
     let Reply::Split(mut groups) = send(&expo, &tokens, &platforms).await else { panic!("no split") };
     groups.iter_mut().for_each(|group| group.sort_unstable());
     groups.sort();
@@ -336,16 +350,16 @@ async fn whoever_expo_groups_with_gets_his_own_verdict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_small_request_goes_to_expo_as_it_is_and_without_a_bearer_if_none_is_set() {
+async fn a_small_request_to_expo_is_not_compressed_and_has_no_bearer_if_none_is_set() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Each(_)));
-    let [seen] = &fake.sends()[..] else { panic!("one request") };
-    assert!(!seen.headers.contains_key(header::CONTENT_ENCODING) && bearer(seen).is_empty());
+    let [request] = &fake.sends()[..] else { panic!("one request") };
+    assert!(!request.headers.contains_key(header::CONTENT_ENCODING) && bearer(request).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_expo_asks_to_wait_is_told() {
+async fn the_wait_that_expo_asks_for_is_in_the_reply() {
     let fake = Fake::start().await;
     let expo = Expo::new(&fake.expo(), Arc::new(Metrics::new())).unwrap();
     fake.answers_with(429, "7", r#"{"errors":[{"code":"TOO_MANY_REQUESTS"}]}"#);
@@ -353,7 +367,7 @@ async fn what_expo_asks_to_wait_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
+async fn a_time_out_of_expo_is_ambiguous_and_a_refused_connection_is_not() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
     let expo = Expo::new(
@@ -364,7 +378,7 @@ async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
     fake.never_answers();
     assert!(matches!(expo_send(&expo, 1).await, Reply::Down { ambiguous: true, .. }));
 
-    let (_port, origin) = nobody_listens();
+    let (_port, origin) = refusing_port();
     let expo =
         Expo::new(&expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() }, metrics.clone())
             .unwrap();
@@ -375,7 +389,7 @@ async fn silence_is_ambiguous_and_a_refused_connection_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_expo_never_gave_before_are_counted() {
+async fn unrecognised_answers_of_expo_are_counted() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
     let expo = Expo::new(&fake.expo(), metrics.clone()).unwrap();
@@ -393,32 +407,34 @@ async fn receipts_are_asked_for_beside_the_url_for_sending() {
     fake.answers(200, r#"{"data":{"t1":{"status":"ok"}}}"#);
     let receipts = expo.receipts(&["t1".into(), "t2".into()]).await.unwrap();
     assert_eq!(receipts, [("t1".to_owned(), Receipt::Delivered)]);
-    let [seen] = &fake.sends()[..] else { panic!("one request") };
-    assert_eq!(seen.path, "/--/api/v2/push/getReceipts");
-    assert_eq!(seen.body, json!({"ids": ["t1", "t2"]}));
+    let [request] = &fake.sends()[..] else { panic!("one request") };
+    assert_eq!(request.path, "/--/api/v2/push/getReceipts");
+    assert_eq!(request.body, json!({"ids": ["t1", "t2"]}));
 
     fake.answers(503, "");
     assert!(expo.receipts(&["t1".into()]).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn fcm_takes_messages_over_its_connections_by_turns_with_one_oauth_token() {
+async fn messages_to_fcm_are_spread_over_its_connections_with_one_oauth_token() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
-    // More at once than a connection takes before it has heard how many it may carry.
+    // More at once than a connection carries before the peer's SETTINGS arrive.
     let replies = futures::future::join_all((0..500).map(|_| fcm_send(&fcm))).await;
     assert!(replies.iter().all(|reply| *reply == ACCEPTED()), "{replies:?}");
     let sends = fake.sends();
     assert_eq!(sends.len(), 500);
-    assert!(sends.iter().all(|seen| seen.version == Version::HTTP_2 && bearer(seen) == "Bearer ya29.1"));
+    assert!(
+        sends.iter().all(|request| request.version == Version::HTTP_2 && bearer(request) == "Bearer ya29.1")
+    );
     assert_eq!(sends[0].path, "/v1/projects/walks/messages:send");
     assert_eq!(sends[0].body["message"]["notification"]["title"], "New Reflection from Ann");
-    assert_eq!(sends.iter().map(|seen| seen.from).collect::<BTreeSet<_>>().len(), 2);
-    assert_eq!(fake.tokens_asked(), 1);
+    assert_eq!(sends.iter().map(|request| request.from).collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!(fake.token_fetches(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_oauth_token_is_renewed_before_the_message_goes_back() {
+async fn a_refused_oauth_token_is_renewed_before_the_message_is_returned() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
     fake.answers(401, UNAUTHENTICATED);
@@ -427,13 +443,13 @@ async fn a_refused_oauth_token_is_renewed_before_the_message_goes_back() {
         matches!(&reply, Reply::Reauthorised { refused: Some(why) } if why.contains("UNAUTHENTICATED")),
         "{reply:?}"
     );
-    assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 2));
+    assert_eq!((fake.sends().len(), fake.token_fetches()), (1, 2));
     assert_eq!(fcm_send(&fcm).await, ACCEPTED());
     assert_eq!(fake.sends().iter().map(bearer).collect::<Vec<_>>(), ["Bearer ya29.1", "Bearer ya29.2"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_before_the_first_oauth_token_waits_for_it_and_goes_back_unsent() {
+async fn a_message_before_the_first_oauth_token_waits_for_it_and_is_returned_unsent() {
     let fake = Fake::start().await;
     let fcm = Fcm::new(&fake.fcm(), Arc::new(Metrics::new())).await.unwrap().unwrap();
     assert_eq!(fcm_send(&fcm).await, Reply::Reauthorised { refused: None });
@@ -442,24 +458,24 @@ async fn a_message_before_the_first_oauth_token_waits_for_it_and_goes_back_unsen
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_apns_key_renews_nothing() {
+async fn a_wrong_apns_key_does_not_renew_the_oauth_token() {
     let fake = Fake::start().await;
     let fcm = fcm(&fake.fcm()).await;
     fake.answers(
         401,
         r#"{"error":{"code":401,"message":"Auth error from APNS","status":"UNAUTHENTICATED","details":[
-            {"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError","errorCode":"THIRD_PARTY_AUTH_ERROR"}]}}"#,
+            {"@type":"type.googleapis.com/google.firebase.fcm.v1.FcmError",
+             "errorCode":"THIRD_PARTY_AUTH_ERROR"}]}}"#,
     );
-    assert!(
-        matches!(fcm_send(&fcm).await, Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]))
-    );
-    assert_eq!((fake.sends().len(), fake.tokens_asked()), (1, 1));
+    let Reply::Each(verdicts) = fcm_send(&fcm).await else { panic!("no verdict") };
+    assert!(matches!(verdicts[..], [Verdict::CredentialsRefused { .. }]), "{verdicts:?}");
+    assert_eq!((fake.sends().len(), fake.token_fetches()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
+async fn while_the_token_endpoint_fails_nothing_is_sent_and_fetches_are_retried() {
     let fake = Fake::start().await;
-    // What poisons yup-oauth2's own cache for ever.
+    // yup-oauth2 would cache this answer for ever.
     fake.token_endpoint_answers(
         503,
         json!({"error": {"code": 503, "message": "unavailable", "status": "UNAVAILABLE"}}),
@@ -477,7 +493,7 @@ async fn a_token_endpoint_with_trouble_sends_nothing_and_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_account_that_google_refuses_is_refused_credentials() {
+async fn an_account_that_google_refuses_is_reported_as_refused_credentials() {
     let fake = Fake::start().await;
     fake.token_endpoint_answers(
         400,
@@ -491,7 +507,7 @@ async fn an_account_that_google_refuses_is_refused_credentials() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_fcm_never_gave_before_are_counted() {
+async fn unrecognised_answers_of_fcm_are_counted() {
     let fake = Fake::start().await;
     let metrics = Arc::new(Metrics::new());
     let fcm = fcm_with(&fake.fcm(), metrics.clone()).await;
@@ -501,7 +517,7 @@ async fn answers_that_fcm_never_gave_before_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fcm_silence_is_ambiguous() {
+async fn a_time_out_of_fcm_is_ambiguous() {
     let fake = Fake::start().await;
     let fcm = fcm(&fcm::Settings { request_timeout: Duration::from_secs(2), ..fake.fcm() }).await;
     fake.never_answers();
@@ -513,17 +529,17 @@ async fn fcm_silence_is_ambiguous() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fcm_out_of_reach_took_nothing() {
+async fn a_refused_connection_to_fcm_is_not_ambiguous() {
     let fake = Fake::start().await;
-    let (_port, url) = nobody_listens();
+    let (_port, url) = refusing_port();
     let reply = fcm_send(&fcm(&fcm::Settings { url, ..fake.fcm() }).await).await;
     assert!(matches!(reply, Reply::Down { ambiguous: false, .. }), "{reply:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn expo_may_have_taken_a_request_that_it_hangs_up_on() {
+async fn a_connection_that_expo_closes_without_an_answer_is_ambiguous() {
     let fake = Fake::start().await;
-    let (_server, origin) = hangs_up().await;
+    let (_server, origin) = closing_server().await;
     let expo = Expo::new(
         &expo::Settings { url: format!("{origin}/push/send"), ..fake.expo() },
         Arc::new(Metrics::new()),
@@ -541,7 +557,7 @@ async fn fcm_without_credentials_is_not_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_url_that_is_none_is_refused_at_the_start() {
+async fn an_invalid_url_is_refused_at_the_start() {
     let fake = Fake::start().await;
     for url in ["", "exp.host", "ftp://exp.host/push/send"] {
         assert!(

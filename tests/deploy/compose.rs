@@ -1,4 +1,4 @@
-//! docker-compose.yml, alone and with config/real-providers.yml over it.
+//! docker-compose.yml, alone and merged with config/real-providers.yml.
 
 use std::collections::BTreeMap;
 
@@ -19,32 +19,32 @@ const REAL: &str = "config/real-providers.yml";
 fn compose_files_fit_the_specification() {
     let specification: Value = serde_json::from_str(&text("tests/deploy/compose-spec.json")).unwrap();
     for name in [BASE, REAL] {
-        let mistakes = schema::mistakes(&specification, &tree(name));
-        assert!(mistakes.is_empty(), "\n{}", mistakes.join("\n"));
+        let errors = schema::errors(&specification, &tree(name));
+        assert!(errors.is_empty(), "\n{}", errors.join("\n"));
     }
 }
 
 #[test]
-fn what_is_mounted_is_there() {
+fn mounted_files_and_volumes_exist() {
     let base = tree(BASE);
     for (service, name, volume) in volumes(&base) {
         let source = volume.split(':').next().unwrap();
-        let is_there = if source.starts_with('.') {
+        let exists = if source.starts_with('.') {
             path(source).exists()
         } else {
             base["volumes"].get(source).is_some()
         };
-        assert!(is_there, "{service} mounts {name}, and there is no {source}");
+        assert!(exists, "{service} mounts {name}, and {source} does not exist");
     }
     for (volume, _) in object(&base["volumes"]) {
         assert!(
             volumes(&base).iter().any(|(_, _, used)| used.starts_with(&format!("{volume}:"))),
-            "nobody mounts the volume {volume}"
+            "no service mounts the volume {volume}"
         );
     }
 }
 
-/// Each mount of each service: the service, the mount as it is written, and with the variables' defaults.
+/// Each mount of each service: the service, the mount as written, and with its variables expanded.
 fn volumes(compose: &Value) -> Vec<(&str, &str, String)> {
     let mut all = Vec::new();
     for (name, service) in object(&compose["services"]) {
@@ -55,7 +55,7 @@ fn volumes(compose: &Value) -> Vec<(&str, &str, String)> {
 }
 
 #[test]
-fn services_wait_for_what_can_be_waited_for() {
+fn services_wait_for_health_checks_or_for_the_end_of_a_service() {
     let base = tree(BASE);
     for (name, service) in object(&base["services"]) {
         for (other, how) in object(&service["depends_on"]) {
@@ -72,7 +72,7 @@ fn services_wait_for_what_can_be_waited_for() {
                 "service_completed_successfully" => {
                     assert_eq!(awaited["restart"], "no", "{name} waits for the end of {other}")
                 }
-                condition => panic!("{name} waits for {other} to be {condition}: too little"),
+                condition => panic!("{name} waits for {other} to be {condition}, which does not mean ready"),
             }
         }
     }
@@ -83,34 +83,34 @@ fn services_wait_for_what_can_be_waited_for() {
 }
 
 #[test]
-fn ports_are_open_to_this_machine_only_and_each_but_once() {
+fn ports_are_open_to_this_machine_only_and_each_port_is_used_once() {
     let base = tree(BASE);
-    let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
+    let mut used: BTreeMap<u16, &str> = BTreeMap::new();
     for (name, service) in object(&base["services"]) {
         for port in list(&service["ports"]) {
             let written = expanded(port.as_str().unwrap(), &[]);
             let rest = written
                 .strip_prefix("127.0.0.1:")
-                .unwrap_or_else(|| panic!("{name} opens {written} to everybody"));
+                .unwrap_or_else(|| panic!("{name} opens {written} to other machines"));
             let (host, _container) = rest.split_once(':').unwrap();
             let (first, last) = host.split_once('-').unwrap_or((host, host));
             for port in first.parse::<u16>().unwrap()..=last.parse().unwrap() {
-                assert_eq!(taken.insert(port, name), None, "{port}: {name} and another one");
+                assert_eq!(used.insert(port, name), None, "{port}: {name} and another service");
             }
         }
     }
 }
 
 #[test]
-fn a_service_that_is_scaled_has_a_port_for_each() {
+fn a_service_that_can_be_scaled_has_a_range_of_ports() {
     let base = tree(BASE);
     let pushcast = &base["services"]["pushcast"];
-    assert!(pushcast.get("container_name").is_none(), "a name can be given once");
-    assert!(pushcast["ports"][0].as_str().unwrap().contains("-"), "a fixed port can be taken once");
+    assert!(pushcast.get("container_name").is_none(), "a container name can be used once");
+    assert!(pushcast["ports"][0].as_str().unwrap().contains("-"), "a single port can be used once");
 }
 
 #[test]
-fn images_have_a_version_and_every_server_a_bound() {
+fn images_have_a_version_and_every_server_a_memory_limit() {
     for (name, service) in object(&tree(BASE)["services"]) {
         let image = service["image"].as_str().unwrap();
         let version = image.rsplit_once(':').map(|(_, version)| version);
@@ -123,16 +123,15 @@ fn images_have_a_version_and_every_server_a_bound() {
         if service["restart"] != "no" {
             assert!(
                 service["deploy"]["resources"]["limits"]["memory"].is_string(),
-                "{name} may take all memory"
+                "{name} has no memory limit"
             );
         }
     }
 }
 
-// === What pushcast is told ===
+// === The settings of pushcast ===
 
-/// The settings of one of our services, with config/real-providers.yml over it or not, and with these
-/// variables in the shell.
+/// The environment of a service in these files merged, with these variables in the shell.
 fn settings(service: &str, files: &[&str], shell: &[(&str, &str)]) -> Environment {
     let mut environment = Environment::new();
     for name in files {
@@ -143,7 +142,7 @@ fn settings(service: &str, files: &[&str], shell: &[(&str, &str)]) -> Environmen
     environment
 }
 
-/// A value as compose reads it: `${NAME:-default}` and `${NAME:+if it is set}`.
+/// A value with its variables expanded: `${NAME:-default}` and `${NAME:+if it is set}`.
 fn expanded(value: &str, shell: &[(&str, &str)]) -> String {
     let Some((before, rest)) = value.split_once("${") else { return value.to_owned() };
     let (variable, after) = rest.split_once('}').unwrap();
@@ -158,16 +157,16 @@ fn expanded(value: &str, shell: &[(&str, &str)]) -> String {
 }
 
 fn loaded(environment: &Environment) -> Config {
-    Config::load(None, environment).unwrap_or_else(|mistakes| panic!("\n{mistakes}"))
+    Config::load(None, environment).unwrap_or_else(|errors| panic!("\n{errors}"))
 }
 
 #[test]
-fn our_settings_are_ones_that_exist_and_fit_together() {
+fn the_settings_of_our_services_are_valid_and_equal() {
     let with_accounts = [("EXPO_ACCESS_TOKEN", "secret"), ("FCM_SERVICE_ACCOUNT", "/home/ann/account.json")];
     let ours: Vec<_> = ["init", "pushcast", "hello"].map(|service| settings(service, &[BASE], &[])).into();
     assert!(
         ours.iter().all(|environment| !environment.is_empty() && *environment == ours[0]),
-        "init, pushcast and hello are told the same"
+        "init, pushcast and hello have the same settings"
     );
     loaded(&ours[0]);
     assert!(
@@ -189,16 +188,17 @@ fn our_settings_are_ones_that_exist_and_fit_together() {
 }
 
 #[test]
-fn with_real_providers_nothing_is_left_of_the_sandbox() {
-    let (base, real) = (tree(BASE), tree(REAL));
-    assert_ne!(base["name"], real["name"], "the made-up phones stay in a store of their own");
+fn with_real_providers_no_setting_refers_to_the_sandbox() {
+    let base = tree(BASE);
+    let real = tree(REAL);
+    assert_ne!(base["name"], real["name"], "the sandbox's tokens are in another store");
     for (variable, value) in settings("pushcast", &[BASE, REAL], &[]) {
         assert!(!value.contains("sandbox"), "{variable}={value}");
     }
     for service in ["sandbox", "hello"] {
         assert!(
             !real["services"][service]["profiles"].as_array().unwrap().is_empty(),
-            "{service} is started by name only"
+            "{service} is started with its profile only"
         );
     }
     assert_eq!(
@@ -208,7 +208,7 @@ fn with_real_providers_nothing_is_left_of_the_sandbox() {
 }
 
 #[test]
-fn kafka_is_found_by_containers_and_by_this_machine() {
+fn kafka_is_reachable_from_containers_and_from_this_machine() {
     let base = tree(BASE);
     let kafka = &base["services"]["kafka"]["environment"];
     let advertised: BTreeMap<_, _> = pairs(&kafka["KAFKA_ADVERTISED_LISTENERS"], "://");
@@ -223,7 +223,7 @@ fn kafka_is_found_by_containers_and_by_this_machine() {
     let defaults = Config::load(None, &Environment::new()).unwrap();
     assert_eq!(
         advertised["HOST"], defaults.kafka.bootstrap_servers,
-        "pushcast on this machine finds it without a setting"
+        "the default works for a pushcast on this machine"
     );
     assert_eq!(
         base["services"]["kafka"]["ports"][0],
@@ -238,29 +238,29 @@ fn kafka_is_found_by_containers_and_by_this_machine() {
     assert!(check.contains(&advertised["CONTAINERS"]), "{check}");
 }
 
-/// `A://x,B://y` as a map.
-fn pairs(value: &Value, sign: &str) -> BTreeMap<String, String> {
+/// `A://x,B://y` as a map, with `://` as the separator.
+fn pairs(value: &Value, separator: &str) -> BTreeMap<String, String> {
     value
         .as_str()
         .unwrap()
         .split(',')
-        .map(|pair| pair.split_once(sign).unwrap())
+        .map(|pair| pair.split_once(separator).unwrap())
         .map(|(a, b)| (a.to_owned(), b.to_owned()))
         .collect()
 }
 
 #[test]
-fn the_store_is_the_service_beside_it() {
+fn the_store_of_pushcast_is_a_service_of_the_file() {
     let base = tree(BASE);
     let config = loaded(&settings("pushcast", &[BASE], &[]));
     let StoreUrl::Cql(cluster) = config.store.location().unwrap() else {
-        panic!("processes that are scaled share a store")
+        panic!("several processes need a shared store")
     };
     let (host, port) = cluster.nodes[0].split_once(':').unwrap();
     assert!(base["services"].get(host).is_some(), "{host}");
     let published = expanded(base["services"][host]["ports"][0].as_str().unwrap(), &[]);
     assert!(published.ends_with(&format!(":{port}")), "{published}");
-    // scripts/services starts the same service on a port of its own.
+    // scripts/services starts the same service on another port.
     assert_eq!(
         expanded(base["services"][host]["ports"][0].as_str().unwrap(), &[("SCYLLA_PORT", "20000")]),
         "127.0.0.1:20000:9042"
@@ -269,7 +269,7 @@ fn the_store_is_the_service_beside_it() {
 }
 
 #[tokio::test]
-async fn the_sandbox_is_where_pushcast_looks_for_the_providers() {
+async fn the_providers_urls_of_pushcast_are_the_sandboxs() {
     let base = tree(BASE);
     let command: Vec<_> =
         list(&base["services"]["sandbox"]["command"]).map(|word| word.as_str().unwrap()).collect();
@@ -295,10 +295,10 @@ async fn the_sandbox_is_where_pushcast_looks_for_the_providers() {
 }
 
 #[test]
-fn the_listener_is_the_one_that_is_published_scraped_and_asked_for_health() {
+fn the_admin_port_is_the_one_that_is_published_scraped_and_checked_for_health() {
     let base = tree(BASE);
     let config = loaded(&settings("pushcast", &[BASE], &[]));
-    let port = config.http.admin_listen.strip_prefix("0.0.0.0:").expect("other containers reach it");
+    let port = config.http.admin_listen.strip_prefix("0.0.0.0:").expect("reachable from other containers");
     let pushcast = &base["services"]["pushcast"];
     assert!(pushcast["ports"][0].as_str().unwrap().ends_with(&format!(":{port}")));
     assert!(pushcast["healthcheck"]["test"].to_string().contains(&format!("127.0.0.1:{port}/ready")));
@@ -313,13 +313,14 @@ fn the_listener_is_the_one_that_is_published_scraped_and_asked_for_health() {
         .flat_map(|group| list(&group["targets"]))
     {
         let (host, _) = target.as_str().unwrap().split_once(':').unwrap();
-        assert!(base["services"].get(host).is_some(), "{host} is scraped and no service");
+        assert!(base["services"].get(host).is_some(), "{host} is scraped, and is not a service");
     }
 }
 
 #[test]
-fn hello_writes_to_topics_that_exist_and_asks_services_that_exist() {
-    let (hello, base) = (text("config/hello.sh"), tree(BASE));
+fn hello_uses_topics_and_services_that_exist() {
+    let hello = text("config/hello.sh");
+    let base = tree(BASE);
     let topics: Vec<_> =
         hello.lines().filter_map(|line| line.strip_prefix("pushcast produce ")?.split(' ').next()).collect();
     assert_eq!(topics.len(), 3);

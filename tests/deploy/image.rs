@@ -1,4 +1,4 @@
-//! Dockerfile, .dockerignore, and versions that are named in two places.
+//! The Dockerfile, .dockerignore, and versions that are written in two files.
 
 use toml::Table;
 
@@ -8,7 +8,7 @@ fn manifest() -> Table {
     text("Cargo.toml").parse().unwrap()
 }
 
-/// What the Dockerfile copies out of the repository.
+/// The paths that the Dockerfile copies from the repository.
 fn copied() -> Vec<String> {
     let text = text("Dockerfile");
     let lines =
@@ -31,25 +31,25 @@ fn manifests() -> Vec<(String, Table)> {
 }
 
 #[test]
-fn the_image_is_built_from_files_that_are_there_and_not_ignored() {
+fn the_image_is_built_from_files_that_exist_and_are_not_ignored() {
     let ignored = text(".dockerignore");
-    assert!(ignored.lines().any(|line| line == "*"), "all is ignored but what is named");
+    assert!(ignored.lines().any(|line| line == "*"), "everything is ignored except the listed paths");
     let kept: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
     for file in copied() {
-        assert!(path(&file).exists(), "there is no {file}");
+        assert!(path(&file).exists(), "{file} does not exist");
         assert!(
             kept.iter().any(|kept| is_at_or_below(&file, kept) || is_at_or_below(kept, &file)),
             "{file} is ignored"
         );
     }
     for kept in kept {
-        assert!(path(kept).exists(), "there is no {kept}");
+        assert!(path(kept).exists(), "{kept} does not exist");
         assert!(copied().iter().any(|file| is_at_or_below(kept, file)), "{kept} is not copied");
     }
 }
 
 #[test]
-fn every_file_that_is_compiled_in_gets_into_the_image() {
+fn every_file_that_is_compiled_in_is_copied_into_the_image() {
     let mut found = 0;
     for (file, source) in sources(&path("src")).into_iter().chain(sources(&path("crates"))) {
         for included in source.split("include_str!(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
@@ -80,26 +80,30 @@ fn dependencies_are_built_with_an_empty_crate_of_the_same_shape() {
     let dockerfile = text("Dockerfile");
     for (folder, manifest) in manifests() {
         assert!(folder.is_empty() || dockerfile.contains(&format!("COPY {folder}Cargo.toml {folder}\n")));
-        assert!(dockerfile.contains(&format!("{folder}src/lib.rs")), "{folder} is empty at first");
+        assert!(
+            dockerfile.contains(&format!("{folder}src/lib.rs")),
+            "{folder} has no stub for the build of the dependencies"
+        );
         for bench in manifest.get("bench").and_then(|benches| benches.as_array()).into_iter().flatten() {
             let stub = format!("{folder}benches/{}.rs", bench["name"].as_str().unwrap());
-            assert!(dockerfile.contains(&stub), "Cargo.toml names {stub}, and Cargo looks for it");
+            assert!(dockerfile.contains(&stub), "Cargo.toml lists {stub}, and Cargo requires it");
         }
     }
     assert!(manifest()["features"].as_table().unwrap().contains_key("tls"));
     assert_eq!(
         dockerfile.matches("cargo build --release --locked --features tls").count(),
         2,
-        "the same build twice"
+        "the dependencies and the binary are built with the same command"
     );
 }
 
 #[test]
-fn versions_that_are_named_twice_are_the_same() {
-    let (dockerfile, manifest) = (text("Dockerfile"), manifest());
+fn versions_that_are_written_twice_are_equal() {
+    let dockerfile = text("Dockerfile");
+    let manifest = manifest();
     let rust = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
     assert!(dockerfile.contains(&format!("FROM rust:{rust}-trixie AS build")), "Rust {rust}");
-    assert!(dockerfile.contains("FROM debian:trixie-slim"), "the same C library as where it was built");
+    assert!(dockerfile.contains("FROM debian:trixie-slim"), "the C library of the build image");
     let image = tree("docker-compose.yml")["services"]["kafka"]["image"].as_str().unwrap().to_owned();
     let version = image.strip_prefix("apache/kafka:").unwrap();
     assert!(
@@ -109,10 +113,10 @@ fn versions_that_are_named_twice_are_the_same() {
 }
 
 #[test]
-fn the_image_runs_as_somebody_without_rights_and_stops_in_good_order() {
+fn the_image_runs_as_an_unprivileged_user_and_stops_gracefully() {
     let dockerfile = text("Dockerfile");
     assert!(dockerfile.contains("\nUSER 10001:10001\n") && dockerfile.contains("--uid 10001"));
-    // A shell in between would keep the signal for itself.
+    // A shell as the entry point would not forward the signal.
     assert!(
         dockerfile.contains("\nENTRYPOINT [\"pushcast\"]\n") && dockerfile.contains("\nSTOPSIGNAL SIGTERM\n")
     );

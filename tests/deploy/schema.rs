@@ -1,34 +1,34 @@
-//! As much of JSON Schema (draft 7) as the Compose Specification's schema uses. A word of it that is not
-//! known here is a panic, never a pass.
+//! The part of JSON Schema (draft 7) that the Compose Specification's schema uses. Another keyword is a
+//! panic, never ignored.
 
 use serde_json::{Map, Value};
 
-/// What of a document does not fit, each with its place.
-pub fn mistakes(schema: &Value, document: &Value) -> Vec<String> {
-    let mut mistakes = Vec::new();
-    Check { root: schema, mistakes: &mut mistakes }.value(schema, document, "");
-    mistakes
+/// Where a document violates a schema, each error with its path in the document.
+pub fn errors(schema: &Value, document: &Value) -> Vec<String> {
+    let mut errors = Vec::new();
+    Check { root: schema, errors: &mut errors }.value(schema, document, "");
+    errors
 }
 
 struct Check<'a> {
     root: &'a Value,
-    mistakes: &'a mut Vec<String>,
+    errors: &'a mut Vec<String>,
 }
 
 impl Check<'_> {
-    fn value(&mut self, schema: &Value, value: &Value, place: &str) {
-        let words = match schema {
+    fn value(&mut self, schema: &Value, value: &Value, path: &str) {
+        let keywords = match schema {
             Value::Bool(true) => return,
-            Value::Bool(false) => return self.mistakes.push(format!("{place}: must not be there")),
+            Value::Bool(false) => return self.errors.push(format!("{path}: is not allowed")),
             schema => schema.as_object().expect("a schema"),
         };
-        // Beside a reference nothing else counts.
-        if let Some(target) = words.get("$ref") {
+        // Other keywords beside a reference are ignored.
+        if let Some(target) = keywords.get("$ref") {
             let target = target.as_str().unwrap().strip_prefix('#').expect("the schema is one file");
-            return self.value(self.root.pointer(target).expect("what is referred to"), value, place);
+            return self.value(self.root.pointer(target).expect("the referenced schema"), value, path);
         }
-        for (word, rule) in words {
-            let fits = match word.as_str() {
+        for (keyword, rule) in keywords {
+            let fits = match keyword.as_str() {
                 "type" => rule.as_str().map_or_else(
                     || rule.as_array().unwrap().iter().any(|kind| is(kind, value)),
                     |_| is(rule, value),
@@ -48,7 +48,7 @@ impl Check<'_> {
                 }
                 "items" => {
                     for (n, item) in value.as_array().into_iter().flatten().enumerate() {
-                        self.value(rule, item, &format!("{place}/{n}"));
+                        self.value(rule, item, &format!("{path}/{n}"));
                     }
                     true
                 }
@@ -56,39 +56,39 @@ impl Check<'_> {
                 "$schema" | "$id" | "title" | "description" | "deprecated" | "default" | "definitions" => {
                     true
                 }
-                word => panic!("{word} is not known here"),
+                keyword => panic!("the keyword {keyword} is not implemented"),
             };
             if !fits {
-                self.mistakes.push(format!("{place}: {value} does not fit {word}: {rule}"));
+                self.errors.push(format!("{path}: {value} violates {keyword}: {rule}"));
             }
         }
         if let Some(fields) = value.as_object() {
-            self.fields(words, fields, place);
+            self.fields(keywords, fields, path);
         }
     }
 
-    fn fields(&mut self, words: &Map<String, Value>, fields: &Map<String, Value>, place: &str) {
+    fn fields(&mut self, keywords: &Map<String, Value>, fields: &Map<String, Value>, path: &str) {
         for (name, value) in fields {
-            let place = format!("{place}/{name}");
-            let named = words.get("properties").and_then(|named| named.get(name));
-            let patterns = words.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
+            let path = format!("{path}/{name}");
+            let named = keywords.get("properties").and_then(|named| named.get(name));
+            let patterns = keywords.get("patternProperties").and_then(Value::as_object).into_iter().flatten();
             let rules: Vec<_> = named
                 .into_iter()
                 .chain(patterns.filter(|(pattern, _)| matches(pattern, name)).map(|(_, rule)| rule))
                 .collect();
             for rule in &rules {
-                self.value(rule, value, &place);
+                self.value(rule, value, &path);
             }
-            if let (true, Some(rule)) = (rules.is_empty(), words.get("additionalProperties")) {
-                self.value(rule, value, &place);
+            if let (true, Some(rule)) = (rules.is_empty(), keywords.get("additionalProperties")) {
+                self.value(rule, value, &path);
             }
         }
     }
 
     fn fits(&self, schema: &Value, value: &Value) -> bool {
-        let mut mistakes = Vec::new();
-        Check { root: self.root, mistakes: &mut mistakes }.value(schema, value, "");
-        mistakes.is_empty()
+        let mut errors = Vec::new();
+        Check { root: self.root, errors: &mut errors }.value(schema, value, "");
+        errors.is_empty()
     }
 }
 
@@ -101,11 +101,11 @@ fn is(kind: &Value, value: &Value) -> bool {
         "null" => value.is_null(),
         "number" => value.is_number(),
         "integer" => value.is_i64() || value.is_u64(),
-        kind => panic!("{kind} is not known here"),
+        kind => panic!("the type {kind} is not implemented"),
     }
 }
 
-/// The schema's few patterns, by hand.
+/// Matches the schema's few patterns without a regex engine.
 fn matches(pattern: &str, text: &str) -> bool {
     match pattern {
         "^x-" => text.starts_with("x-"),
@@ -114,15 +114,16 @@ fn matches(pattern: &str, text: &str) -> bool {
         "^[a-zA-Z0-9._-]+$" => {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         }
-        pattern => panic!("{pattern} is not known here"),
+        pattern => panic!("the pattern {pattern} is not implemented"),
     }
 }
 
 #[test]
-fn each_word_refuses_what_breaks_it() {
+fn each_keyword_refuses_a_value_that_violates_it() {
     use serde_json::json;
     let schema = json!({
-        "type": "object", "required": ["a"], "additionalProperties": false, "patternProperties": { "^x-": {} },
+        "type": "object", "required": ["a"], "additionalProperties": false,
+        "patternProperties": { "^x-": {} },
         "properties": {
             "a": { "$ref": "#/definitions/few" },
             "b": { "type": ["string", "integer"], "minimum": 1, "maximum": 3 },
@@ -130,22 +131,22 @@ fn each_word_refuses_what_breaks_it() {
         },
         "definitions": { "few": { "type": "array", "uniqueItems": true, "items": { "type": "boolean" } } },
     });
-    let places = |document: Value| {
-        mistakes(&schema, &document)
+    let paths = |document: Value| {
+        errors(&schema, &document)
             .iter()
-            .map(|mistake| mistake.split(':').next().unwrap().to_owned())
+            .map(|error| error.split(':').next().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(places(json!({ "a": [true, false], "b": 2, "c": 1, "x-d": null })), [""; 0]);
-    assert_eq!(places(json!({ "b": "text", "c": "t" })), [""]);
-    assert_eq!(places(json!([])), [""]);
-    assert_eq!(places(json!({ "a": [true, true] })), ["/a"]);
-    assert_eq!(places(json!({ "a": [true, "x"] })), ["/a/1"]);
-    assert_eq!(places(json!({ "a": {} })), ["/a"]);
-    assert_eq!(places(json!({ "a": [], "d": 1 })), ["/d"]);
-    assert_eq!(places(json!({ "a": [], "b": 4 })), ["/b"]);
-    assert_eq!(places(json!({ "a": [], "b": 0 })), ["/b"]);
-    assert_eq!(places(json!({ "a": [], "b": 1.5 })), ["/b"]);
-    assert_eq!(places(json!({ "a": [], "c": "s" })), ["/c"], "both of oneOf");
-    assert_eq!(places(json!({ "a": [], "c": 2 })), ["/c"], "none of oneOf");
+    assert_eq!(paths(json!({ "a": [true, false], "b": 2, "c": 1, "x-d": null })), [""; 0]);
+    assert_eq!(paths(json!({ "b": "text", "c": "t" })), [""]);
+    assert_eq!(paths(json!([])), [""]);
+    assert_eq!(paths(json!({ "a": [true, true] })), ["/a"]);
+    assert_eq!(paths(json!({ "a": [true, "x"] })), ["/a/1"]);
+    assert_eq!(paths(json!({ "a": {} })), ["/a"]);
+    assert_eq!(paths(json!({ "a": [], "d": 1 })), ["/d"]);
+    assert_eq!(paths(json!({ "a": [], "b": 4 })), ["/b"]);
+    assert_eq!(paths(json!({ "a": [], "b": 0 })), ["/b"]);
+    assert_eq!(paths(json!({ "a": [], "b": 1.5 })), ["/b"]);
+    assert_eq!(paths(json!({ "a": [], "c": "s" })), ["/c"], "both of oneOf");
+    assert_eq!(paths(json!({ "a": [], "c": 2 })), ["/c"], "none of oneOf");
 }
