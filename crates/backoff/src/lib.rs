@@ -1,5 +1,5 @@
 //! Exponential backoff with jitter, as a value: it computes pauses, and neither sleeps nor reads a clock nor
-//! draws random numbers. The one formula of the Kafka runtime, of delivery, of the stores and of the clients.
+//! draws random numbers. One formula for everything that retries.
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ pub struct Backoff {
 pub enum Jitter {
     /// Not at all.
     None,
-    /// Takes away up to this share: callers that failed together don't come back together.
+    /// Takes away up to this share: callers that failed together don't retry together.
     Shorten(f64),
-    /// Adds up to this share, where the pause is the least that a server asks for.
+    /// Adds up to this share, for pauses that must not be shorter than a server asks for.
     Lengthen(f64),
 }
 
@@ -37,8 +37,8 @@ impl Backoff {
         Self { jitter, ..self }
     }
 
-    /// The pause after the `failures`-th failure in a row (from 1 on). `random` is uniform in 0 to 1; what lies
-    /// outside is taken for the nearer end.
+    /// The pause after the `failures`-th failure in a row (from 1 on). `random` is a uniform number from 0 to
+    /// 1, and clamped to that.
     pub fn pause(&self, failures: u32, random: f64) -> Duration {
         let doubled = self.first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
         let random = random.clamp(0.0, 1.0);
@@ -80,7 +80,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_stays_within_its_share_whatever_the_failures(failures in 0..u32::MAX, random in -1.0..2.0_f64) {
+        fn a_pause_stays_within_its_share_whatever_the_failures(
+            failures in 0..u32::MAX,
+            random in -1.0..2.0_f64,
+        ) {
             let full = HALF_A_MINUTE.pause(failures, 0.0);
             let jittered = HALF_A_MINUTE.with(Jitter::Shorten(0.5)).pause(failures, random);
             prop_assert!(full / 2 <= jittered && jittered <= full);
