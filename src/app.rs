@@ -232,7 +232,7 @@ async fn show_readiness(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
-        health.assigned(&stage, assignment.borrow_and_update().arrived);
+        health.assigned(&stage, assignment.borrow_and_update().joined);
         if assignment.changed().await.is_err() {
             // The stage has ended. Its own task reports why, and must be the first to end.
             stop.cancelled().await;

@@ -102,7 +102,7 @@ mod tests {
     fn assignment(partitions: i32) -> Assignment {
         let partitions =
             (0..partitions).map(|partition| TopicPartition { topic: "bulk".into(), partition }).collect();
-        Assignment { arrived: true, partitions, confirmed_at: Some(Instant::now()), ..Assignment::default() }
+        Assignment { joined: true, partitions, confirmed_at: Some(Instant::now()), ..Assignment::default() }
     }
 
     fn started(

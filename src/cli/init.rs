@@ -1,7 +1,7 @@
 //! `pushcast init`: what has to be there before the first `run`.
 
 use anyhow::Context;
-use consumer::admin::{self, Began, Created};
+use consumer::admin::{self, GroupOffsets, TopicState};
 use jiff::Timestamp;
 use pushcast::{
     config::Config,
@@ -16,22 +16,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let report =
         admin::init(&config.kafka, &topology::topics(config.kafka.partitions), &topology::subscriptions())
             .await?;
-    for (topic, created) in report.topics {
+    for (topic, state) in report.topics {
         println!(
             "topic  {topic:24} {}",
-            if created == Created::Created { "created" } else { "is there, left as it is" }
+            if state == TopicState::Created { "created" } else { "is there, left as it is" }
         );
     }
-    for (subscription, began) in report.groups {
+    for (subscription, offsets) in report.groups {
         let group = config.kafka.group_of(subscription.stage);
-        let began = match began {
-            Began::Began { partitions } => {
+        let offsets = match offsets {
+            GroupOffsets::Committed { partitions } => {
                 format!("begins at the {} of {partitions} partitions", subscription.from.label())
             }
-            Began::Exists => "has its offsets".to_owned(),
-            Began::Running => "is being read".to_owned(),
+            GroupOffsets::Exist => "has its offsets".to_owned(),
+            GroupOffsets::GroupActive => "is being read".to_owned(),
         };
-        println!("group  {group:30} {:24} {began}", subscription.topic);
+        println!("group  {group:30} {:24} {offsets}", subscription.topic);
     }
     let now = Timestamp::now();
     if let StoreUrl::Cql(cluster) = config.store.location()? {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use consumer::{Fate, Handler, HandlerError, OrderingKey, Record, Rejected};
 use tokio_util::sync::CancellationToken;
 
 use super::RecordOrigin;
@@ -36,8 +36,8 @@ impl<S: Registry> Handler for Cleanup<S> {
         Ok(invalid_tokens::read(record.key.as_deref(), record.value.as_deref())?)
     }
 
-    fn key(&self, dead: &DeadToken) -> Option<LaneKey> {
-        Some(LaneKey::of(dead.token.as_str()))
+    fn key(&self, dead: &DeadToken) -> Option<OrderingKey> {
+        Some(OrderingKey::of(dead.token.as_str()))
     }
 
     async fn handle(

@@ -19,7 +19,7 @@ use std::{
 };
 
 use backoff::{Backoff, Jitter};
-use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Publish, Record, Rejected};
+use consumer::{Cause, Fate, Handler, HandlerError, OrderingKey, Publish, Record, Rejected};
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -116,8 +116,8 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
     }
 
     /// The same part, or the same dose, one after the other.
-    fn key(&self, job: &Job) -> Option<LaneKey> {
-        Some(LaneKey::of(&events::jobs::key(job)))
+    fn key(&self, job: &Job) -> Option<OrderingKey> {
+        Some(OrderingKey::of(&events::jobs::key(job)))
     }
 
     async fn handle(

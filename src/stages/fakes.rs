@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use consumer::{
-    Fate, Handler, HandlerError, Header, LaneKey, Message, Publish, PublishError, Record, Rejected,
+    Fate, Handler, HandlerError, Header, Message, OrderingKey, Publish, PublishError, Record, Rejected,
     Unavailable,
 };
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ pub(super) async fn handle<H: Handler>(
 }
 
 /// The key that keeps a record in order; none for one that can't be read.
-pub(super) fn key_of<H: Handler>(stage: &H, record: &Record) -> Option<LaneKey> {
+pub(super) fn key_of<H: Handler>(stage: &H, record: &Record) -> Option<OrderingKey> {
     stage.key(&stage.read(record).ok()?)
 }
 

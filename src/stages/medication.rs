@@ -16,7 +16,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
+use consumer::{Cause, Fate, Handler, HandlerError, Message, OrderingKey, Publish, Record, Rejected};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -156,7 +156,7 @@ impl<S: Doses + Registry, P: Publish> Handler for Medication<S, P> {
         })
     }
 
-    fn key(&self, event: &MedicationEvent) -> Option<LaneKey> {
+    fn key(&self, event: &MedicationEvent) -> Option<OrderingKey> {
         let key = match event {
             MedicationEvent::Regimen(RegimenEvent::Set(id, _) | RegimenEvent::Removed(id)) => {
                 format!("regimen:{id}")
@@ -165,7 +165,7 @@ impl<S: Doses + Registry, P: Publish> Handler for Medication<S, P> {
             MedicationEvent::Tick(Tick::Shard { shard, .. }) => format!("shard:{shard}"),
             MedicationEvent::Tick(Tick::Dose(dose)) => format!("dose:{}", dose.regimen),
         };
-        Some(LaneKey::of(&key))
+        Some(OrderingKey::of(&key))
     }
 
     async fn handle(

@@ -10,7 +10,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use consumer::{Cause, Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
+use consumer::{Cause, Fate, Handler, HandlerError, Message, OrderingKey, Publish, Record, Rejected};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -126,8 +126,8 @@ impl<S: Broadcasts, P: Publish> Handler for Posts<S, P> {
     }
 
     /// A post and its cancelling keep their order.
-    fn key(&self, event: &PostEvent) -> Option<LaneKey> {
-        Some(LaneKey::of(match event {
+    fn key(&self, event: &PostEvent) -> Option<OrderingKey> {
+        Some(OrderingKey::of(match event {
             PostEvent::Posted(post) => post.id.as_str(),
             PostEvent::Cancelled(id) => id.as_str(),
         }))

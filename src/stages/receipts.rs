@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use consumer::{Fate, Handler, HandlerError, LaneKey, Message, Publish, Record, Rejected};
+use consumer::{Fate, Handler, HandlerError, Message, OrderingKey, Publish, Record, Rejected};
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Handler for Receipts<R, 
         Ok(receipts::read(record.key.as_deref(), record.value.as_deref())?)
     }
 
-    fn key(&self, _: &TicketBatch) -> Option<LaneKey> {
+    fn key(&self, _: &TicketBatch) -> Option<OrderingKey> {
         None
     }
 

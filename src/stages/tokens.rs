@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use consumer::{Fate, Handler, HandlerError, OrderingKey, Record, Rejected};
 use tokio_util::sync::CancellationToken;
 
 use super::RecordOrigin;
@@ -38,8 +38,8 @@ impl<S: Registry> Handler for Tokens<S> {
     }
 
     /// A token's events keep their order, and so do a user's deletions.
-    fn key(&self, change: &TokenChange) -> Option<LaneKey> {
-        Some(LaneKey::of(match change {
+    fn key(&self, change: &TokenChange) -> Option<OrderingKey> {
+        Some(OrderingKey::of(match change {
             TokenChange::UserDeleted(user) => user.as_str(),
             TokenChange::Registered { token, .. }
             | TokenChange::Seen(token)

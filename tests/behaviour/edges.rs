@@ -38,7 +38,7 @@ async fn a_kafka_that_nobody_answers_for_is_named_with_its_settings() {
     ])
     .await;
     assert!(said.contains("no Kafka broker answers at 127.0.0.1:1"), "{said}");
-    assert!(said.contains("check kafka.bootstrap_servers"), "{said}");
+    assert!(said.contains("check bootstrap_servers"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

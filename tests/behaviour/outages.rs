@@ -138,12 +138,12 @@ async fn kafka_away_in_the_middle_of_a_broadcast_is_waited_for_and_shown() {
             w.all_register(&Phone::many(900)).await;
             w.posts("p1").by("ann").await;
             under_way(w, 100).await;
-            w.broker.go_away().unwrap();
+            w.broker.take_down().unwrap();
             until("pushcast to say that it is not ready", async || {
                 (!w.health().report().is_ready()).then_some(())
             })
             .await;
-            w.broker.come_back().unwrap();
+            w.broker.bring_up().unwrap();
             w.is_ready().await;
             assert_eq!(w.outcome_of("post:p1").await, sent(900));
             assert_eq!(w.sandbox.statistics().expo.distinct_tokens, 900);
@@ -167,10 +167,10 @@ async fn kafka_away_for_longer_than_a_session_loses_nobody_and_rings_nobody_twic
             w.all_register(&Phone::many(900)).await;
             w.posts("p1").by("ann").await;
             under_way(w, 100).await;
-            w.broker.go_away().unwrap();
+            w.broker.take_down().unwrap();
             // Not a race: a session has to pass, and nothing shows it from outside.
             tokio::time::sleep(Duration::from_millis(2_500)).await;
-            w.broker.come_back().unwrap();
+            w.broker.bring_up().unwrap();
             assert_eq!(w.outcome_of("post:p1").await, sent(900));
             assert_eq!(w.sandbox.statistics().expo.distinct_tokens, 900);
         })

@@ -16,7 +16,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use clap::Parser;
 use consumer::{
-    Assignment, Cause, ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, LaneKey,
+    Assignment, Cause, ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, OrderingKey,
     Message, Producer, Publish, Record, Rejected, Settings, Stage, StageSpec,
 };
 use serde::Deserialize;
@@ -172,8 +172,8 @@ impl<P: Publish> Handler for Relay<P> {
     }
 
     /// Records with the same key run one after the other, those without a key all at once.
-    fn key(&self, task: &Task) -> Option<LaneKey> {
-        task.key.as_deref().map(|key| LaneKey(key.into()))
+    fn key(&self, task: &Task) -> Option<OrderingKey> {
+        task.key.as_deref().map(|key| OrderingKey(key.into()))
     }
 
     /// The order of things is what makes this safe: the output is acknowledged, *then* the record is done. A

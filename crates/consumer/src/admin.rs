@@ -1,6 +1,6 @@
 //! Prepares Kafka for a first start, and checks it before any other.
 //!
-//! What exists is never changed: no partitions are added, no retention is set, no offset of a group is moved.
+//! What exists is never changed: no partitions are added, no retention is set, no committed offset is moved.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,14 +25,14 @@ use super::{
     topics::{FirstOffset, Subscription, Topic},
 };
 
-/// How long the cluster may take to answer one question.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a cluster that is busy may take until all of it knows new topics, and somebody leads them.
+/// How long the cluster may take to answer one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a busy cluster may take until all brokers know new topics and each partition has a leader.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// The pause before a question is put again that a new topic's brokers are not ready for.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
-/// The most copies that `kafka.replication_factor = 0` asks for.
-const COPIES_MAX: usize = 3;
+/// The pause before a request is repeated for which a new topic is not ready.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The most replicas that a replication factor of 0 stands for.
+const REPLICAS_MAX: usize = 3;
 
 /// What the cluster has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,173 +43,178 @@ pub struct ClusterInfo {
     pub topics: BTreeMap<String, usize>,
 }
 
-/// What `init` did, for the person who called it.
+/// What [`init`] found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InitReport {
-    /// Each topic of ours.
-    pub topics: Vec<(&'static str, Created)>,
-    /// Each subscription of ours.
-    pub groups: Vec<(Subscription, Began)>,
+    /// Each of the topics.
+    pub topics: Vec<(&'static str, TopicState)>,
+    /// Each of the subscriptions.
+    pub groups: Vec<(Subscription, GroupOffsets)>,
 }
 
-/// What became of a topic.
+/// What [`init`] did about a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Created {
-    /// It was missing.
+pub enum TopicState {
+    /// It did not exist.
     Created,
-    /// It was there, and is as it was.
+    /// It existed, and is unchanged.
     Exists,
 }
 
-/// What became of a group's offsets for a topic.
+/// What [`init`] did about a group's offsets of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Began {
-    /// It had none for that many partitions, and has now.
-    Began {
+pub enum GroupOffsets {
+    /// Partitions without a committed offset got one.
+    Committed {
         /// How many.
         partitions: usize,
     },
-    /// It had offsets for all of them.
-    Exists,
-    /// Somebody is reading already: the group's offsets are theirs.
-    Running,
+    /// All partitions had one.
+    Exist,
+    /// The group has members, so only these can commit.
+    GroupActive,
 }
 
-/// Kafka is not as we need it.
+/// Kafka is not as it has to be, or could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The client could not be made.
+    /// The client could not be created.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Nobody is there, or nobody who speaks our dialect (TLS, SASL).
-    #[error("no Kafka broker answers at {servers}, check kafka.bootstrap_servers and kafka.properties")]
+    /// No broker answers, or none that uses the same security protocol (TLS, SASL).
+    #[error("no Kafka broker answers at {servers}, check bootstrap_servers and properties")]
     Unreachable {
-        /// Where we asked.
+        /// The bootstrap servers.
         servers: String,
-        /// In librdkafka's words.
+        /// librdkafka's error.
         source: KafkaError,
     },
-    /// Topics that have to be there are not.
+    /// These topics are missing.
     #[error("Kafka has no {}", .0.join(", "))]
     Missing(Vec<String>),
     /// A topic could not be created.
     #[error("Kafka does not create {topic}: {code}")]
     NotCreated {
-        /// Which.
+        /// The topic's name.
         topic: String,
-        /// Why.
+        /// The broker's error code.
         code: RDKafkaErrorCode,
     },
-    /// The cluster was asked something and did not answer, or refused.
-    #[error("{asked} failed")]
+    /// A request failed or was not answered.
+    #[error("{request} failed")]
     Refused {
-        /// What was asked.
-        asked: String,
-        /// In librdkafka's words.
+        /// The request: `creating topics`.
+        request: String,
+        /// librdkafka's error.
         source: KafkaError,
     },
-    /// The thread that asked is gone.
-    #[error("asking Kafka was broken off")]
-    Broken(#[from] tokio::task::JoinError),
+    /// The blocking task that made the requests panicked, or was cancelled by the end of the runtime.
+    #[error("a request to Kafka was cancelled")]
+    TaskFailed(#[from] tokio::task::JoinError),
 }
 
-/// Looks at the cluster; the check that anybody is there.
+/// Lists the cluster's brokers and topics, which is also the check that it can be reached.
 ///
 /// # Errors
-/// Nobody is.
-pub async fn look(settings: &Settings) -> Result<ClusterInfo, AdminError> {
+/// No broker answers.
+pub async fn describe_cluster(settings: &Settings) -> Result<ClusterInfo, AdminError> {
     let settings = settings.clone();
-    tokio::task::spawn_blocking(move || look_now(&settings)).await?
+    tokio::task::spawn_blocking(move || describe_cluster_blocking(&settings)).await?
 }
 
-/// Checks that all of `topics` exist, and gives back how many partitions each has.
+/// Checks that all of `topics` exist, and returns how many partitions each has.
 ///
 /// # Errors
-/// Kafka is away, or topics are missing; the error says what to do.
+/// Kafka is unreachable, or topics are missing.
 pub async fn check_topics<'a>(
     settings: &Settings,
     topics: impl IntoIterator<Item = &'a str>,
 ) -> Result<BTreeMap<String, usize>, AdminError> {
-    let cluster = look(settings).await?;
+    let cluster = describe_cluster(settings).await?;
     let needed: BTreeSet<_> = topics.into_iter().collect();
     cluster.has_all(needed.iter().copied())?;
     Ok(cluster.topics.into_iter().filter(|(topic, _)| needed.contains(topic.as_str())).collect())
 }
 
-/// Creates the topics that are missing, and gives each group that has none its first offsets.
+/// Creates the topics that are missing, and commits first offsets for the groups that have none.
 ///
 /// # Errors
-/// Kafka is away or refuses. What was done stays done; calling again goes on.
+/// Kafka is unreachable or refuses. What was done stays done, and another call does the rest.
 pub async fn init(
     settings: &Settings,
     topics: &[Topic],
     subscriptions: &[Subscription],
 ) -> Result<InitReport, AdminError> {
-    let cluster = look(settings).await?;
+    let cluster = describe_cluster(settings).await?;
     let created = create_missing(settings, topics, &cluster).await?;
     let settings = settings.clone();
     let topics = topics.to_vec();
     let subscriptions = subscriptions.to_vec();
     let groups = tokio::task::spawn_blocking(move || {
-        begin_groups(&settings, &subscriptions, &look_until_complete(&settings, &topics)?)
+        commit_all_first_offsets(&settings, &subscriptions, &wait_for_topics(&settings, &topics)?)
     })
     .await??;
     Ok(InitReport { topics: created, groups })
 }
 
-/// Gives each group that has none its first offsets; the part of [`init`] for a cluster whose topics are made
-/// elsewhere.
+/// Commits first offsets for the groups that have none; the part of [`init`] for a cluster whose topics are
+/// created by other means.
 ///
 /// # Errors
-/// Kafka is away or refuses, or topics are missing.
-pub async fn begin(
+/// Kafka is unreachable or refuses, or topics are missing.
+pub async fn commit_first_offsets(
     settings: &Settings,
     subscriptions: &[Subscription],
-) -> Result<Vec<(Subscription, Began)>, AdminError> {
+) -> Result<Vec<(Subscription, GroupOffsets)>, AdminError> {
     let settings = settings.clone();
     let subscriptions = subscriptions.to_vec();
-    tokio::task::spawn_blocking(move || begin_groups(&settings, &subscriptions, &look_now(&settings)?))
-        .await?
+    tokio::task::spawn_blocking(move || {
+        commit_all_first_offsets(&settings, &subscriptions, &describe_cluster_blocking(&settings)?)
+    })
+    .await?
 }
 
-fn look_now(settings: &Settings) -> Result<ClusterInfo, AdminError> {
+fn describe_cluster_blocking(settings: &Settings) -> Result<ClusterInfo, AdminError> {
     let client: BaseConsumer<AdminContext> = client::admin(settings)
         .create_with_context(AdminContext)
         .map_err(|source| ClientError { kind: "admin client", source })?;
     let unreachable =
         |source| AdminError::Unreachable { servers: settings.bootstrap_servers.clone(), source };
-    let metadata = client.fetch_metadata(None, ANSWER_TIMEOUT).map_err(unreachable)?;
+    let metadata = client.fetch_metadata(None, REQUEST_TIMEOUT).map_err(unreachable)?;
     let topics =
         metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
     Ok(ClusterInfo { brokers: metadata.brokers().len(), topics })
 }
 
-/// The cluster as soon as it has all topics of ours: brokers hear of a new one a moment after it was created.
-fn look_until_complete(settings: &Settings, topics: &[Topic]) -> Result<ClusterInfo, AdminError> {
+/// The cluster as soon as it has all these topics: brokers know a new one only a moment after it was created.
+fn wait_for_topics(settings: &Settings, topics: &[Topic]) -> Result<ClusterInfo, AdminError> {
     let since = Instant::now();
     loop {
-        let cluster = look_now(settings)?;
+        let cluster = describe_cluster_blocking(settings)?;
         match cluster.has_all(topics.iter().map(|topic| topic.name)) {
             Ok(()) => return Ok(cluster),
             Err(missing) if since.elapsed() >= READY_TIMEOUT => return Err(missing),
-            Err(_missing) => thread::sleep(AGAIN_AFTER),
+            Err(_missing) => thread::sleep(RETRY_PAUSE),
         }
     }
 }
 
-/// Asks about a topic, and again while the answer is one that passes.
-fn patiently<T>(ask: impl Fn() -> KafkaResult<T>, passes: impl Fn(&KafkaError) -> bool) -> KafkaResult<T> {
+/// Makes a request about a topic, and repeats it while its error is `retriable`, up to a time-out.
+fn retry_while<T>(
+    request: impl Fn() -> KafkaResult<T>,
+    retriable: impl Fn(&KafkaError) -> bool,
+) -> KafkaResult<T> {
     let since = Instant::now();
     loop {
-        match ask() {
-            Err(error) if passes(&error) && since.elapsed() < READY_TIMEOUT => thread::sleep(AGAIN_AFTER),
+        match request() {
+            Err(error) if retriable(&error) && since.elapsed() < READY_TIMEOUT => thread::sleep(RETRY_PAUSE),
             answer => return answer,
         }
     }
 }
 
-/// Whether a broker says what it says of a topic whose leader has not taken office yet.
-fn is_too_new(error: &KafkaError) -> bool {
+/// Whether this is the error for a topic that was just created and whose partitions have no leader yet.
+fn is_not_ready(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         LeaderNotAvailable, NotLeaderForPartition, UnknownPartition, UnknownTopicOrPartition,
     };
@@ -219,116 +224,121 @@ fn is_too_new(error: &KafkaError) -> bool {
     )
 }
 
-/// The same, or that it says nothing. For questions only: a commit that was late may be done, and not to be
-/// done again.
-fn is_too_new_or_late(error: &KafkaError) -> bool {
-    is_too_new(error) || code_of(error) == Some(RDKafkaErrorCode::OperationTimedOut)
+/// The same, or a time-out. Only for requests that read: a commit that timed out may have been done, and must
+/// not be repeated.
+fn is_not_ready_or_timeout(error: &KafkaError) -> bool {
+    is_not_ready(error) || code_of(error) == Some(RDKafkaErrorCode::OperationTimedOut)
 }
 
 async fn create_missing(
     settings: &Settings,
     topics: &[Topic],
     cluster: &ClusterInfo,
-) -> Result<Vec<(&'static str, Created)>, AdminError> {
+) -> Result<Vec<(&'static str, TopicState)>, AdminError> {
     let missing: Vec<_> = topics.iter().filter(|topic| !cluster.topics.contains_key(topic.name)).collect();
     let mut created = BTreeSet::new();
     if !missing.is_empty() {
         let admin: AdminClient<DefaultClientContext> = client::admin(settings)
             .create()
             .map_err(|source| ClientError { kind: "admin client", source })?;
-        let copies = copies(settings.replication_factor, cluster.brokers);
+        let replicas = replicas(settings.replication_factor, cluster.brokers);
         let retentions: Vec<_> =
             missing.iter().map(|topic| topic.retention.as_millis().to_string()).collect();
-        let asked: Vec<_> = missing
+        let new_topics: Vec<_> = missing
             .iter()
             .zip(&retentions)
-            .map(|(topic, retention)| new_topic(topic, retention, copies))
+            .map(|(topic, retention)| new_topic(topic, retention, replicas))
             .collect();
         let options = AdminOptions::new()
-            .operation_timeout(Some(ANSWER_TIMEOUT))
-            .request_timeout(Some(2 * ANSWER_TIMEOUT));
-        let answers = admin.create_topics(&asked, &options).await;
-        for answer in
-            answers.map_err(|source| AdminError::Refused { asked: "creating topics".to_owned(), source })?
-        {
+            .operation_timeout(Some(REQUEST_TIMEOUT))
+            .request_timeout(Some(2 * REQUEST_TIMEOUT));
+        let answers = admin.create_topics(&new_topics, &options).await;
+        let refused = |source| AdminError::Refused { request: "creating topics".to_owned(), source };
+        for answer in answers.map_err(refused)? {
             match answer {
                 Ok(name) => drop(created.insert(name)),
-                // Somebody else was a moment faster.
+                // Another process was a moment faster.
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((topic, code)) => return Err(AdminError::NotCreated { topic, code }),
             }
         }
-        info!("Created {} topics with {copies} copies each", created.len());
+        info!("Created {} topics with {replicas} replicas each", created.len());
     }
-    let became =
-        |topic: &Topic| if created.contains(topic.name) { Created::Created } else { Created::Exists };
-    Ok(topics.iter().map(|topic| (topic.name, became(topic))).collect())
+    let state =
+        |topic: &Topic| if created.contains(topic.name) { TopicState::Created } else { TopicState::Exists };
+    Ok(topics.iter().map(|topic| (topic.name, state(topic))).collect())
 }
 
-fn new_topic<'a>(topic: &'a Topic, retention: &'a str, copies: i32) -> NewTopic<'a> {
-    NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(copies))
-        // A compacted topic would refuse lines without a key, whatever the cluster's default is.
+fn new_topic<'a>(topic: &'a Topic, retention: &'a str, replicas: i32) -> NewTopic<'a> {
+    NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(replicas))
+        // A compacted topic would refuse records without a key, whatever the cluster's default is.
         .set("cleanup.policy", "delete")
         .set("retention.ms", retention)
         .set("message.timestamp.type", topic.timestamp_type.label())
 }
 
-/// How many copies a topic gets.
-fn copies(replication_factor: i32, brokers: usize) -> i32 {
+/// How many replicas a topic gets.
+fn replicas(replication_factor: i32, brokers: usize) -> i32 {
     match replication_factor {
         1.. => replication_factor,
-        _ => i32::try_from(brokers.clamp(1, COPIES_MAX)).unwrap_or(1),
+        _ => i32::try_from(brokers.clamp(1, REPLICAS_MAX)).unwrap_or(1),
     }
 }
 
-fn begin_groups(
+fn commit_all_first_offsets(
     settings: &Settings,
     subscriptions: &[Subscription],
     cluster: &ClusterInfo,
-) -> Result<Vec<(Subscription, Began)>, AdminError> {
-    subscriptions.iter().map(|reads| Ok((*reads, begin_group(settings, cluster, reads)?))).collect()
+) -> Result<Vec<(Subscription, GroupOffsets)>, AdminError> {
+    subscriptions
+        .iter()
+        .map(|subscription| Ok((*subscription, commit_first_offsets_of(settings, cluster, subscription)?)))
+        .collect()
 }
 
-fn begin_group(
+fn commit_first_offsets_of(
     settings: &Settings,
     cluster: &ClusterInfo,
-    reads: &Subscription,
-) -> Result<Began, AdminError> {
-    let group = settings.group_of(reads.stage);
-    let refused = |asked: &str| {
-        let asked = format!("{asked} {group} for {}", reads.topic);
-        move |source| AdminError::Refused { asked, source }
+    subscription: &Subscription,
+) -> Result<GroupOffsets, AdminError> {
+    let Subscription { stage, topic, from } = *subscription;
+    let group = settings.group_of(stage);
+    let refused = |request: &str| {
+        let request = format!("{request} of group {group} for {topic}");
+        move |source| AdminError::Refused { request, source }
     };
-    let partitions =
-        *cluster.topics.get(reads.topic).ok_or_else(|| AdminError::Missing(vec![reads.topic.to_owned()]))?;
-    let outsider: BaseConsumer<AdminContext> = client::outsider(settings, &group)
+    let partitions = *cluster.topics.get(topic).ok_or_else(|| AdminError::Missing(vec![topic.to_owned()]))?;
+    let client: BaseConsumer<AdminContext> = client::group_offsets(settings, &group)
         .create_with_context(AdminContext)
         .map_err(|source| ClientError { kind: "consumer", source })?;
 
-    let mut asked = TopicPartitionList::new();
-    asked.add_partition_range(reads.topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
-    let known =
-        outsider.committed_offsets(asked, ANSWER_TIMEOUT).map_err(refused("asking the offsets of"))?;
+    let mut all = TopicPartitionList::new();
+    all.add_partition_range(topic, 0, i32::try_from(partitions).unwrap_or(i32::MAX) - 1);
+    let committed =
+        client.committed_offsets(all, REQUEST_TIMEOUT).map_err(refused("reading the committed offsets"))?;
     let mut first = TopicPartitionList::new();
-    for partition in known.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
-        let ends = || outsider.fetch_watermarks(reads.topic, partition.partition(), ANSWER_TIMEOUT);
-        let (low, high) = patiently(ends, is_too_new_or_late).map_err(refused("asking the ends of"))?;
-        let offset = match reads.from {
+    for partition in committed.elements().iter().filter(|partition| partition.offset() == Offset::Invalid) {
+        let watermarks = || client.fetch_watermarks(topic, partition.partition(), REQUEST_TIMEOUT);
+        let (low, high) = retry_while(watermarks, is_not_ready_or_timeout)
+            .map_err(refused("reading the watermarks for the first offsets"))?;
+        let offset = match from {
             FirstOffset::Beginning => low,
             FirstOffset::End => high,
         };
         first
-            .add_partition_offset(reads.topic, partition.partition(), Offset::Offset(offset))
-            .map_err(refused("listing the offsets of"))?;
+            .add_partition_offset(topic, partition.partition(), Offset::Offset(offset))
+            .map_err(refused("listing the first offsets"))?;
     }
     if first.count() == 0 {
-        return Ok(Began::Exists);
+        return Ok(GroupOffsets::Exist);
     }
-    match patiently(|| outsider.commit(&first, CommitMode::Sync), is_too_new) {
-        Ok(()) => Ok(Began::Began { partitions: first.count() }),
-        // Only an empty group takes offsets from an outsider.
-        Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnknownMemberId) => Ok(Began::Running),
-        Err(error) => Err(refused("committing the first offsets of")(error)),
+    match retry_while(|| client.commit(&first, CommitMode::Sync), is_not_ready) {
+        Ok(()) => Ok(GroupOffsets::Committed { partitions: first.count() }),
+        // Kafka accepts the commit of a client that is no member only while the group is empty.
+        Err(error) if code_of(&error) == Some(RDKafkaErrorCode::UnknownMemberId) => {
+            Ok(GroupOffsets::GroupActive)
+        }
+        Err(error) => Err(refused("committing the first offsets")(error)),
     }
 }
 
@@ -343,7 +353,7 @@ impl ClusterInfo {
     }
 }
 
-/// For clients that live for a question or two.
+/// Callbacks of clients that make a few requests.
 struct AdminContext;
 
 impl ConsumerContext for AdminContext {}
@@ -353,7 +363,7 @@ impl ClientContext for AdminContext {
         log(level, facility, message);
     }
 
-    /// The question that fails for it says it.
+    /// Not logged: the request fails with it.
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
@@ -362,14 +372,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_are_three_unless_there_are_fewer_brokers_or_the_operator_says_otherwise() {
-        assert_eq!([copies(0, 1), copies(0, 2), copies(0, 9), copies(0, 0)], [1, 2, 3, 1]);
-        assert_eq!(copies(2, 9), 2);
+    fn replicas_are_three_unless_there_are_fewer_brokers_or_the_settings_have_a_number() {
+        assert_eq!([replicas(0, 1), replicas(0, 2), replicas(0, 9), replicas(0, 0)], [1, 2, 3, 1]);
+        assert_eq!(replicas(2, 9), 2);
     }
 
     #[test]
     fn missing_topics_are_named() {
-        let error = AdminError::Missing(vec!["posts-created".into(), "dead-letters".into()]);
-        assert_eq!(error.to_string(), "Kafka has no posts-created, dead-letters");
+        let error = AdminError::Missing(vec!["orders".into(), "dead-letters".into()]);
+        assert_eq!(error.to_string(), "Kafka has no orders, dead-letters");
     }
 }

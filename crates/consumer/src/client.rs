@@ -1,8 +1,8 @@
-//! What we tell librdkafka: the properties of each kind of client, and what becomes of its log lines.
+//! How librdkafka is configured: the properties of each kind of client, and where its log lines go.
 //!
-//! The numbers are chosen for a service that holds many partitions open and reads them slowly at times: small
-//! fetch queues (they are *per partition* once queues are split), and a short back-off so that small queues
-//! don't cost throughput. `kafka.properties` goes over all of it.
+//! The numbers are chosen for a service that reads many partitions, and slowly at times: small fetch queues
+//! (they are *per partition* once queues are split), and a short backoff so that small queues don't cost
+//! throughput. [`Settings::properties`] override all of it.
 
 use std::time::Duration;
 
@@ -15,34 +15,33 @@ use tracing::{debug, error, info, warn};
 
 use super::{GroupProtocol, Settings};
 
-/// Over the drain, a rebalance needs a commit, an answer and the heartbeat that carries it.
+/// What a rebalance needs beside the drain: a commit, an answer and the heartbeat that carries it.
 const REBALANCE_MARGIN: Duration = Duration::from_secs(40);
 
-/// A Kafka client could not be made: a property is wrong, or the machine is out of something.
+/// A Kafka client could not be created: a property is wrong, or the machine is out of memory or threads.
 #[derive(Debug, thiserror::Error)]
-#[error("the Kafka {kind} can't be made, look at kafka.properties")]
+#[error("the Kafka {kind} could not be created, check its properties")]
 pub struct ClientError {
     /// `producer`, `consumer`, `admin client`.
     pub kind: &'static str,
-    /// In librdkafka's words.
+    /// librdkafka's error.
     pub source: KafkaError,
 }
 
-/// A stage with fewer records in hand than this does not live of their number.
-const FEW: usize = 256;
+/// A stage with fewer records in flight than this gets small fetch queues.
+const FEW_IN_FLIGHT: usize = 256;
 
-/// The consumer of a stage that has so many records in hand at once. One that has few, because each waits for
-/// its time, fetches little ahead: the queue of each partition would fill up all the same, and stay full.
+/// The consumer of a stage with that many records in flight. One with few, because each of them waits long,
+/// fetches little ahead: the queue of each partition would always be full.
 pub(super) fn consumer(settings: &Settings, group: &str, in_flight: usize) -> ClientConfig {
-    let queued_kib = if in_flight < FEW { "128" } else { "512" };
+    let queued_kib = if in_flight < FEW_IN_FLIGHT { "128" } else { "512" };
     let mut config = shared(settings);
     config
         .set("group.id", group)
-        // What is settled is ours to say: nothing is committed, and nothing stored for a commit, behind our
-        // back.
+        // Only the coordinator commits: librdkafka must not, nor store offsets for a commit.
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Never `latest`: an offset that has expired would silently skip everything there is.
+        // Never `latest`: after an expired offset everything in the topic would silently be skipped.
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
         .set("max.poll.interval.ms", millis(max_poll_interval(settings)))
@@ -62,7 +61,7 @@ pub(super) fn consumer(settings: &Settings, group: &str, in_flight: usize) -> Cl
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", millis(settings.session_timeout))
             .set("heartbeat.interval.ms", millis(settings.session_timeout / 3)),
-        // Session and heartbeat are the broker's to set; naming them is refused.
+        // Session and heartbeat are broker settings then, and librdkafka refuses them here.
         GroupProtocol::Consumer => config.set("group.protocol", "consumer"),
     };
     if !settings.instance_id.is_empty() {
@@ -82,7 +81,7 @@ pub(super) fn producer(settings: &Settings) -> ClientConfig {
         .set("queue.buffering.max.kbytes", "65536")
         .set("linger.ms", "5")
         .set("compression.codec", "lz4")
-        // Java's default. librdkafka's own would put the same key elsewhere than everybody else does.
+        // Java's default. librdkafka's own would put a key into another partition than other producers do.
         .set("partitioner", "murmur2_random");
     overlay(config, settings)
 }
@@ -92,15 +91,15 @@ pub(super) fn admin(settings: &Settings) -> ClientConfig {
     overlay(shared(settings), settings)
 }
 
-/// A consumer that never joins: reads and commits a group's offsets from outside.
-pub(super) fn outsider(settings: &Settings, group: &str) -> ClientConfig {
+/// A consumer that never joins its group: it reads and commits the group's offsets.
+pub(super) fn group_offsets(settings: &Settings, group: &str) -> ClientConfig {
     let mut config = shared(settings);
     config.set("group.id", group).set("enable.auto.commit", "false");
     overlay(config, settings)
 }
 
-/// The longest time between two polls before librdkafka gives the partitions up. It is also how long a
-/// rebalance may take, so it has to outlast the drain; and it may not be shorter than a session.
+/// The longest time between two polls before librdkafka leaves the group. It is also how long a rebalance may
+/// take, so it has to outlast the drain; and it may not be shorter than a session.
 fn max_poll_interval(settings: &Settings) -> Duration {
     (settings.drain_timeout + REBALANCE_MARGIN).max(settings.session_timeout)
 }
@@ -111,13 +110,13 @@ fn shared(settings: &Settings) -> ClientConfig {
         .set("bootstrap.servers", &settings.bootstrap_servers)
         .set("client.id", &settings.group_prefix)
         .set("socket.keepalive.enable", "true")
-        // The default of five minutes is how long a classic member would not see an added partition.
+        // With the default, a classic member would not notice an added partition for five minutes.
         .set("topic.metadata.refresh.interval.ms", "30000");
     config
 }
 
 fn overlay(mut config: ClientConfig, settings: &Settings) -> ClientConfig {
-    // rdkafka would ask the `log` crate, which nobody listens to here. Our own filter decides what is shown.
+    // By default rdkafka asks the `log` crate, which is not used here. The filter of `tracing` decides.
     let asked_for_debug = settings.properties.contains_key("debug");
     config.set_log_level(if asked_for_debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
     for (name, value) in &settings.properties {
@@ -130,16 +129,16 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// The code inside an error, if librdkafka gave one.
+/// The code inside an error, if librdkafka reported one.
 pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     error.rdkafka_error_code()
 }
 
-/// Passes librdkafka's log lines on.
+/// Logs a log line of librdkafka.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
-        // `kafka.properties` goes to all kinds of clients; that one kind has no use for a property is no
-        // news.
+        // The settings' properties go to all kinds of clients, and each kind warns of those it has no use
+        // for.
         _ if facility == "CONFWARN" => debug!(facility, "librdkafka: {message}"),
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
             error!(facility, "librdkafka: {message}")
@@ -152,8 +151,6 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use rdkafka::{
         consumer::{BaseConsumer, Consumer},
         producer::BaseProducer,
@@ -163,24 +160,16 @@ mod tests {
 
     fn settings(group_protocol: GroupProtocol) -> Settings {
         Settings {
-            bootstrap_servers: "127.0.0.1:1".into(),
-            instance_id: String::new(),
-            group_prefix: "pushcast".into(),
             group_protocol,
-            session_timeout: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(20),
-            commit_every: Duration::from_secs(1),
             in_flight: 16,
             in_flight_bytes: 1 << 20,
             span: 100,
-            partitions: 16,
-            replication_factor: 0,
-            properties: BTreeMap::new(),
+            ..Settings::new("127.0.0.1:1", "app")
         }
     }
 
     #[test]
-    fn librdkafka_takes_our_properties_under_either_protocol() {
+    fn librdkafka_accepts_our_properties_under_either_protocol() {
         for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
             let consumer: BaseConsumer = consumer(&settings(protocol), "g", 4_096).create().unwrap();
             assert_eq!(consumer.client().fatal_error(), None);
@@ -189,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn a_property_of_the_operator_goes_over_ours() {
+    fn a_property_of_the_settings_overrides_ours() {
         let mut settings = settings(GroupProtocol::Classic);
         settings.properties.insert("fetch.wait.max.ms".into(), "5".into());
         assert_eq!(consumer(&settings, "g", 4_096).get("fetch.wait.max.ms"), Some("5"));
     }
 
     #[test]
-    fn a_stage_whose_records_wait_fetches_little_ahead() {
+    fn a_stage_with_few_records_in_flight_fetches_little_ahead() {
         let queued = |in_flight| {
             let consumer = consumer(&settings(GroupProtocol::Classic), "g", in_flight);
             consumer.get("queued.max.messages.kbytes").map(str::to_owned).unwrap().parse::<u32>().unwrap()

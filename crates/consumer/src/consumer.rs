@@ -1,48 +1,48 @@
-//! The consumer runtime: one for every stage.
+//! The consumer runtime: one type for every stage.
 //!
-//! **Promises.** An offset is committed only when every record below it has a durable fate. Records of one
-//! lane run in their order, one at a time; all others run at once, as many as the budget allows, whatever the
-//! number of partitions. A dependency that is away stops the reading and loses nothing. A record that can't
-//! be handled harms only itself. After a crash at most what was delivered and not yet committed is handled
-//! again.
+//! **Promises.** An offset is committed only when every record below it has a durable fate. Records with one
+//! ordering key run in the order of their offsets, one at a time; all others run at once, as many as the
+//! budget allows, whatever the number of partitions. A dependency that is unavailable stops the reading and
+//! loses nothing. A record that can't be handled affects no other. After a crash at most what was delivered
+//! and not yet committed is handled again.
 //!
-//! **How.** Three kinds of tasks, each with one thing to know:
+//! **How.** Three kinds of tasks, each with its own knowledge:
 //!
 //! ```text
-//!  librdkafka ── main queue ──> poller        listens to events, never to messages; never stands still
+//!  librdkafka ── main queue ──> poller        receives events, never messages; never blocks
 //!             │                   │ rebalances
 //!             │                   v
 //!             │                coordinator    answers rebalances, commits, stops
 //!             │                   │ signals  ^ progress
 //!             │                   v         │
-//!             └─ split queues ─> partitions   each owns its window, its key_queues and its running handlers
+//!             └─ split queues ─> partitions   each owns its window, its key queues and its running handlers
 //! ```
 //!
-//! Backpressure is not reading: a partition that has no room leaves its queue alone, and librdkafka stops
-//! fetching when the queue is full. (`pause` would throw the queue away and fetch it again, a second later.)
+//! Backpressure is not reading: a partition without room does not read its queue, and librdkafka stops
+//! fetching when the queue is full. (`pause` would discard the queue and fetch it again, a second later.)
 //!
-//! **A rebalance is answered late, on purpose.** The callback hands the event over and returns, so polling
-//! and heartbeats go on while running handlers come to an end and their offsets are committed. Until the
-//! answer the whole member gets nothing to read, hence `kafka.drain_timeout`. A partition task ends after its
-//! last handler, and the partition is given back after the task has ended: that order, and not an epoch
-//! number, is what keeps late results out.
+//! **A rebalance is answered late, on purpose.** The callback passes the event on and returns, so polling and
+//! heartbeats continue while running handlers end and their offsets are committed. Until the answer the whole
+//! member reads nothing, hence [`Settings::drain_timeout`]. A partition task ends after its last handler, and
+//! the partition is unassigned after the task has ended: that order, and not an epoch number, keeps late
+//! results out.
 //!
-//! **A loss is answered at once**, because the member can't join again before. The handlers that run come to
-//! their end as `orphaned`, beside the member's next life: what a provider has answered gets its
-//! checkpoint. They settle nothing.
+//! **A loss is answered at once**, because the member can't rejoin before. The running handlers go on as
+//! [`orphaned`] while the member joins again, so that work which an external service has done already can
+//! still be recorded. They settle nothing.
 //!
 //! **Races we accept.**
-//! - A orphaned handler runs beside the next owner of its partition, if that is another process, for up to the drain
-//!   time-out; and so does every handler of a member that the group has thrown out, until the next refused
-//!   commit tells. What a handler does is safe from that: a slice has its epoch, a dose its claim, a token
-//!   its version. The page that both have open is sent twice.
-//! - A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may land after the partition
-//!   was given back, and move its next owner's start back: repeats, never a gap.
-//! - librdkafka (2.12.1) may go on fetching a partition that was taken away right after it was dealt. What
-//!   lies in the queue when the partition comes back is thrown away ([`intake`]); what arrives in the moment
+//! - An orphaned handler runs beside the next owner of its partition, if that is another process, for up to
+//!   the drain time-out; and so does every handler of a member that the group has fenced, until the next
+//!   refused commit reveals that. The runtime can't fence what a handler does outside of Kafka: a host to
+//!   which that matters needs its own epoch, claim or version there.
+//! - A commit that Kafka leaves unanswered for longer than [`coordinator`] waits may arrive after the
+//!   partition was revoked, and move its next owner's start back: repeats, never a gap.
+//! - librdkafka (2.12.1) may continue to fetch a partition that was revoked right after it was assigned. What
+//!   is in the queue when the partition comes back is discarded ([`intake`]); what arrives in the moment
 //!   after that is handled, as a repeat. Should it lie ahead of the committed offset, a commit is ahead too,
-//!   until the record that belongs there comes an instant later: a crash in between would skip. Not seen in
-//!   192 runs of the churn, 1 of which had such late records.
+//!   until the record that belongs there arrives an instant later: a crash in between would skip records. Not
+//!   seen in 192 runs of the churn test, 1 of which had such late records.
 //! - Records that had overtaken others are repeated if these did not start in the first part of a drain, or
 //!   did not end in it.
 
@@ -92,23 +92,23 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-/// How long the consumer may take to leave the group and close, once all its partitions are given back.
+/// How long the consumer may take to leave the group and close, once all its partitions are unassigned.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait before a taken name is tried again.
-const NAME_PAUSE: Duration = Duration::from_secs(2);
-/// librdkafka asks one question at a time; this is room for the improbable.
+/// The pause before joining again when another member has our instance id.
+const INSTANCE_ID_RETRY: Duration = Duration::from_secs(2);
+/// librdkafka waits for the answer to one rebalance before the next; this is room for the improbable.
 const REBALANCES_MAX: usize = 16;
 
 /// Which records a stage reads, and how many at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageSpec {
-    /// The stage's name, in metrics and logs; its consumer group is `<kafka.group_prefix>.<name>`.
+    /// The stage's name, in metrics and logs; its consumer group is [`Settings::group_of`] it.
     pub name: String,
-    /// What it reads. They have to exist.
+    /// The topics that it reads. They have to exist.
     pub topics: Vec<String>,
-    /// How many records it may have unfinished at once, over all partitions.
+    /// How many records it may have unsettled at once, over all its partitions.
     pub in_flight: usize,
-    /// Where the records go that can't be handled.
+    /// Where records go that can't be handled.
     pub dead_letters: DeadLetters,
 }
 
@@ -117,89 +117,91 @@ pub struct StageSpec {
 pub struct DeadLetters {
     /// The topic. It has to exist.
     pub topic: String,
-    /// What the names of the headers begin with that say where a letter came from, as `myservice.`.
+    /// Put before the names of the headers that the runtime adds, for instance `myservice.`.
     pub header_prefix: String,
-    /// The version of the host, for the header that says who wrote the letter.
+    /// The host's version, which is the header `<header_prefix>version`.
     pub version: String,
 }
 
-/// A partition of a topic.
+/// A partition of a topic; `topic/partition` in logs and errors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
-    /// The topic.
+    /// The topic's name.
     pub topic: Arc<str>,
-    /// The partition.
+    /// The partition's number, from 0 on.
     pub partition: i32,
 }
 
-/// A stage's place in its group.
+/// What a stage is assigned by its group.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
-    /// The group has dealt at least once: the stage is ready, perhaps with nothing to read.
-    pub arrived: bool,
-    /// What this process reads. A partition leaves when it is drained, *before* it is given back; at once if
-    /// it is lost.
+    /// The group has made an assignment at least once: the stage is ready, perhaps with nothing to read.
+    pub joined: bool,
+    /// What this process reads. A partition is removed when it is drained, *before* it is unassigned; at once
+    /// if it is lost.
     pub partitions: BTreeSet<TopicPartition>,
-    /// How many partitions each topic has of which it reads some; a topic may get more while we run. Some
-    /// seconds old.
+    /// How many partitions each topic has of which this process reads some; a topic may get more at any time.
+    /// Some seconds old.
     pub topics: BTreeMap<String, usize>,
-    /// When the group last confirmed that we are a member: it dealt, or it took a commit. None while it
-    /// refuses us. From the first record on a commit is made at least every quarter of
-    /// `kafka.session_timeout`; until then this is the present.
+    /// When the group last confirmed that we are a member: it made an assignment, or it accepted a commit.
+    /// None while the group refuses us. From the first record on a commit is made at least every quarter of
+    /// [`Settings::session_timeout`]; until then this is the present.
     pub confirmed_at: Option<Instant>,
 }
 
-/// A stage came to an end that was not asked for. The process should end too, and be started again.
+/// A stage ended without having been stopped. The process should end too, and be started again.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
-    /// The consumer could not be made.
+    /// The consumer could not be created.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// librdkafka refused a call that it has no reason to refuse.
-    #[error("{call} was refused")]
+    #[error("librdkafka refused to {call}")]
     Refused {
-        /// What was asked.
+        /// The call, as a verb: `subscribe`.
         call: &'static str,
-        /// In librdkafka's words.
+        /// librdkafka's error.
         source: KafkaError,
     },
-    /// librdkafka gave up.
-    #[error("the consumer can't go on: {0}")]
+    /// librdkafka reports an error that it can't recover from.
+    #[error("the consumer has a fatal error: {0}")]
     Fatal(String),
-    /// The group still counts on an earlier process with our `kafka.instance_id`. Never leaves
-    /// [`Stage::run`], which tries again: the name is free when that process has ended in good order, or its
-    /// session is over.
-    #[error("a member with this kafka.instance_id is still in the group")]
-    NameTaken,
-    /// A process that started after us has our `kafka.instance_id`, and our partitions.
-    #[error("another process has started with the same kafka.instance_id: give each process one of its own")]
-    NameTakenOver,
-    /// The group went on without us while we were giving partitions back. Never leaves [`Stage::run`]: a new
-    /// member begins.
-    #[error("the group has gone on without us: {0}")]
-    Expelled(KafkaError),
-    /// The group dealt anew while it waited for our answer.
-    #[error("the group dealt {0} while it waited for an answer about it")]
-    Overtaken(TopicPartition),
-    /// A partition to read that the cluster doesn't have.
+    /// KIP-848: the group still has a member with our [`Settings::instance_id`]. Never leaves [`Stage::run`],
+    /// which tries again: the id is released when that process has stopped in order, or its session has
+    /// ended.
+    #[error("a member with this instance_id is still in the group")]
+    UnreleasedInstanceId,
+    /// A process that started after us has our [`Settings::instance_id`], and our partitions.
+    #[error(
+        "fenced: another process has started with the same instance_id; each process needs one of its own"
+    )]
+    FencedInstanceId,
+    /// The group has removed us while partitions were being revoked. Never leaves [`Stage::run`], which joins
+    /// as a new member.
+    #[error("the group has fenced this member: {0}")]
+    Fenced(KafkaError),
+    /// The group assigned partitions before an earlier revocation of them was answered, or twice.
+    #[error("the group assigned {0} in the middle of another rebalance of it")]
+    OverlappingRebalance(TopicPartition),
+    /// The group assigned a partition that the cluster doesn't have.
     #[error("there is no {0}")]
     NoSuchPartition(TopicPartition),
-    /// A message came by the main queue, where none may come.
-    #[error("{topic}/{partition}@{offset} came by the wrong queue")]
-    Stray {
-        /// Where it stood.
+    /// A message came through the main queue instead of its partition's: no task would settle it.
+    #[error("{topic}/{partition}@{offset} came through the main queue")]
+    UnexpectedMessage {
+        /// The message's topic.
         topic: String,
-        /// Where it stood.
+        /// Its partition.
         partition: i32,
-        /// Where it stood.
+        /// Its offset.
         offset: i64,
     },
-    /// A bug of ours.
-    #[error("{task} ended unasked: {why}")]
-    Broken {
-        /// Whose task.
+    /// A task of the runtime panicked or ended early: a bug in the runtime.
+    #[error("{task} ended unexpectedly: {why}")]
+    TaskFailed {
+        /// Which task: the poller, or a partition.
         task: String,
-        /// The panic's words, if it was one.
+        /// The panic's message, if it panicked.
         why: String,
     },
 }
@@ -213,7 +215,7 @@ pub struct Stage<H, P> {
     assignment: watch::Sender<Assignment>,
 }
 
-/// One life in the group, from joining to closing.
+/// One membership of the group, from joining to closing.
 struct Membership {
     member: Arc<Member>,
     rebalances: mpsc::Receiver<Rebalance>,
@@ -221,11 +223,11 @@ struct Membership {
 }
 
 impl<H: Handler, P: Publish> Stage<H, P> {
-    /// Makes the stage's consumer, which does not join its group before [`Stage::run`]. `publish` writes dead
-    /// letters. Needs a Tokio runtime.
+    /// Creates the stage's consumer, which does not join its group before [`Stage::run`]. `publish` writes
+    /// dead letters. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// A property in the settings is wrong.
+    /// librdkafka refuses a property of the settings.
     pub fn new(
         settings: &Settings,
         spec: StageSpec,
@@ -233,16 +235,14 @@ impl<H: Handler, P: Publish> Stage<H, P> {
         publish: P,
         metrics: Arc<ConsumerMetrics>,
     ) -> Result<Self, StageError> {
-        let (stage, group) = (spec.name.clone(), settings.group_of(&spec.name));
-        let budget = Budget::new(spec.in_flight, settings.in_flight_bytes);
         let context = Arc::new(StageContext {
-            stage,
-            group,
+            stage: spec.name.clone(),
+            group: settings.group_of(&spec.name),
             handler,
             publish,
             dead_letters: spec.dead_letters.clone(),
             metrics,
-            budget,
+            budget: Budget::new(spec.in_flight, settings.in_flight_bytes),
             log_throttle: LogThrottle::default(),
         });
         let membership = Membership::new(settings, spec.in_flight, &context)?;
@@ -255,47 +255,60 @@ impl<H: Handler, P: Publish> Stage<H, P> {
         })
     }
 
-    /// The stage's place in its group, as it changes: for readiness, and for whoever shares out by
-    /// partitions.
+    /// What the stage is assigned, as it changes: for readiness checks, and for hosts that divide something
+    /// among processes by their partitions.
     pub fn assignment(&self) -> watch::Receiver<Assignment> {
         self.assignment.subscribe()
     }
 
     /// Joins the group and handles records until `stop`; then drains, commits, leaves and closes, within
-    /// `kafka.drain_timeout` and some seconds.
+    /// [`Settings::drain_timeout`] and some seconds.
     ///
     /// # Errors
-    /// The stage ended by itself. Nothing is lost: whatever was not committed is delivered again.
+    /// The stage ended by itself. Nothing is lost: what was not committed is delivered again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StageError> {
         let Self { spec, settings, context, mut membership, assignment } = self;
         let mut orphaned = OrphanedHandlers::new(&context.stage, settings.drain_timeout);
         let ended = loop {
-            let ended = membership.live(&spec, &settings, &context, &assignment, &mut orphaned, &stop).await;
+            let ended = membership.run(&spec, &settings, &context, &assignment, &mut orphaned, &stop).await;
             match ended {
-                Err(StageError::Expelled(error)) if !stop.is_cancelled() => {
-                    warn!(stage = spec.name, %error, "Stage {} was expelled from its group and joins anew: {error}", spec.name);
+                Err(StageError::Fenced(error)) if !stop.is_cancelled() => {
+                    warn!(
+                        stage = spec.name,
+                        %error,
+                        "Fenced: stage {} was removed from its group and joins it again: {error}",
+                        spec.name
+                    );
                     membership = Membership::new(&settings, spec.in_flight, &context)?;
                 }
-                Err(StageError::NameTaken) if !stop.is_cancelled() => {
-                    orphaned.hurry();
+                Err(StageError::UnreleasedInstanceId) if !stop.is_cancelled() => {
+                    orphaned.start_deadline();
                     if context.log_throttle.now() {
-                        let (stage, instance) = (&spec.name, &settings.instance_id);
+                        let stage = &spec.name;
+                        let instance_id = &settings.instance_id;
                         warn!(
                             stage,
-                            instance,
-                            "Stage {stage} waits: in its group there is still a member with the kafka.instance_id {instance}. After a crash that lasts for the broker's session time-out; else another process has the same"
+                            instance_id,
+                            "Stage {stage} waits: its group still has a member with the instance_id \
+                             {instance_id}. After a crash this lasts for the broker's session time-out; if \
+                             longer, another process has the same instance_id"
                         );
                     }
-                    let _stopped = stop.run_until_cancelled(sleep(NAME_PAUSE)).await;
+                    let _stopped = stop.run_until_cancelled(sleep(INSTANCE_ID_RETRY)).await;
                     membership = Membership::new(&settings, spec.in_flight, &context)?;
                 }
-                // On the way out it makes no difference.
-                Err(StageError::Expelled(_) | StageError::NameTaken) => break Ok(()),
+                // After a stop there is nothing to join for.
+                Err(StageError::Fenced(_) | StageError::UnreleasedInstanceId) => break Ok(()),
                 ended => break ended,
             }
         };
         if let (Err(error), false) = (&ended, orphaned.is_empty()) {
-            warn!(stage = spec.name, %error, "Stage {} ends as soon as what it has begun is done: {error}", spec.name);
+            warn!(
+                stage = spec.name,
+                %error,
+                "Stage {} failed and ends when its orphaned handlers have ended: {error}",
+                spec.name
+            );
         }
         orphaned.finish().await;
         ended
@@ -308,20 +321,20 @@ impl Membership {
         in_flight: usize,
         context: &StageContext<H, P>,
     ) -> Result<Self, StageError> {
-        let (hand_over, rebalances) = mpsc::channel(REBALANCES_MAX);
-        let (report, stats) = watch::channel(ConsumerStats::default());
+        let (rebalance_sender, rebalances) = mpsc::channel(REBALANCES_MAX);
+        let (stats_sender, stats) = watch::channel(ConsumerStats::default());
         let member = client::consumer(settings, &context.group, in_flight)
             .create_with_context(StageConsumerContext::new(
                 &context.stage,
                 Arc::clone(&context.metrics),
-                hand_over,
-                report,
+                rebalance_sender,
+                stats_sender,
             ))
             .map_err(|source| ClientError { kind: "consumer", source })?;
         Ok(Self { member: Arc::new(member), rebalances, stats })
     }
 
-    async fn live<H: Handler, P: Publish>(
+    async fn run<H: Handler, P: Publish>(
         self,
         spec: &StageSpec,
         settings: &Settings,
@@ -331,33 +344,32 @@ impl Membership {
         stop: &CancellationToken,
     ) -> Result<(), StageError> {
         let Self { member, rebalances, stats } = self;
-        let (name, topics) = (&spec.name, spec.topics.iter().map(String::as_str).collect::<Vec<_>>());
+        let name = &spec.name;
+        let topics: Vec<_> = spec.topics.iter().map(String::as_str).collect();
         member.subscribe(&topics).map_err(|source| StageError::Refused { call: "subscribe", source })?;
         info!(
             stage = name,
             group = context.group,
-            "Stage {name} joins {} for {}",
+            "Stage {name} joins the group {} to read {}",
             context.group,
             topics.join(", ")
         );
 
         let mut poller = JoinSet::new();
         poller.spawn(poller::poll(Arc::clone(&member)));
-        let limits = PartitionLimits { span: settings.span, drain_timeout: settings.drain_timeout };
-        let (assignment, timeouts) = (assignment.clone(), CommitTimeouts::of(settings));
         let coordinator = Coordinator::new(
             Arc::clone(&member),
             Arc::clone(context),
-            limits,
-            timeouts,
-            assignment,
+            PartitionLimits { span: settings.span, drain_timeout: settings.drain_timeout },
+            CommitTimeouts::of(settings),
+            assignment.clone(),
             stats,
             orphaned,
         );
         let ended = coordinator.run(rebalances, &mut poller, stop).await;
 
-        // The order matters: the callback answers for itself, then nobody holds the consumer but us, then it
-        // closes.
+        // The order matters: first the callback answers rebalances itself, then this is the only owner of the
+        // consumer, then it closes.
         member.context().close();
         poller.shutdown().await;
         close(name, member).await;
@@ -366,16 +378,16 @@ impl Membership {
     }
 }
 
-/// Closes a consumer on a thread of its own, because closing blocks, at times for ever.
+/// Closes a consumer on a thread of its own, because closing blocks, at times forever.
 async fn close(stage: &str, member: Arc<Member>) {
     let closed = on_a_thread(format!("close {stage}"), move || drop(member));
     if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-        warn!(stage, "The consumer of {stage} does not close, it is left behind");
+        warn!(stage, "The consumer of stage {stage} did not close within {CLOSE_TIMEOUT:?} and is abandoned");
     }
 }
 
-/// Runs a call of librdkafka's that may block for longer than we want to wait. Neither the runtime nor its
-/// end waits for such a thread, which `spawn_blocking` would make them do.
+/// Runs a call of librdkafka that may block for longer than we want to wait. A Tokio runtime that shuts down
+/// does not wait for such a thread, as it would for `spawn_blocking`.
 fn on_a_thread<T: Send + 'static>(
     name: String,
     call: impl FnOnce() -> T + Send + 'static,
@@ -383,16 +395,16 @@ fn on_a_thread<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     let started = std::thread::Builder::new().name(name).spawn(move || drop(done.send(call())));
     if let Err(error) = started {
-        warn!(%error, "No thread to be had: {error}"); // the receiver sees the sender dropped
+        warn!(%error, "A thread could not be started: {error}"); // the receiver sees the sender dropped
     }
     result
 }
 
-/// The partitions of each topic among these, for log lines: `posts-created 0 1 5`.
-fn listed(partitions: &[TopicPartition]) -> String {
+/// The partitions by topic, for log lines: `orders 0 1 5`.
+fn describe(partitions: &[TopicPartition]) -> String {
     let mut by_topic: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for of in partitions {
-        by_topic.entry(&of.topic).or_default().push(of.partition.to_string());
+    for tp in partitions {
+        by_topic.entry(&tp.topic).or_default().push(tp.partition.to_string());
     }
     let topics: Vec<_> =
         by_topic.iter().map(|(topic, numbers)| format!("{topic} {}", numbers.join(" "))).collect();
@@ -410,17 +422,17 @@ impl fmt::Display for TopicPartition {
 // === impl Assignment ===
 
 impl Assignment {
-    /// How many partitions of the topic are ours.
+    /// How many partitions of the topic this process reads.
     pub fn of_topic(&self, topic: &str) -> usize {
-        self.partitions.iter().filter(|of| &*of.topic == topic).count()
+        self.partitions.iter().filter(|tp| &*tp.topic == topic).count()
     }
 }
 
 // === impl StageError ===
 
 impl StageError {
-    fn stray(message: &BorrowedMessage<'_>) -> Self {
-        Self::Stray {
+    fn unexpected_message(message: &BorrowedMessage<'_>) -> Self {
+        Self::UnexpectedMessage {
             topic: message.topic().to_owned(),
             partition: message.partition(),
             offset: message.offset(),

@@ -1,51 +1,51 @@
-//! What goes wrong, told apart by what to do about it.
+//! What can go wrong, by what to do about it.
 //!
-//! [`Unavailable`] is tried again for as long as it takes. [`Rejected`] never will work: the record is at
-//! fault, and becomes a dead letter. They are two types from the client up, so that no caller has to look
-//! into an error to find out which of the two it is.
+//! What was [`Unavailable`] is retried for as long as it takes. What is [`Rejected`] will never work: the
+//! record is at fault, and becomes a dead letter. They are two types from the client up, so that no caller
+//! has to look into an error to learn which of the two it is.
 
 use std::{error::Error, fmt};
 
-/// An error of whatever was asked.
+/// An error of a dependency.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A dependency did not answer, or refused for a reason that is not the record's fault: nothing was decided,
+/// A dependency did not answer, or failed for a reason that is not the record's fault: nothing is decided,
 /// and the same work may be tried again.
 #[derive(Debug, thiserror::Error)]
 #[error("{dependency} is unavailable: {context}")]
 pub struct Unavailable {
-    /// Which dependency, as log lines call it: `Kafka`, `the store`.
+    /// Which dependency, as log lines call it: `Kafka`, `the database`.
     pub dependency: &'static str,
-    /// What was asked of it.
+    /// The operation that failed: `writing the order`.
     pub context: String,
-    /// What it said, if anything.
+    /// Its error, if it returned one.
     #[source]
     pub source: Option<BoxError>,
 }
 
-/// It was refused for good: the same record would be refused again.
+/// The record can't be handled: it would fail again in the same way.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Rejected(pub Cause);
 
-/// Why a record can't be handled. Each holds what is wrong and where, for the person who reads the dead
-/// letter; no secret may be in it.
+/// Why a record can't be handled. Each holds what is wrong and where, which is written into the dead letter;
+/// no secret may be in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Its bytes are no event of its topic.
+    /// Its bytes could not be parsed.
     Unreadable(String),
-    /// It could be read and says something impossible.
+    /// It was parsed, but its content is impossible.
     Invalid(String),
-    /// It causes a message that Kafka refuses from every producer: too large, and it stays so.
+    /// It causes a message that Kafka never accepts, because it is too large.
     Refused(String),
     /// The handler panicked on it.
     Panicked(String),
 }
 
-/// Why a handler did not come to a fate.
+/// Why a handler returned no fate.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// Tried again after a pause, for as long as it takes.
+    /// The record is handled again after a pause, for as long as it takes.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// The record becomes a dead letter.
@@ -56,10 +56,10 @@ pub enum HandlerError {
 /// Why a message was not published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// Kafka did not acknowledge it in time. It may have been written all the same.
+    /// Kafka did not acknowledge it in time. It may have been written nevertheless.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// Kafka will never take it.
+    /// Kafka will never accept it.
     #[error(transparent)]
     Rejected(#[from] Rejected),
 }
@@ -67,7 +67,7 @@ pub enum PublishError {
 // === impl Unavailable ===
 
 impl Unavailable {
-    /// `dependency` failed while `context`.
+    /// `dependency` failed while `context` (`writing the order`).
     pub fn new(dependency: &'static str, context: impl Into<String>, source: impl Into<BoxError>) -> Self {
         Self { dependency, context: context.into(), source: Some(source.into()) }
     }
@@ -81,7 +81,7 @@ impl Unavailable {
 // === impl Cause ===
 
 impl Cause {
-    /// The word for metrics and for grouping.
+    /// The value of the label `cause` in metrics and of the header in dead letters.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "unreadable",
@@ -91,7 +91,7 @@ impl Cause {
         }
     }
 
-    /// What is wrong, and where.
+    /// What is wrong, and where, without the label.
     pub fn detail(&self) -> &str {
         match self {
             Self::Unreadable(detail)
@@ -101,12 +101,12 @@ impl Cause {
         }
     }
 
-    /// The bytes could not be read as an event of their topic.
+    /// [`Cause::Unreadable`] from an error or a text.
     pub fn unreadable(detail: impl fmt::Display) -> Self {
         Self::Unreadable(detail.to_string())
     }
 
-    /// The event could be read but says something impossible.
+    /// [`Cause::Invalid`] from an error or a text.
     pub fn invalid(detail: impl fmt::Display) -> Self {
         Self::Invalid(detail.to_string())
     }

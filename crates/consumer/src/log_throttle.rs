@@ -1,4 +1,4 @@
-//! Log lines that an outage would repeat thousands of times.
+//! Limits log lines that an outage would repeat thousands of times.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,19 +7,18 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How far apart they are.
-const APART: Duration = Duration::from_secs(30);
+/// The least time between two lines.
+const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Says yes once, and then no until half a minute has passed: of many records that wait for the same dependency,
-/// one is logged.
+/// Allows one log line every half minute: of many records that wait for the same dependency, one is logged.
 #[derive(Debug, Default)]
 pub struct LogThrottle(Mutex<Option<Instant>>);
 
 impl LogThrottle {
-    /// Whether to log the line now.
+    /// Whether to log the line now; if so, the half minute starts again.
     pub fn now(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|at| at.elapsed() >= APART);
+        let due = last.is_none_or(|at| at.elapsed() >= INTERVAL);
         if due {
             *last = Some(Instant::now());
         }
@@ -35,7 +34,7 @@ mod tests {
     async fn a_throttled_line_is_logged_at_once_and_then_every_half_minute() {
         let throttle = LogThrottle::default();
         assert_eq!([throttle.now(), throttle.now()], [true, false]);
-        tokio::time::advance(APART).await;
+        tokio::time::advance(INTERVAL).await;
         assert_eq!([throttle.now(), throttle.now()], [true, false]);
     }
 }

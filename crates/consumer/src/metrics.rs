@@ -1,9 +1,9 @@
-//! What the runtime counts.
+//! The runtime's metrics.
 
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts};
 
-/// The runtime's metrics. The host names and registers them; [`ConsumerMetrics::default`] is for hosts that
-/// show none.
+/// The runtime's metrics, which the host names and registers. Those of [`ConsumerMetrics::default`] are in no
+/// registry, for hosts that expose none.
 #[derive(Clone, Debug)]
 pub struct ConsumerMetrics {
     /// Records by `stage` and `fate` (done, dead_letter, unfinished).
@@ -12,12 +12,12 @@ pub struct ConsumerMetrics {
     pub stage_lag_records: IntGaugeVec,
     /// Age of the oldest record that a `stage` has not settled yet, in seconds.
     pub stage_lag_seconds: GaugeVec,
-    /// Offsets of a `stage` passed over between two records: markers of transactions, or records that were
-    /// compacted or deleted.
+    /// Offsets of a `stage` between two delivered records that were never delivered: markers of transactions,
+    /// or records that were compacted or deleted.
     pub offset_gaps_total: IntCounterVec,
-    /// Offset resets of a `stage`: records were deleted unread, or the topic was made anew.
+    /// Offset resets of a `stage`: records were deleted unread, or the topic was created again.
     pub offset_resets_total: IntCounterVec,
-    /// Records that went to the dead letters, by the `topic` they came from and the `cause`.
+    /// Records written to the topic of dead letters, by the `topic` they came from and the `cause`.
     pub dead_letters_total: IntCounterVec,
 }
 

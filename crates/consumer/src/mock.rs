@@ -1,11 +1,11 @@
-//! A Kafka broker inside the process, for `demo`, `sandbox --kafka` and tests: librdkafka's mock cluster. It
-//! speaks the real protocol on a port of 127.0.0.1, so `kcat` and other clients made of librdkafka can talk
-//! to it. Java's (4.1.1) can't: they give up on its metadata and start over, for ever.
+//! A Kafka broker inside the process, for tests and for trying things out: librdkafka's mock cluster. It
+//! speaks the real protocol on a port of 127.0.0.1, so `kcat` and other clients built on librdkafka can use
+//! it. Java's (4.1.1) can't: they reject its metadata and retry forever.
 //!
-//! It is not Kafka. It keeps 5 MiB a partition and silently drops what is older, forgets everything when it
-//! is dropped, creates topics only through [`Broker`] (or, with four partitions, for a producer that writes
-//! to an unknown one), and a classic group takes most of a session time-out to let a second member in. One
-//! member per group forms at once.
+//! It is not Kafka. It keeps 5 MiB of each partition and silently drops what is older, loses everything when
+//! it is dropped, creates topics only through [`Broker`] (or, with four partitions, for a producer that
+//! writes to an unknown one), and a classic group takes most of a session time-out to admit a second member.
+//! A group of one member forms at once.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -24,16 +24,16 @@ use rdkafka::{
 
 use super::client::log;
 
-/// Kafka waits three seconds for more members before it deals for the first time; nobody else is coming here.
-const FIRST_DEAL_DELAY_MS: i32 = 50;
+/// Kafka waits three seconds for more members before a group's first assignment. Here mostly none follows.
+const INITIAL_REBALANCE_DELAY_MS: i32 = 50;
 
-/// The protocol's number of KIP-848's only request.
+/// The API key of KIP-848's heartbeat.
 const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 
-/// The broker. It ends when it is dropped, and with it all that was written to it.
-pub struct Broker(Client<Quiet>);
+/// The broker. When it is dropped, it stops and what was written to it is lost.
+pub struct Broker(Client<MockContext>);
 
-/// The broker could not be started, or refused what it was asked.
+/// The broker could not be started, or refused a request.
 #[derive(Debug, thiserror::Error)]
 #[error("the embedded Kafka broker {what}")]
 pub struct MockError {
@@ -45,30 +45,31 @@ impl Broker {
     /// Starts a broker with these topics and their numbers of partitions.
     ///
     /// # Errors
-    /// No port, no memory, or a topic twice.
+    /// No free port, no memory, or a duplicate topic.
     pub fn start<'a>(topics: impl IntoIterator<Item = (&'a str, i32)>) -> Result<Self, MockError> {
         // The cluster belongs to a client that does nothing else. rdkafka's own `MockCluster::new` keeps its
-        // pointer to itself, is not `Send`, and so could not have its patience shortened.
+        // pointer private, so its rebalance delay could not be shortened, and it is not `Send`.
         let mut config = ClientConfig::new();
         config.set("test.mock.num.brokers", "1").set("client.id", "embedded-broker");
         let client = config
             .create_native_config()
-            .and_then(|native| Client::new(&config, native, RDKafkaType::RD_KAFKA_PRODUCER, Quiet))
+            .and_then(|native| Client::new(&config, native, RDKafkaType::RD_KAFKA_PRODUCER, MockContext))
             .map_err(|source| MockError { what: "does not start", source })?;
         let broker = Self(client);
-        broker.shorten_first_deal();
+        broker.shorten_initial_rebalance_delay();
         for (name, partitions) in topics {
             broker.create_topic(name, partitions)?;
         }
         Ok(broker)
     }
 
-    /// Where it listens, as `kafka.bootstrap_servers` wants it.
+    /// Where it listens, for [`Settings::bootstrap_servers`](crate::Settings::bootstrap_servers).
     pub fn bootstrap_servers(&self) -> String {
         self.cluster().map(|cluster| cluster.bootstrap_servers()).unwrap_or_default()
     }
 
-    /// `kafka.properties` that suit it: it does not wake a waiting fetch when something is written.
+    /// [`Settings::properties`](crate::Settings::properties) that suit it: short waits, because it does not
+    /// wake a waiting fetch when something is written.
     pub fn properties() -> BTreeMap<String, String> {
         BTreeMap::from(
             [("fetch.wait.max.ms", "5"), ("linger.ms", "0")]
@@ -76,7 +77,7 @@ impl Broker {
         )
     }
 
-    /// Creates a topic.
+    /// Creates a topic with one replica.
     ///
     /// # Errors
     /// It exists.
@@ -84,35 +85,36 @@ impl Broker {
         self.ask("does not create a topic", |cluster| cluster.create_topic(name, partitions, 1))
     }
 
-    /// Goes away: breaks all connections and takes no new ones. What was written stays.
+    /// Makes the broker unavailable: closes all connections and accepts no new ones. What was written is
+    /// kept.
     ///
     /// # Errors
     /// The mock cluster refuses.
-    pub fn go_away(&self) -> Result<(), MockError> {
-        self.ask("does not go away", |cluster| cluster.broker_down(-1))
+    pub fn take_down(&self) -> Result<(), MockError> {
+        self.ask("does not go down", |cluster| cluster.broker_down(-1))
     }
 
-    /// Comes back after [`Broker::go_away`].
+    /// Makes the broker available again after [`Broker::take_down`].
     ///
     /// # Errors
     /// The mock cluster refuses.
-    pub fn come_back(&self) -> Result<(), MockError> {
-        self.ask("does not come back", |cluster| cluster.broker_up(-1))
+    pub fn bring_up(&self) -> Result<(), MockError> {
+        self.ask("does not come up", |cluster| cluster.broker_up(-1))
     }
 
-    /// Answers the next writes to topics with these errors, one each.
+    /// Answers the next produce requests with these errors, one each.
     pub fn refuse_writes(&self, errors: &[RDKafkaRespErr]) {
         if let Some(cluster) = self.cluster() {
             cluster.request_errors(RDKafkaApiKey::Produce, errors);
         }
     }
 
-    /// Answers the next signs of life of KIP-848 members with these errors, one each; the first sign is the
-    /// joining.
+    /// Answers the next heartbeats of KIP-848 members with these errors, one each; a member joins by its
+    /// first.
     pub fn refuse_heartbeats(&self, errors: &[RDKafkaRespErr]) {
         #[expect(
             unsafe_code,
-            reason = "rdkafka has no safe name for this kind of request; the cluster lives as long as its client"
+            reason = "rdkafka has no safe call for this request; the cluster lives as long as its client"
         )]
         // SAFETY: as in `heartbeat_every`; the errors are copied.
         unsafe {
@@ -133,16 +135,16 @@ impl Broker {
         }
     }
 
-    /// How often members of a KIP-848 group show that they are alive, and so how fast such a group deals. For
-    /// groups that form after this call.
+    /// Sets the heartbeat interval of KIP-848 groups, and so how fast these rebalance. For groups that form
+    /// after this call.
     pub fn heartbeat_every(&self, interval: Duration) {
         let interval_ms = i32::try_from(interval.as_millis()).unwrap_or(i32::MAX);
         #[expect(
             unsafe_code,
-            reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours"
+            reason = "rdkafka has no safe call for it; the cluster lives as long as its client, which is ours"
         )]
-        // SAFETY: the client was made with `test.mock.num.brokers`, so it has a cluster, which it frees when
-        // it is dropped.
+        // SAFETY: the client was created with `test.mock.num.brokers`, so it has a cluster, which it frees
+        // when it is dropped.
         unsafe {
             rd_kafka_mock_set_group_consumer_heartbeat_interval_ms(
                 rd_kafka_handle_mock_cluster(self.0.native_ptr()),
@@ -151,16 +153,16 @@ impl Broker {
         }
     }
 
-    fn shorten_first_deal(&self) {
+    fn shorten_initial_rebalance_delay(&self) {
         #[expect(
             unsafe_code,
-            reason = "rdkafka has no safe name for it; the cluster lives as long as its client, which is ours"
+            reason = "rdkafka has no safe call for it; the cluster lives as long as its client, which is ours"
         )]
         // SAFETY: as in `heartbeat_every`.
         unsafe {
             rd_kafka_mock_group_initial_rebalance_delay_ms(
                 rd_kafka_handle_mock_cluster(self.0.native_ptr()),
-                FIRST_DEAL_DELAY_MS,
+                INITIAL_REBALANCE_DELAY_MS,
             );
         }
     }
@@ -168,13 +170,14 @@ impl Broker {
     fn ask(
         &self,
         what: &'static str,
-        ask: impl FnOnce(&MockCluster<'_, Quiet>) -> Result<(), KafkaError>,
+        ask: impl FnOnce(&MockCluster<'_, MockContext>) -> Result<(), KafkaError>,
     ) -> Result<(), MockError> {
-        let cluster = self.cluster().ok_or(MockError { what: "is gone", source: KafkaError::Canceled })?;
+        let cluster =
+            self.cluster().ok_or(MockError { what: "has no cluster", source: KafkaError::Canceled })?;
         ask(&cluster).map_err(|source| MockError { what, source })
     }
 
-    fn cluster(&self) -> Option<MockCluster<'_, Quiet>> {
+    fn cluster(&self) -> Option<MockCluster<'_, MockContext>> {
         self.0.mock_cluster()
     }
 }
@@ -185,10 +188,10 @@ impl fmt::Debug for Broker {
     }
 }
 
-/// The cluster's client has nothing to say of its own.
-struct Quiet;
+/// Callbacks of the cluster's client: only its log lines are used.
+struct MockContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for MockContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }

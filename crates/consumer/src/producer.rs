@@ -1,4 +1,4 @@
-//! Writes to Kafka: idempotent, acknowledged by all replicas, with a queue that has an end.
+//! Writes to Kafka: idempotent, acknowledged by all in-sync replicas, through a bounded queue.
 
 use std::{fmt, time::Duration};
 
@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{Cause, LogThrottle, Message, Publish, PublishError, Rejected, Unavailable};
 
-/// How long a message waits for a place in a full queue. A queue that stays full that long is Kafka's way of
-/// being away.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
-/// librdkafka doesn't say when a place is free.
-const PLACE_POLL: Duration = Duration::from_millis(20);
+/// How long a message waits for a place in a full queue. A queue that stays full that long means that Kafka
+/// is unavailable.
+const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval in which a full queue is tried again: librdkafka doesn't report when a place is free.
+const QUEUE_FULL_POLL: Duration = Duration::from_millis(20);
 
 /// Publishes messages. Clones share one client, one queue and one set of connections.
 #[derive(Clone)]
@@ -33,21 +33,21 @@ struct ProducerContext {
 }
 
 impl Producer {
-    /// A producer; it connects when it has something to say.
+    /// A producer, which connects in the background.
     ///
     /// # Errors
-    /// A property in the settings is wrong.
+    /// librdkafka refuses a property of the settings.
     pub fn new(settings: &Settings) -> Result<Self, ClientError> {
         let context = ProducerContext { log_throttle: LogThrottle::default() };
         let producer = client::producer(settings).create_with_context(context);
         producer.map(Self).map_err(|source| ClientError { kind: "producer", source })
     }
 
-    /// Waits until everything published so far is acknowledged or refused, but not longer than `within`. Call
-    /// it before the last clone goes: what is still queued then is thrown away.
+    /// Waits until everything published so far is acknowledged or has failed, but not longer than `within`.
+    /// Call it before the last clone is dropped: what is still queued then is discarded.
     ///
     /// # Errors
-    /// Something was still on its way.
+    /// Something was not acknowledged in time.
     pub async fn flush(&self, within: Duration) -> Result<(), Unavailable> {
         let producer = self.0.clone();
         let flushed = tokio::task::spawn_blocking(move || producer.flush(within)).await;
@@ -58,24 +58,23 @@ impl Producer {
         }
     }
 
-    /// Returns when a broker has answered a question about `topic`.
+    /// Returns when a broker has answered a request for the metadata of `topic`: a health check.
     ///
     /// # Errors
     /// No broker has answered `within` that time.
     pub async fn ping(&self, topic: &str, within: Duration) -> Result<(), Unavailable> {
         let producer = self.0.clone();
         let topic = topic.to_owned();
-        // One topic's metadata: those of all would be a lot to ask every few seconds.
-        let asking = move || producer.client().fetch_metadata(Some(&topic), within).map(drop);
-        let asked = tokio::task::spawn_blocking(asking).await;
-        match asked {
-            Ok(answer) => answer.map_err(|error| Unavailable::kafka("asking whether it is there", error)),
-            Err(error) => Err(Unavailable::kafka("asking whether it is there", error)),
+        // Of one topic: the metadata of all would be too large for a check every few seconds.
+        let fetch = move || producer.client().fetch_metadata(Some(&topic), within).map(drop);
+        match tokio::task::spawn_blocking(fetch).await {
+            Ok(answer) => answer.map_err(|error| Unavailable::kafka("requesting metadata", error)),
+            Err(error) => Err(Unavailable::kafka("requesting metadata", error)),
         }
     }
 
-    /// Why this producer will never publish again, if so. An idempotent producer gives up rather than break
-    /// its promise; only a new one helps, so the process should end.
+    /// The error after which this producer will never publish again, if there was one: an idempotent producer
+    /// stops rather than reorder or repeat. Only a new one helps, so the process should end.
     pub fn fatal_error(&self) -> Option<String> {
         self.0.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
@@ -88,7 +87,7 @@ impl Publish for Producer {
     }
 
     async fn publish_all(&self, messages: Vec<Message>) -> Result<(), PublishError> {
-        // One after the other into the queue: with a full queue, messages that wait side by side would
+        // They are queued one after the other: messages that wait concurrently for a full queue would
         // overtake each other.
         let mut deliveries = Vec::with_capacity(messages.len());
         for message in &messages {
@@ -102,16 +101,16 @@ impl Publish for Producer {
 }
 
 impl Producer {
-    /// Puts the message into the queue, when it has a place.
+    /// Puts the message into the queue as soon as it has a place.
     async fn enqueue(&self, message: &Message) -> Result<DeliveryFuture, PublishError> {
-        let deadline = Instant::now() + PLACE_TIMEOUT;
+        let deadline = Instant::now() + QUEUE_FULL_TIMEOUT;
         loop {
             match self.0.send_result(record_of(message)) {
                 Ok(delivery) => return Ok(delivery),
                 Err((error, _))
                     if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && Instant::now() < deadline =>
                 {
-                    sleep(PLACE_POLL).await;
+                    sleep(QUEUE_FULL_POLL).await;
                 }
                 Err((error, _)) => {
                     return Err(not_published(&message.topic, error));
@@ -131,7 +130,7 @@ async fn delivered(delivery: DeliveryFuture, topic: &str) -> Result<(), PublishE
     Err(not_published(topic, error))
 }
 
-/// Whether Kafka will ever take the message, told once, here: nothing above looks into the client's error.
+/// Decides whether Kafka will ever accept the message; no caller looks into the client's error.
 fn not_published(topic: &str, error: KafkaError) -> PublishError {
     use RDKafkaErrorCode::{MessageBatchTooLarge, MessageSizeTooLarge};
     let context = format!("publishing to {topic}");
@@ -171,12 +170,12 @@ impl ClientContext for ProducerContext {
         log(level, facility, message);
     }
 
-    /// `kafka.properties` may ask for statistics; the consumers' are the ones we read.
+    /// Not used: the settings' properties may turn statistics on for all clients.
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
         if self.log_throttle.now() {
-            warn!(%error, "Kafka is unreachable for the producer: {reason}");
+            warn!(%error, "Kafka is unreachable: client=producer error={reason}");
         }
     }
 }

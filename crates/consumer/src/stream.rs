@@ -1,9 +1,9 @@
-//! What a stage needs to know of a stream of records, and nothing about the client under it.
+//! What a stage knows of a stream of records, and nothing of the client under it.
 //!
-//! A stage is a [`Handler`]: it reads one record at a time into its event, handles many at once, and answers
-//! with the record's [`Fate`]. An offset is committed only when every record below it has a durable fate, so a
-//! handler answers when, and only when, everything that its record causes is durable: in a store, acknowledged
-//! by Kafka, or finally answered by whatever it talks to.
+//! A stage is a [`Handler`]: it reads one record at a time into its event, handles many at once, and returns
+//! the record's [`Fate`]. An offset is committed only when every record below it has a durable fate, so a
+//! handler returns when, and only when, everything that its record causes is durable: stored, acknowledged by
+//! Kafka, or finally answered by an external service.
 
 use std::{future::Future, sync::Arc};
 
@@ -15,19 +15,20 @@ use crate::{Cause, HandlerError, PublishError, Rejected};
 /// A record as it was consumed.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Where it stood.
+    /// The topic that it was read from.
     pub topic: Arc<str>,
-    /// Where it stood.
+    /// Its partition in that topic.
     pub partition: i32,
-    /// Where it stood.
+    /// Its offset in that partition.
     pub offset: i64,
-    /// When the broker or the producer says it was written.
+    /// When it was written, by the clock of the producer or of the broker, as the topic's
+    /// `message.timestamp.type` has it.
     pub timestamp: Timestamp,
-    /// Its key; a console producer sends none.
+    /// Its key; console producers, for one, send none.
     pub key: Option<Vec<u8>>,
     /// Its value; none = a tombstone.
     pub value: Option<Vec<u8>>,
-    /// Its headers, in order; a name may come twice, a value may be null.
+    /// Its headers, in order; a name may occur twice.
     pub headers: Vec<Header>,
 }
 
@@ -36,55 +37,59 @@ pub struct Record {
 pub struct Header {
     /// Its name.
     pub name: String,
-    /// Its value.
+    /// Its value; none = null.
     pub value: Option<Vec<u8>>,
 }
 
-/// Records of one lane are handled one after the other, in their order. Cheap to clone.
+/// What keeps records in order: records of a partition with equal ordering keys are handled one after the
+/// other, in the order of their offsets. Mostly the record's key. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey(pub Arc<[u8]>);
+pub struct OrderingKey(pub Arc<[u8]>);
 
-/// What finally became of a record.
+/// How the handling of a record ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Everything it causes is durable.
+    /// Everything that the record causes is durable.
     Done,
-    /// It can't be handled, by its own fault: the runtime writes it to the dead letters.
+    /// The record can't be handled, and will never be: the runtime writes it to the topic of dead letters.
     DeadLetter(Cause),
-    /// Stopped half-way in good order: the next owner of its partition goes on.
+    /// The handler stopped early because of `stop`: the next owner of the partition handles the record again.
     Unfinished,
 }
 
 /// A stage: what is done with each record of its topics.
 pub trait Handler: Send + Sync + 'static {
-    /// What a record says, read once.
+    /// A record, parsed.
     type Event: Send + 'static;
 
-    /// Bytes into an event. Called once for each record, in the order of the partition, and once more before
-    /// each further try while a dependency is unavailable; so it depends on the record alone.
+    /// Parses a record. Called once for each record, in the order of the partition, and once more before each
+    /// retry while a dependency is unavailable; so it must depend on the record alone.
     ///
     /// # Errors
-    /// The record can't be read: the runtime writes it to the dead letters.
+    /// The record can't be read: the runtime writes it to the topic of dead letters.
     fn read(&self, record: &Record) -> Result<Self::Event, Rejected>;
 
-    /// Records of one key run one after the other, in their order; `None` runs free.
-    fn key(&self, event: &Self::Event) -> Option<LaneKey>;
+    /// Records with the same key run one after the other, in the order of their offsets; records without one
+    /// wait for no other.
+    fn key(&self, event: &Self::Event) -> Option<OrderingKey>;
 
-    /// Not before this time: the partition sleeps unread until its head is due.
+    /// The time before which the record must not be handled. Until then nothing behind it in its partition is
+    /// read.
     fn due(&self, _record: &Record) -> Option<Timestamp> {
         None
     }
 
-    /// Does the record's work and answers with its fate. Handlers of one partition take turns on one
-    /// processor: a handler that computes for long or blocks holds the others up.
+    /// Does the record's work and returns its fate. All handlers of a partition run in one task: one that
+    /// computes for long or blocks delays the others.
     ///
-    /// `stop` is set when the record's partition is being revoked or the process ends; a handler that may run
-    /// long starts nothing new after it and answers [`Fate::Unfinished`]. It may be set from the beginning: a
-    /// record that others of its partition have overtaken is still handled, so that these need not be repeated.
+    /// `stop` is cancelled when the record's partition is revoked or lost, or the stage stops; a handler that
+    /// may run long starts nothing new then and returns [`Fate::Unfinished`]. It may be cancelled from the
+    /// start: a record that later records of its partition have overtaken is still handled, so that these
+    /// need not be repeated.
     ///
     /// # Errors
-    /// A dependency is unavailable, and the same record is handled again after a pause, for as long as it
-    /// takes; or the record is rejected for good, and becomes a dead letter.
+    /// A dependency is unavailable, and the record is handled again after a pause, for as long as it takes;
+    /// or the record is rejected, and becomes a dead letter.
     fn handle(
         &self,
         event: Self::Event,
@@ -93,18 +98,18 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Fate, HandlerError>> + Send;
 }
 
-/// Something to be written to a topic.
+/// A record that is to be written to a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Where to.
+    /// The topic, which has to exist.
     pub topic: String,
-    /// A partition of its own; `None` = by key, as Java's default partitioner does.
+    /// The partition; none = by key, as Java's default partitioner chooses.
     pub partition: Option<i32>,
     /// Its key.
     pub key: Option<Vec<u8>>,
     /// Its value; none = a tombstone.
     pub value: Option<Vec<u8>>,
-    /// Its headers.
+    /// Its headers, in order.
     pub headers: Vec<Header>,
 }
 
@@ -113,8 +118,7 @@ pub trait Publish: Clone + Send + Sync + 'static {
     /// Returns when Kafka has acknowledged the message: from then on it is not lost.
     ///
     /// # Errors
-    /// Kafka did not acknowledge it in time, though it may have been written all the same; or will never take
-    /// it.
+    /// Kafka did not acknowledge it in time, though it may have been written; or Kafka will never accept it.
     fn publish(&self, message: Message) -> impl Future<Output = Result<(), PublishError>> + Send;
 
     /// Publishes all of them, in order, and returns when the last one is acknowledged.
@@ -138,10 +142,10 @@ impl Record {
     }
 }
 
-// === impl LaneKey ===
+// === impl OrderingKey ===
 
-impl LaneKey {
-    /// The lane of that text.
+impl OrderingKey {
+    /// The bytes of a text as a key.
     pub fn of(text: &str) -> Self {
         Self(text.as_bytes().into())
     }
@@ -150,7 +154,7 @@ impl LaneKey {
 // === impl Message ===
 
 impl Message {
-    /// A message without headers, sent where its key says.
+    /// A message without headers, whose partition follows from its key.
     pub fn new(topic: impl Into<String>, key: impl Into<Option<String>>, value: Vec<u8>) -> Self {
         Self {
             topic: topic.into(),

@@ -1,4 +1,4 @@
-//! What a topic and a subscription are, for [`admin`](crate::admin). Which there are is the host's to say.
+//! What a topic and a subscription are, for [`admin`](crate::admin). The host decides which there are.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ pub struct Topic {
     pub name: &'static str,
     /// How many partitions.
     pub partitions: i32,
-    /// How long records are kept.
+    /// How long records are kept: `retention.ms`.
     pub retention: Duration,
-    /// Whose clock stamps a record.
+    /// Which clock stamps its records.
     pub timestamp_type: TimestampType,
 }
 
-/// Whose clock stamps a record: the value of `message.timestamp.type`.
+/// Which clock stamps a record: the value of `message.timestamp.type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimestampType {
     /// The producer's.
@@ -29,18 +29,18 @@ pub enum TimestampType {
 pub struct Subscription {
     /// The stage's name.
     pub stage: &'static str,
-    /// What it reads.
+    /// The topic's name.
     pub topic: &'static str,
-    /// Where its group starts, the first time.
+    /// Where the group's first committed offset points.
     pub from: FirstOffset,
 }
 
 /// Where a group starts to read a topic when it has no committed offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstOffset {
-    /// With everything there is.
+    /// With the oldest record.
     Beginning,
-    /// With what comes next.
+    /// With the next record that is written.
     End,
 }
 
@@ -55,7 +55,7 @@ impl FirstOffset {
 }
 
 impl TimestampType {
-    /// The value of `message.timestamp.type`.
+    /// `CreateTime` or `LogAppendTime`.
     pub fn label(self) -> &'static str {
         match self {
             Self::CreateTime => "CreateTime",

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use consumer::{Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use consumer::{Fate, Handler, HandlerError, OrderingKey, Record, Rejected};
 use jiff::Timestamp;
 use pushcast::{
     domain::{DeadToken, ProviderId, Report},
@@ -155,7 +155,7 @@ impl Handler for Collector {
         })
     }
 
-    fn key(&self, _: &Noticed) -> Option<LaneKey> {
+    fn key(&self, _: &Noticed) -> Option<OrderingKey> {
         None
     }
 

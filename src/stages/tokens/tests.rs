@@ -122,10 +122,10 @@ async fn a_line_that_can_not_be_read_is_a_dead_letter() {
 fn the_events_of_one_token_are_kept_in_order_whatever_their_records_key() {
     let stage = world().stage;
     let key = |value| key_of(&stage, &record(value));
-    assert_eq!(key(SEEN), Some(LaneKey::of("ExponentPushToken[AAA]")));
+    assert_eq!(key(SEEN), Some(OrderingKey::of("ExponentPushToken[AAA]")));
     assert_eq!(key(r#"{"push_token":"ExponentPushToken[AAA]","userId":"u1"}"#), key(SEEN));
     let erased = Record { key: Some(b"ExponentPushToken[AAA]".to_vec()), value: None, ..record("") };
     assert_eq!(key_of(&stage, &erased), key(SEEN));
-    assert_eq!(key(r#"{"event":"userDeleted","userId":"u1"}"#), Some(LaneKey::of("u1")));
+    assert_eq!(key(r#"{"event":"userDeleted","userId":"u1"}"#), Some(OrderingKey::of("u1")));
     assert_eq!(key("junk"), None);
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use consumer::{Assignment, Fate, Handler, HandlerError, LaneKey, Record, Rejected};
+use consumer::{Assignment, Fate, Handler, HandlerError, OrderingKey, Record, Rejected};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -117,13 +117,13 @@ struct Witness {
 }
 
 impl Handler for Witness {
-    type Event = Option<LaneKey>;
+    type Event = Option<OrderingKey>;
 
     fn read(&self, record: &Record) -> Result<Self::Event, Rejected> {
         Ok(worker::key(record))
     }
 
-    fn key(&self, key: &Self::Event) -> Option<LaneKey> {
+    fn key(&self, key: &Self::Event) -> Option<OrderingKey> {
         key.clone()
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use consumer::{
-    ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, LaneKey, Producer, Record,
+    ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, OrderingKey, Producer, Record,
     Rejected, Settings, Stage, StageSpec,
 };
 use rdkafka::{
@@ -76,13 +76,13 @@ struct Counting {
 }
 
 impl Handler for Counting {
-    type Event = Option<LaneKey>;
+    type Event = Option<OrderingKey>;
 
     fn read(&self, record: &Record) -> Result<Self::Event, Rejected> {
         Ok(key(record))
     }
 
-    fn key(&self, key: &Self::Event) -> Option<LaneKey> {
+    fn key(&self, key: &Self::Event) -> Option<OrderingKey> {
         key.clone()
     }
 
@@ -96,8 +96,8 @@ impl Handler for Counting {
 }
 
 /// What keeps records in order: their key.
-pub fn key(record: &Record) -> Option<LaneKey> {
-    record.key.as_deref().map(|key| LaneKey(key.into()))
+pub fn key(record: &Record) -> Option<OrderingKey> {
+    record.key.as_deref().map(|key| OrderingKey(key.into()))
 }
 
 async fn pushcast(task: &Task) {

@@ -1,7 +1,7 @@
-//! What has been committed, what is due, how it is committed, and what a refusal means.
+//! What has been committed, what is due, how it is committed, and what a failure means.
 //!
 //! A commit is a synchronous call on a thread of its own: rdkafka 0.39 never reports the result of an
-//! asynchronous one (it asks for events and sets no callback; librdkafka then replies to nobody).
+//! asynchronous one (it asks for events and sets no callback; librdkafka then sends its reply nowhere).
 
 use std::{collections::BTreeMap, future::pending, sync::Arc};
 
@@ -18,34 +18,34 @@ use super::{
 };
 use crate::client::code_of;
 
-/// Offsets to commit: for each partition the next one to be read.
+/// Offsets to commit: for each partition the next one to read.
 pub(super) type Offsets = BTreeMap<TopicPartition, i64>;
 
 /// The committed offsets of the partitions we own.
 #[derive(Debug, Default)]
 pub(super) struct CommittedOffsets {
     committed: Offsets,
-    /// The group does not know us as we are: nothing is committed before it has dealt anew, or this time has
-    /// come. (A new member epoch under KIP-848 need not come with an event.)
+    /// The group has fenced us: nothing is committed before the next rebalance, or before this time. (Under
+    /// KIP-848 a new member epoch may come without an event.)
     fenced_until: Option<Instant>,
 }
 
-/// A commit on its way.
+/// A commit that Kafka has not answered yet.
 #[derive(Debug)]
 pub(super) struct Commit {
     /// What is to be committed.
     pub offsets: Offsets,
-    /// As a member of which deal it was asked.
+    /// The number of rebalances when it was started.
     pub generation: u64,
     result: oneshot::Receiver<KafkaResult<()>>,
 }
 
-/// What a commit that failed tells us.
+/// What the failure of a commit means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CommitRefusal {
-    /// The group is busy or Kafka is away: the next commit will say the same and more.
-    Passing,
-    /// We are not the member that we think we are; the partitions may be somebody else's already.
+pub(super) enum CommitFailure {
+    /// The group is rebalancing or Kafka is unavailable: a later commit covers the same offsets.
+    Retriable,
+    /// The group does not accept our generation, epoch or id; another member may own the partitions already.
     Fenced,
 }
 
@@ -59,15 +59,15 @@ impl CommittedOffsets {
         if self.is_fenced(now) {
             return Offsets::new();
         }
-        positions.into_iter().filter(|(of, position)| self.committed.get(of) != Some(position)).collect()
+        positions.into_iter().filter(|(tp, position)| self.committed.get(tp) != Some(position)).collect()
     }
 
-    /// These have been committed.
+    /// Kafka has accepted a commit of these.
     pub(super) fn committed(&mut self, offsets: Offsets) {
         self.committed.extend(offsets);
     }
 
-    /// The group refused us.
+    /// The group has fenced us: nothing is due until then.
     pub(super) fn fence(&mut self, until: Instant) {
         self.fenced_until = Some(until);
     }
@@ -76,36 +76,37 @@ impl CommittedOffsets {
         self.fenced_until.is_some_and(|until| now < until)
     }
 
-    /// The group has dealt anew: we are a member in good standing.
+    /// A rebalance: the group accepts us as a member.
     pub(super) fn rejoined(&mut self) {
         self.fenced_until = None;
     }
 
-    /// The partition is not ours any more.
-    pub(super) fn forget(&mut self, of: &TopicPartition) {
-        self.committed.remove(of);
+    /// The partition is no longer assigned to us: another member may commit it.
+    pub(super) fn forget(&mut self, tp: &TopicPartition) {
+        self.committed.remove(tp);
     }
 }
 
 impl Commit {
-    /// Asks the group to take these offsets.
+    /// Starts to commit these offsets.
     ///
     /// # Errors
-    /// They are no offsets at all.
+    /// One is no valid offset.
     pub(super) fn start(
         member: &Arc<Member>,
         stage: &str,
         offsets: Offsets,
         generation: u64,
     ) -> KafkaResult<Self> {
-        let list = list(offsets.iter().map(|(of, offset)| (of, Offset::Offset(*offset))))?;
+        let list = list(offsets.iter().map(|(tp, offset)| (tp, Offset::Offset(*offset))))?;
         let member = Arc::clone(member);
         let result = on_a_thread(format!("commit {stage}"), move || member.commit(&list, CommitMode::Sync));
         Ok(Self { offsets, generation, result })
     }
 }
 
-/// The result of the commit on its way, if there is one. None = its thread is gone. Cancel safe.
+/// The result of the commit, pending while there is none. None = its thread has ended without one. Cancel
+/// safe.
 pub(super) async fn result(commit: &mut Option<Commit>) -> Option<KafkaResult<()>> {
     match commit {
         Some(commit) => (&mut commit.result).await.ok(),
@@ -113,8 +114,8 @@ pub(super) async fn result(commit: &mut Option<Commit>) -> Option<KafkaResult<()
     }
 }
 
-/// What the error means.
-pub(super) fn refusal(error: &KafkaError) -> CommitRefusal {
+/// What the error of a commit means.
+pub(super) fn failure_of(error: &KafkaError) -> CommitFailure {
     match code_of(error) {
         Some(
             RDKafkaErrorCode::IllegalGeneration
@@ -122,8 +123,8 @@ pub(super) fn refusal(error: &KafkaError) -> CommitRefusal {
             | RDKafkaErrorCode::StaleMemberEpoch
             | RDKafkaErrorCode::FencedMemberEpoch
             | RDKafkaErrorCode::FencedInstanceId,
-        ) => CommitRefusal::Fenced,
-        _ => CommitRefusal::Passing,
+        ) => CommitFailure::Fenced,
+        _ => CommitFailure::Retriable,
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_moved_is_due() {
+    fn only_offsets_that_changed_are_due() {
         let mut offsets = CommittedOffsets::default();
         offsets.committed(Offsets::from([(at(0), 5), (at(1), 9)]));
         assert_eq!(
@@ -148,9 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn a_fenced_member_commits_nothing_until_the_group_has_dealt_anew_or_a_while_has_passed() {
-        let (mut offsets, now) = (CommittedOffsets::default(), Instant::now());
-        let (later, due) = (now + Duration::from_secs(2), Offsets::from([(at(0), 5)]));
+    fn a_fenced_member_commits_nothing_until_the_next_rebalance_or_until_a_time() {
+        let mut offsets = CommittedOffsets::default();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(2);
+        let due = Offsets::from([(at(0), 5)]);
         offsets.fence(later);
         assert_eq!(offsets.due([(at(0), 5)], now), Offsets::new());
         assert_eq!(offsets.due([(at(0), 5)], later), due);
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_comes_back_is_committed_afresh() {
+    fn a_partition_that_is_assigned_again_is_committed_again() {
         let mut offsets = CommittedOffsets::default();
         offsets.committed(Offsets::from([(at(0), 5)]));
         offsets.forget(&at(0));
@@ -167,11 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rebalance_passes_and_a_foreign_generation_does_not() {
-        let refused = |code| refusal(&KafkaError::ConsumerCommit(code));
-        assert_eq!(refused(RDKafkaErrorCode::RebalanceInProgress), CommitRefusal::Passing);
-        assert_eq!(refused(RDKafkaErrorCode::CoordinatorLoadInProgress), CommitRefusal::Passing);
-        assert_eq!(refused(RDKafkaErrorCode::IllegalGeneration), CommitRefusal::Fenced);
-        assert_eq!(refused(RDKafkaErrorCode::StaleMemberEpoch), CommitRefusal::Fenced);
+    fn a_commit_during_a_rebalance_is_retriable_and_one_of_an_illegal_generation_is_fenced() {
+        let failure = |code| failure_of(&KafkaError::ConsumerCommit(code));
+        assert_eq!(failure(RDKafkaErrorCode::RebalanceInProgress), CommitFailure::Retriable);
+        assert_eq!(failure(RDKafkaErrorCode::CoordinatorLoadInProgress), CommitFailure::Retriable);
+        assert_eq!(failure(RDKafkaErrorCode::IllegalGeneration), CommitFailure::Fenced);
+        assert_eq!(failure(RDKafkaErrorCode::StaleMemberEpoch), CommitFailure::Fenced);
     }
 }

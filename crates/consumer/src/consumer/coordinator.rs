@@ -1,14 +1,23 @@
-//! The one who decides: answers rebalances, commits what is settled, and stops in good order.
+//! The decisions of a stage: answers rebalances, commits what is settled, and stops in order.
 //!
-//! ## Assigned => the partitions are split off, taken into the assignment *at once*, and read
-//! ## Revoked => they stop reading; their running handlers end, or are broken off; what is settled is committed; then,
-//! and only then, they are given back
-//! ## Lost => the same, without the waiting and the commit: they may be somebody else's already. What runs comes to its end
-//! beside whatever the group generation next, and settles nothing (`orphaned`)
-//! ## Expelled, as a refused commit says in the middle of a revocation => everything is lost, and a new member begins
-//! ## Stop => unsubscribe, which revokes everything
+//! ## Assigned => the partitions are read
+//! Their queues are split off, and they are taken into the assignment *at once*.
 //!
-//! Commits are made one at a time, whenever a tick finds something settled, drains included.
+//! ## Revoked => drained, committed, unassigned
+//! They stop reading; their running handlers end, or are aborted; what is settled is committed. Then, and
+//! only then, they are unassigned.
+//!
+//! ## Lost => unassigned at once
+//! Nothing is awaited and nothing committed: another member may own them already. Running handlers go on
+//! beside whatever is assigned next, and settle nothing (`orphaned`).
+//!
+//! ## Fenced during a revocation => everything is lost, and the process joins as a new member
+//! A refused commit is how this shows.
+//!
+//! ## Stopped => unsubscribed
+//! That revokes everything.
+//!
+//! Commits are made one at a time, whenever a tick finds something settled, during drains too.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
@@ -24,20 +33,21 @@ use tracing::{debug, info, warn};
 
 use super::{
     Assignment, StageError, TopicPartition,
-    commit::{self, Commit, CommitRefusal, CommittedOffsets, Offsets, refusal},
+    commit::{self, Commit, CommitFailure, CommittedOffsets, Offsets, failure_of},
+    describe,
     intake::SplitQueue,
-    listed, on_a_thread,
+    on_a_thread,
     orphaned::OrphanedHandlers,
     partition::{CancelSignals, Partition, PartitionExit, PartitionLimits, PartitionProgress},
-    poller::{ConsumerStats, Member, Rebalance, give_back, take, wake_fetchers},
+    poller::{ConsumerStats, Member, PartitionWatermarks, Rebalance, assign, unassign, wake_fetchers},
     work::{StageContext, panic_message},
 };
 use crate::{Handler, LogThrottle, Publish, Settings};
 
-/// How long librdkafka may take to answer `unsubscribe` with a revocation.
+/// How long librdkafka may take to revoke everything after `unsubscribe`.
 const UNSUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Decides for one stage.
+/// The coordinator of one membership of a stage.
 pub(super) struct Coordinator<'a, H, P> {
     member: Arc<Member>,
     context: Arc<StageContext<H, P>>,
@@ -49,32 +59,32 @@ pub(super) struct Coordinator<'a, H, P> {
     tasks: JoinSet<PartitionExit>,
     orphaned: &'a mut OrphanedHandlers,
     offsets: CommittedOffsets,
-    /// The commit on its way.
+    /// The commit that Kafka has not answered yet.
     commit: Option<Commit>,
-    /// How often the group has dealt.
+    /// The rebalances so far.
     generation: u64,
-    /// The question that waits for our answer.
+    /// The revocation that is not answered yet.
     revocation: Option<Revocation>,
-    /// Somebody on a thread of their own makes librdkafka read on.
+    /// A thread that makes librdkafka fetch the kept partitions again.
     waking: Option<oneshot::Receiver<()>>,
-    /// We are leaving, and are gone by then in any case.
+    /// Set when stopping: the stage ends by then in any case.
     leave_by: Option<Instant>,
     log_throttle: LogThrottle,
 }
 
-/// How often, and for how long.
+/// The times of commits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CommitTimeouts {
-    /// Settled offsets are committed that often.
+    /// The interval of commits while something is settled.
     pub commit_every: Duration,
-    /// With nothing to commit, the group is asked that often whether we are still a member.
+    /// With nothing to commit: the interval of commits that only ask whether we are still a member.
     pub probe_every: Duration,
-    /// How long the last commit of a partition may take, after its drain, before it is given back without
-    /// one: Kafka may be away, and the group waits for us.
+    /// How long the last commit of a partition may take, after its drain, before it is unassigned without
+    /// one: Kafka may be unavailable, and the group waits for us.
     pub last_commit_timeout: Duration,
 }
 
-/// A partition of ours.
+/// A partition that is assigned to us.
 #[derive(Debug)]
 struct Owned {
     signals: CancelSignals,
@@ -87,10 +97,10 @@ struct Owned {
 struct Revocation {
     partitions: Vec<TopicPartition>,
     lost: bool,
-    /// Set when the drain is over: whatever the last commit does, the answer is given by then.
+    /// Set when the drain has ended: the answer follows by then, whatever the last commit does.
     answer_by: Option<Instant>,
-    /// A last commit was refused; the tick tries again.
-    refused: bool,
+    /// A last commit has failed; the tick tries again.
+    commit_failed: bool,
 }
 
 /// What to do about a revocation.
@@ -131,34 +141,38 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         }
     }
 
-    /// Decides until everything is given back after `stop`, or until something breaks.
+    /// Runs until everything is unassigned after `stop`, or until something fails.
     pub(super) async fn run(
         mut self,
         mut rebalances: mpsc::Receiver<Rebalance>,
         poller: &mut JoinSet<StageError>,
         stop: &CancellationToken,
     ) -> Result<(), StageError> {
-        let ended = self.decide(&mut rebalances, poller, stop).await;
+        let ended = self.event_loop(&mut rebalances, poller, stop).await;
         self.assignment.send_modify(|assignment| {
             assignment.partitions.clear();
             assignment.confirmed_at = None;
         });
-        // After an orderly end there is no task left, and no question. After another all is lost: tasks hold
-        // their queues, and a consumer that waits for an answer does not close.
-        self.owned.values().for_each(Owned::lose);
+        // After a stop in order no task is left and no revocation is unanswered. After a failure everything
+        // is lost: tasks hold their queues, and a consumer that waits for an answer does not close.
+        self.owned.values().for_each(Owned::mark_lost);
         while let Some(ended) = self.tasks.join_next().await {
-            ended.into_iter().for_each(|left| self.orphaned.take_in(left));
+            ended.into_iter().for_each(|exit| self.orphaned.add(exit));
         }
         if let Err(error) = self.answer() {
-            debug!(stage = self.context.stage, %error, "The last question is answered in vain: {error}");
+            debug!(
+                stage = self.context.stage,
+                %error,
+                "The last revocation could not be answered: {error}"
+            );
         }
         if let Some(waking) = self.waking {
-            let _woken = waking.await; // for it holds the member, which is about to close
+            let _woken = waking.await; // its thread holds the member, which is about to close
         }
         ended
     }
 
-    async fn decide(
+    async fn event_loop(
         &mut self,
         rebalances: &mut mpsc::Receiver<Rebalance>,
         poller: &mut JoinSet<StageError>,
@@ -167,7 +181,7 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         let mut tick = interval(self.timeouts.commit_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let alarm = self.alarm();
+            let deadline = self.next_deadline();
             tokio::select! {
                 Some(rebalance) = rebalances.recv() => self.rebalance(rebalance)?,
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended)?,
@@ -175,8 +189,10 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
                 result = commit::result(&mut self.commit) => self.committed(result)?,
                 _ = tick.tick() => self.tick(),
                 () = stop.cancelled(), if self.leave_by.is_none() => self.leave(),
-                () = at(alarm) => {}
-                Some(ended) = poller.join_next() => return Err(ended.unwrap_or_else(|bug| broken("the poller", bug))),
+                () = at(deadline) => {}
+                Some(ended) = poller.join_next() => {
+                    return Err(ended.unwrap_or_else(|error| task_failed("the poller", error)));
+                }
             }
             self.settle_revocation()?;
             if self.has_left() {
@@ -192,7 +208,7 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         self.offsets.rejoined();
         match rebalance {
             Rebalance::Assigned(partitions) => {
-                self.orphaned.hurry();
+                self.orphaned.start_deadline();
                 self.assigned(partitions)
             }
             Rebalance::Revoked { partitions, lost } => {
@@ -204,86 +220,90 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
 
     fn assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), StageError> {
         let pending = self.revocation.as_ref().and_then(|revocation| revocation.partitions.first());
-        if let Some(of) = pending.or_else(|| partitions.iter().find(|of| self.owned.contains_key(of))) {
-            return Err(StageError::Overtaken(of.clone()));
+        if let Some(tp) = pending.or_else(|| partitions.iter().find(|tp| self.owned.contains_key(tp))) {
+            return Err(StageError::OverlappingRebalance(tp.clone()));
         }
-        info!(stage = self.context.stage, "Stage {} is given {}", self.context.stage, listed(&partitions));
+        let stage = &self.context.stage;
+        info!(stage, "Partitions assigned to stage {stage}: {}", describe(&partitions));
         let mut queues = Vec::with_capacity(partitions.len());
-        for of in &partitions {
+        for tp in &partitions {
             queues.push(
-                SplitQueue::split(&self.member, of.clone())
-                    .ok_or_else(|| StageError::NoSuchPartition(of.clone()))?,
+                SplitQueue::split(&self.member, tp.clone())
+                    .ok_or_else(|| StageError::NoSuchPartition(tp.clone()))?,
             );
         }
-        take(&*self.member, &partitions)
-            .map_err(|source| StageError::Refused { call: "taking an assignment", source })?;
-        self.read_on();
+        assign(&*self.member, &partitions)
+            .map_err(|source| StageError::Refused { call: "assign partitions", source })?;
+        self.wake_kept();
         self.context.budget.shared_by(self.owned.len() + partitions.len());
-        for (of, queue) in partitions.iter().zip(queues) {
-            self.start(of.clone(), queue);
+        for (tp, queue) in partitions.iter().zip(queues) {
+            self.start(tp.clone(), queue);
         }
         self.assignment.send_modify(|assignment| {
-            assignment.arrived = true;
+            assignment.joined = true;
             assignment.partitions.extend(partitions);
             assignment.confirmed_at = Some(Instant::now());
         });
         Ok(())
     }
 
-    fn start(&mut self, of: TopicPartition, queue: SplitQueue) {
-        let (signals, (report, progress)) =
-            (CancelSignals::default(), watch::channel(PartitionProgress::default()));
+    fn start(&mut self, tp: TopicPartition, queue: SplitQueue) {
+        let signals = CancelSignals::default();
+        let (progress_sender, progress) = watch::channel(PartitionProgress::default());
         let partition = Partition::new(
-            of.clone(),
+            tp.clone(),
             queue,
             Arc::clone(&self.context),
             signals.clone(),
             self.limits,
-            report,
+            progress_sender,
         );
-        self.tasks.spawn(partition.run(self.orphaned.of(&of)));
-        self.owned.insert(of, Owned { signals, progress, ended: false });
+        self.tasks.spawn(partition.run(self.orphaned.ended_signal(&tp)));
+        self.owned.insert(tp, Owned { signals, progress, ended: false });
     }
 
     // ## Revoked
 
     fn revoked(&mut self, partitions: Vec<TopicPartition>, lost: bool) {
-        let how = if lost { "has lost" } else { "gives back" };
-        info!(stage = self.context.stage, "Stage {} {how} {}", self.context.stage, listed(&partitions));
-        for owned in partitions.iter().filter_map(|of| self.owned.get(of)) {
+        let stage = &self.context.stage;
+        let how = if lost { "lost by" } else { "revoked from" };
+        info!(stage, "Partitions {how} stage {stage}: {}", describe(&partitions));
+        for owned in partitions.iter().filter_map(|tp| self.owned.get(tp)) {
             owned.signals.stop.cancel();
         }
-        // librdkafka asks one question at a time. If it ever asks a second one, one answer is for both.
+        // librdkafka waits for the answer to one rebalance. Should a second revocation ever come before, one
+        // answer is for both.
         let earlier = self.revocation.take();
         let lost = lost || earlier.as_ref().is_some_and(|earlier| earlier.lost);
         let partitions =
             earlier.into_iter().flat_map(|earlier| earlier.partitions).chain(partitions).collect();
-        self.revocation = Some(Revocation { partitions, lost: false, answer_by: None, refused: false });
+        self.revocation = Some(Revocation { partitions, lost: false, answer_by: None, commit_failed: false });
         if lost {
-            self.lose();
+            self.mark_lost();
         }
     }
 
-    /// The partitions that we are asked for are lost: nobody waits for their handlers before they are given
-    /// up.
-    fn lose(&mut self) {
+    /// The partitions that are being revoked are lost: their handlers are not awaited before they are
+    /// unassigned.
+    fn mark_lost(&mut self) {
         let Some(revocation) = &mut self.revocation else { return };
         revocation.lost = true;
         let partitions = revocation.partitions.clone();
-        partitions.iter().filter_map(|of| self.owned.get(of)).for_each(Owned::lose);
-        self.unshare(&partitions);
-        // What the statistics have said so far they said before the loss.
+        partitions.iter().filter_map(|tp| self.owned.get(tp)).for_each(Owned::mark_lost);
+        self.withdraw(&partitions);
+        // The statistics so far are from before the loss.
         self.stats.mark_unchanged();
     }
 
-    /// Goes on with the revocation as far as it can be gone on with.
+    /// Advances the revocation, if there is one, as far as possible.
     fn settle_revocation(&mut self) -> Result<(), StageError> {
         // A drain that lasts may end as a loss.
         if self.revocation.as_ref().is_some_and(|revocation| !revocation.lost)
             && self.member.assignment_lost()
         {
-            info!(stage = self.context.stage, "Stage {} has lost what it is giving back", self.context.stage);
-            self.lose();
+            let stage = &self.context.stage;
+            info!(stage, "Partitions lost by stage {stage} while they were being revoked");
+            self.mark_lost();
         }
         match self.next_step() {
             RevocationStep::Wait => Ok(()),
@@ -297,7 +317,7 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
 
     fn next_step(&mut self) -> RevocationStep {
         let Some(revocation) = &mut self.revocation else { return RevocationStep::Wait };
-        if revocation.partitions.iter().any(|of| self.owned.get(of).is_some_and(|owned| !owned.ended)) {
+        if revocation.partitions.iter().any(|tp| self.owned.get(tp).is_some_and(|owned| !owned.ended)) {
             return RevocationStep::Wait;
         }
         let answer_by =
@@ -305,32 +325,32 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         if revocation.lost || answer_by <= Instant::now() {
             return RevocationStep::Answer;
         }
-        if self.commit.is_some() || revocation.refused {
+        if self.commit.is_some() || revocation.commit_failed {
             return RevocationStep::Wait;
         }
         let positions =
-            revocation.partitions.iter().filter_map(|of| Some((of.clone(), self.owned.get(of)?.position()?)));
+            revocation.partitions.iter().filter_map(|tp| Some((tp.clone(), self.owned.get(tp)?.position()?)));
         let due = self.offsets.due(positions, Instant::now());
         if due.is_empty() { RevocationStep::Answer } else { RevocationStep::Commit(due) }
     }
 
-    /// Gives the partitions back. Nothing of theirs runs any more.
+    /// Unassigns the partitions that are being revoked. Their tasks have ended.
     fn answer(&mut self) -> Result<(), StageError> {
         let Some(Revocation { partitions, .. }) = self.revocation.take() else { return Ok(()) };
-        self.unshare(&partitions);
-        for of in &partitions {
-            self.owned.remove(of);
-            self.offsets.forget(of);
+        self.withdraw(&partitions);
+        for tp in &partitions {
+            self.owned.remove(tp);
+            self.offsets.forget(tp);
         }
         self.context.budget.shared_by(self.owned.len());
-        give_back(&*self.member, &partitions)
-            .map_err(|source| StageError::Refused { call: "giving an assignment back", source })?;
-        self.read_on();
+        unassign(&*self.member, &partitions)
+            .map_err(|source| StageError::Refused { call: "unassign partitions", source })?;
+        self.wake_kept();
         Ok(())
     }
 
-    /// An answer was given: what we had, and keep, is to be read again at once.
-    fn read_on(&mut self) {
+    /// A rebalance was answered: the partitions that we keep are to be fetched again at once.
+    fn wake_kept(&mut self) {
         let kept: Vec<_> = self.owned.keys().cloned().collect();
         if !kept.is_empty() {
             let member = Arc::clone(&self.member);
@@ -340,13 +360,14 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         }
     }
 
-    /// Whoever shares out by partitions shares less before anybody else can share more, and not while they
-    /// are drained: what is begun has to be finished.
-    fn unshare(&self, partitions: &[TopicPartition]) {
-        self.assignment.send_modify(|assignment| assignment.partitions.retain(|of| !partitions.contains(of)));
+    /// Removes partitions from the published assignment: after their drain, because what is started has to be
+    /// finished, and before another member can own them, so that a host that divides something by partitions
+    /// never counts one twice.
+    fn withdraw(&self, partitions: &[TopicPartition]) {
+        self.assignment.send_modify(|assignment| assignment.partitions.retain(|tp| !partitions.contains(tp)));
     }
 
-    // ## Stop
+    // ## Stopped
 
     fn leave(&mut self) {
         self.leave_by = Some(
@@ -358,23 +379,24 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         for owned in self.owned.values() {
             owned.signals.stop.cancel();
         }
-        self.orphaned.hurry();
+        self.orphaned.start_deadline();
         self.member.unsubscribe();
     }
 
     fn has_left(&self) -> bool {
         let Some(leave_by) = self.leave_by else { return false };
         if leave_by <= Instant::now() {
+            let stage = &self.context.stage;
             warn!(
-                stage = self.context.stage,
-                "Stage {} leaves without an answer from its group", self.context.stage
+                stage,
+                "Stage {stage} stops without waiting any longer: its partitions were not revoked in time"
             );
             return true;
         }
         self.owned.is_empty() && self.revocation.is_none() && self.orphaned.is_empty()
     }
 
-    fn alarm(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         let answer_by = self.revocation.as_ref().and_then(|revocation| revocation.answer_by);
         answer_by.into_iter().chain(self.leave_by).min()
     }
@@ -383,34 +405,34 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
 
     fn tick(&mut self) {
         if let Some(revocation) = &mut self.revocation {
-            revocation.refused = false;
+            revocation.commit_failed = false;
         }
         if self.commit.is_none() {
             let positions: Vec<_> =
-                self.owned.iter().filter_map(|(of, owned)| Some((of.clone(), owned.position()?))).collect();
+                self.owned.iter().filter_map(|(tp, owned)| Some((tp.clone(), owned.position()?))).collect();
             let due = self.offsets.due(positions.iter().cloned(), Instant::now());
             if positions.is_empty() {
-                self.nothing_is_in_hand();
+                self.confirm_before_first_record();
             } else if !due.is_empty() {
                 self.start_commit(due);
             } else if self.probe_is_due() {
-                // Nothing has moved. The same offset again asks the group whether we are still a member.
+                // No offset has changed. Committing the same one again asks whether we are still a member.
                 self.start_commit(positions.into_iter().take(1).collect());
             }
         }
-        self.measure();
+        self.update_lag();
     }
 
-    /// Before the first record there is no offset to ask with, and nothing that a doubt would have to stop:
-    /// the time in which we must be confirmed begins with the first record.
-    fn nothing_is_in_hand(&self) {
+    /// Before the first record there is no offset to commit, and no work that a doubt would have to stop: the
+    /// time within which we must be confirmed starts with the first record.
+    fn confirm_before_first_record(&self) {
         self.assignment.send_modify(|assignment| {
             assignment.confirmed_at = assignment.confirmed_at.map(|_| Instant::now())
         });
     }
 
-    /// Whether the group has not confirmed us for a while, and would tell. In a drain the next commit is the
-    /// only one to say that the group goes on without us.
+    /// Whether to ask the group if we are still a member. In a drain only a refused commit reveals that the
+    /// group has fenced us.
     fn probe_is_due(&self) -> bool {
         let every =
             if self.revocation.is_some() { self.timeouts.commit_every } else { self.timeouts.probe_every };
@@ -425,7 +447,8 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         match Commit::start(&self.member, &self.context.stage, offsets, self.generation) {
             Ok(commit) => self.commit = Some(commit),
             Err(error) => {
-                warn!(stage = self.context.stage, %error, "An offset that can't be committed: {error}")
+                let stage = &self.context.stage;
+                warn!(stage, %error, "librdkafka refuses an offset of stage {stage}: {error}")
             }
         }
     }
@@ -435,66 +458,69 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
         let stage = &self.context.stage;
         match result {
             Some(Ok(())) => {
-                let ours = offsets.into_iter().filter(|(of, _)| self.owned.contains_key(of)).collect();
+                let ours = offsets.into_iter().filter(|(tp, _)| self.owned.contains_key(tp)).collect();
                 self.offsets.committed(ours);
                 self.assignment.send_modify(|assignment| assignment.confirmed_at = Some(Instant::now()));
             }
-            // (One that was asked in the name of the deal before is asked again: the classic protocol refuses
-            // it in every rebalance, and it means nothing.)
-            Some(Err(error)) if refusal(&error) == CommitRefusal::Fenced && generation == self.generation => {
-                // The group went on without us, though nothing else says so: whatever still runs here, of any
+            // (One of an earlier generation means nothing, because the classic protocol refuses it in every
+            // rebalance: it is tried again.)
+            Some(Err(error))
+                if failure_of(&error) == CommitFailure::Fenced && generation == self.generation =>
+            {
+                // The group has removed us, though nothing else reveals it: whatever still runs here, of any
                 // partition, runs beside its new owner.
                 if self.revocation.is_some() {
-                    return Err(StageError::Expelled(error));
+                    return Err(StageError::Fenced(error));
                 }
-                // Otherwise a rebalance is on its way that will say what it means.
-                debug!(stage, %error, "The group refuses a commit of stage {stage}, it waits to be dealt in again: {error}");
+                // Otherwise a rebalance will follow and say what it means.
+                debug!(
+                    stage,
+                    %error,
+                    "Commit fenced: stage {stage} commits nothing until the next rebalance: {error}"
+                );
                 self.offsets.fence(Instant::now() + self.timeouts.probe_every);
             }
             Some(Err(error)) => {
                 if self.log_throttle.now() {
-                    warn!(stage, %error, "Stage {stage} can't commit, it tries again: {error}");
+                    warn!(stage, %error, "Commit failed, stage {stage} tries again: {error}");
                 }
-                self.refused();
+                self.commit_failed();
             }
-            None => self.refused(),
+            None => self.commit_failed(),
         }
         Ok(())
     }
 
-    fn refused(&mut self) {
+    fn commit_failed(&mut self) {
         if let Some(revocation) = &mut self.revocation {
-            revocation.refused = true;
+            revocation.commit_failed = true;
         }
     }
 
     fn task_ended(&mut self, ended: Result<PartitionExit, JoinError>) -> Result<(), StageError> {
-        let left = ended.map_err(|bug| broken("a partition", bug))?;
-        let of = left.of.clone();
-        self.orphaned.take_in(left);
-        match self.owned.get_mut(&of) {
+        let exit = ended.map_err(|error| task_failed("a partition", error))?;
+        let tp = exit.tp.clone();
+        self.orphaned.add(exit);
+        match self.owned.get_mut(&tp) {
             Some(owned) if owned.signals.stop.is_cancelled() => {
                 owned.ended = true;
                 Ok(())
             }
-            _ => Err(StageError::Broken { task: of.to_string(), why: "nobody had stopped it".to_owned() }),
+            _ => Err(StageError::TaskFailed { task: tp.to_string(), why: "it was not stopped".to_owned() }),
         }
     }
 
-    /// How far behind the stage is.
-    fn measure(&mut self) {
-        // A member that is dealt nothing may hear nothing of it, but others may have been dealt what it has
-        // lost.
-        if self.stats.has_changed().unwrap_or(false) && self.stats.borrow_and_update().placed {
-            self.orphaned.hurry();
+    /// Updates the metrics of the lag, and what else follows from the statistics.
+    fn update_lag(&mut self) {
+        // A member to which nothing is assigned may get no event, but what it has lost may be assigned to
+        // another.
+        if self.stats.has_changed().unwrap_or(false) && self.stats.borrow_and_update().joined {
+            self.orphaned.start_deadline();
         }
         let stats = self.stats.borrow();
-        if stats.placed && !self.assignment.borrow().arrived {
-            debug!(
-                stage = self.context.stage,
-                "Stage {} is a member with nothing to read", self.context.stage
-            );
-            self.assignment.send_modify(|assignment| assignment.arrived = true);
+        if stats.joined && !self.assignment.borrow().joined {
+            debug!(stage = self.context.stage, "Stage {} is a member without partitions", self.context.stage);
+            self.assignment.send_modify(|assignment| assignment.joined = true);
         }
         self.assignment.send_if_modified(|assignment| {
             let changed = assignment.topics != stats.partitions;
@@ -503,22 +529,22 @@ impl<'a, H: Handler, P: Publish> Coordinator<'a, H, P> {
             }
             changed
         });
-        let behind = self.owned.iter().filter_map(|(of, owned)| {
-            let marks = stats.watermarks.get(of)?;
-            let position =
-                owned.position().unwrap_or(if marks.committed >= 0 { marks.committed } else { marks.low });
-            Some((marks.high - position).max(0))
+        let lag = self.owned.iter().filter_map(|(tp, owned)| {
+            let PartitionWatermarks { low, high, committed } = *stats.watermarks.get(tp)?;
+            let position = owned.position().unwrap_or(if committed >= 0 { committed } else { low });
+            Some((high - position).max(0))
         });
         let oldest = self.owned.values().filter_map(|owned| owned.progress.borrow().oldest).min();
         let age = oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
-        let (stage, metrics) = ([&*self.context.stage], &self.context.metrics);
-        metrics.stage_lag_records.with_label_values(&stage).set(behind.sum());
+        let stage = [&*self.context.stage];
+        let metrics = &self.context.metrics;
+        metrics.stage_lag_records.with_label_values(&stage).set(lag.sum());
         metrics.stage_lag_seconds.with_label_values(&stage).set(age);
     }
 }
 
 impl CommitTimeouts {
-    /// What follows from the settings.
+    /// The times that follow from the settings.
     pub(super) fn of(settings: &Settings) -> Self {
         let Settings { commit_every, session_timeout, .. } = *settings;
         Self { commit_every, probe_every: session_timeout / 4, last_commit_timeout: session_timeout / 2 }
@@ -526,7 +552,7 @@ impl CommitTimeouts {
 }
 
 impl Owned {
-    fn lose(&self) {
+    fn mark_lost(&self) {
         self.signals.stop.cancel();
         self.signals.lost.cancel();
     }
@@ -536,15 +562,15 @@ impl Owned {
     }
 }
 
-async fn at(alarm: Option<Instant>) {
-    match alarm {
-        Some(alarm) => sleep_until(alarm).await,
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
-fn broken(task: &str, bug: JoinError) -> StageError {
+fn task_failed(task: &str, error: JoinError) -> StageError {
     let why =
-        bug.try_into_panic().map_or_else(|cancelled| cancelled.to_string(), |panic| panic_message(&*panic));
-    StageError::Broken { task: task.to_owned(), why }
+        error.try_into_panic().map_or_else(|cancelled| cancelled.to_string(), |panic| panic_message(&*panic));
+    StageError::TaskFailed { task: task.to_owned(), why }
 }

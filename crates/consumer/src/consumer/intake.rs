@@ -1,8 +1,8 @@
 //! From a partition's queue to a record that may start.
 //!
 //! One record per partition is held outside the budget: the *head*. It waits here until it is due and until
-//! the budget has room; meanwhile the queue is not read, and Kafka feels that as backpressure. (A seat taken
-//! before the record would let idle partitions sit on all the seats.)
+//! the budget has room; meanwhile the queue is not read, which is the backpressure. (Permits taken before the
+//! record is read would let idle partitions hold all of them.)
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,21 +21,21 @@ use super::{
     TopicPartition,
     budget::{Admission, Permits},
     poller::{Member, StageConsumerContext},
-    work::guarded,
+    work::catch_panic,
 };
 use crate::{Handler, Header, LogThrottle, Record, client::code_of};
 
-/// How long a queue is listened to before it is looked at again. A split queue can lose its wake-up for ever
-/// (rust-rdkafka PR 840), so nobody may wait for it without an end.
-const LISTEN: Duration = Duration::from_secs(1);
+/// How long to wait for a queue before polling it again. A split queue can lose its wake-up forever
+/// (rust-rdkafka PR 840), so no wait for it may be unbounded.
+const RECV_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a partition's records come from.
 pub(super) trait RecordSource: Send + 'static {
-    /// The next record; none = all is quiet. Cancel safe.
+    /// The next record; none = none for a while. Cancel safe.
     fn next(&mut self) -> impl Future<Output = Option<Record>> + Send;
 
-    /// Behind the last record that was given out, what is never delivered included (the markers of
-    /// transactions).
+    /// The offset after the last record that was returned, and after what follows it and is never delivered
+    /// (the markers of transactions).
     fn position(&self) -> Option<i64>;
 }
 
@@ -47,20 +47,20 @@ pub(super) struct Intake<S> {
     head: Option<Head>,
 }
 
-/// What came in.
+/// What [`Intake::next`] returns.
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// A record that is due and has its permits.
     Record(Box<Record>, Permits),
-    /// Nothing for a while, and everything that was read has been handed over.
+    /// Nothing for a while, and no record is held back.
     Quiet,
 }
 
 #[derive(Debug)]
 struct Head {
     record: Box<Record>,
-    /// None = now. (Even a sleep that is over lasts to the clock's next millisecond, which would be a
-    /// record's price.)
+    /// None = now. (Even a sleep that is over lasts until the clock's next millisecond, which every record
+    /// would pay.)
     due_at: Option<Instant>,
 }
 
@@ -84,72 +84,83 @@ impl<S: RecordSource> Intake<S> {
             let Some(record) = self.source.next().await else {
                 return Arrival::Quiet;
             };
-            // A handler that panics over the due time will panic over the record too, and then it is buried.
-            let due = guarded(|| handler.due(&record)).ok().flatten();
+            // A handler that panics over the due time panics over the record too, which then becomes a dead
+            // letter.
+            let due = catch_panic(|| handler.due(&record)).ok().flatten();
             let due_at = due.and_then(|due| wait(due, Timestamp::now())).map(|wait| Instant::now() + wait);
             self.head = Some(Head { record: Box::new(record), due_at });
         }
     }
 
-    /// Behind the last record that was read, what is never delivered included. Meant for quiet moments: it
-    /// asks librdkafka.
+    /// The source's [position](RecordSource::position). Meant for idle partitions: it asks librdkafka.
     pub(super) fn position(&self) -> Option<i64> {
         self.source.position()
     }
 
-    /// When the head was written.
+    /// When the head was written, if there is one.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
         self.head.as_ref().map(|head| head.record.timestamp)
     }
 }
 
-/// How long until it is due; none = it is.
+/// How long until `due`; none = it is past.
 fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
     Duration::try_from(due.duration_since(now)).ok().filter(|wait| !wait.is_zero())
 }
 
-/// The queue of a partition, split off its consumer.
+/// The queue of a partition, split off its consumer's main queue.
 pub(super) struct SplitQueue {
     queue: StreamPartitionQueue<StageConsumerContext>,
     member: Arc<Member>,
-    of: TopicPartition,
+    tp: TopicPartition,
     log_throttle: LogThrottle,
 }
 
 impl SplitQueue {
-    /// Splits the partition off. Has to happen before it is assigned, and after the queue of an earlier
-    /// assignment is gone: dropping that one would take the new one's wake-up away (vector PR 26438). None =
-    /// no such partition.
-    pub(super) fn split(member: &Arc<Member>, of: TopicPartition) -> Option<Self> {
-        let queue = member.split_partition_queue(&of.topic, of.partition)?;
-        // A partition that was taken away before librdkafka knew where to begin may have been fetched all the
-        // time (2.12.1), and lies here from the first record on, though others have been on since.
+    /// Splits the queue off. Has to happen before the partition is assigned, and after the queue of an
+    /// earlier assignment was dropped: dropping that one removes the new one's wake-up (vector PR 26438).
+    /// None = no such partition.
+    pub(super) fn split(member: &Arc<Member>, tp: TopicPartition) -> Option<Self> {
+        let queue = member.split_partition_queue(&tp.topic, tp.partition)?;
+        // librdkafka (2.12.1) may continue to fetch a partition that was revoked before it knew where to
+        // start: then its records are here from the first one on, though other members have read it
+        // meanwhile.
         while let Some(stale) = queue.recv().now_or_never() {
             let offset = stale.ok().map(|message| message.offset());
-            debug!(kafka.topic = %of.topic, kafka.partition = of.partition, offset, "Fetched for an earlier assignment of {of}, and left unread");
+            debug!(
+                topic = &*tp.topic,
+                partition = tp.partition,
+                offset,
+                "Discarded a message that was fetched for an earlier assignment of {tp}"
+            );
         }
-        Some(Self { queue, member: Arc::clone(member), of, log_throttle: LogThrottle::default() })
+        Some(Self { queue, member: Arc::clone(member), tp, log_throttle: LogThrottle::default() })
     }
 
-    fn log_unavailable(&self, error: &KafkaError) {
-        // Only where kafka.properties asks for it: nothing more is read until an operator has decided.
+    fn log_error(&self, error: &KafkaError) {
+        // Only where the settings' properties ask for it: nothing more is read until an operator has decided.
         if code_of(error) == Some(RDKafkaErrorCode::AutoOffsetReset) {
-            return self.member.context().on_offset_reset(&format!("{}: {error}", self.of));
+            return self.member.context().on_offset_reset(&format!("{}: {error}", self.tp));
         }
         if self.log_throttle.now() {
-            let of = &self.of;
-            warn!(kafka.topic = %of.topic, kafka.partition = of.partition, %error, "Reading {of} fails, librdkafka tries again: {error}");
+            let tp = &self.tp;
+            warn!(
+                topic = &*tp.topic,
+                partition = tp.partition,
+                %error,
+                "Reading {tp} failed, librdkafka tries again: {error}"
+            );
         }
     }
 }
 
 impl RecordSource for SplitQueue {
     async fn next(&mut self) -> Option<Record> {
-        match timeout(LISTEN, self.queue.recv()).await {
-            Ok(Ok(message)) => Some(record_of(&message, &self.of)),
-            // Fatal errors are the poller's to see; all others pass.
+        match timeout(RECV_TIMEOUT, self.queue.recv()).await {
+            Ok(Ok(message)) => Some(record_of(&message, &self.tp)),
+            // The poller handles fatal errors; all others pass.
             Ok(Err(error)) => {
-                self.log_unavailable(&error);
+                self.log_error(&error);
                 None
             }
             Err(_elapsed) => None,
@@ -157,23 +168,23 @@ impl RecordSource for SplitQueue {
     }
 
     fn position(&self) -> Option<i64> {
-        // The list is dropped here and now: one that outlives this call would block the consumer's end.
+        // The list must not outlive this call, or the consumer could not close.
         let positions = self.member.position().ok()?;
-        match positions.find_partition(&self.of.topic, self.of.partition)?.offset() {
+        match positions.find_partition(&self.tp.topic, self.tp.partition)?.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,
         }
     }
 }
 
-/// A copy of the message: a borrowed one keeps its whole fetch buffer.
-fn record_of(message: &BorrowedMessage<'_>, of: &TopicPartition) -> Record {
+/// A copy of the message, because a borrowed one keeps its whole fetch buffer in memory.
+fn record_of(message: &BorrowedMessage<'_>, tp: &TopicPartition) -> Record {
     Record {
-        topic: of.topic.clone(),
-        partition: of.partition,
+        topic: tp.topic.clone(),
+        partition: tp.partition,
         offset: message.offset(),
-        // Only brokers older than 0.10 give none. A version has to be a pure function of the record, so: the
-        // beginning.
+        // Only messages of before Kafka 0.10 have none. What a handler derives from the record must be the
+        // same each time, so not the present.
         timestamp: message
             .timestamp()
             .to_millis()
@@ -185,9 +196,11 @@ fn record_of(message: &BorrowedMessage<'_>, of: &TopicPartition) -> Record {
     }
 }
 
-/// The headers whose name is text: rdkafka panics over any other, and one such record must not end the stage.
+/// The headers whose names are UTF-8: rdkafka panics over any other, and one such record must not end the
+/// stage.
 fn headers_of(headers: &rdkafka::message::BorrowedHeaders) -> Vec<Header> {
-    let readable = (0..headers.count()).filter_map(|index| guarded(|| headers.try_get(index)).ok().flatten());
+    let readable =
+        (0..headers.count()).filter_map(|index| catch_panic(|| headers.try_get(index)).ok().flatten());
     readable
         .map(|header| Header { name: header.key.to_owned(), value: header.value.map(<[u8]>::to_vec) })
         .collect()
@@ -198,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_overdue_does_not_wait() {
+    fn a_record_that_is_overdue_does_not_wait() {
         let now = Timestamp::from_second(1_000).unwrap();
         assert_eq!(wait(Timestamp::from_second(990).unwrap(), now), None);
         assert_eq!(wait(now, now), None);

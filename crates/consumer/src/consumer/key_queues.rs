@@ -1,17 +1,18 @@
-//! Records of one lane run one after the other; records without a lane run free.
+//! The queues of a partition's ordering keys: records with equal keys run one after the other, records
+//! without a key wait for no other.
 
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
-use crate::LaneKey;
+use crate::OrderingKey;
 
-/// The key_queues of a partition that have somebody in them: one job running, the others waiting behind it.
+/// For each key of which a job runs, the jobs that wait behind it.
 #[derive(Debug)]
-pub(super) struct KeyQueues<J>(HashMap<LaneKey, VecDeque<J>>);
+pub(super) struct KeyQueues<J>(HashMap<OrderingKey, VecDeque<J>>);
 
 impl<J> KeyQueues<J> {
-    /// The job enters its key. Given back, it may start now.
-    #[must_use = "a job that is given back starts now"]
-    pub(super) fn enter(&mut self, key: Option<&LaneKey>, job: J) -> Option<J> {
+    /// Adds the job to its key's queue, or returns it if it may start now.
+    #[must_use = "a job that is returned starts now"]
+    pub(super) fn enter(&mut self, key: Option<&OrderingKey>, job: J) -> Option<J> {
         let Some(key) = key else { return Some(job) };
         match self.0.entry(key.clone()) {
             Entry::Occupied(mut waiting) => {
@@ -25,9 +26,9 @@ impl<J> KeyQueues<J> {
         }
     }
 
-    /// The job that ran in the lane has left it; the next one starts.
+    /// The job of that key that ran has ended: returns the next one, which starts.
     #[must_use = "the next job starts now"]
-    pub(super) fn leave(&mut self, key: Option<&LaneKey>) -> Option<J> {
+    pub(super) fn leave(&mut self, key: Option<&OrderingKey>) -> Option<J> {
         let Entry::Occupied(mut waiting) = self.0.entry(key?.clone()) else { return None };
         let next = waiting.get_mut().pop_front();
         if next.is_none() {
@@ -36,9 +37,9 @@ impl<J> KeyQueues<J> {
         next
     }
 
-    /// Of those who have not started yet, sends everybody home who does not `stay`.
-    pub(super) fn retain_waiting(&mut self, stay: impl Fn(&J) -> bool) {
-        self.0.values_mut().for_each(|waiting| waiting.retain(&stay));
+    /// Drops the waiting jobs that are not to be kept. Those that run are not affected.
+    pub(super) fn retain_waiting(&mut self, keep: impl Fn(&J) -> bool) {
+        self.0.values_mut().for_each(|waiting| waiting.retain(&keep));
     }
 }
 
@@ -56,11 +57,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_lane_runs_one_job_at_a_time_in_the_order_they_came(came in prop::collection::vec(prop::option::of(0..4_u8), 0..80), order in prop::collection::vec(any::<Index>(), 80)) {
-            let lane_key = |key: u8| LaneKey([key].into());
-            let (mut key_queues, mut running, mut finished) = (KeyQueues::default(), Vec::new(), Vec::new());
+        fn the_jobs_of_a_key_run_one_at_a_time_in_the_order_in_which_they_came(
+            came in prop::collection::vec(prop::option::of(0..4_u8), 0..80),
+            order in prop::collection::vec(any::<Index>(), 80),
+        ) {
+            let ordering_key = |key: u8| OrderingKey([key].into());
+            let mut key_queues = KeyQueues::default();
+            let mut running = Vec::new();
+            let mut finished = Vec::new();
             for (number, key) in came.iter().enumerate() {
-                running.extend(key_queues.enter(key.map(lane_key).as_ref(), (*key, number)));
+                running.extend(key_queues.enter(key.map(ordering_key).as_ref(), (*key, number)));
             }
             for which in &order {
                 for key in 0..4 {
@@ -69,22 +75,25 @@ mod tests {
                 if running.is_empty() { break }
                 let job = running.swap_remove(which.index(running.len()));
                 finished.push(job);
-                running.extend(key_queues.leave(job.0.map(lane_key).as_ref()));
+                running.extend(key_queues.leave(job.0.map(ordering_key).as_ref()));
             }
-            prop_assert_eq!(finished.len(), came.len(), "everybody has run");
+            prop_assert_eq!(finished.len(), came.len(), "every job has run");
             for key in 0..4 {
-                let numbers: Vec<_> = finished.iter().filter(|(other, _)| *other == Some(key)).map(|(_, number)| *number).collect();
+                let of_key = finished.iter().filter(|(other, _)| *other == Some(key));
+                let numbers: Vec<_> = of_key.map(|(_, number)| *number).collect();
                 prop_assert!(numbers.is_sorted(), "key {key}: {numbers:?}");
             }
-            prop_assert!(key_queues.0.is_empty(), "an empty lane is forgotten");
+            prop_assert!(key_queues.0.is_empty(), "an empty queue is removed");
         }
     }
 
     #[test]
-    fn whoever_is_sent_home_from_a_lane_never_starts() {
-        let (key, mut key_queues) = (LaneKey::of("a"), KeyQueues::default());
+    fn a_waiting_job_that_is_dropped_never_starts() {
+        let key = OrderingKey::of("a");
+        let mut key_queues = KeyQueues::default();
         assert_eq!(key_queues.enter(Some(&key), 1), Some(1));
-        assert_eq!((key_queues.enter(Some(&key), 2), key_queues.enter(Some(&key), 3)), (None, None));
+        assert_eq!(key_queues.enter(Some(&key), 2), None);
+        assert_eq!(key_queues.enter(Some(&key), 3), None);
         key_queues.retain_waiting(|&job| job != 2);
         assert_eq!(key_queues.leave(Some(&key)), Some(3));
         assert_eq!(key_queues.leave(Some(&key)), None);

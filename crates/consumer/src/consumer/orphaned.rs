@@ -1,13 +1,15 @@
-//! Handlers that outlive their partition.
+//! Handlers that outlive the loss of their partition.
 //!
-//! A partition that is lost has to be given up at once, or the member never joins its group again. But what a
-//! provider has answered must still be checkpointed, or the next owner sends it again. So the handlers that
-//! run are moved here: they have heard the stop, start nothing new, and come to their end beside the member's
-//! new life. Whatever they answer settles nothing, because the window that would have taken it is gone.
+//! A partition that is lost has to be unassigned at once, or the member never rejoins its group. But what a
+//! handler has done already outside of Kafka should still be recorded, or the next owner does it again. So
+//! the running handlers are moved here: their stop is cancelled, they start nothing new, and they end beside
+//! the member's next assignment. Their results settle nothing, because the window that would take them is
+//! gone.
 //!
-//! While the group is out of reach nobody else can be dealt the partition, and a handler that waits for Kafka
-//! waits as long as Kafka is away. From the next deal on there may be another owner: then the drain time-out
-//! runs. If the next owner is this process, it reads the partition when the last orphaned handler of it has ended.
+//! While the group is unreachable no other member can be assigned the partition, and a handler that waits for
+//! Kafka waits as long as Kafka is unavailable. From the next assignment on there may be another owner: then
+//! the drain time-out runs. If the next owner is this process, it reads the partition when the last orphaned
+//! handler of it has ended.
 
 use std::{collections::BTreeMap, future::pending, time::Duration};
 
@@ -21,97 +23,118 @@ use super::{
     partition::{PartitionExit, RunningHandlers},
 };
 
-/// The orphaned of a stage.
+/// The orphaned handlers of a stage.
 #[derive(Debug)]
 pub(super) struct OrphanedHandlers {
     stage: String,
-    /// How long they may go on when there may be another owner.
+    /// How long they may run once there may be another owner.
     drain_timeout: Duration,
+    /// One for each partition that was lost with handlers running.
     tasks: JoinSet<TopicPartition>,
-    /// Set when the last orphaned handler of a partition has ended.
+    /// Cancelled when the last orphaned handler of a partition has ended.
     ended: BTreeMap<TopicPartition, CancellationToken>,
-    /// Set when there may be another owner. One for each time that partitions are lost.
-    dealt: CancellationToken,
+    /// Cancelled when there may be another owner. Each loss of partitions gets a new one.
+    reassigned: CancellationToken,
 }
 
 impl OrphanedHandlers {
     pub(super) fn new(stage: &str, drain_timeout: Duration) -> Self {
-        let (tasks, ended, dealt) = (JoinSet::new(), BTreeMap::new(), CancellationToken::new());
-        Self { stage: stage.to_owned(), drain_timeout, tasks, ended, dealt }
+        Self {
+            stage: stage.to_owned(),
+            drain_timeout,
+            tasks: JoinSet::new(),
+            ended: BTreeMap::new(),
+            reassigned: CancellationToken::new(),
+        }
     }
 
-    /// Takes in what was left running when a partition ended.
-    pub(super) fn take_in(&mut self, left: PartitionExit) {
-        let PartitionExit { of, running } = left;
+    /// Adds the handlers that still ran when a partition's task ended, if any.
+    pub(super) fn add(&mut self, exit: PartitionExit) {
+        let PartitionExit { tp, running } = exit;
         if running.is_empty() {
             return;
         }
-        let (stage, left) = (&self.stage, running.len());
-        info!(stage, kafka.topic = %of.topic, kafka.partition = of.partition, left, "{left} records of {of} come to their end beside its next owner");
+        let stage = self.stage.clone();
+        let handlers = running.len();
+        info!(
+            stage,
+            topic = &*tp.topic,
+            partition = tp.partition,
+            handlers,
+            "Orphaned: {handlers} handlers of {tp}, which was lost, go on without settling their records"
+        );
         let ended = CancellationToken::new();
-        self.ended.insert(of.clone(), ended.clone());
-        let (stage, dealt, drain_timeout) = (self.stage.clone(), self.dealt.clone(), self.drain_timeout);
+        self.ended.insert(tp.clone(), ended.clone());
+        let reassigned = self.reassigned.clone();
+        let drain_timeout = self.drain_timeout;
         self.tasks.spawn(async move {
             let _ended = ended.drop_guard();
-            let over = async {
-                dealt.cancelled().await;
+            let deadline = async {
+                reassigned.cancelled().await;
                 sleep(drain_timeout).await;
             };
-            come_to_an_end(&stage, &of, running, over).await;
-            of
+            run_to_end(&stage, &tp, running, deadline).await;
+            tp
         });
     }
 
-    /// The group generation, or may have: from now on the orphaned' time is counted.
-    pub(super) fn hurry(&mut self) {
-        std::mem::take(&mut self.dealt).cancel();
+    /// There may be another owner: from now on the drain time-out of the orphaned handlers runs.
+    pub(super) fn start_deadline(&mut self) {
+        std::mem::take(&mut self.reassigned).cancel();
     }
 
-    /// Set when the partition has no orphaned any more; none = it has none now.
-    pub(super) fn of(&self, of: &TopicPartition) -> Option<CancellationToken> {
-        self.ended.get(of).cloned()
+    /// Cancelled when the partition has no orphaned handlers any more; none = it has none now.
+    pub(super) fn ended_signal(&self, tp: &TopicPartition) -> Option<CancellationToken> {
+        self.ended.get(tp).cloned()
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    /// Returns when the next partition has none any more. Cancel safe.
+    /// Returns when the orphaned handlers of one more partition have ended. Cancel safe.
     pub(super) async fn next(&mut self) {
         match self.tasks.join_next().await {
-            // A partition is not read before its orphaned have ended, so it has one set of them at a time.
-            Some(Ok(of)) => drop(self.ended.remove(&of)),
-            Some(Err(bug)) => warn!(stage = self.stage, error = %bug, "A orphaned handler broke off: {bug}"),
+            // A partition is not read before its orphaned handlers have ended, so it has one set of them at a
+            // time.
+            Some(Ok(tp)) => drop(self.ended.remove(&tp)),
+            Some(Err(error)) => {
+                warn!(stage = self.stage, %error, "An orphaned handler's task failed: {error}");
+            }
             None => pending().await,
         }
     }
 
-    /// Waits for all of them, now that the stage has ended.
+    /// Waits for all of them, after the stage has ended.
     pub(super) async fn finish(mut self) {
-        self.hurry();
+        self.start_deadline();
         while !self.is_empty() {
             self.next().await;
         }
     }
 }
 
-async fn come_to_an_end(
+async fn run_to_end(
     stage: &str,
-    of: &TopicPartition,
+    tp: &TopicPartition,
     mut running: RunningHandlers,
-    over: impl Future<Output = ()>,
+    deadline: impl Future<Output = ()>,
 ) {
-    tokio::pin!(over);
+    tokio::pin!(deadline);
     loop {
         tokio::select! {
             ended = running.next() => if ended.is_none() { return },
-            () = &mut over => break,
+            () = &mut deadline => break,
         }
     }
-    let left = running.len();
+    let aborted = running.len();
     warn!(
-        stage, kafka.topic = %of.topic, kafka.partition = of.partition, left,
-        "{left} records of {of}, which was lost, did not end in time; they are broken off and handled again by the next owner"
+        stage,
+        topic = &*tp.topic,
+        partition = tp.partition,
+        aborted,
+        "Drain timed out: {aborted} orphaned handlers of {tp} are aborted, their records left to its \
+         next owner"
     );
     running.clear();
 }

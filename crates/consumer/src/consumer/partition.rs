@@ -1,16 +1,16 @@
-//! One task owns everything about one partition: its queue, its window, its key_queues, its running handlers. No
-//! locks, and no result can be late: the task ends after its last handler, and only then is the partition
-//! given back.
+//! One task owns everything about one partition: its queue, its window, its key queues, its running handlers.
+//! No locks, and no result can be late: the task ends after its last handler, and only then is the partition
+//! unassigned.
 //!
 //! ```text
-//!  queue -> head (due? room?) -> window -> lane -> handler task -> settled -> progress -> committed
-//!                                             \-> dead letter task -/
+//!  queue -> head (due? room?) -> window -> key queue -> handler -> settled -> progress -> committed
+//!                                                  \-> dead letter -/
 //! ```
 //!
-//! A stop ends the reading at once. Handlers that run are awaited for the drain time-out and then aborted; of
-//! those who wait in a lane only they still start whom others have overtaken, because a commit does not reach
-//! beyond them. Whatever is unsettled then is the next owner's. A partition that is lost ends at once, and
-//! its running handlers are [`orphaned`](super::orphaned).
+//! A stop ends the reading at once. Running handlers are awaited for the drain time-out and then aborted; of
+//! the records that wait in a key queue only those still start which others have overtaken, because a commit
+//! does not reach beyond them. Whatever is unsettled then is left to the next owner. A partition that is lost
+//! ends at once, and its running handlers are [`orphaned`](super::orphaned).
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -32,45 +32,45 @@ use super::{
     key_queues::KeyQueues,
     poison_pill::PoisonPillBreaker,
     window::Window,
-    work::{self, InFlight, RecordEnd, StageContext, guarded},
+    work::{self, InFlight, RecordEnd, StageContext, catch_panic},
 };
 use crate::{Cause, ConsumerMetrics, Handler, Publish, Record};
 
-/// So many records are taken in at most before results, and a stop, are looked at again.
+/// The most records that are accepted before results, and a stop, are looked at again.
 const ARRIVALS_AT_ONCE: usize = 32;
 
-/// The part of the drain (one in so many) in which somebody who waits in a lane may still start. A drain is a
-/// standstill of the whole member, and a long lane would make it last.
+/// The part of the drain (one in so many) in which a record from a key queue may still start. During a drain
+/// the whole member reads nothing, and a long key queue would prolong it.
 const CATCH_UP_PART: u32 = 4;
 
-/// How a partition is told to end.
+/// Tells a partition's task to end.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CancelSignals {
     /// Read nothing more, start nothing more, finish what runs.
     pub stop: CancellationToken,
-    /// Don't wait for what runs: the partition is lost, and may be somebody else's already.
+    /// Don't wait for running handlers: the partition is lost, and another member may own it already.
     pub lost: CancellationToken,
 }
 
-/// What the coordinator knows of a partition.
+/// What a partition reports to the coordinator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PartitionProgress {
-    /// What may be committed; none before the first record.
+    /// The offset that may be committed; none before the first record.
     pub position: Option<i64>,
-    /// When the oldest record was written that is not settled.
+    /// When the oldest unsettled record was written.
     pub oldest: Option<Timestamp>,
 }
 
-/// How far a partition may go.
+/// The limits of a partition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PartitionLimits {
-    /// Records between the oldest unsettled one and the last delivered.
+    /// Records from the oldest unsettled one to the last delivered.
     pub span: usize,
     /// How long running handlers are awaited after a stop.
     pub drain_timeout: Duration,
 }
 
-/// How many records met which fate. To look a counter up costs more than to count.
+/// The counters of records by fate, because looking one up costs more than counting.
 #[derive(Debug)]
 struct Fates {
     done: IntCounter,
@@ -78,51 +78,50 @@ struct Fates {
     unfinished: IntCounter,
 }
 
-/// Handlers at work. They run inside the partition's task: to give each record a task costs more than most
-/// handlers do before they wait for somebody, and there are other partitions for the other processors.
+/// Running handlers. They run inside the partition's task: a task for each record would cost more than most
+/// handlers compute before their first wait, and other partitions occupy the other processors.
 pub(super) type RunningHandlers = FuturesUnordered<BoxFuture<'static, (InFlight, RecordEnd)>>;
 
-/// What is left of a partition that has ended.
+/// What a partition's task returns.
 #[derive(Debug)]
 pub(super) struct PartitionExit {
-    pub of: TopicPartition,
-    /// None but those of a lost partition.
+    pub tp: TopicPartition,
+    /// Empty unless the partition was lost.
     pub running: RunningHandlers,
 }
 
-/// A partition that is quiet asks for its position after 1, 2, 4 and 8 seconds, and then this often, in
+/// An idle partition asks for its position after 1, 2, 4 and 8 seconds, and then in this interval, in
 /// seconds.
-const QUIET_ASKS_EVERY: u32 = 8;
+const POSITION_POLL_SECONDS: u32 = 8;
 
-/// The owner of a partition.
+/// The state of a partition's task.
 pub(super) struct Partition<S, H: Handler, P> {
-    of: TopicPartition,
+    tp: TopicPartition,
     context: Arc<StageContext<H, P>>,
     intake: Intake<S>,
     signals: CancelSignals,
-    /// The stop that handlers are given. One for all: to clone a token takes a lock.
+    /// The stop that handlers get. One for all: cloning a token takes a lock.
     stop: Arc<CancellationToken>,
     limits: PartitionLimits,
     progress: watch::Sender<PartitionProgress>,
     window: Window,
     key_queues: KeyQueues<(InFlight, H::Event)>,
     running: RunningHandlers,
-    /// So long has no record come.
+    /// The time since the last record.
     quiet_seconds: u32,
-    /// Admitted and not settled, waiting in a lane or running.
+    /// Records that were accepted and have not ended: waiting in a key queue or running.
     held: usize,
     poison_pills: PoisonPillBreaker,
     fates: Fates,
-    /// Behind the last record that has started.
+    /// The offset after the last record that has started.
     started: i64,
-    /// After a stop: the first record that will be handled again. Whatever stands behind it is handled again
-    /// too.
+    /// The first record that will be handled again after a stop, and with it everything behind it.
     redeliver_from: i64,
 }
 
 impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
     pub(super) fn new(
-        of: TopicPartition,
+        tp: TopicPartition,
         source: S,
         context: Arc<StageContext<H, P>>,
         signals: CancelSignals,
@@ -132,7 +131,7 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         let intake = Intake::new(source, context.budget.admission());
         let fates = Fates::of(&context.metrics, &context.stage);
         Self {
-            of,
+            tp,
             context,
             intake,
             stop: Arc::new(signals.stop.clone()),
@@ -151,11 +150,12 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         }
     }
 
-    /// Runs the partition until it is told to end, and drains it. Reads nothing before `predecessors` is set.
-    pub(super) async fn run(mut self, predecessors: Option<CancellationToken>) -> PartitionExit {
+    /// Runs the partition until it is stopped, and drains it. Reads nothing before `orphans_ended` is
+    /// cancelled: the partition's orphaned handlers still run.
+    pub(super) async fn run(mut self, orphans_ended: Option<CancellationToken>) -> PartitionExit {
         let stop = self.signals.stop.clone();
         let mut stopped = pin!(stop.cancelled());
-        if let Some(ended) = predecessors {
+        if let Some(ended) = orphans_ended {
             stop.run_until_cancelled(ended.cancelled()).await;
         }
         loop {
@@ -167,29 +167,28 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
                 arrival = self.intake.next(&*self.context.handler), if room => match arrival {
                     Arrival::Record(record, permits) => {
                         self.quiet_seconds = 0;
-                        self.begin(record, permits);
+                        self.accept(record, permits);
                     }
-                    Arrival::Quiet => self.catch_up(),
+                    Arrival::Quiet => self.pass_markers(),
                 },
             }
-            self.go_on();
+            self.take_ready();
             self.report();
-            consume_budget().await; // so that a partition with much to do lets the others work
+            consume_budget().await; // so that a busy partition lets the others run
         }
         self.drain().await;
-        PartitionExit { of: self.of, running: self.running }
+        PartitionExit { tp: self.tp, running: self.running }
     }
 
-    /// Whether another record may come in. With too much in hand, or too far ahead of a record that doesn't
-    /// end, the queue is left unread.
+    /// Whether another record may be read: not with too many held, nor too far ahead of one that doesn't end.
     fn has_room(&self) -> bool {
-        self.held < self.context.budget.partition_seats()
+        self.held < self.context.budget.partition_max()
             && self.window.span() < self.limits.span
-            && !self.poison_pills.has_tripped()
+            && !self.poison_pills.is_open()
     }
 
-    /// What has ended and what has arrived by now, without going to sleep in between.
-    fn go_on(&mut self) {
+    /// Takes what has ended and what has arrived by now, without waiting.
+    fn take_ready(&mut self) {
         while let Some(Some((in_flight, end))) = self.running.next().now_or_never() {
             self.ended(in_flight, end);
         }
@@ -202,24 +201,21 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
             else {
                 return;
             };
-            self.begin(record, permits);
+            self.accept(record, permits);
         }
     }
 
-    fn begin(&mut self, record: Box<Record>, permits: Permits) {
+    fn accept(&mut self, record: Box<Record>, permits: Permits) {
         self.held += 1;
-        let passed_over = self.window.gap(record.offset);
-        if passed_over > 0 {
-            self.context
-                .metrics
-                .offset_gaps_total
-                .with_label_values(&[&*self.context.stage])
-                .inc_by(passed_over);
+        let gap = self.window.gap(record.offset);
+        if gap > 0 {
+            let gaps = &self.context.metrics.offset_gaps_total;
+            gaps.with_label_values(&[&*self.context.stage]).inc_by(gap);
         }
         let ticket = self.window.deliver(record.offset, record.timestamp);
         let read = self.context.read(&record);
         let keyed = read.and_then(|event| {
-            let key = guarded(|| self.context.handler.key(&event))?;
+            let key = catch_panic(|| self.context.handler.key(&event))?;
             Ok((event, key))
         });
         match keyed {
@@ -244,24 +240,24 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         }));
     }
 
-    /// The record can't be handled: it becomes a dead letter, unless that happens so often that the fault is
-    /// ours.
+    /// The record can't be handled: it becomes a dead letter, unless that happens so often that the handler
+    /// must be at fault.
     fn failed(&mut self, in_flight: InFlight, cause: Cause) {
-        let had_tripped = self.poison_pills.has_tripped();
-        if work::may_be_ours(&cause) {
+        let was_open = self.poison_pills.is_open();
+        if work::may_be_handlers_fault(&cause) {
             self.poison_pills.count(true);
         }
-        if self.poison_pills.has_tripped() {
-            if !had_tripped {
-                let of = &self.of;
+        if self.poison_pills.is_open() {
+            if !was_open {
+                let tp = &self.tp;
                 let stage = &self.context.stage;
                 error!(
                     stage,
-                    topic = &*of.topic,
-                    partition = of.partition,
+                    topic = &*tp.topic,
+                    partition = tp.partition,
                     error = cause.detail(),
-                    "Poison-pill breaker open: stage {stage} fails on record after record of {of} ({}). The \
-                     partition is not read until the cause is mended and the process is restarted",
+                    "Poison-pill breaker open: stage {stage} fails on record after record of {tp} ({}). The \
+                     partition is not read until the cause is fixed and the process restarted",
                     cause.label()
                 );
                 self.key_queues.retain_waiting(|_| false);
@@ -278,7 +274,8 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         }));
     }
 
-    /// A piece of work has ended: the record is settled, or goes on to the dead letters, or stays unsettled.
+    /// A handler, or the writing of a dead letter, has ended: the record is settled, or becomes a dead
+    /// letter, or stays unsettled.
     fn ended(&mut self, in_flight: InFlight, end: RecordEnd) {
         let fate = match end {
             RecordEnd::Failed(cause) => return self.failed(in_flight, cause),
@@ -302,13 +299,13 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         }
     }
 
-    /// All is quiet: what lies behind the last record and is never delivered may be passed too. An aborted
-    /// transaction comes without any sign, so that is asked again and again; but an answer costs librdkafka
-    /// as much as the consumer has partitions, and a partition may be quiet for ever.
-    fn catch_up(&mut self) {
+    /// The partition is idle: the position may also pass what follows the last record and is never delivered.
+    /// An aborted transaction causes no event, so the position is polled; but seldom, because an answer costs
+    /// librdkafka time in proportion to the consumer's partitions, and a partition may be idle forever.
+    fn pass_markers(&mut self) {
         self.quiet_seconds = self.quiet_seconds.saturating_add(1);
         let asks =
-            self.quiet_seconds.is_power_of_two() || self.quiet_seconds.is_multiple_of(QUIET_ASKS_EVERY);
+            self.quiet_seconds.is_power_of_two() || self.quiet_seconds.is_multiple_of(POSITION_POLL_SECONDS);
         if asks
             && self.window.span() == 0
             && let Some(position) = self.intake.position()
@@ -325,12 +322,13 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
         self.progress.send_if_modified(|last| std::mem::replace(last, progress) != progress);
     }
 
-    /// Waits for the handlers that run, as long as that is allowed. Each result that still comes in counts.
+    /// Waits for the running handlers, at most for the drain time-out. Each result until then counts.
     async fn drain(&mut self) {
-        let (started, now) = (self.started, Instant::now());
-        let (catch_up_until, deadline) =
-            (now + self.limits.drain_timeout / CATCH_UP_PART, now + self.limits.drain_timeout);
-        // Whoever waits in a lane behind the last one that has started was overtaken by nobody.
+        let now = Instant::now();
+        let catch_up_until = now + self.limits.drain_timeout / CATCH_UP_PART;
+        let deadline = now + self.limits.drain_timeout;
+        // A record in a key queue that lies behind the last one started was overtaken by none.
+        let started = self.started;
         let mut starts_below = i64::MAX;
         loop {
             let catches_up = Instant::now() < catch_up_until;
@@ -348,13 +346,15 @@ impl<S: RecordSource, H: Handler, P: Publish> Partition<S, H, P> {
                 },
                 () = sleep_until(catch_up_until), if catches_up => {}
                 () = sleep_until(deadline) => {
-                    let (of, left) = (&self.of, self.running.len());
+                    let tp = &self.tp;
+                    let aborted = self.running.len();
                     warn!(
                         stage = self.context.stage,
-                        topic = &*of.topic,
-                        partition = of.partition,
-                        left,
-                        "Drain timed out: {left} records of {of} are aborted and handled again by the next owner"
+                        topic = &*tp.topic,
+                        partition = tp.partition,
+                        aborted,
+                        "Drain timed out: {aborted} handlers of {tp} are aborted, their records left to the \
+                         next owner"
                     );
                     break;
                 }

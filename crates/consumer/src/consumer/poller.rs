@@ -1,9 +1,9 @@
-//! The one who listens to librdkafka: serves its main queue, and hands rebalances over.
+//! Polls librdkafka's main queue, and passes rebalances to the coordinator.
 //!
 //! Messages never come this way; they come through the partitions' own queues. What comes is events:
-//! rebalances, errors, statistics, log lines. A rebalance is *handed over* to the coordinator and answered
-//! later, so this loop never stands still: polling is our sign of life, and if it stopped while partitions
-//! were read, no rebalance would ever be answered.
+//! rebalances, errors, statistics, log lines. A rebalance is *passed on* and answered later, so this loop
+//! never blocks: by polling a consumer shows that it is alive, and if it stopped while partitions were read,
+//! no rebalance would ever be answered.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,43 +33,45 @@ use crate::{ConsumerMetrics, LogThrottle, client::log};
 /// A stage's consumer: this process's member of the stage's group.
 pub(super) type Member = StreamConsumer<StageConsumerContext>;
 
-/// The main queue may lose a wake-up like any other.
-const LISTEN: Duration = Duration::from_secs(1);
+/// How long to wait for an event before polling again: the main queue may lose a wake-up like any other.
+const RECV_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the requests of [`wake_fetchers`] may take.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the group tells us. It waits for an answer to each, and meanwhile the whole member is given nothing
-/// to read.
+/// A rebalance event. The group waits for an answer to each, and meanwhile the whole member reads nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Rebalance {
-    /// These are ours now, beside those that we have.
+    /// These are assigned, beside those that we have.
     Assigned(Vec<TopicPartition>),
-    /// These are to be given back.
+    /// These are revoked.
     Revoked {
-        /// Which.
         partitions: Vec<TopicPartition>,
-        /// They are somebody else's already: nothing may be committed, nothing waited for.
+        /// Another member may own them already: nothing may be committed, nothing awaited.
         lost: bool,
     },
 }
 
-/// What librdkafka's statistics say.
+/// What we use of librdkafka's statistics.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConsumerStats {
-    /// The member has its place in the group, perhaps with nothing to read.
-    pub placed: bool,
-    pub watermarks: HashMap<TopicPartition, Watermarks>,
-    /// How many partitions each topic has that we read something of.
+    /// The member has joined its group, perhaps with nothing to read.
+    pub joined: bool,
+    pub watermarks: HashMap<TopicPartition, PartitionWatermarks>,
+    /// How many partitions each topic has of which we read some.
     pub partitions: BTreeMap<String, usize>,
 }
 
-/// Where a partition begins and ends, and what the group had committed; negative = unknown.
+/// The first offset of a partition, the one after its last, and the group's committed one; negative =
+/// unknown.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Watermarks {
+pub(super) struct PartitionWatermarks {
     pub low: i64,
     pub high: i64,
     pub committed: i64,
 }
 
-/// librdkafka calls this from the poller's task, and from the thread that closes the consumer.
+/// The callbacks of a consumer: librdkafka calls them from the poller's task, and from the thread that closes
+/// the consumer.
 #[derive(Debug)]
 pub(super) struct StageConsumerContext {
     stage: String,
@@ -80,98 +82,97 @@ pub(super) struct StageConsumerContext {
     log_throttle: LogThrottle,
 }
 
-/// Polls until something is wrong that polling again does not mend.
+/// Polls until a fatal error.
 pub(super) async fn poll(member: Arc<Member>) -> StageError {
     loop {
-        match timeout(LISTEN, member.recv()).await {
-            // Partitions are split off before they are assigned. Whatever this is, nobody would settle it.
-            Ok(Ok(stray)) => return StageError::stray(&stray),
+        match timeout(RECV_TIMEOUT, member.recv()).await {
+            // Queues are split off before their partitions are assigned. No task would settle this message.
+            Ok(Ok(message)) => return StageError::unexpected_message(&message),
             Ok(Err(KafkaError::MessageConsumptionFatal(code))) => {
-                return gave_up(member.client().fatal_error().unwrap_or((code, String::new())));
+                return fatal(member.client().fatal_error().unwrap_or((code, String::new())));
             }
-            // All brokers away, a poll that came late, an unknown topic: it passes, and `Context::error` has
-            // told it.
-            Ok(Err(passing)) => debug!(error = %passing, "librdkafka reports: {passing}"),
+            // All brokers down, a poll that came late, an unknown topic: it passes, and the callback `error`
+            // has logged it.
+            Ok(Err(error)) => debug!(%error, "librdkafka reports: {error}"),
             Err(_elapsed) => {}
         }
-        if let Some(why) = member.client().fatal_error() {
-            return gave_up(why);
+        if let Some(error) = member.client().fatal_error() {
+            return fatal(error);
         }
     }
 }
 
-/// What it means that librdkafka has given up.
-fn gave_up((code, reason): (RDKafkaErrorCode, String)) -> StageError {
+/// A fatal error of librdkafka as ours.
+fn fatal((code, reason): (RDKafkaErrorCode, String)) -> StageError {
     match code {
-        RDKafkaErrorCode::UnreleasedInstanceId => StageError::NameTaken,
-        RDKafkaErrorCode::FencedInstanceId => StageError::NameTakenOver,
+        RDKafkaErrorCode::UnreleasedInstanceId => StageError::UnreleasedInstanceId,
+        RDKafkaErrorCode::FencedInstanceId => StageError::FencedInstanceId,
         _ => StageError::Fatal(format!("{code}: {reason}")),
     }
 }
 
-/// Takes partitions into the assignment: the answer to [`Rebalance::Assigned`].
-pub(super) fn take(
+/// Adds partitions to the assignment: the answer to [`Rebalance::Assigned`].
+pub(super) fn assign(
     consumer: &impl Consumer<StageConsumerContext>,
     partitions: &[TopicPartition],
 ) -> KafkaResult<()> {
-    let partitions = list(partitions.iter().map(|of| (of, Offset::Invalid)))?;
+    let partitions = list(partitions.iter().map(|tp| (tp, Offset::Invalid)))?;
     match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_assign(&partitions),
-        // Only where kafka.properties asks for an eager assignor.
+        // Only where the settings' properties ask for an eager assignor.
         RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&partitions),
     }
 }
 
-/// Gives partitions back: the answer to [`Rebalance::Revoked`].
-pub(super) fn give_back(
+/// Removes partitions from the assignment: the answer to [`Rebalance::Revoked`].
+pub(super) fn unassign(
     consumer: &impl Consumer<StageConsumerContext>,
     partitions: &[TopicPartition],
 ) -> KafkaResult<()> {
-    let partitions = list(partitions.iter().map(|of| (of, Offset::Invalid)))?;
+    let partitions = list(partitions.iter().map(|tp| (tp, Offset::Invalid)))?;
     match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(&partitions),
         RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
     }
 }
 
-/// Wakes the threads that fetch what we keep. librdkafka pauses all that we have while it waits for our
-/// answer, and then resumes it without a word to the thread of the broker that leads it, which looks once a
-/// second when it has nothing else to do (2.12.1). So each is given something to do: the question where its
-/// partitions end. Blocks until they have answered.
+/// Wakes the threads that fetch the partitions that we keep. librdkafka pauses all of them while it waits for
+/// our answer, and then resumes them without waking the threads of the brokers that lead them, which look
+/// once a second when they have nothing else to do (2.12.1). So each gets a request: the end offsets of its
+/// partitions. Blocks until they are answered.
 pub(super) fn wake_fetchers(consumer: &impl Consumer<StageConsumerContext>, kept: &[TopicPartition]) {
-    let asked = list(kept.iter().map(|of| (of, Offset::End)))
-        .and_then(|ends| consumer.offsets_for_times(ends, LISTEN));
-    if let Err(error) = asked {
-        debug!(%error, "Nobody was woken, reading goes on within a second: {error}");
+    let woken = list(kept.iter().map(|tp| (tp, Offset::End)))
+        .and_then(|ends| consumer.offsets_for_times(ends, WAKE_TIMEOUT));
+    if let Err(error) = woken {
+        debug!(%error, "The fetchers were not woken, they continue within a second: {error}");
     }
 }
 
-/// A list of librdkafka's.
+/// Partitions and offsets as librdkafka takes them.
 pub(super) fn list<'a>(
     offsets: impl IntoIterator<Item = (&'a TopicPartition, Offset)>,
 ) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
-    for (of, offset) in offsets {
-        list.add_partition_offset(&of.topic, of.partition, offset)?;
+    for (tp, offset) in offsets {
+        list.add_partition_offset(&tp.topic, tp.partition, offset)?;
     }
     Ok(list)
 }
 
-/// Whether the member has its place in the group. A member that is dealt nothing is told so by the classic
-/// protocol; under KIP-848 it hears nothing at all, and that it has stood in front of its coordinator for a
-/// while is all there is to see.
-fn is_placed(state: &str, join_state: &str, state_age_ms: i64) -> bool {
-    const A_WHILE_MS: i64 = 10_000;
-    state == "up" && (join_state == "steady" || (join_state == "init" && state_age_ms >= A_WHILE_MS))
+/// Whether the member has joined the group. A member without partitions gets an event under the classic
+/// protocol; under KIP-848 there is none, and the only sign is that its coordinator has been up for a while.
+fn has_joined(state: &str, join_state: &str, state_age_ms: i64) -> bool {
+    const AGE_MIN_MS: i64 = 10_000;
+    state == "up" && (join_state == "steady" || (join_state == "init" && state_age_ms >= AGE_MIN_MS))
 }
 
-/// Whether librdkafka says that it goes on reading elsewhere than where it was. It says so in its log and
-/// nowhere else. (That a group has no offset yet, it says at another level.)
+/// Whether a log line of librdkafka reports an offset reset, which it reports in no other way. (A group
+/// without a committed offset is logged at another level.)
 fn is_offset_reset(facility: &str, message: &str) -> bool {
     facility == "OFFSET" && message.contains("offset reset")
 }
 
-/// The partitions of a list of librdkafka's.
+/// The partitions of a list, without its offsets.
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements()
         .iter()
@@ -188,31 +189,32 @@ impl StageConsumerContext {
         rebalances: mpsc::Sender<Rebalance>,
         stats: watch::Sender<ConsumerStats>,
     ) -> Self {
-        let (closing, log_throttle) = (AtomicBool::new(false), LogThrottle::default());
-        Self { stage: stage.to_owned(), metrics, rebalances, stats, closing, log_throttle }
+        Self {
+            stage: stage.to_owned(),
+            metrics,
+            rebalances,
+            stats,
+            closing: AtomicBool::new(false),
+            log_throttle: LogThrottle::default(),
+        }
     }
 
-    /// Records were deleted before they were read, or the log is not the one that the group has read: an
-    /// alarm.
+    /// Records were deleted before they were read, or the topic is not the one that the group has read.
     pub(super) fn on_offset_reset(&self, detail: &str) {
         let stage = &self.stage;
-        error!(
-            stage,
-            "The place where stage {stage} was reading is gone, records may be lost or come again: {detail}"
-        );
+        error!(stage, "Offset out of range: records of stage {stage} may be lost or handled again: {detail}");
         self.metrics.offset_resets_total.with_label_values(&[stage.as_str()]).inc();
     }
 
-    /// From now on nobody answers rebalances but the callback itself; without an answer a consumer never
-    /// closes.
+    /// From now on the callback itself answers rebalances; without an answer a consumer never closes.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
 
     fn answer(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance) {
         let answered = match rebalance {
-            Rebalance::Assigned(partitions) => take(consumer, partitions),
-            Rebalance::Revoked { partitions, .. } => give_back(consumer, partitions),
+            Rebalance::Assigned(partitions) => assign(consumer, partitions),
+            Rebalance::Revoked { partitions, .. } => unassign(consumer, partitions),
         };
         if let Err(error) = answered {
             warn!(stage = self.stage, %error, "A rebalance could not be answered while closing: {error}");
@@ -232,12 +234,12 @@ impl ConsumerContext for StageConsumerContext {
         }
         match self.rebalances.try_send(rebalance) {
             Ok(()) => {}
-            // The coordinator is gone, and with it all partition tasks.
+            // The coordinator has ended, and with it all partition tasks.
             Err(mpsc::error::TrySendError::Closed(rebalance)) => self.answer(consumer, &rebalance),
-            // librdkafka waits for one answer before it asks the next question. Should that ever be untrue,
-            // no answer is the safe one: the group takes the partitions away when our time is up.
+            // librdkafka waits for the answer to one rebalance before the next. Should that ever be untrue,
+            // no answer is the safe one: the group reassigns the partitions when our time is up.
             Err(mpsc::error::TrySendError::Full(rebalance)) => {
-                error!(stage = self.stage, ?rebalance, "Too many rebalances at once")
+                error!(stage = self.stage, ?rebalance, "Too many unanswered rebalances, one is ignored")
             }
         }
     }
@@ -253,7 +255,8 @@ impl ClientContext for StageConsumerContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if self.log_throttle.now() {
-            warn!(stage = self.stage, %error, "Kafka is not well for stage {}: {reason}", self.stage);
+            let stage = &self.stage;
+            warn!(stage, %error, "Kafka is unreachable: stage={stage} error={reason}");
         }
     }
 
@@ -264,20 +267,23 @@ impl ClientContext for StageConsumerContext {
             .flat_map(|topic| topic.partitions.values().map(|partition| (&topic.topic, partition)));
         let watermarks =
             partitions.filter(|(_, partition)| partition.partition >= 0).map(|(topic, partition)| {
-                // Under read_committed nothing behind the last stable offset can be read.
+                // Under read_committed nothing from the last stable offset on can be read.
                 let high = if partition.ls_offset >= 0 { partition.ls_offset } else { partition.hi_offset };
-                let watermarks =
-                    Watermarks { low: partition.lo_offset, high, committed: partition.committed_offset };
+                let watermarks = PartitionWatermarks {
+                    low: partition.lo_offset,
+                    high,
+                    committed: partition.committed_offset,
+                };
                 (TopicPartition { topic: topic.as_str().into(), partition: partition.partition }, watermarks)
             });
-        let placed =
-            statistics.cgrp.is_some_and(|group| is_placed(&group.state, &group.join_state, group.stateage));
+        let joined =
+            statistics.cgrp.is_some_and(|group| has_joined(&group.state, &group.join_state, group.stateage));
         let watermarks = watermarks.collect();
         let partitions = statistics.topics.values().map(|topic| {
             let known =
                 topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
             (topic.topic.clone(), known.count())
         });
-        self.stats.send_replace(ConsumerStats { placed, watermarks, partitions: partitions.collect() });
+        self.stats.send_replace(ConsumerStats { joined, watermarks, partitions: partitions.collect() });
     }
 }

@@ -1,9 +1,9 @@
 //! Which offset of a partition is safe to commit.
 //!
 //! Records finish out of order; Kafka commits a prefix. We commit the oldest offset that has been delivered
-//! and not settled. After a crash the tail is delivered again: we accept repeats, and never a gap. Only
-//! *delivered* offsets count: a compacted or transactional log has holes, so nothing is concluded from one
-//! offset to the next.
+//! and not settled. After a crash what lies behind it is delivered again: we accept repeats, and never a gap.
+//! Only *delivered* offsets count: a compacted or transactional log has gaps, so nothing follows from one
+//! offset for the next.
 
 use std::collections::VecDeque;
 
@@ -19,8 +19,8 @@ pub(super) struct Window {
     end: Option<i64>,
 }
 
-/// Stands for one delivery, not for an offset: the same offset may be delivered again, and its first delivery
-/// may still be at work then.
+/// Identifies one delivery, not an offset: the same offset may be delivered again while its first delivery is
+/// still being handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct OffsetTicket(u64);
 
@@ -33,11 +33,11 @@ struct Entry {
 }
 
 impl Window {
-    /// Takes in the record at `offset`, unsettled.
+    /// Adds the record at `offset`, unsettled.
     ///
-    /// An offset that does not lie behind the last one means that the log was cut, or that librdkafka went
-    /// back a little. What comes from there on is delivered anew, so its earlier deliveries count no more;
-    /// what lies below still does.
+    /// An offset that does not lie behind the last one means that the log was truncated, or that librdkafka
+    /// went back a little. Everything from there on is delivered again, so its earlier deliveries no longer
+    /// count; what lies below still does.
     pub(super) fn deliver(&mut self, offset: i64, timestamp: Timestamp) -> OffsetTicket {
         while self.entries.pop_back_if(|entry| entry.offset >= offset).is_some() {}
         let ticket = self.next;
@@ -47,7 +47,7 @@ impl Window {
         ticket
     }
 
-    /// How many offsets are passed over when `offset` is delivered next.
+    /// How many offsets lie between the last delivery and `offset`; 0 before the first.
     pub(super) fn gap(&self, offset: i64) -> u64 {
         self.end.map_or(0, |end| u64::try_from(offset - end).unwrap_or(0))
     }
@@ -60,8 +60,7 @@ impl Window {
         while self.entries.pop_front_if(|entry| entry.settled).is_some() {}
     }
 
-    /// Tickets follow each other without a gap unless the log went back, so a look at one place mostly finds
-    /// it.
+    /// Tickets are consecutive unless the log went back, so the first guess is mostly right.
     fn entry_of(&mut self, ticket: OffsetTicket) -> Option<&mut Entry> {
         let guess = usize::try_from(ticket.0.checked_sub(self.entries.front()?.ticket.0)?).ok()?;
         let index = match self.entries.get(guess) {
@@ -71,17 +70,17 @@ impl Window {
         self.entries.get_mut(index)
     }
 
-    /// With everything settled, the log itself says that we stand at `position`: behind the markers of a
-    /// transaction, say, which are never delivered. Not believed before the first delivery: librdkafka's
-    /// position may then be one of an earlier assignment, and lie behind what is still to come.
+    /// With everything settled, moves on to the `position` that librdkafka reports: behind the markers of a
+    /// transaction, for instance, which are never delivered. Ignored before the first delivery: librdkafka's
+    /// position may then be one of an earlier assignment, and lie behind what is still to be delivered.
     pub(super) fn advance(&mut self, position: i64) {
         if self.entries.is_empty() && self.end.is_some() {
             self.end = self.end.max(Some(position));
         }
     }
 
-    /// What may be committed: the oldest unsettled offset, or the one after the last. None before the first
-    /// delivery.
+    /// The offset that may be committed: the oldest unsettled one, or the one after the last. None before the
+    /// first delivery.
     pub(super) fn position(&self) -> Option<i64> {
         self.entries.front().map(|entry| entry.offset).or(self.end)
     }
@@ -109,7 +108,7 @@ mod tests {
         window.deliver(offset, Timestamp::from_second(offset).unwrap())
     }
 
-    /// What happens to a partition: a record comes, mostly the next one, or one of those at work is settled.
+    /// What happens to a partition: a record is delivered, mostly the next one, or one that runs is settled.
     #[derive(Clone, Debug)]
     enum WindowStep {
         Deliver { skipping: i64 },
@@ -124,10 +123,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_position_is_the_smallest_unsettled_offset_whatever_the_order_and_the_gaps(steps in steps(), start in 100..1_000_i64) {
-            let (mut window, mut next, mut any) = (Window::default(), start, false);
-            // Naively: each delivery that counts and is not settled, and each that may still come to an end.
-            let (mut open, mut at_work) = (BTreeSet::new(), Vec::new());
+        fn the_position_is_the_smallest_unsettled_offset_whatever_the_order_and_the_gaps(
+            steps in steps(),
+            start in 100..1_000_i64,
+        ) {
+            let mut window = Window::default();
+            let mut next = start;
+            let mut any = false;
+            // The naive model: each delivery that counts and is not settled, and each that still runs.
+            let mut open = BTreeSet::new();
+            let mut running = Vec::new();
             for step in steps {
                 let before = window.position();
                 match step {
@@ -136,12 +141,16 @@ mod tests {
                         let ticket = deliver(&mut window, offset);
                         open.retain(|(other, _)| *other < offset);
                         open.insert((offset, ticket));
-                        at_work.push((offset, ticket));
-                        (next, any) = (offset + 1, true);
-                        prop_assert!(skipping < 0 || window.position() >= before, "a position only goes back with the log");
+                        running.push((offset, ticket));
+                        next = offset + 1;
+                        any = true;
+                        prop_assert!(
+                            skipping < 0 || window.position() >= before,
+                            "a position only goes back with the log"
+                        );
                     }
-                    WindowStep::Settle(which) if !at_work.is_empty() => {
-                        let (offset, ticket) = at_work.swap_remove(which.index(at_work.len()));
+                    WindowStep::Settle(which) if !running.is_empty() => {
+                        let (offset, ticket) = running.swap_remove(which.index(running.len()));
                         window.settle(ticket);
                         open.remove(&(offset, ticket));
                         prop_assert!(window.position() >= before, "a position only goes back with the log");
@@ -158,7 +167,7 @@ mod tests {
     #[test]
     fn nothing_may_be_committed_before_anything_was_delivered() {
         assert_eq!(Window::default().position(), None);
-        // Not even where librdkafka says that it stands: that may be the end of an earlier assignment.
+        // Not even the position that librdkafka reports: that may be the end of an earlier assignment.
         let mut window = Window::default();
         window.advance(9);
         assert_eq!(window.position(), None);
@@ -167,7 +176,7 @@ mod tests {
     #[test]
     fn a_gap_is_what_lies_between_two_deliveries() {
         let mut window = Window::default();
-        assert_eq!(window.gap(10), 0, "before the first delivery nothing is known");
+        assert_eq!(window.gap(10), 0, "before the first delivery there is no gap");
         deliver(&mut window, 10);
         assert_eq!([window.gap(11), window.gap(14), window.gap(3)], [0, 3, 0]);
     }
@@ -175,25 +184,27 @@ mod tests {
     #[test]
     fn settling_twice_is_settling_once() {
         let mut window = Window::default();
-        let (first, _second) = (deliver(&mut window, 10), deliver(&mut window, 11));
+        let first = deliver(&mut window, 10);
+        deliver(&mut window, 11);
         window.settle(first);
         window.settle(first);
         assert_eq!(window.position(), Some(11));
     }
 
     #[test]
-    fn a_log_that_was_cut_is_counted_anew_and_late_results_of_the_old_one_settle_nothing() {
+    fn after_a_truncation_of_the_log_late_results_of_the_old_one_settle_nothing() {
         let mut window = Window::default();
         let old = deliver(&mut window, 100);
-        let _new = deliver(&mut window, 40);
+        deliver(&mut window, 40);
         window.settle(old);
         assert_eq!((window.position(), window.span()), (Some(40), 1));
     }
 
     #[test]
-    fn a_record_that_comes_twice_does_not_hide_an_unsettled_one_below_it() {
+    fn a_record_that_is_delivered_twice_does_not_hide_an_unsettled_one_below_it() {
         let mut window = Window::default();
-        let (_slow, first) = (deliver(&mut window, 5), deliver(&mut window, 6));
+        deliver(&mut window, 5);
+        let first = deliver(&mut window, 6);
         let second = deliver(&mut window, 6);
         window.settle(first);
         window.settle(second);

@@ -1,9 +1,9 @@
 //! What is done with one record: its handler, for as long as it takes, and its dead letter if it can't be
 //! handled.
 //!
-//! Nothing counts attempts and nothing has a deadline after which a record is given up: a dependency that is
-//! unavailable is waited for, here, in the record's key queue. The only things that end the waiting are success
-//! and the stop of the partition.
+//! Nothing counts attempts, and there is no deadline after which a record is dropped: a dependency that is
+//! unavailable is waited for, here, in the record's key queue. Only success and the stop of the partition end
+//! the waiting.
 
 use std::{any::Any, error::Error, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -19,19 +19,19 @@ use super::{
     window::OffsetTicket,
 };
 use crate::{
-    Cause, ConsumerMetrics, Fate, Handler, HandlerError, LaneKey, LogThrottle, Publish, PublishError, Record,
-    Rejected,
+    Cause, ConsumerMetrics, Fate, Handler, HandlerError, LogThrottle, OrderingKey, Publish, PublishError,
+    Record, Rejected,
 };
 
-/// The pause before a record is tried again. Jitter takes away up to a half, so that thousands of records that
-/// wait for one store don't come back as one.
-const TRY_AGAIN: Backoff =
+/// The pause before a record is tried again. Jitter takes away up to a half, so that thousands of records
+/// that wait for one dependency don't retry at the same moment.
+const RETRY_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(100), Duration::from_secs(30)).with(Jitter::Shorten(0.5));
 
 /// What all partitions of a stage share.
 #[derive(Debug)]
 pub(super) struct StageContext<H, P> {
-    /// The stage's name, in metrics and log lines.
+    /// The stage's name, in metrics and logs.
     pub stage: String,
     /// Its consumer group.
     pub group: String,
@@ -40,36 +40,36 @@ pub(super) struct StageContext<H, P> {
     pub dead_letters: DeadLetters,
     pub metrics: Arc<ConsumerMetrics>,
     pub budget: Budget,
-    /// An outage is logged once in a while, not once a record.
+    /// For outages, which would else be logged once for each record.
     pub log_throttle: LogThrottle,
 }
 
-/// A record on its way to its fate.
+/// A record that has permits and no fate yet.
 #[derive(Debug)]
 pub(super) struct InFlight {
     /// Boxed, because it is moved many times.
     pub record: Box<Record>,
     pub ticket: OffsetTicket,
-    pub key: Option<LaneKey>,
+    pub key: Option<OrderingKey>,
     /// Released when the record is dropped.
     pub _permits: Permits,
 }
 
-/// How a piece of work on a record ended.
+/// How a handler, or the writing of a dead letter, ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RecordEnd {
-    /// The handler has done it.
+    /// The handler is done with the record.
     Done,
-    /// The handler can't do it, or panicked on it.
+    /// The handler rejected the record, or panicked.
     Failed(Cause),
-    /// It lies in the topic of dead letters.
+    /// The record was written to the topic of dead letters.
     DeadLettered,
     /// Stopped before it was done.
     Unfinished,
 }
 
 impl<H: Handler, P: Publish> StageContext<H, P> {
-    /// Lets the handler do the record's work, again and again while a dependency is unavailable.
+    /// Calls the handler, again and again while a dependency is unavailable.
     pub(super) async fn handle(
         &self,
         event: H::Event,
@@ -83,7 +83,7 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
             match attempt.catch_unwind().await {
                 Ok(Ok(Fate::Done)) => return RecordEnd::Done,
                 Ok(Ok(Fate::DeadLetter(cause))) => return RecordEnd::Failed(cause),
-                // Stopped by itself, without a stop: it wants to be called again.
+                // Without a stop it is called again.
                 Ok(Ok(Fate::Unfinished)) => {}
                 Ok(Err(HandlerError::Rejected(Rejected(cause)))) => return RecordEnd::Failed(cause),
                 Ok(Err(HandlerError::Unavailable(unavailable))) => {
@@ -92,7 +92,7 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
                 Err(panic) => return RecordEnd::Failed(panicked(&*panic)),
             }
             failures += 1;
-            if !waited(failures, stop).await {
+            if !pause(failures, stop).await {
                 return RecordEnd::Unfinished;
             }
             event = match self.read(record) {
@@ -102,9 +102,9 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
         }
     }
 
-    /// Reads the record. A panic in it is the record's end, not the stage's.
+    /// Reads the record. If that panics, the record is rejected.
     pub(super) fn read(&self, record: &Record) -> Result<H::Event, Cause> {
-        guarded(|| self.handler.read(record)).and_then(|read| read.map_err(|Rejected(cause)| cause))
+        catch_panic(|| self.handler.read(record)).and_then(|read| read.map_err(|Rejected(cause)| cause))
     }
 
     /// Writes the record to the dead letters, again and again while Kafka is unavailable.
@@ -114,21 +114,21 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
         cause: &Cause,
         stop: &CancellationToken,
     ) -> RecordEnd {
-        let mut letter = dead_letter::letter(record, cause, &self.group, &self.dead_letters);
+        let mut message = dead_letter::message(record, cause, &self.group, &self.dead_letters);
         let mut failures = 0;
         loop {
-            match self.publish.publish(letter.clone()).await {
+            match self.publish.publish(message.clone()).await {
                 Ok(()) => break,
-                Err(PublishError::Rejected(_)) if letter.value.is_some() => {
-                    letter = dead_letter::without_value(letter, &self.dead_letters);
+                Err(PublishError::Rejected(_)) if message.value.is_some() => {
+                    message = dead_letter::without_value(message, &self.dead_letters);
                     continue;
                 }
-                // Tried again, although it is hopeless: the record must not be lost.
+                // Tried again, although that may never succeed: the record must not be lost.
                 Err(PublishError::Rejected(rejected)) => self.log_unavailable(record, &rejected),
                 Err(PublishError::Unavailable(unavailable)) => self.log_unavailable(record, &unavailable),
             }
             failures += 1;
-            if !waited(failures, stop).await {
+            if !pause(failures, stop).await {
                 return RecordEnd::Unfinished;
             }
         }
@@ -141,7 +141,7 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
             offset,
             cause = label,
             error = cause.detail(),
-            "Record {topic}/{partition}@{offset} went to {}: {label}",
+            "Dead letter: record {topic}/{partition}@{offset} was written to {}: {label}",
             self.dead_letters.topic
         );
         self.metrics.dead_letters_total.with_label_values(&[topic, label]).inc();
@@ -158,32 +158,32 @@ impl<H: Handler, P: Publish> StageContext<H, P> {
                 partition,
                 offset,
                 error,
-                "Stage {stage} waits, {error}: {topic}/{partition}@{offset} and perhaps others are tried again \
-                 until it works"
+                "Stage {stage} retries {topic}/{partition}@{offset}, and perhaps other records, until it \
+                 succeeds: {error}"
             );
         }
     }
 }
 
-/// Whether the fault may be ours rather than the record's.
-pub(super) fn may_be_ours(cause: &Cause) -> bool {
+/// Whether the handler may be at fault rather than the record.
+pub(super) fn may_be_handlers_fault(cause: &Cause) -> bool {
     match cause {
         Cause::Refused(_) | Cause::Panicked(_) => true,
         Cause::Unreadable(_) | Cause::Invalid(_) => false,
     }
 }
 
-/// Runs a piece of the handler that has to answer at once; a panic in it is the record's end, not the stage's.
-pub(super) fn guarded<T>(decide: impl FnOnce() -> T) -> Result<T, Cause> {
+/// Runs a synchronous part of the handler; a panic becomes the cause for which the record is rejected.
+pub(super) fn catch_panic<T>(decide: impl FnOnce() -> T) -> Result<T, Cause> {
     std::panic::catch_unwind(AssertUnwindSafe(decide)).map_err(|panic| panicked(&*panic))
 }
 
-/// Waits for the pause after that many failures; false = stopped.
-async fn waited(failures: u32, stop: &CancellationToken) -> bool {
+/// Waits for the pause after that many failures; false = `stop` came first.
+async fn pause(failures: u32, stop: &CancellationToken) -> bool {
     tokio::select! {
         biased;
         () = stop.cancelled() => false,
-        () = tokio::time::sleep(TRY_AGAIN.pause(failures, rand::random())) => true,
+        () = tokio::time::sleep(RETRY_BACKOFF.pause(failures, rand::random())) => true,
     }
 }
 
@@ -191,7 +191,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Cause {
     Cause::Panicked(panic_message(panic))
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text =
         panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
