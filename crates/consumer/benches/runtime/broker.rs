@@ -1,7 +1,7 @@
-//! A broker of the bench's own, and the records that everybody reads.
+//! A broker of the bench's own, and the records that all contestants read.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -17,12 +17,12 @@ use rdkafka::{
 
 use crate::PARTITIONS;
 
-/// Enough for ten seconds of the fastest after its warm-up; 1.8 GB on the disk.
+/// Enough for ten seconds of the fastest contestant after its warm-up; 1.8 GB on the disk.
 pub const RECORDS: u64 = 8_000_000;
 const VALUE_BYTES: usize = 200;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Ends with the bench, unless it is kept.
+/// Stopped when this is dropped, unless it is kept.
 pub struct Broker {
     pub address: String,
     pub topic: String,
@@ -30,7 +30,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts the broker and writes the records, where an earlier call has not left them.
+    /// Starts the broker and writes the records, unless an earlier call has kept them.
     pub fn start(keep: bool) -> Self {
         services("up");
         let address = std::fs::read_to_string(state().join("kafka.address")).unwrap().trim().to_owned();
@@ -62,15 +62,16 @@ impl Broker {
             .unwrap();
         let value: Vec<u8> = (0..VALUE_BYTES).map(|_| rand::random()).collect();
         for n in 0..RECORDS {
-            let (key, partition) = (format!("key-{n:08}"), i32::try_from(n % PARTITIONS as u64).unwrap());
+            let key = format!("key-{n:08}");
+            let partition = i32::try_from(n % PARTITIONS as u64).unwrap();
             let mut record = BaseRecord::to(&self.topic).partition(partition).key(&key).payload(&value);
-            while let Err((error, refused)) = producer.send(record) {
+            while let Err((error, unsent)) = producer.send(record) {
                 assert!(
                     matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)),
                     "{error}"
                 );
                 producer.poll(Duration::from_millis(10));
-                record = refused;
+                record = unsent;
             }
         }
         producer.flush(ANSWER_TIMEOUT).unwrap();
@@ -79,13 +80,13 @@ impl Broker {
     /// How many records the topic holds.
     fn stored(&self) -> u64 {
         let consumer: BaseConsumer = self.client().create().unwrap();
-        let there = consumer.fetch_metadata(None, ANSWER_TIMEOUT).unwrap();
-        if there.topics().iter().all(|topic| topic.name() != self.topic) {
+        let metadata = consumer.fetch_metadata(None, ANSWER_TIMEOUT).unwrap();
+        if metadata.topics().iter().all(|topic| topic.name() != self.topic) {
             return 0;
         }
-        let ends = (0..PARTITIONS)
+        let watermarks = (0..PARTITIONS)
             .map(|partition| consumer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT).unwrap());
-        ends.map(|(low, high)| u64::try_from(high - low).unwrap()).sum()
+        watermarks.map(|(low, high)| u64::try_from(high - low).unwrap()).sum()
     }
 
     fn client(&self) -> ClientConfig {
@@ -103,23 +104,26 @@ impl Drop for Broker {
     }
 }
 
-/// A group that nobody has been in.
-pub fn some_group() -> String {
+/// The name of a group that does not exist yet.
+pub fn new_group() -> String {
     format!("bench-{:08x}", rand::random::<u32>())
 }
 
-/// Where the broker and its data are.
+/// The folder of the broker and its data.
 fn state() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-services"))
+    workspace().join("target/bench-services")
 }
 
-fn services(word: &str) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let ended = Command::new(script)
-        .args([word, "kafka"])
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn services(command: &str) {
+    let ended = Command::new(workspace().join("scripts/services"))
+        .args([command, "kafka"])
         .env("SERVICES_STATE", state())
         .stdout(Stdio::null())
         .status()
         .unwrap();
-    assert!(ended.success(), "scripts/services {word}");
+    assert!(ended.success(), "scripts/services {command}");
 }

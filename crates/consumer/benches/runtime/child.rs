@@ -1,6 +1,6 @@
-//! A contestant at work, seen from outside.
+//! The process of a contestant.
 //!
-//! It says `idle` before it joins its group, and `warm` and `done` with the records it has handled and the
+//! It prints `idle` before it joins its group, and `warm` and `done` with the records it has handled and the
 //! seconds since the first of them. It ends when its standard input does.
 
 use std::{
@@ -18,16 +18,17 @@ use crate::{
 };
 
 const JAVA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/parallel-consumer/pom.xml");
-const JAVA_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/parallel-consumer");
+/// As the pom.xml has it.
+const JAVA_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/parallel-consumer");
 const HEAP: &str = "-Xmx2g";
 
 /// Killed when this is dropped.
 pub struct Child {
     process: std::process::Child,
-    says: Lines<BufReader<ChildStdout>>,
+    output: Lines<BufReader<ChildStdout>>,
 }
 
-/// What a run came to.
+/// The figures of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
     /// Records per second.
@@ -46,7 +47,7 @@ impl Child {
             "core" | "vertx" => java(),
             _ => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
-                command.arg(worker::WORD);
+                command.arg(worker::FLAG);
                 command
             }
         };
@@ -54,35 +55,37 @@ impl Child {
             .args([contestant, &broker.address, &broker.topic, group])
             .args([u64::from(pause_ms), u64::from(IN_FLIGHT), RECORDS].map(|n| n.to_string()));
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let says = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, says }
+        let output = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, output }
     }
 
-    /// The run's figures, when it is over.
+    /// Waits for the run's end, and returns its figures.
     pub fn measure(mut self) -> Figures {
-        self.hear("idle");
+        self.wait_for("idle");
         let idle = self.memory("VmRSS");
-        let warm = self.hear("warm");
+        let warm = self.wait_for("warm");
         let warm_cpu = self.cpu();
-        let done = self.hear("done");
-        let (cpu, peak) = (self.cpu() - warm_cpu, self.memory("VmHWM"));
-        let [records, seconds] = [0, 1].map(|n| done[n] - warm[n]);
+        let done = self.wait_for("done");
+        let cpu = self.cpu() - warm_cpu;
+        let peak = self.memory("VmHWM");
+        let records = done[0] - warm[0];
+        let seconds = done[1] - warm[1];
         Figures { rate: records / seconds, cpu: cpu * 1e6 / records, peak, idle }
     }
 
-    /// Waits until it says the word, and returns the numbers that it says with it.
-    pub fn hear(&mut self, word: &str) -> Vec<f64> {
-        let said = self.says.by_ref().map(Result::unwrap).find(|line| line.split(' ').next() == Some(word));
-        let said = said.unwrap_or_else(|| panic!("it ended before it said {word}"));
-        said.split(' ').skip(1).map(|number| number.parse().unwrap()).collect()
+    /// Waits for a line that starts with the word, and returns the numbers behind it.
+    pub fn wait_for(&mut self, word: &str) -> Vec<f64> {
+        let line = self.output.by_ref().map(Result::unwrap).find(|line| line.split(' ').next() == Some(word));
+        let line = line.unwrap_or_else(|| panic!("it ended before it printed {word}"));
+        line.split(' ').skip(1).map(|number| number.parse().unwrap()).collect()
     }
 
-    /// Lets it end in good order, and returns what it says last.
+    /// Stops it, and returns the rest of its output.
     pub fn stop(mut self) -> Vec<String> {
         drop(self.process.stdin.take());
-        let last = self.says.by_ref().map(Result::unwrap).collect();
-        assert!(self.process.wait().unwrap().success(), "a stop in good order");
-        last
+        let rest = self.output.by_ref().map(Result::unwrap).collect();
+        assert!(self.process.wait().unwrap().success(), "it stops without an error");
+        rest
     }
 
     fn cpu(&self) -> f64 {
@@ -96,7 +99,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _gone = self.process.kill();
+        let _killed = self.process.kill();
         let _reaped = self.process.wait();
     }
 }
@@ -108,7 +111,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// The Java worker, compiled once a call.
+/// The Java worker, compiled once in a run of the bench.
 fn java() -> Command {
     static COMPILED: OnceLock<()> = OnceLock::new();
     COMPILED.get_or_init(|| {

@@ -1,9 +1,9 @@
-//! A second member joins and leaves under load: how long the first one is silent meanwhile, and what is
+//! A second member joins and leaves under load: how long the first one reads nothing meanwhile, and what is
 //! handled twice.
 //!
-//! Silent: from the revocation, which a handler sees as its stop, to the record on a kept partition with
-//! which the flow goes on. What is begun right after the revocation had been read before it and is no sign of
-//! life, so it is the longest pause that begins within [`STRAGGLING`] that is looked for.
+//! The pause lasts from the revocation, which a handler sees as its stop, until records of the kept
+//! partitions start again. What starts right after the revocation was read before it and proves nothing, so
+//! the pause is the longest time without a start that begins within [`HANDLERS_END`] of the revocation.
 
 use std::{
     collections::BTreeMap,
@@ -17,77 +17,79 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Bar, PARTITIONS, bar,
+    PARTITIONS, Target,
     broker::{self, Broker},
     child::Child,
+    print_target,
     process::median,
     worker::{self, Task, input_ended},
 };
 
-const PAUSE_MS: u32 = 50;
-/// As long as the last handler of a revoked partition may take, and a little more.
-const STRAGGLING: Duration = Duration::from_millis(150);
-/// Between the steps of a round.
-const UNDISTURBED: Duration = Duration::from_secs(5);
+const HANDLER_MS: u32 = 50;
+/// How long the last handler of a revoked partition may take, and a little more.
+const HANDLERS_END: Duration = Duration::from_millis(150);
+/// The time between the steps of a round.
+const STEP: Duration = Duration::from_secs(5);
 
-/// What a round came to.
+/// The figures of a round.
 #[derive(Debug)]
 struct Round {
     /// Seconds.
-    silent: f64,
+    pause: f64,
     /// The part of it until the partitions were drained and committed; the rest is librdkafka's.
     drained: f64,
-    doubles: u64,
+    duplicates: u64,
     missing: u64,
 }
 
 pub fn measure(broker: &Broker, protocol: &str, rounds: usize) {
     let rounds: Vec<Round> = (0..rounds).map(|_| round(broker, protocol)).collect();
     let name = format!("rebalance, {protocol}");
-    let [silent, drained] =
-        [|round: &Round| round.silent, |round: &Round| round.drained].map(|of| median(rounds.iter().map(of)));
-    let [doubles, missing] = [|round: &Round| round.doubles, |round: &Round| round.missing]
-        .map(|of| rounds.iter().map(of).sum::<u64>());
-    bar(&name, "seconds silent", silent, Bar::AtMost(0.5));
-    bar(&name, "of them until all was drained and committed", drained, Bar::None);
-    bar(&name, "doubles", doubles as f64, Bar::AtMost(0.0));
-    bar(&name, "missing", missing as f64, Bar::AtMost(0.0));
+    let pause = median(rounds.iter().map(|round| round.pause));
+    let drained = median(rounds.iter().map(|round| round.drained));
+    let duplicates: u64 = rounds.iter().map(|round| round.duplicates).sum();
+    let missing: u64 = rounds.iter().map(|round| round.missing).sum();
+    print_target(&name, "seconds without reading", pause, Target::AtMost(0.5));
+    print_target(&name, "of them until all was drained and committed", drained, Target::None);
+    print_target(&name, "duplicates", duplicates as f64, Target::AtMost(0.0));
+    print_target(&name, "missing", missing as f64, Target::AtMost(0.0));
 }
 
 fn round(broker: &Broker, protocol: &str) -> Round {
-    let group = broker::some_group();
-    let mut first = Child::start(protocol, broker, PAUSE_MS, &group);
-    first.hear("flows");
-    sleep(UNDISTURBED);
-    let mut second = Child::start(protocol, broker, PAUSE_MS, &group);
-    second.hear("flows");
-    sleep(UNDISTURBED);
+    let group = broker::new_group();
+    let mut first = Child::start(protocol, broker, HANDLER_MS, &group);
+    first.wait_for("reading");
+    sleep(STEP);
+    let mut second = Child::start(protocol, broker, HANDLER_MS, &group);
+    second.wait_for("reading");
+    sleep(STEP);
     let second = second.stop();
-    sleep(UNDISTURBED);
+    sleep(STEP);
     let first = first.stop();
 
-    let silences: Vec<_> =
-        first.iter().filter_map(|line| line.strip_prefix("silent ")).map(seconds).collect();
-    let [(silent, drained)] = silences[..] else {
-        panic!("the first member was to see one revocation, and saw {silences:?}")
+    let pauses: Vec<_> = first.iter().filter_map(|line| line.strip_prefix("pause ")).map(seconds).collect();
+    let [(pause, drained)] = pauses[..] else {
+        panic!("the first member should see one revocation, and saw {pauses:?}")
     };
     let mut handled: BTreeMap<i32, Vec<u64>> = BTreeMap::new();
     for line in first.iter().chain(&second).filter_map(|line| line.strip_prefix("handled ")) {
-        let line: Vec<i64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-        let [partition, from, to, times] = line[..] else { panic!("{line:?}") };
+        let numbers: Vec<i64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        let [partition, from, to, times] = numbers[..] else { panic!("{line:?}") };
         let offsets = handled.entry(i32::try_from(partition).unwrap()).or_default();
-        let (from, to) = (usize::try_from(from).unwrap(), usize::try_from(to).unwrap());
+        let from = usize::try_from(from).unwrap();
+        let to = usize::try_from(to).unwrap();
         offsets.resize(offsets.len().max(to), 0);
         offsets[from..to].iter_mut().for_each(|count| *count += u64::try_from(times).unwrap());
     }
     assert_eq!(handled.len(), PARTITIONS as usize);
-    let doubles = handled.values().flatten().map(|times| times.saturating_sub(1)).sum();
+    let duplicates = handled.values().flatten().map(|times| times.saturating_sub(1)).sum();
     let missing = handled.values().flatten().filter(|times| **times == 0).count() as u64;
     let records = handled.values().map(Vec::len).sum::<usize>();
     eprintln!(
-        "rebalance {protocol}: silent for {silent:.3} s (drained after {drained:.3} s), {records} records, {doubles} doubles, {missing} missing"
+        "rebalance {protocol}: no reading for {pause:.3} s (drained after {drained:.3} s), \
+         {records} records, {duplicates} duplicates, {missing} missing"
     );
-    Round { silent, drained, doubles, missing }
+    Round { pause, drained, duplicates, missing }
 }
 
 fn seconds(two: &str) -> (f64, f64) {
@@ -97,26 +99,26 @@ fn seconds(two: &str) -> (f64, f64) {
 
 // === A member ===
 
-/// What a member has seen.
+/// What a member has seen, by the time since its start.
 #[derive(Debug)]
-struct Diary {
-    born_at: Instant,
-    /// When which partition's records were begun.
-    begun: Vec<(Duration, i32)>,
+struct History {
+    started_at: Instant,
+    /// When records of which partition started.
+    starts: Vec<(Duration, i32)>,
     /// How often each offset of each partition was handled.
     handled: BTreeMap<i32, Vec<u8>>,
-    /// When a partition's stop was seen first, once for each time it was ours.
-    stopped: Vec<(Duration, i32)>,
-    /// When partitions were given back.
-    given_back: Vec<Duration>,
+    /// When a handler first saw its partition's stop, once for each assignment of the partition.
+    stops: Vec<(Duration, i32)>,
+    /// When partitions left the assignment.
+    unassigned: Vec<Duration>,
 }
 
-struct Witness {
-    diary: Arc<Mutex<Diary>>,
+struct Recording {
+    history: Arc<Mutex<History>>,
     pause: Duration,
 }
 
-impl Handler for Witness {
+impl Handler for Recording {
     type Event = Option<OrderingKey>;
 
     fn read(&self, record: &Record) -> Result<Self::Event, Rejected> {
@@ -133,17 +135,17 @@ impl Handler for Witness {
         record: &Record,
         stop: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
-        self.diary.lock().unwrap().begin(record);
+        self.history.lock().unwrap().start(record);
         tokio::time::sleep(self.pause).await;
-        // Thousands are at work and some end in every millisecond, so this is the time of the revocation.
-        self.diary.lock().unwrap().end(record, stop.is_cancelled());
+        // Thousands run and some end in every millisecond, so this is the time of the revocation.
+        self.history.lock().unwrap().end(record, stop.is_cancelled());
         Ok(Fate::Done)
     }
 }
 
-impl Diary {
-    fn begin(&mut self, record: &Record) {
-        self.begun.push((self.born_at.elapsed(), record.partition));
+impl History {
+    fn start(&mut self, record: &Record) {
+        self.starts.push((self.started_at.elapsed(), record.partition));
     }
 
     fn end(&mut self, record: &Record, stopped: bool) {
@@ -151,38 +153,40 @@ impl Diary {
         let offsets = self.handled.entry(record.partition).or_default();
         offsets.resize(offsets.len().max(offset + 1), 0);
         offsets[offset] += 1;
-        let now = self.born_at.elapsed();
-        let is_new = || self.stopped.iter().all(|(at, of)| *of != record.partition || now - *at > STRAGGLING);
+        let now = self.started_at.elapsed();
+        let is_new = || {
+            self.stops.iter().all(|(at, stopped)| *stopped != record.partition || now - *at > HANDLERS_END)
+        };
         if stopped && is_new() {
-            self.stopped.push((now, record.partition));
+            self.stops.push((now, record.partition));
         }
     }
 
-    /// How long we were silent after each revocation before `until`, and how long the drain took.
-    fn silences(&self, until: Duration) -> Vec<[Duration; 2]> {
-        let mut silences = Vec::new();
-        let mut stopped: Vec<_> = self.stopped.iter().filter(|(at, _)| *at < until).collect();
-        stopped.sort();
-        for revoked in stopped.chunk_by(|(one, _), (other, _)| *other - *one < STRAGGLING) {
+    /// The pause after each revocation before `until`, and how long its drain took.
+    fn pauses(&self, until: Duration) -> Vec<[Duration; 2]> {
+        let mut pauses = Vec::new();
+        let mut stops: Vec<_> = self.stops.iter().filter(|(at, _)| *at < until).collect();
+        stops.sort();
+        for revoked in stops.chunk_by(|(one, _), (other, _)| *other - *one < HANDLERS_END) {
             let at = revoked[0].0;
-            let kept = |of: i32| revoked.iter().all(|(_, revoked)| *revoked != of);
-            let signs: Vec<_> = self
-                .begun
+            let kept = |partition: i32| revoked.iter().all(|(_, revoked)| *revoked != partition);
+            let starts: Vec<_> = self
+                .starts
                 .iter()
-                .filter(|(begun, of)| (at..until).contains(begun) && kept(*of))
-                .map(|(begun, _)| *begun)
+                .filter(|(start, partition)| (at..until).contains(start) && kept(*partition))
+                .map(|(start, _)| *start)
                 .collect();
             let mut last = at;
-            let pauses = signs.iter().map(|sign| (std::mem::replace(&mut last, *sign), *sign));
+            let between = starts.iter().map(|start| (std::mem::replace(&mut last, *start), *start));
             let longest =
-                pauses.filter(|(from, _)| *from - at < STRAGGLING).max_by_key(|(from, to)| *to - *from);
-            let given_back = self.given_back.iter().find(|given_back| **given_back >= at);
-            silences.push([longest.map_or(until, |(_, to)| to) - at, *given_back.unwrap_or(&until) - at]);
+                between.filter(|(from, _)| *from - at < HANDLERS_END).max_by_key(|(from, to)| *to - *from);
+            let unassigned = self.unassigned.iter().find(|unassigned| **unassigned >= at);
+            pauses.push([longest.map_or(until, |(_, to)| to) - at, *unassigned.unwrap_or(&until) - at]);
         }
-        silences
+        pauses
     }
 
-    /// The offsets in a row that were handled the same number of times, but not those that never were.
+    /// Prints the ranges of offsets that were handled the same number of times, but not those never handled.
     fn print_handled(&self) {
         for (partition, offsets) in &self.handled {
             let mut from = 0;
@@ -197,45 +201,46 @@ impl Diary {
     }
 }
 
-/// Handles until its input ends, and then says what happened.
+/// Handles records until its standard input ends, and then prints what happened.
 pub async fn member(task: &Task, protocol: &str) {
-    let diary = Diary {
-        born_at: Instant::now(),
-        begun: Vec::new(),
+    let history = Arc::new(Mutex::new(History {
+        started_at: Instant::now(),
+        starts: Vec::new(),
         handled: BTreeMap::new(),
-        stopped: Vec::new(),
-        given_back: Vec::new(),
-    };
-    let diary = Arc::new(Mutex::new(diary));
-    let stage = worker::stage(task, protocol, Witness { diary: Arc::clone(&diary), pause: task.pause });
-    let (stop, mut running, mut watching) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
-    watching.spawn(watch(stage.assignment(), Arc::clone(&diary)));
+        stops: Vec::new(),
+        unassigned: Vec::new(),
+    }));
+    let stage = worker::stage(task, protocol, Recording { history: Arc::clone(&history), pause: task.pause });
+    let stop = CancellationToken::new();
+    let mut running = JoinSet::new();
+    let mut watching = JoinSet::new();
+    watching.spawn(watch(stage.assignment(), Arc::clone(&history)));
     running.spawn(stage.run(stop.clone()));
-    while diary.lock().unwrap().begun.is_empty() {
+    while history.lock().unwrap().starts.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    println!("flows");
+    println!("reading");
     input_ended().await;
-    let stopped_at = diary.lock().unwrap().born_at.elapsed();
+    let stopped_at = history.lock().unwrap().started_at.elapsed();
     stop.cancel();
     running.join_next().await.unwrap().unwrap().unwrap();
 
-    let diary = diary.lock().unwrap();
-    for [silent, drained] in diary.silences(stopped_at) {
-        println!("silent {} {}", silent.as_secs_f64(), drained.as_secs_f64());
+    let history = history.lock().unwrap();
+    for [pause, drained] in history.pauses(stopped_at) {
+        println!("pause {} {}", pause.as_secs_f64(), drained.as_secs_f64());
     }
-    diary.print_handled();
+    history.print_handled();
 }
 
-/// Notes when partitions are given back: they leave the assignment just before.
-async fn watch(mut assignment: watch::Receiver<Assignment>, diary: Arc<Mutex<Diary>>) {
+/// Records when partitions leave the assignment, which is just before they are unassigned.
+async fn watch(mut assignment: watch::Receiver<Assignment>, history: Arc<Mutex<History>>) {
     let mut before = 0;
     while assignment.changed().await.is_ok() {
         let now = assignment.borrow_and_update().partitions.len();
-        let mut diary = diary.lock().unwrap();
+        let mut history = history.lock().unwrap();
         if now < before {
-            let at = diary.born_at.elapsed();
-            diary.given_back.push(at);
+            let at = history.started_at.elapsed();
+            history.unassigned.push(at);
         }
         before = now;
     }

@@ -1,4 +1,4 @@
-//! The contestants that are Rust: the bench calls itself, so that each run is a process.
+//! The contestants that are written in Rust: the bench starts itself, so that each run is a process.
 
 use std::{
     io::Read,
@@ -26,18 +26,18 @@ use tokio_util::sync::CancellationToken;
 use crate::rebalance;
 
 /// The argument that makes the bench a worker.
-pub const WORD: &str = "--worker";
+pub const FLAG: &str = "--worker";
 
 const WARM_UP: Duration = Duration::from_secs(5);
 const MEASURED: Duration = Duration::from_secs(10);
 
-/// What a worker is told.
+/// The arguments of a worker.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub broker: String,
     pub topic: String,
     pub group: String,
-    /// How long its handler takes.
+    /// How long its handler waits for each record.
     pub pause: Duration,
     pub in_flight: usize,
     /// How many records there are.
@@ -59,17 +59,17 @@ pub fn main(arguments: &[String]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         match contestant.as_str() {
-            "pushcast" => pushcast(&task).await,
-            "loop" => plain(&task).await,
+            "stage" => run_stage(&task).await,
+            "loop" => run_loop(&task).await,
             protocol => rebalance::member(&task, protocol).await,
         }
     });
     runtime.shutdown_background();
 }
 
-// === pushcast ===
+// === stage ===
 
-/// Counts, after its pause.
+/// Counts records, each after a pause.
 struct Counting {
     handled: Arc<AtomicU64>,
     pause: Duration,
@@ -95,16 +95,17 @@ impl Handler for Counting {
     }
 }
 
-/// What keeps records in order: their key.
+/// The record's key as its ordering key.
 pub fn key(record: &Record) -> Option<OrderingKey> {
     record.key.as_deref().map(|key| OrderingKey(key.into()))
 }
 
-async fn pushcast(task: &Task) {
+async fn run_stage(task: &Task) {
     let handled = Arc::new(AtomicU64::new(0));
     let stage = stage(task, "classic", Counting { handled: Arc::clone(&handled), pause: task.pause });
     println!("idle");
-    let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+    let stop = CancellationToken::new();
+    let mut running = JoinSet::new();
     running.spawn(stage.run(stop.clone()));
     report(&handled, task.records).await;
     input_ended().await;
@@ -112,7 +113,7 @@ async fn pushcast(task: &Task) {
     running.join_next().await.unwrap().unwrap().unwrap();
 }
 
-/// A stage with the settings that people get.
+/// A stage with the default settings.
 pub fn stage<H: Handler>(task: &Task, protocol: &str, handler: H) -> Stage<H, Producer> {
     let settings = Settings {
         group_protocol: if protocol == "consumer" { GroupProtocol::Consumer } else { GroupProtocol::Classic },
@@ -132,10 +133,10 @@ pub fn stage<H: Handler>(task: &Task, protocol: &str, handler: H) -> Stage<H, Pr
     Stage::new(&settings, spec, Arc::new(handler), producer, Arc::new(ConsumerMetrics::default())).unwrap()
 }
 
-// === The plain loop ===
+// === loop ===
 
-/// rdkafka as it comes: its defaults, which commit by themselves, and one record after the other.
-async fn plain(task: &Task) {
+/// rdkafka with its defaults, which commit automatically, and one record after the other.
+async fn run_loop(task: &Task) {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &task.broker)
@@ -145,7 +146,8 @@ async fn plain(task: &Task) {
     println!("idle");
     consumer.subscribe(&[&task.topic]).unwrap();
     let handled = Arc::new(AtomicU64::new(0));
-    let (counter, pause) = (Arc::clone(&handled), task.pause);
+    let counter = Arc::clone(&handled);
+    let pause = task.pause;
     let mut running = JoinSet::new();
     running.spawn(async move {
         loop {
@@ -161,20 +163,22 @@ async fn plain(task: &Task) {
     input_ended().await;
 }
 
-// === What all say ===
+// === The output of all ===
 
+/// Prints `warm` and `done`, each when its time has passed or its records are handled.
 async fn report(handled: &AtomicU64, records: u64) {
     let mut tick = interval(Duration::from_millis(10));
     while handled.load(Ordering::Relaxed) == 0 {
         tick.tick().await;
     }
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let mut until = Duration::ZERO;
-    for (word, how_long, at_most) in [("warm", WARM_UP, records / 4), ("done", MEASURED, records)] {
-        until += how_long;
+    for (word, duration, records_max) in [("warm", WARM_UP, records / 4), ("done", MEASURED, records)] {
+        until += duration;
         loop {
-            let (passed, count) = (begun.elapsed(), handled.load(Ordering::Relaxed));
-            if passed >= until || count >= at_most {
+            let passed = started_at.elapsed();
+            let count = handled.load(Ordering::Relaxed);
+            if passed >= until || count >= records_max {
                 println!("{word} {count} {}", passed.as_secs_f64());
                 until = passed;
                 break;
@@ -184,7 +188,7 @@ async fn report(handled: &AtomicU64, records: u64) {
     }
 }
 
-/// Returns when the bench wants an end.
+/// Returns when the bench stops this process, by closing its standard input.
 pub async fn input_ended() {
     let wait = || std::io::stdin().read_to_end(&mut Vec::new());
     tokio::task::spawn_blocking(wait).await.unwrap().unwrap();

@@ -1,6 +1,6 @@
-// Confluent's parallel-consumer doing what the other workers of benches/runtime.rs do, and reporting as they do: a line
-// "idle" before it joins, "warm" and "done" with the records handled and the seconds since the first one. It ends when its
-// standard input does.
+// Confluent's parallel-consumer doing what the other workers of benches/runtime.rs do, with the same output:
+// a line "idle" before it joins, "warm" and "done" with the records handled and the seconds since the first.
+// It ends when its standard input does.
 
 import static io.confluent.parallelconsumer.ParallelConsumerOptions.ProcessingOrder.KEY;
 import static org.apache.kafka.clients.consumer.ConsumerConfig.*;
@@ -32,12 +32,20 @@ public final class Worker {
         int inFlight = Integer.parseInt(arguments[5]);
         long records = Long.parseLong(arguments[6]);
 
-        // A string as the key, because lanes are found by equals() and no two arrays are equal.
+        // A string as the key, because the queues of keys are found by equals() and no two arrays are equal.
         var consumer = new KafkaConsumer<>(
-            Map.of(BOOTSTRAP_SERVERS_CONFIG, broker, GROUP_ID_CONFIG, group, ENABLE_AUTO_COMMIT_CONFIG, false, AUTO_OFFSET_RESET_CONFIG, "earliest"),
+            Map.of(
+                BOOTSTRAP_SERVERS_CONFIG, broker,
+                GROUP_ID_CONFIG, group,
+                ENABLE_AUTO_COMMIT_CONFIG, false,
+                AUTO_OFFSET_RESET_CONFIG, "earliest"),
             new StringDeserializer(),
             new ByteArrayDeserializer());
-        var options = ParallelConsumerOptions.<String, byte[]>builder().ordering(KEY).maxConcurrency(inFlight).consumer(consumer).build();
+        var options = ParallelConsumerOptions.<String, byte[]>builder()
+            .ordering(KEY)
+            .maxConcurrency(inFlight)
+            .consumer(consumer)
+            .build();
         System.out.println("idle");
         switch (variant) {
             case "core" -> core(options, topic, pauseMillis);
@@ -49,8 +57,9 @@ public final class Worker {
         System.exit(0);
     }
 
-    /** A thread for each record at work: that is this variant's way. */
-    private static void core(ParallelConsumerOptions<String, byte[]> options, String topic, long pauseMillis) {
+    /** A thread for each record that is being handled. */
+    private static void core(
+        ParallelConsumerOptions<String, byte[]> options, String topic, long pauseMillis) {
         var processor = ParallelStreamProcessor.createEosStreamProcessor(options);
         processor.subscribe(List.of(topic));
         processor.poll(record -> {
@@ -66,9 +75,11 @@ public final class Worker {
     }
 
     /** Timers instead of threads. */
-    private static void vertx(ParallelConsumerOptions<String, byte[]> options, String topic, long pauseMillis) {
+    private static void vertx(
+        ParallelConsumerOptions<String, byte[]> options, String topic, long pauseMillis) {
         var vertx = Vertx.vertx();
-        var processor = new VertxParallelEoSStreamProcessor<String, byte[]>(vertx, WebClient.create(vertx), options);
+        var client = WebClient.create(vertx);
+        var processor = new VertxParallelEoSStreamProcessor<String, byte[]>(vertx, client, options);
         processor.subscribe(List.of(topic));
         processor.vertxFuture(record -> {
             if (pauseMillis == 0) {
@@ -88,17 +99,18 @@ public final class Worker {
         while (handled.sum() == 0) {
             Thread.sleep(10);
         }
-        long begun = System.nanoTime();
-        double warm = tell("warm", begun, WARM_UP_SECONDS, records / 4);
-        tell("done", begun, warm + MEASURED_SECONDS, records);
+        long startedAt = System.nanoTime();
+        double warm = print("warm", startedAt, WARM_UP_SECONDS, records / 4);
+        print("done", startedAt, warm + MEASURED_SECONDS, records);
     }
 
-    /** Tells how far it is when the time has passed or so many records are handled. */
-    private static double tell(String word, long begun, double seconds, long records) throws InterruptedException {
+    /** Prints the count when the time has passed or that many records are handled; returns the time. */
+    private static double print(String word, long startedAt, double seconds, long recordsMax)
+        throws InterruptedException {
         while (true) {
-            double passed = (System.nanoTime() - begun) / 1e9;
+            double passed = (System.nanoTime() - startedAt) / 1e9;
             long count = handled.sum();
-            if (passed >= seconds || count >= records) {
+            if (passed >= seconds || count >= recordsMax) {
                 System.out.println(word + " " + count + " " + passed);
                 return passed;
             }
