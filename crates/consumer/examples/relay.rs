@@ -1,23 +1,25 @@
-//! A stage of its own on the runtime: reads a topic, works on each record for a while, and writes to another
-//! topic what it has handled.
+//! A stage on the runtime: reads a topic, works on each record for a while, and writes to another topic what
+//! it has handled.
 //!
-//! [`Relay`] is all that a stage has to say, [`main`] all that it takes to run one. The runtime does the
-//! rest: many records at once, those of a key in their order, and an offset is committed only when all before
-//! it is done. Start it two or three times, stop one, kill one, and read the output: every record is there.
+//! [`Relay`] is all that a stage has to define, [`main`] all that it takes to run one. The runtime does the
+//! rest: many records at once, those of a key in their order, and an offset is committed only when all
+//! records before it are done. Start it two or three times, stop one, kill one, and read the output: every
+//! record is there.
 //!
 //! ```text
-//! cargo run --example relay -- --bootstrap-servers 127.0.0.1:9092 orders handled --work 50ms --name a
+//! cargo run -p pushcast-consumer --example relay -- --bootstrap-servers 127.0.0.1:9092 \
+//!     orders handled --work 50ms --name a
 //! ```
 //!
-//! The topics, and `dead-letters`, have to exist. A record's value says as JSON what is to be done with it, or
-//! nothing: `{"seq": 7, "work": "3s", "panic": true}`; a tombstone is a record like any other.
+//! The topics, and `dead-letters`, have to exist. A record's value may say as JSON what is to be done with
+//! it: `{"seq": 7, "work": "3s", "panic": true}`; without a value (a tombstone) the defaults hold.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use clap::Parser;
 use consumer::{
-    Assignment, Cause, ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, OrderingKey,
-    Message, Producer, Publish, Record, Rejected, Settings, Stage, StageSpec,
+    Assignment, Cause, ConsumerMetrics, DeadLetters, Fate, GroupProtocol, Handler, HandlerError, Message,
+    OrderingKey, Producer, Publish, Record, Rejected, Settings, Stage, StageSpec,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -29,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long the last acknowledgements may take.
+/// How long the last acknowledgements may take, at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads a topic, and writes to another one what it has handled.
@@ -39,10 +41,10 @@ struct Args {
     input: String,
     /// The topic to write to
     output: String,
-    /// How long each record takes that says nothing else
+    /// How long each record takes whose value sets no other time
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     work: Duration,
-    /// What this process calls itself in what it writes
+    /// The name of this process in what it writes
     #[arg(long, default_value = "relay")]
     name: String,
     /// Where Kafka is: host:port, or several of them separated by commas
@@ -54,25 +56,25 @@ struct Args {
     /// `classic` or `consumer` (KIP-848)
     #[arg(long, default_value = "classic", value_parser = group_protocol)]
     group_protocol: GroupProtocol,
-    /// The name of a static member; empty = a dynamic one
+    /// The instance id of a static member; empty = a dynamic one
     #[arg(long, default_value = "")]
     instance_id: String,
     /// Records in flight at once
     #[arg(long, default_value_t = 4_096)]
     in_flight: usize,
-    /// Records that a partition may run ahead of its oldest unfinished one
+    /// Records that a partition may read from its oldest unsettled one on
     #[arg(long, default_value_t = 10_000)]
     span: usize,
     /// How often offsets are committed
     #[arg(long, default_value = "1s", value_parser = duration)]
     commit_every: Duration,
-    /// After that long without a heartbeat the group takes the member for dead (classic protocol)
+    /// After that long without a heartbeat the group removes the member (classic protocol)
     #[arg(long, default_value = "10s", value_parser = duration)]
     session_timeout: Duration,
     /// How long a stop waits for what is in flight
     #[arg(long, default_value = "20s", value_parser = duration)]
     drain_timeout: Duration,
-    /// A property of librdkafka, as name=value; may come more than once
+    /// A property of librdkafka, as name=value; may be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     properties: Vec<(String, String)>,
 }
@@ -85,11 +87,11 @@ struct Relay<P> {
     name: String,
 }
 
-/// What a record asks for. Everything may be missing.
+/// A record's value. Every field is optional.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Task {
-    /// The record's, not the value's.
+    /// The record's key, which is not part of the value.
     #[serde(skip)]
     key: Option<Vec<u8>>,
     seq: Option<u64>,
@@ -116,7 +118,7 @@ async fn main() -> anyhow::Result<()> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },
     };
-    // The stage's own producer is for dead letters.
+    // The stage's producer is for dead letters.
     let metrics = Arc::new(ConsumerMetrics::default());
     let stage = Stage::new(&settings, spec, Arc::new(relay), producer.clone(), metrics)?;
 
@@ -125,16 +127,16 @@ async fn main() -> anyhow::Result<()> {
     select! {
         // Ends by itself only with an error: then the process ends, and its supervisor starts it again.
         ended = stage.run(stop.clone()) => ended?,
-        never = end_when_asked(stop) => match never? {},
+        never = stop_at_signal(stop) => match never? {},
         never = print_owned(assignment) => match never {},
     }
-    // The stage has drained, so nothing of its own is in flight; what else was published is waited for here.
+    // The stage has drained, so all that it published is acknowledged; this waits for anything else.
     producer.flush(FLUSH_TIMEOUT).await?;
     Ok(())
 }
 
 /// Stops the stage at the first signal. `Stage::run` then drains, commits and returns.
-async fn end_when_asked(stop: CancellationToken) -> anyhow::Result<Infallible> {
+async fn stop_at_signal(stop: CancellationToken) -> anyhow::Result<Infallible> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
@@ -154,7 +156,7 @@ async fn print_owned(mut assignment: watch::Receiver<Assignment>) -> Infallible 
             println!("owns {owned}");
         }
     }
-    std::future::pending().await // the stage has ended, and says so itself
+    std::future::pending().await // the stage has ended, and `Stage::run` returns why
 }
 
 // === impl Relay ===
@@ -162,7 +164,7 @@ async fn print_owned(mut assignment: watch::Receiver<Assignment>) -> Infallible 
 impl<P: Publish> Handler for Relay<P> {
     type Event = Task;
 
-    /// What can't be read goes to the dead letters with its bytes, and the stream goes on.
+    /// A record that can't be read becomes a dead letter with its bytes, and the next one is read.
     fn read(&self, record: &Record) -> Result<Task, Rejected> {
         let task = match record.value.as_deref() {
             Some(value) => serde_json::from_slice(value).map_err(Cause::unreadable)?,
@@ -171,29 +173,29 @@ impl<P: Publish> Handler for Relay<P> {
         Ok(Task { key: record.key.clone(), ..task })
     }
 
-    /// Records with the same key run one after the other, those without a key all at once.
+    /// Records with the same key run one after the other, those without a key concurrently.
     fn key(&self, task: &Task) -> Option<OrderingKey> {
         task.key.as_deref().map(|key| OrderingKey(key.into()))
     }
 
-    /// The order of things is what makes this safe: the output is acknowledged, *then* the record is done. A
-    /// process that dies in between does the record again.
+    /// The order makes this safe: the output is acknowledged, *then* the record is done. If the process
+    /// is killed in between, the record is handled again.
     async fn handle(&self, task: Task, record: &Record, _: &CancellationToken) -> Result<Fate, HandlerError> {
-        // As good as a bug: the runtime survives it, and writes the record to the dead letters.
-        assert!(!task.panic, "it was asked to panic");
+        // Stands for a bug: the runtime catches the panic, and writes the record to the dead letters.
+        assert!(!task.panic, "the record asks for a panic");
 
-        // Short work is finished, also when the partition is being taken away. Work that may outlast
-        // `kafka.drain_timeout` would look at `stop` between its steps, and end as `Fate::Unfinished`.
+        // Short work is finished, also while the partition is being revoked. Work that may outlast
+        // `Settings::drain_timeout` would check `stop` between its steps, and return `Fate::Unfinished`.
         sleep(task.work.unwrap_or(self.work)).await;
 
-        // Kafka is unavailable? `?` returns that, and the runtime calls again until it works.
-        self.publish.publish(self.about(record, &task)).await?;
+        // While Kafka is unavailable this returns an error, and the runtime calls again until it succeeds.
+        self.publish.publish(self.output_of(record, &task)).await?;
         Ok(Fate::Done)
     }
 }
 
 impl<P> Relay<P> {
-    fn about(&self, record: &Record, task: &Task) -> Message {
+    fn output_of(&self, record: &Record, task: &Task) -> Message {
         let key = record.key.as_deref().map(String::from_utf8_lossy);
         let handled = json!({
             "key": key,
@@ -203,7 +205,7 @@ impl<P> Relay<P> {
             "offset": record.offset,
             "by": self.name,
         });
-        // With the record's key: what belongs together stays in order in the output too.
+        // With the record's key: what is in order in the input is in order in the output too.
         Message {
             key: record.key.clone(),
             ..Message::new(&*self.output, None, handled.to_string().into_bytes())
