@@ -220,7 +220,8 @@ async fn a_stop_in_the_middle_of_a_page_rings_nobody_twice() {
         "nobody is sent to while his pause lasts"
     );
     assert_eq!(w.handle(slice, &CancellationToken::default()).await, Fate::Done);
-    let doubled: Vec<_> = w.times_sent(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
+    let doubled: Vec<_> =
+        w.times_sent(700).into_iter().enumerate().filter(|&(_, times)| times != 1).collect();
     assert_eq!(doubled, []);
     assert_eq!(w.store.state().parts[&0].counts.sent, 700);
 }
@@ -244,7 +245,10 @@ async fn a_phone_that_a_stop_left_open_rings_for_a_list_unless_it_has_changed_ha
         let list = Work::List(ListJob { broadcast: broadcast(), part: 0, users });
         let stop = CancellationToken::new();
         tokio::join!(w.handle(list.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
-        assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.service.times_sent("c")), (0, 1, 1));
+        assert_eq!(
+            (w.service.times_sent("a"), w.service.times_sent("b"), w.service.times_sent("c")),
+            (0, 1, 1)
+        );
 
         w.store.state().users.get_mut(&UserId::new("u1")).unwrap().remove(0);
         w.store.state().users.entry(UserId::new(owner)).or_default().insert(0, phone(owner, "a"));

@@ -72,6 +72,12 @@ impl Budget {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn close(&self) {
+        self.records.close();
+        self.bytes.close();
+    }
+
     /// The budget is now shared by that many partitions.
     pub(super) fn shared_by(&self, partitions: usize) {
         self.partitions.store(partitions.max(1), Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! the budget has room; meanwhile the queue is not read, which is the backpressure. (Permits taken before the
 //! record is read would let idle partitions hold all of them.)
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -76,8 +76,12 @@ impl<S: RecordSource> Intake<S> {
                 if let Some(due_at) = head.due_at {
                     sleep_until(due_at).await;
                 }
-                let permits = self.admission.admit(&head.record).await;
-                if let Some((head, permits)) = self.head.take().zip(permits) {
+                let Some(permits) = self.admission.admit(&head.record).await else {
+                    // Nothing closes the semaphores. If anything did, the record would stay here, unread, and its
+                    // partition would stop: it is never passed on without permits, and never dropped.
+                    return pending().await;
+                };
+                if let Some(head) = self.head.take() {
                     return Arrival::Record(head.record, permits);
                 }
             }
@@ -208,7 +212,62 @@ fn headers_of(headers: &rdkafka::message::BorrowedHeaders) -> Vec<Header> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{Fate, HandlerError, OrderingKey, Rejected, consumer::budget::Budget};
+
+    /// These records, and then quiet.
+    #[derive(Debug)]
+    struct Records(VecDeque<Record>);
+
+    impl RecordSource for Records {
+        async fn next(&mut self) -> Option<Record> {
+            self.0.pop_front()
+        }
+
+        fn position(&self) -> Option<i64> {
+            None
+        }
+    }
+
+    struct NoOp;
+
+    impl Handler for NoOp {
+        type Event = ();
+
+        fn read(&self, _: &Record) -> Result<(), Rejected> {
+            Ok(())
+        }
+
+        fn key(&self, (): &()) -> Option<OrderingKey> {
+            None
+        }
+
+        async fn handle(&self, (): (), _: &Record, _: &CancellationToken) -> Result<Fate, HandlerError> {
+            Ok(Fate::Done)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_gets_no_permit_is_kept_and_never_passed_over() {
+        let budget = Budget::new(1, 1 << 20);
+        let record = Record {
+            topic: "t".into(),
+            partition: 0,
+            offset: 7,
+            timestamp: Timestamp::UNIX_EPOCH,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        let mut intake = Intake::new(Records([record].into()), budget.admission());
+        budget.close();
+        assert!(intake.next(&NoOp).now_or_never().is_none(), "it neither arrives nor is all quiet");
+        assert_eq!(intake.oldest(), Some(Timestamp::UNIX_EPOCH), "the record is still the head");
+    }
 
     #[test]
     fn a_record_that_is_overdue_does_not_wait() {

@@ -7,7 +7,10 @@ async fn a_dose_rings_each_device_once_and_is_marked() {
     let w = World::new();
     let dose = w.devices(&["a", "b"]);
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+    assert_eq!(
+        (w.service.times_sent("a"), w.service.times_sent("b"), w.mark()),
+        (1, 1, Some(DoseOutcome::Sent))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,7 +75,10 @@ async fn a_route_that_cannot_be_read_keeps_no_dose_from_its_mark_but_for_those_w
     w.store.state().away.insert("route", 8);
     let stop = CancellationToken::new();
     assert_eq!(w.handle(dose, &stop).await, Fate::Done);
-    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 0, Some(DoseOutcome::Sent)));
+    assert_eq!(
+        (w.service.times_sent("a"), w.service.times_sent("b"), w.mark()),
+        (1, 0, Some(DoseOutcome::Sent))
+    );
     assert!(w.store.state().asked["claim"] > 1, "the claim is renewed in the meantime");
     assert_eq!(w.published(topics::INVALID_TOKENS).len(), 1);
 }
@@ -85,7 +91,10 @@ async fn a_stop_in_the_middle_of_a_dose_rings_nobody_twice() {
     let stop = CancellationToken::new();
     let (_, ()) = tokio::join!(w.handle(dose.clone(), &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.service.times_sent("a"), w.service.times_sent("b"), w.mark()), (1, 1, Some(DoseOutcome::Sent)));
+    assert_eq!(
+        (w.service.times_sent("a"), w.service.times_sent("b"), w.mark()),
+        (1, 1, Some(DoseOutcome::Sent))
+    );
 }
 
 #[tokio::test(start_paused = true)]
