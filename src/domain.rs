@@ -1,6 +1,6 @@
-//! What the words mean: values and rules that need no clock, no network and no serialiser.
+//! The values of the service and their rules: everything that needs no clock, no network and no serialiser.
 //!
-//! **Invariant:** nothing here is `async`, reads a clock or knows how a value travels.
+//! **Invariant:** nothing here is `async`, reads a clock or knows a wire format.
 
 mod broadcast;
 mod dose;

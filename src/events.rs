@@ -1,15 +1,15 @@
-//! The public contract: what the records of each topic say, one module a topic.
+//! The public contract: the format of each topic's records, one module a topic.
 //!
 //! Each module turns bytes into the values of [`crate::domain`] and back, with pure functions; nothing here
 //! knows Kafka. The private types in them are the source of `schemas/events/`: [`schemas`] generates it and a
-//! test keeps it equal.
+//! test keeps it equal. Their doc comments are the descriptions there.
 //!
-//! How all of them read:
+//! What they have in common:
 //! - One JSON object in UTF-8. Names are camelCase; snake_case is accepted. Unknown fields are ignored,
 //!   missing ones named.
 //! - Identifiers are texts or whole numbers. Times are RFC 3339.
 //! - In optional fields `null` and the empty text mean the same as absent. In required ones both are refused.
-//! - Sizes are bounded: an identifier to 256 bytes, a text to 64 KiB, `data` to 4 KiB.
+//! - Sizes are bounded: [`crate::domain::limits`].
 //!
 //! **Invariant:** no error of this module contains a token, whatever the record looks like.
 
@@ -29,16 +29,20 @@ pub mod receipts;
 mod tests;
 pub mod topics;
 
-use schemars::Schema;
+use schemars::{
+    Schema,
+    transform::{RecursiveTransform, Transform as _},
+};
+use serde_json::Value;
 
-/// A record does not say what its topic's records say. Each holds the field and what was expected of it, and no
-/// token.
+/// A record does not have its topic's format. The text names the field and what was expected there, and holds
+/// no token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// No JSON, a missing field, a wrong type.
     #[error("{0}")]
     Malformed(String),
-    /// It can be read but says something impossible.
+    /// It has the right form and an impossible value.
     #[error("{0}")]
     Invalid(String),
 }
@@ -55,6 +59,17 @@ pub fn schemas() -> [(&'static str, Schema); 8] {
         (topics::INVALID_TOKENS, invalid_tokens::schema()),
         (topics::PUSH_OUTCOMES, push_outcomes::schema()),
     ]
+    .map(|(name, mut schema)| {
+        RecursiveTransform(unwrap_description).transform(&mut schema);
+        (name, schema)
+    })
+}
+
+/// A doc comment is wrapped for the source; in the schema it is one line.
+fn unwrap_description(schema: &mut Schema) {
+    if let Some(Value::String(text)) = schema.get_mut("description") {
+        *text = text.replace('\n', " ");
+    }
 }
 
 // === impl Unreadable ===

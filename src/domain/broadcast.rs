@@ -2,21 +2,21 @@
 
 use super::{BroadcastId, Counts, ProviderId, Token};
 
-/// What was decided once about a broadcast; the first plan stands, whatever a replay says.
+/// What was decided once about a broadcast. The first plan stands: a replay does not change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Text and audience, in the words of whoever planned it; the store does not look inside.
+    /// Text and audience, in a format of the stages' own; the store does not parse it.
     pub spec: String,
     /// How many parts it has, over all providers.
     pub parts: u32,
 }
 
-/// Where a broadcast stands. It only moves forward.
+/// The state of a broadcast. It only moves forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BroadcastState {
     /// Being sent.
     Planned,
-    /// Cancelled upstream, or refused by a provider: no page is begun any more.
+    /// No further page is begun.
     Stopped {
         /// Why, in a word: `cancelled`, `refused`.
         reason: String,
@@ -28,9 +28,9 @@ pub enum BroadcastState {
 /// Names one part.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PartId {
-    /// Whose part.
+    /// The broadcast that it belongs to.
     pub broadcast: BroadcastId,
-    /// Sent through whom.
+    /// The provider that it is sent through.
     pub provider: ProviderId,
     /// Its number, from 0.
     pub part: u32,
@@ -39,9 +39,9 @@ pub struct PartId {
 /// A piece of the token ring; all are equal where `of` is a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
-    /// Which one, from 0.
+    /// Its number, from 0.
     pub index: u32,
-    /// Of how many.
+    /// How many slices the ring is cut into.
     pub of: u32,
 }
 
@@ -49,17 +49,17 @@ pub struct Slice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor(pub i64);
 
-/// What the progress row of a part says.
+/// The progress row of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Who may write: each new owner raises it.
+    /// Fences off earlier owners: each new owner raises it, and a write with a lower one is lost.
     pub epoch: i32,
     /// Everything up to here has its outcome, but for what is open; `None` = nothing yet.
     pub cursor: Option<Cursor>,
-    /// Before the cursor, and without an outcome yet: these go first. Hardly ever any, and of one page at
-    /// most.
+    /// Tokens before the cursor that have no outcome yet: they are sent to first. Rarely any, and of one page
+    /// at most.
     pub open: Vec<Token>,
-    /// Whether the part is finished.
+    /// Whether nothing more is to be sent of the part.
     pub done: bool,
     /// The outcomes so far.
     pub counts: Counts,
@@ -75,7 +75,8 @@ impl Slice {
         }
         let border = |index: u32| i128::from(i64::MIN) + i128::from(index) * RING / i128::from(self.of);
         // Position i64::MIN belongs to no token: the ring of the CQL partitioner leaves it out.
-        let (low, high) = (border(self.index).max(i128::from(i64::MIN) + 1), border(self.index + 1) - 1);
+        let low = border(self.index).max(i128::from(i64::MIN) + 1);
+        let high = border(self.index + 1) - 1;
         #[expect(clippy::expect_used, reason = "index < of keeps both within 64 bits")]
         let position = |wide: i128| i64::try_from(wide).expect("a slice lies on the ring");
         (position(low), position(high))

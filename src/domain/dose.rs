@@ -2,27 +2,27 @@
 
 use super::{NotificationId, ProfileId, ProviderId, RegimenId, Timestamp};
 
-/// Which ringing of which dose: claimed once, by one handling.
+/// One dose's reminder through one provider. One handling at a time holds the claim to send it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DoseKey {
-    /// Whose dose.
+    /// The person whose dose it is.
     pub profile: ProfileId,
-    /// Of which regimen.
+    /// The regimen that it belongs to.
     pub regimen: RegimenId,
-    /// Due when.
+    /// When it is due.
     pub schedule_time: Timestamp,
-    /// Rung through whom.
+    /// The provider that it is sent through.
     pub provider: ProviderId,
 }
 
-/// A reminder to look at a regimen at a time; a hint, the regimen is the truth.
+/// An entry of the due queue: look at a regimen at a time. Only a hint, the regimen itself decides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DueRow {
-    /// When.
+    /// When to look.
     pub due_at: Timestamp,
-    /// Which regimen.
+    /// The regimen to look at.
     pub regimen: RegimenId,
-    /// A dose that upstream found due itself, in the words of its event; such a row asks no regimen.
+    /// A dose that upstream found due itself, as the text of its event; the regimen is not asked then.
     pub payload: Option<String>,
 }
 

@@ -1,5 +1,4 @@
-//! What records say, once they have been read: the values that `events` turns bytes into, and stages work
-//! with.
+//! The values that `events` reads from records, and that the stages work with.
 
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use super::{
 /// A record of `posts-created`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PostEvent {
-    /// Somebody has posted.
+    /// A new post.
     Posted(Post),
-    /// What has not been sent yet is not sent.
+    /// The post was withdrawn: what has not been sent yet is not sent.
     Cancelled(PostId),
 }
 
-/// A post, and whom to tell.
+/// A post, and whom it is announced to.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the fields are those of the event, which the schemas describe")]
 pub struct Post {
@@ -36,30 +35,30 @@ pub struct Post {
 pub enum RegimenEvent {
     /// The regimen as it now is.
     Set(RegimenId, Box<Regimen>),
-    /// There is no such regimen any more.
+    /// The regimen was removed.
     Removed(RegimenId),
 }
 
 /// A record of `medication-ticks`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tick {
-    /// The clock: every shard is looked at.
+    /// A tick of the clock: every shard is looked at.
     Clock {
-        /// Up to here, if earlier than now.
+        /// The time up to which doses are due, if it is earlier than now.
         at: Option<Timestamp>,
     },
     /// One shard's tick: a clock tick is cut into these.
     Shard {
-        /// Which shard.
+        /// The shard's number, from 0.
         shard: u16,
-        /// Up to here, if earlier than now.
+        /// The time up to which doses are due, if it is earlier than now.
         at: Timestamp,
     },
     /// A dose that upstream found due itself.
     Dose(UpstreamDose),
 }
 
-/// A dose that upstream found due itself; asks no regimen.
+/// A dose that upstream found due itself; the regimen is not asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of the event")]
 pub struct UpstreamDose {
@@ -76,26 +75,26 @@ pub struct UpstreamDose {
 /// A record of `invalid-tokens`: this token is dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadToken {
-    /// Which.
+    /// The token.
     pub token: Token,
-    /// Who says so; outsiders may not.
+    /// The provider whose verdict it is; other systems need not name one.
     pub provider: Option<ProviderId>,
-    /// The provider's word, or the outsider's.
+    /// The provider's error code, or the other system's reason.
     pub reason: String,
-    /// How it came to light: `ticket`, `receipt`, `response`, or an outsider's word.
+    /// Where it was reported: `ticket`, `receipt`, `response`, or another system's text.
     pub source: Option<String>,
-    /// The registration that was sent to; outsiders know none.
+    /// The registration that was sent to; other systems know none.
     pub registration: Option<Version>,
-    /// When.
+    /// When it was reported.
     pub detected_at: Option<Timestamp>,
 }
 
-/// A message that a provider took, to be asked about later.
+/// A message that Expo accepted, and whose receipt is asked for later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    /// The provider's id for it.
+    /// Expo's id for the message.
     pub id: Arc<str>,
-    /// Whom it was for.
+    /// The token that it was sent to.
     pub token: Token,
     /// The registration that was sent to.
     pub registration: Version,
@@ -104,9 +103,9 @@ pub struct Ticket {
 /// A record of `expo-receipts`: at most 1,000 tickets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TicketBatch {
-    /// What to ask for.
+    /// The tickets whose receipts are asked for.
     pub tickets: Vec<Ticket>,
-    /// When the first of them was sent, once the batch was put back; none = the record's time.
+    /// When the first of them was sent, if the batch was produced again; none = the record's time.
     pub first_sent_at: Option<Timestamp>,
 }
 
@@ -115,24 +114,24 @@ pub struct TicketBatch {
 pub enum Report {
     /// A broadcast is complete.
     Broadcast {
-        /// Which.
+        /// The broadcast's notification.
         notification: NotificationId,
-        /// Over all providers and parts.
+        /// Its messages, over all providers and parts.
         counts: Counts,
-        /// When.
+        /// When it was complete.
         at: Timestamp,
     },
     /// A dose has its outcome.
     Dose {
-        /// Which.
+        /// The dose's notification.
         notification: NotificationId,
-        /// Through whom; none where no provider was asked.
+        /// The provider that was asked; none where no provider was.
         provider: Option<ProviderId>,
         /// What became of it.
         outcome: DoseOutcome,
         /// Its messages.
         counts: Counts,
-        /// When; for `sent` the time of the provider's answer.
+        /// When it ended; for `sent` the time of the provider's answer.
         at: Timestamp,
     },
 }
@@ -140,26 +139,26 @@ pub enum Report {
 /// What became of a dose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DoseOutcome {
-    /// At least one device was rung.
+    /// A provider accepted at least one of its messages.
     Sent,
-    /// The user has no device.
+    /// The user has no token.
     NoTokens,
-    /// Found too late to be rung.
+    /// Found due too late to be sent.
     Missed,
-    /// No device could be rung.
+    /// No message could be sent.
     Failed,
-    /// Its life was over before a provider took it.
+    /// It expired before a provider accepted it.
     Expired,
     /// The provider refuses the notification.
     Refused,
 }
 
 impl DoseOutcome {
-    /// All of them.
+    /// All of them, for tables and tests.
     pub const ALL: [Self; 6] =
         [Self::Sent, Self::NoTokens, Self::Missed, Self::Failed, Self::Expired, Self::Refused];
 
-    /// The word in `push-outcomes` and in the store.
+    /// Its text in `push-outcomes` and in the store.
     pub fn label(self) -> &'static str {
         match self {
             Self::Sent => "sent",
@@ -171,7 +170,7 @@ impl DoseOutcome {
         }
     }
 
-    /// The outcome of that word.
+    /// The outcome of that text; none for an unknown one.
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.label() == label)
     }

@@ -1,4 +1,4 @@
-//! Identifiers. Upstream may write them as strings or numbers; here they are text and never mixed up.
+//! Identifiers. Upstream may write them as strings or numbers; here each kind is a type of its own, and text.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ macro_rules! text_id {
         pub struct $name(Box<str>);
 
         impl $name {
-            /// Takes the identifier as it is.
+            /// Takes the text as it is: its form and length were checked when its record was read.
             pub fn new(text: impl Into<Box<str>>) -> Self {
                 Self(text.into())
             }
 
-            /// The identifier's text.
+            /// The text, for keys, columns and logs.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -29,17 +29,17 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// Somebody who may own devices.
+    /// A user, who may own devices.
     UserId,
     /// A physical device, as the app names it; the anchor of the replacement rule.
     DeviceId,
     /// A post upstream.
     PostId,
-    /// Whose medication it is; one user may care for several profiles.
+    /// A person who takes medication; one user may care for several profiles.
     ProfileId,
     /// A medication plan.
     RegimenId,
-    /// A broadcast: one notification for many, `post:<post id>`.
+    /// A broadcast: one notification to many tokens, `post:<post id>`.
     BroadcastId,
     /// One logical notification: `post:<post id>` or `dose:<profile>:<regimen>:<time>`. The key of
     /// `push-outcomes`.

@@ -1,78 +1,78 @@
-//! What the planning stages hand to delivery.
+//! What the planning stages produce for the delivery stages.
 
 use super::{BroadcastId, Lane, Notification, ProfileId, ProviderId, RegimenId, Slice, Timestamp, UserId};
 
-/// One record of a `push.<provider>.<lane>` topic: a notification and for whom.
+/// One record of a `push.<provider>.<lane>` topic: a notification and its audience.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    /// Through whom.
+    /// The provider that it is sent through.
     pub provider: ProviderId,
-    /// What.
+    /// What is sent.
     pub notification: Notification,
-    /// For whom.
+    /// Whom it is sent to.
     pub work: Work,
 }
 
-/// For whom a notification is.
+/// The audience of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     /// A dose, for all tokens of one user.
     Dose(DoseJob),
-    /// A broadcast's named users.
+    /// Named users of a broadcast.
     List(ListJob),
-    /// A broadcast's piece of the token ring.
+    /// A slice of the token ring, of a broadcast to everybody.
     Slice(SliceJob),
 }
 
 /// A dose that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DoseJob {
-    /// Whose dose.
+    /// The person whose dose it is.
     pub profile: ProfileId,
-    /// Of which regimen.
+    /// The regimen that it belongs to.
     pub regimen: RegimenId,
-    /// Who is rung.
+    /// The user who is reminded.
     pub user: UserId,
-    /// Due when.
+    /// When it is due.
     pub schedule_time: Timestamp,
 }
 
 /// At most 500 users of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListJob {
-    /// Whose part.
+    /// The broadcast that it is a part of.
     pub broadcast: BroadcastId,
-    /// Its number.
+    /// The part's number.
     pub part: u32,
-    /// Who is rung.
+    /// The users who are notified.
     pub users: Vec<UserId>,
 }
 
-/// A piece of the token ring.
+/// A slice of the token ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceJob {
-    /// Whose part. The part's number is the slice's index.
+    /// The broadcast that it is a part of. The part's number is the slice's index.
     pub broadcast: BroadcastId,
-    /// Which tokens.
+    /// The slice that the tokens lie in.
     pub slice: Slice,
-    /// Who of their owners.
+    /// Which of their users are notified.
     pub to: Listeners,
 }
 
-/// Who hears of a broadcast to all.
+/// Which tokens a broadcast to everybody is sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners {
-    /// Who is not rung: the author.
+    /// The user who is left out: the author.
     pub exclude: Option<UserId>,
-    /// Whether tokens of nobody are rung.
+    /// Whether tokens without a user are included.
     pub include_anonymous: bool,
 }
 
 impl Listeners {
-    /// Whoever has a token, and tokens of nobody too.
+    /// All tokens, those without a user too.
     pub const ALL: Self = Self { exclude: None, include_anonymous: true };
 
-    /// Whether a token of this user (`None` = nobody's) is rung.
+    /// Whether a token of this user (`None` = no user's) is sent to.
     pub fn include(&self, user: Option<&str>) -> bool {
         user.map_or(self.include_anonymous, |user| {
             self.exclude.as_ref().is_none_or(|exclude| exclude.as_str() != user)
@@ -81,7 +81,7 @@ impl Listeners {
 }
 
 impl Work {
-    /// Which lane it travels on.
+    /// The lane whose topic it is produced to.
     pub fn lane(&self) -> Lane {
         match self {
             Self::Dose(_) => Lane::Urgent,

@@ -5,12 +5,12 @@ use sha2::{Digest, Sha256};
 
 use super::{NotificationId, Timestamp};
 
-/// How urgent a notification is. Each lane has topics, consumers and seats of its own.
+/// How urgent a notification is. Each lane has topics, consumers and permits of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// Takes the very next slot.
+    /// Reminders: they take the next request slot.
     Urgent,
-    /// Broadcasts.
+    /// Broadcasts: they wait for urgent ones.
     Bulk,
 }
 
@@ -30,11 +30,11 @@ impl Lane {
 /// What is sent to every token of an audience.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notification {
-    /// Which notification it is; a copy of it carries the same id.
+    /// Its identity: every copy of it carries the same id.
     pub id: NotificationId,
-    /// First line.
+    /// The first line that is shown.
     pub title: String,
-    /// Text.
+    /// The text below it.
     pub body: String,
     /// What the app receives beside the text. FCM carries strings only; its client turns other values into
     /// JSON text.
@@ -43,7 +43,7 @@ pub struct Notification {
     pub sound: Option<String>,
     /// Android channel. Android shows nothing on a channel that the app has not made.
     pub channel: String,
-    /// When it is no longer worth ringing.
+    /// When it is no longer worth sending.
     pub expires_at: Timestamp,
 }
 

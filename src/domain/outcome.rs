@@ -1,19 +1,19 @@
-//! What became of messages.
+//! Outcomes of messages, and how many ended in which.
 
 use std::ops::AddAssign;
 
-/// What finally became of one message to one token. Every message that enters delivery ends in exactly one.
+/// The final result of one message to one token. Every message that enters delivery ends in exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The provider took it.
+    /// The provider accepted it.
     Sent,
-    /// The provider says the token is dead.
+    /// The provider reported the token as dead.
     Dead,
-    /// The provider says this notification can't be sent (to anybody).
+    /// The provider refuses the notification, for every token.
     Refused,
-    /// Given up for a reason that is neither the token's nor the payload's.
+    /// Given up for a reason that lies neither in the token nor in the payload.
     Failed,
-    /// Its life was over before a provider took it.
+    /// It expired before a provider accepted it.
     Expired,
 }
 
@@ -21,7 +21,7 @@ impl Outcome {
     /// All of them, in the order in which they are shown.
     pub const ALL: [Self; 5] = [Self::Sent, Self::Dead, Self::Refused, Self::Failed, Self::Expired];
 
-    /// The word that metrics and `push-outcomes` use.
+    /// Its text in metrics and `push-outcomes`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Sent => "sent",
@@ -56,7 +56,7 @@ impl Counts {
         } += 1;
     }
 
-    /// How many messages ended like that.
+    /// How many messages ended in that outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         match outcome {
             Outcome::Sent => self.sent,
@@ -67,7 +67,7 @@ impl Counts {
         }
     }
 
-    /// All messages together.
+    /// The sum over all outcomes.
     pub fn total(&self) -> u64 {
         self.sent + self.dead + self.refused + self.failed + self.expired
     }

@@ -1,8 +1,8 @@
-//! The push services we know.
+//! The push services that messages are sent through.
 
 use std::fmt;
 
-/// A push service. The word that metrics, topics, logs and the store use for it is [`ProviderId::label`].
+/// A push service. Metrics, topics, logs and the store call it by [`ProviderId::label`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProviderId {
     /// Expo's push service, in front of FCM and APNs.
@@ -23,7 +23,7 @@ impl ProviderId {
         }
     }
 
-    /// The provider of that label, if there is one.
+    /// The provider of that label; none for an unknown one.
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|provider| provider.label() == label)
     }

@@ -1,9 +1,9 @@
 //! When a regimen's doses are due.
 //!
-//! A local time rings **at the first moment at which the wall clock shows it or has jumped over it**. So a
-//! time in a skipped hour rings when the clock jumps, two times in the same skipped hour ring once, and a
-//! repeated hour rings the first time only. Seen so, later local times never ring earlier, and the search may
-//! stop at the first hit.
+//! A local time is due **at the first moment at which the wall clock shows it or has jumped over it**. So a
+//! time in a skipped hour is due when the clock jumps, two times in the same skipped hour are one dose, and a
+//! time in a repeated hour is due the first time only. By this rule later local times are never due earlier,
+//! and the search may stop at the first hit.
 //!
 //! Every call is bounded: by the first days from `after` on for times of day, by the limits of
 //! [`parse_rrule`] and of the `rrule` crate for recurrence rules.
@@ -23,19 +23,19 @@ use jiff::{
 pub use self::rrule::parse_rrule;
 use super::{EveryDay, Regimen, Rule, Timestamp};
 
-/// The text is no rule that we can follow.
+/// The text is not a recurrence rule that can be followed. The message says why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidRule(pub String);
 
 impl Regimen {
-    /// The first dose after that moment; none when the regimen is over, disabled, or its rule never comes
-    /// true.
+    /// The first dose after that moment; none when the regimen has ended, is disabled, or its rule never
+    /// occurs.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {
         if !self.enabled {
             return None;
         }
-        // Until a time rings, the clock has shown earlier ones only: none of yesterday's can still be to
+        // Until a time is due, the clock has shown earlier ones only: none of yesterday's can be still to
         // come.
         let today = self.timezone.to_datetime(after).date();
         let from = today.max(self.start_date);
@@ -43,7 +43,7 @@ impl Regimen {
             .take_while(|local| self.is_within(local.date()))
             .map_while(|local| first_shown(&self.timezone, local))
             .find(|at| *at > after)
-            // A time skipped on the last day may have rung on the day after it.
+            // A time that was skipped on the last day may be due on the day after it.
             .filter(|at| self.is_within(self.timezone.to_datetime(*at).date()))
     }
 

@@ -1,5 +1,4 @@
-//! A medication regimen: which doses, at which local times. When they are due is [`super::recurrence`]'s to
-//! say.
+//! A medication regimen: which doses, at which local times. [`super::recurrence`] computes when they are due.
 
 use std::{fmt, str::FromStr};
 
@@ -13,37 +12,37 @@ use super::{ProfileId, UserId, recurrence::InvalidRule};
 /// A regimen as it now is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Regimen {
-    /// Whose medication.
+    /// The person who takes the medication.
     pub profile: ProfileId,
-    /// Who is rung.
+    /// The user who is reminded.
     pub user: UserId,
-    /// Shown in the title.
+    /// `{medicine_name}` of the reminder's texts.
     pub medicine_name: String,
-    /// Shown in the text.
+    /// `{dosage}` of the reminder's texts.
     pub dosage: String,
-    /// The zone in which its times are local. Named, so it has an IANA name.
+    /// The zone in which its times are local. It has an IANA name.
     pub timezone: TimeZone,
-    /// Which days and times.
+    /// Its days and times.
     pub rule: Rule,
-    /// First day.
+    /// Its first day.
     pub start_date: Date,
-    /// Last day, included.
+    /// Its last day, included.
     pub end_date: Option<Date>,
-    /// A disabled regimen rings nothing.
+    /// A disabled regimen has no doses.
     pub enabled: bool,
 }
 
 /// A time of day, to the minute.
 pub type LocalTime = Time;
 
-/// Which days and times of day. Its text form (`Display`, `FromStr`) is what the store keeps.
+/// Days and times of day. Its text form (`Display`, `FromStr`) is what the store keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// These times on these days.
     Times {
         /// In order, without repeats, at least one.
         times: Vec<LocalTime>,
-        /// On which days.
+        /// The days that they are due on.
         days: EveryDay,
     },
     /// An iCalendar recurrence rule (RFC 5545), counted in local time from `start_date`.
@@ -55,7 +54,7 @@ pub enum Rule {
     },
 }
 
-/// Which days.
+/// The days of a rule with plain times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EveryDay {
     /// Every n-th day from the start date; 1 = daily.
@@ -79,7 +78,7 @@ impl fmt::Display for Rule {
 impl FromStr for Rule {
     type Err = InvalidRule;
 
-    /// Reads what `Display` wrote. The words of a recurrence rule are taken as they are.
+    /// Reads what `Display` wrote. A recurrence rule is not checked again.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || InvalidRule(format!("unknown rule {text:?}"));
         if let Some(rrule) = text.strip_prefix("rrule=") {

@@ -1,4 +1,4 @@
-//! Device tokens: their forms, who they belong to, and what can happen to them.
+//! Device tokens: their forms, their users, and the events of their life.
 
 use std::{fmt, sync::Arc};
 
@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{DeviceId, ProviderId, UserId, Version};
 
-/// Which form a token has, and so who delivers to it.
+/// The form of a token, which decides the provider that delivers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TokenKind {
     /// `ExponentPushToken[…]`, `ExpoPushToken[…]` or a UUID.
@@ -20,21 +20,21 @@ pub enum TokenKind {
 /// A device token. `Debug` and `Display` show its hash: a token never reaches a log.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token {
-    /// Shared: a token on its way is held by its page, its request and its ticket.
+    /// Shared: while a message is sent, its page, its request and its ticket hold the token.
     text: Arc<str>,
     kind: TokenKind,
 }
 
-/// What stands for a token in logs and in `inspect`: the first 12 hexadecimal digits of its SHA-256.
+/// Stands for a token in logs and in `inspect`: the first 12 hexadecimal digits of its SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenHash([u8; 6]);
 
-/// The text is no token of any form we know.
+/// The text has none of the known forms of a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("invalid token format")]
 pub struct InvalidToken;
 
-/// What a device runs.
+/// The platform of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Platform {
     /// iOS, iPadOS.
@@ -48,55 +48,55 @@ pub enum Platform {
 /// An active token, as the store holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// Where to send.
+    /// The token that is sent to.
     pub token: Token,
-    /// The event that made it so; a verdict names it.
+    /// The version of the event that registered it; a verdict names it.
     pub version: Version,
-    /// Whose it is; nobody's before login.
+    /// Its user; none before login.
     pub user: Option<UserId>,
-    /// What it runs, if known.
+    /// The device's platform, if known.
     pub platform: Option<Platform>,
     /// The device, if known.
     pub device: Option<DeviceId>,
-    /// What the app told about the device: a JSON object's text.
+    /// What the app reported about the device, as the text of a JSON object.
     pub device_info: Option<String>,
 }
 
-/// Of a registration what is needed to send to it, and to say later whom a verdict was about. Small: there is
-/// one for each message of a broadcast.
+/// The part of a registration that is needed to send to it, and to name it in a verdict. Small: there is one
+/// for each message of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient {
-    /// Where to send.
+    /// The token that is sent to.
     pub token: Token,
-    /// The event that registered it; a verdict names it.
+    /// The version of the event that registered it; a verdict names it.
     pub version: Version,
-    /// What it runs, if known.
+    /// The device's platform, if known.
     pub platform: Option<Platform>,
 }
 
 /// An event in the life of a token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenChange {
-    /// The token is alive and belongs to this user (or to nobody).
+    /// The token is active and belongs to this user, or to no user.
     Registered {
         /// The token.
         token: Token,
-        /// Whose it is from now on; `None` = nobody's, never "as before".
+        /// Its user from now on; `None` = no user, never "as before".
         user: Option<UserId>,
-        /// What it runs.
+        /// The device's platform.
         platform: Option<Platform>,
-        /// The device it sits on; its other tokens of the same kind are replaced.
+        /// The device that it belongs to; other tokens of that device and of the same kind are replaced.
         device: Option<DeviceId>,
-        /// A JSON object's text.
+        /// The text of a JSON object.
         device_info: Option<String>,
-        /// The token that this one takes the place of.
+        /// The token that this one replaces.
         previous: Option<Token>,
     },
-    /// The app was opened; changes nobody's ownership.
+    /// The app was opened; the token keeps its user.
     Seen(Token),
-    /// The user logged out or uninstalled, or the key's tombstone arrived.
+    /// The user logged out, the app was removed, or the key's tombstone arrived.
     Unregistered(Token),
-    /// Everything of this user goes, what registers late too.
+    /// All of this user's tokens are revoked, also those whose older registrations arrive later.
     UserDeleted(UserId),
 }
 
@@ -111,7 +111,7 @@ impl From<Registration> for Recipient {
 // === impl TokenKind ===
 
 impl TokenKind {
-    /// Who delivers to it.
+    /// The provider that delivers to it.
     pub fn provider(self) -> ProviderId {
         match self {
             Self::Expo => ProviderId::Expo,
@@ -128,7 +128,7 @@ impl TokenKind {
         }
     }
 
-    /// The kind of that label.
+    /// The kind of that label; none for an unknown one.
     pub fn from_label(label: &str) -> Option<Self> {
         [Self::Expo, Self::Fcm, Self::Fid].into_iter().find(|kind| kind.label() == label)
     }
@@ -160,13 +160,13 @@ impl Token {
     /// Reads a token by its form.
     ///
     /// # Errors
-    /// The text has no known form.
+    /// The text has none of the known forms.
     pub fn parse(text: &str) -> Result<Self, InvalidToken> {
         let kind = TokenKind::of(text).ok_or(InvalidToken)?;
         Ok(Self { text: text.into(), kind })
     }
 
-    /// Reads a token of which the kind is said: it must have that kind's form.
+    /// Reads a token whose kind is given: it must have that kind's form.
     ///
     /// # Errors
     /// The text does not have the form of that kind.
@@ -184,7 +184,7 @@ impl Token {
         self.kind
     }
 
-    /// What stands for it where people read.
+    /// Its hash, for everything that people read.
     pub fn hash(&self) -> TokenHash {
         let mut hash = [0; 6];
         hash.copy_from_slice(&Sha256::digest(self.text.as_bytes())[..6]);
@@ -207,7 +207,7 @@ impl fmt::Display for Token {
 // === impl TokenHash ===
 
 impl TokenHash {
-    /// The hash as it is printed: 12 hexadecimal digits. No token has that form.
+    /// Reads the hash as it is printed: 12 hexadecimal digits. No token has that form.
     pub fn parse(text: &str) -> Option<Self> {
         let mut hash = [0; 6];
         if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -244,7 +244,7 @@ impl Platform {
         }
     }
 
-    /// The platform of that label.
+    /// The platform of that label; none for an unknown one.
     pub fn from_label(label: &str) -> Option<Self> {
         [Self::Ios, Self::Android, Self::Web].into_iter().find(|platform| platform.label() == label)
     }

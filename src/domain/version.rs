@@ -1,8 +1,8 @@
 //! Which of two events about the same thing is the later one.
 //!
 //! A version is a pure function of the Kafka record that carried the event, so a replay gives the same number
-//! and changes nothing. Event versions are even; the odd slot above each belongs to a revocation *of that
-//! version*, so that a registration made after a failing send always beats the verdict on the send.
+//! and changes nothing. Event versions are even; the odd number above each belongs to a revocation *of that
+//! version*, so that a registration made after a failed send always wins over the verdict on that send.
 
 use super::Timestamp;
 
@@ -18,12 +18,12 @@ const SLOTS: i64 = 5_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(i64);
 
-/// What a dead-token verdict was passed on.
+/// The registration that a dead-token verdict is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judged {
     /// The registration that was sent to.
     Registration(Version),
-    /// Whatever registration was current at this time: verdicts from outsiders, who know no versions.
+    /// The registration that was current at this time: verdicts of other systems, which know no versions.
     AsOf(Timestamp),
 }
 
@@ -37,23 +37,23 @@ impl Version {
         Self(step * STEP_MS * 1_000 + offset.rem_euclid(SLOTS) * 2)
     }
 
-    /// When the event happened, to ten milliseconds: below that sits the record's offset.
+    /// When the event happened, to ten milliseconds: the digits below hold the record's offset.
     pub fn happened_at(self) -> Timestamp {
         let step_us = STEP_MS * 1_000;
         Timestamp::from_microsecond(self.0.div_euclid(step_us) * step_us).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// The version as the store and `invalid-tokens` carry it.
+    /// The number that the store and `invalid-tokens` carry.
     pub fn as_i64(self) -> i64 {
         self.0
     }
 
-    /// The version that the store or a record carries.
+    /// The version of a number that the store or a record carries.
     pub fn from_i64(value: i64) -> Self {
         Self(value)
     }
 
-    /// The slot of a revocation of this very version: above it, below every later event.
+    /// The version of a revocation of this very version: above it, below every later event.
     pub fn revocation(self) -> Self {
         Self(self.0 | 1)
     }
@@ -65,7 +65,7 @@ impl Version {
 }
 
 impl Judged {
-    /// Whether the verdict speaks of the registration with version `current`.
+    /// Whether the verdict is about the registration with version `current`.
     pub fn names(self, current: Version) -> bool {
         match self {
             Self::Registration(version) => version == current,
@@ -86,7 +86,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_event_is_even_and_its_revocation_lies_between_it_and_the_next(ms in 0..4_000_000_000_000_i64, offset in 0..i64::MAX) {
+        fn an_event_is_even_and_its_revocation_lies_between_it_and_the_next(
+            ms in 0..4_000_000_000_000_i64,
+            offset in 0..i64::MAX,
+        ) {
             let version = Version::of_record(at(ms), offset);
             prop_assert_eq!(version.as_i64() % 2, 0);
             prop_assert!(version < version.revocation());
@@ -94,13 +97,17 @@ mod tests {
         }
 
         #[test]
-        fn a_later_step_of_ten_milliseconds_wins_whatever_the_offsets(ms in 0..4_000_000_000_000_i64, a in 0..i64::MAX, b in 0..i64::MAX) {
+        fn a_later_step_of_ten_milliseconds_wins_whatever_the_offsets(
+            ms in 0..4_000_000_000_000_i64,
+            a in 0..i64::MAX,
+            b in 0..i64::MAX,
+        ) {
             prop_assert!(Version::of_record(at(ms), a) < Version::of_record(at(ms + 10), b));
         }
     }
 
     #[test]
-    fn a_verdict_of_an_outsider_spares_what_was_registered_later() {
+    fn a_verdict_without_a_version_is_not_about_what_was_registered_later() {
         let current = Version::of_record(at(50_000), 3);
         assert!(Judged::AsOf(at(50_000)).names(current));
         assert!(Judged::AsOf(at(60_000)).names(current));

@@ -14,29 +14,29 @@ use crate::domain::{Notification, ProviderId, Timestamp, UserId};
 /// What was decided about a broadcast.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
-    /// What.
+    /// What is sent.
     pub notification: Notification,
-    /// For whom.
+    /// Whom it is sent to.
     pub audience: Audience,
-    /// Through whom: the providers that were configured.
+    /// The providers that it is sent through: those that were configured when it was planned.
     pub providers: Vec<ProviderId>,
-    /// When the post was made known.
+    /// The time of the post's record.
     pub posted_at: Timestamp,
 }
 
-/// Whom a broadcast is for.
+/// The audience of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// The whole ring of tokens.
     Everybody {
-        /// Cut into how many slices: a power of two.
+        /// The number of slices that it is cut into: a power of two.
         slices: u32,
-        /// But not this one.
+        /// The user who is left out: the author.
         exclude: Option<UserId>,
-        /// Whether tokens of nobody are told.
+        /// Whether tokens without a user are included.
         include_anonymous: bool,
     },
-    /// These, each once.
+    /// These users, each once.
     Users(Vec<UserId>),
 }
 

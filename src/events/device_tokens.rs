@@ -11,13 +11,13 @@ use super::{
 };
 use crate::domain::{DeviceId, Token, TokenChange, UserId};
 
-/// Reads a record. A null value with a token as its key erases the token.
+/// Reads a record. A null value with a token as its key unregisters the token.
 ///
 /// # Errors
-/// The record says nothing that can happen to a token.
+/// The record is no event of a token.
 pub fn read(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TokenChange, Unreadable> {
     if value.is_none() {
-        return erased(key);
+        return unregistered(key);
     }
     match json::event_of(value)?.as_deref() {
         None | Some("registered") => json::object::<Registered>(value)?.change(),
@@ -27,7 +27,7 @@ pub fn read(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TokenChange, Unr
             let UserDeleted { user_id } = json::object(value)?;
             Ok(TokenChange::UserDeleted(UserId::new(user_id.0)))
         }
-        Some(word) => Err(json::unknown_event(word, "registered, seen, unregistered, userDeleted")),
+        Some(event) => Err(json::unknown_event(event, "registered, seen, unregistered, userDeleted")),
     }
 }
 
@@ -35,19 +35,19 @@ pub(super) fn schema() -> Schema {
     schema_for!(Event)
 }
 
-/// An event in the life of a device token. The record's key is the token; a null value with a key erases it.
-/// Every name may be written in snake_case too.
+/// An event in the life of a device token. The record's key is the token; a null value with a key unregisters
+/// it. Every name may be written in snake_case too.
 #[derive(JsonSchema)]
 #[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
-#[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
+#[expect(dead_code, reason = "only for the schema: `read` chooses the object by `event`")]
 enum Event {
-    /// The token is alive and belongs to this user, or to nobody.
+    /// The token is active and belongs to this user, or to no user.
     Registered(Registered),
     /// The app was opened.
     Seen(Named),
-    /// The user logged out, or the app is gone.
+    /// The user logged out, or the app was removed.
     Unregistered(Named),
-    /// Everything of this user goes.
+    /// The user was deleted: all of the user's tokens are revoked.
     UserDeleted(UserDeleted),
 }
 
@@ -64,22 +64,22 @@ struct Registered {
         alias = "device_token"
     )]
     token: DeviceToken,
-    /// Which form the token has; absent = as it looks.
+    /// The form of the token; absent = as its text shows.
     #[serde(default, deserialize_with = "fields::optional")]
     kind: Option<Kind>,
-    /// Whose it is from now on; absent = nobody's, never "as before".
+    /// The token's user from now on; absent = no user, never "as before".
     #[serde(default, alias = "user_id", deserialize_with = "fields::optional")]
     user_id: Option<Id>,
     /// Also called `device_type`.
     #[serde(default, alias = "deviceType", alias = "device_type", deserialize_with = "fields::optional")]
     platform: Option<DevicePlatform>,
-    /// The device it sits on; its other tokens of the same kind are replaced.
+    /// The device that the token belongs to; the device's other tokens of the same kind are replaced.
     #[serde(default, alias = "device_id", deserialize_with = "fields::optional")]
     device_id: Option<Id>,
-    /// What the app tells about the device: manufacturer, model, osVersion, deviceType, …
+    /// What the app reports about the device: manufacturer, model, osVersion, deviceType, …
     #[serde(default, alias = "device_info", deserialize_with = "fields::data")]
     device_info: Map<String, Value>,
-    /// The token that this one takes the place of.
+    /// The token that this one replaces.
     #[serde(default, alias = "previous_token", deserialize_with = "fields::optional")]
     previous_token: Option<DeviceToken>,
 }
@@ -97,7 +97,7 @@ struct Named {
         alias = "device_token"
     )]
     token: DeviceToken,
-    /// Which form the token has; absent = as it looks.
+    /// The form of the token; absent = as its text shows.
     #[serde(default, deserialize_with = "fields::optional")]
     kind: Option<Kind>,
 }
@@ -105,7 +105,7 @@ struct Named {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 struct UserDeleted {
-    /// Whose account is gone.
+    /// The user who was deleted.
     #[serde(alias = "user_id")]
     user_id: Id,
 }
@@ -113,7 +113,7 @@ struct UserDeleted {
 impl Registered {
     fn change(self) -> Result<TokenChange, Unreadable> {
         let token = of_kind(self.token, self.kind)?;
-        // A token that "takes its own place" would be registered and deactivated by one event.
+        // A token that replaced itself would be registered and deactivated by one event.
         let previous = self.previous_token.map(|previous| previous.0).filter(|previous| *previous != token);
         Ok(TokenChange::Registered {
             previous,
@@ -132,7 +132,7 @@ impl Named {
     }
 }
 
-/// The token, if it has the form that was said.
+/// The token, if it has the form of that kind.
 pub(super) fn of_kind(DeviceToken(token): DeviceToken, kind: Option<Kind>) -> Result<Token, Unreadable> {
     match kind {
         Some(Kind(kind)) if kind != token.kind() => Err(json::invalid(
@@ -143,7 +143,7 @@ pub(super) fn of_kind(DeviceToken(token): DeviceToken, kind: Option<Kind>) -> Re
     }
 }
 
-fn erased(key: Option<&[u8]>) -> Result<TokenChange, Unreadable> {
+fn unregistered(key: Option<&[u8]>) -> Result<TokenChange, Unreadable> {
     let key = key.ok_or_else(|| Unreadable::malformed("a null value without a key"))?;
     let token = std::str::from_utf8(key).ok().and_then(|key| Token::parse(key.trim()).ok());
     token.map(TokenChange::Unregistered).ok_or_else(|| Unreadable::invalid("key: invalid token format"))

@@ -1,4 +1,4 @@
-//! The kinds of fields that records are made of: how each is read, written and described in the schemas.
+//! The kinds of fields that records consist of: how each is read, written and described in the schemas.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -20,15 +20,15 @@ const LONG_ID_MAX: usize = 1024;
 const TEXT_MAX: usize = 64 * 1024;
 const DATA_MAX: usize = 4096;
 
-/// A field that travels as a text or, if it says so, as a number.
+/// A field that is written as a text, and read from a text or, if it allows that, from a number.
 pub(super) trait Field: Sized {
-    /// What is expected in its place: `a text or a whole number`.
+    /// What an error names as expected: `a text or a whole number`.
     const EXPECTED: &'static str;
 
-    /// Reads it; the text is trimmed and not empty. The error says what is wrong and holds no token.
+    /// Reads it; the text is trimmed and not empty. The error names what is wrong and holds no token.
     fn of_text(text: &str) -> Result<Self, String>;
 
-    /// Reads it from a whole number, if it may be one.
+    /// Reads it from a whole number, if it may be written as one.
     fn of_number(_: i128) -> Option<Self> {
         None
     }
@@ -40,7 +40,7 @@ pub(super) trait Field: Sized {
     fn schema() -> Schema;
 }
 
-/// An optional field: absent, null and empty are one.
+/// An optional field: absent, null and empty mean the same.
 pub(super) fn optional<'de, D: Deserializer<'de>, F: Field>(json: D) -> Result<Option<F>, D::Error> {
     json.deserialize_any(FieldVisitor(PhantomData)).map(Result::ok)
 }
@@ -92,8 +92,12 @@ macro_rules! fields {
                 let visitor = FieldVisitor::<Self>(PhantomData);
                 match json.deserialize_any(visitor)? {
                     Ok(field) => Ok(field),
-                    Err(Nothing::Null) => Err(de::Error::invalid_type(Unexpected::Unit, &<Self as Field>::EXPECTED)),
-                    Err(Nothing::Empty) => Err(de::Error::custom(format_args!("empty, expected {}", <Self as Field>::EXPECTED))),
+                    Err(Nothing::Null) => {
+                        Err(de::Error::invalid_type(Unexpected::Unit, &<Self as Field>::EXPECTED))
+                    }
+                    Err(Nothing::Empty) => {
+                        Err(de::Error::custom(format_args!("empty, expected {}", <Self as Field>::EXPECTED)))
+                    }
                 }
             }
         }
@@ -123,15 +127,15 @@ macro_rules! fields {
 fields! {
     /// An identifier of upstream's.
     Id(String);
-    /// An identifier of ours, put together from several of upstream's.
+    /// An identifier of pushcast's, put together from several of upstream's.
     LongId(String);
     /// Any text.
     Text(String);
     /// A device token.
     DeviceToken(Token);
-    /// Which form a token has.
+    /// The form of a token.
     Kind(TokenKind);
-    /// What a device runs.
+    /// The platform of a device.
     DevicePlatform(Platform);
     /// A push service.
     Provider(ProviderId);
@@ -281,7 +285,7 @@ impl Field for Moment {
 
     fn of_text(text: &str) -> Result<Self, String> {
         let moment: Timestamp = text.parse().map_err(|_| refused(text, Self::EXPECTED))?;
-        // The stores keep microseconds. A time that they would cut has to be cut before anybody compares it.
+        // The stores keep microseconds. A time that they would cut has to be cut before it is compared.
         Timestamp::from_microsecond(moment.as_microsecond())
             .map(Self)
             .map_err(|_| refused(text, Self::EXPECTED))
@@ -367,7 +371,7 @@ impl Field for Zone {
     const EXPECTED: &'static str = "the name of a time zone (such as Asia/Bangkok)";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        // Only a zone with a name can be stored and named again.
+        // The store keeps a zone's name, so it must have one.
         let zone = TimeZone::get(text).ok().filter(|zone| zone.iana_name().is_some());
         zone.map(Self).ok_or_else(|| format!("no such time zone {}", shown(text)))
     }
@@ -393,9 +397,9 @@ pub(super) fn data<'de, D: Deserializer<'de>>(json: D) -> Result<Map<String, Val
     Ok(data)
 }
 
-// === What they share ===
+// === Shared ===
 
-/// A text of upstream's as an error may show it. Whatever may be a token, or hold one, is not shown.
+/// A text of upstream's as an error may show it. A text that may be a token, or hold one, is not shown.
 pub(super) fn shown(text: &str) -> String {
     if text.len() <= 64 && !may_hold_a_token(text) {
         format!("{text:?}")
@@ -404,7 +408,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// Whether a token may be in there, cut off or in the middle of something else. The shortest form has 22
+/// Whether the text may hold a token, cut off or in the middle of something else. The shortest form has 22
 /// characters.
 pub(super) fn may_hold_a_token(text: &str) -> bool {
     let url_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | '-');

@@ -1,4 +1,4 @@
-//! `invalid-tokens`: this token is dead. Public: pushcast writes it, others may read and write it.
+//! `invalid-tokens`: this token is dead. Public: pushcast writes it, other systems may read and write it.
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -44,28 +44,28 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// A token that is dead. The record's key is the token. Outsiders write `token` and `reason`; they are judged
-/// against the registration that was current at the earlier of `detectedAt` and the record's time.
+/// A token that is dead. The record's key is the token. Other systems write `token` and `reason`; their
+/// verdict is about the registration that was current at the earlier of `detectedAt` and the record's time.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "DeadToken")]
 struct Record {
     token: DeviceToken,
-    /// Which form the token has; absent = as it looks.
+    /// The form of the token; absent = as its text shows.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     kind: Option<Kind>,
-    /// Who says so.
+    /// The provider whose verdict it is.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     provider: Option<Provider>,
-    /// The provider's word, such as DeviceNotRegistered, or the outsider's.
+    /// The provider's error code, such as DeviceNotRegistered, or the other system's reason.
     reason: Text,
-    /// How it came to light: ticket, receipt, response, or an outsider's word.
+    /// Where it was reported: ticket, receipt, response, or another system's text.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     source: Option<Text>,
-    /// The registration that was sent to. Outsiders know none.
+    /// The registration that was sent to. Other systems know none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registration: Option<i64>,
-    /// When it came to light.
+    /// When it was reported.
     #[serde(
         default,
         alias = "detected_at",

@@ -1,4 +1,4 @@
-//! `push.<provider>.<lane>`: a notification and for whom. Written and read by pushcast.
+//! `push.<provider>.<lane>`: a notification and its audience. Written and read by pushcast.
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,8 @@ pub fn topic(provider: ProviderId, lane: Lane) -> &'static str {
     }
 }
 
-/// The record's key: the same job has the same key. A dose is its notification, a broadcast's part has its
-/// number.
+/// The record's key: the same job has the same key. A dose is named by its notification, a part of a
+/// broadcast by its number.
 pub fn key(job: &Job) -> String {
     match &job.work {
         Work::Dose(_) => job.notification.id.as_str().to_owned(),
@@ -115,15 +115,15 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// A notification and for whom: the records of `push.<provider>.<lane>`. Written by pushcast for itself.
+/// A notification and its audience: the records of `push.<provider>.<lane>`. Written by pushcast for itself.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Job")]
 struct Record {
-    /// Through whom.
+    /// The provider that it is sent through.
     provider: Provider,
-    /// What.
+    /// What is sent.
     notification: NotificationRecord,
-    /// For whom.
+    /// Whom it is sent to.
     work: WorkRecord,
 }
 
@@ -157,19 +157,19 @@ struct List {
     users: Vec<Id>,
 }
 
-/// A piece of a broadcast to everybody.
+/// A slice of the token ring, of a broadcast to everybody.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 #[schemars(rename = "Slice")]
 struct Part {
     broadcast_id: LongId,
-    /// Which slice of the token ring, from 0; also the part's number.
+    /// The number of the slice, from 0; also the part's number.
     index: u32,
-    /// Of how many: a power of two.
+    /// How many slices the ring is cut into: a power of two.
     of: u32,
-    /// Who is not told: the author.
+    /// The user who is left out: the author.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     exclude: Option<Id>,
-    /// Whether tokens of nobody are told.
+    /// Whether tokens without a user are included.
     include_anonymous: bool,
 }

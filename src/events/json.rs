@@ -1,4 +1,4 @@
-//! Reads an object and says what is wrong with it, without repeating what may be a token.
+//! Reads JSON objects, and describes what is wrong with one without quoting what may be a token.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -8,7 +8,7 @@ use super::{Unreadable, fields};
 pub(super) fn object<T: DeserializeOwned>(value: Option<&[u8]>) -> Result<T, Unreadable> {
     let value = value.ok_or_else(|| Unreadable::malformed("a null value, expected a JSON object"))?;
     let text = std::str::from_utf8(value).map_err(|_| Unreadable::malformed("not UTF-8"))?;
-    // Left to itself serde would read `[…]` as the fields in their order.
+    // serde would read `[…]` as the fields in their order.
     if !text.trim_start().starts_with('{') {
         return Err(Unreadable::malformed("not a JSON object"));
     }
@@ -19,27 +19,27 @@ pub(super) fn object<T: DeserializeOwned>(value: Option<&[u8]>) -> Result<T, Unr
     Ok(object)
 }
 
-/// The word in `event`, if there is one.
+/// The value of `event`, if there is one.
 pub(super) fn event_of(value: Option<&[u8]>) -> Result<Option<String>, Unreadable> {
     #[derive(Deserialize)]
     struct Which {
         #[serde(default, deserialize_with = "fields::optional")]
         event: Option<fields::Text>,
     }
-    object::<Which>(value).map(|which| which.event.map(|word| word.0))
+    object::<Which>(value).map(|which| which.event.map(|event| event.0))
 }
 
-/// `event` is a word that the topic does not know.
-pub(super) fn unknown_event(word: &str, known: &str) -> Unreadable {
-    Unreadable::invalid(format!("`event`: {} is not one of {known}", fields::shown(word)))
+/// The topic does not know this value of `event`.
+pub(super) fn unknown_event(event: &str, known: &str) -> Unreadable {
+    Unreadable::invalid(format!("`event`: {} is not one of {known}", fields::shown(event)))
 }
 
-/// The field is not there, or null, or empty.
+/// The field is absent, null or empty.
 pub(super) fn missing(field: &str) -> Unreadable {
     Unreadable::malformed(format!("missing field `{field}`"))
 }
 
-/// The field says something impossible.
+/// The field has an impossible value.
 pub(super) fn invalid(field: &str, why: impl std::fmt::Display) -> Unreadable {
     Unreadable::invalid(format!("`{field}`: {why}"))
 }
@@ -70,12 +70,13 @@ fn described(path: &str, err: &serde_json::Error) -> Unreadable {
     } else if text.starts_with("missing field ") || text.starts_with("duplicate field ") {
         Unreadable::malformed(at(text))
     } else {
-        // Ours: a field's own parser refused its text.
+        // The message of a field's own parser, which refused its text.
         Unreadable::invalid(at(text))
     }
 }
 
-/// serde's `string "…", expected a boolean` quotes the text, and any text may be a token in the wrong place.
+/// serde's message `string "…", expected a boolean` quotes the text, and any text may be a token in the wrong
+/// place.
 fn expectation(text: &str) -> String {
     let Some((found, expected)) = text.rsplit_once(", expected ") else {
         return "a value of another type".to_owned();
@@ -91,7 +92,7 @@ fn expectation(text: &str) -> String {
     format!("expected {expected}, found {found}")
 }
 
-/// In a schema of events: the first of them is meant where no `event` is given.
+/// In a schema of several events: a record without `event` is the first of them.
 pub(super) fn first_event_by_default(schema: &mut schemars::Schema) {
     let first = schema.get_mut("oneOf").and_then(|events| events.get_mut(0));
     if let Some(required) =

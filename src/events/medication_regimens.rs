@@ -1,4 +1,4 @@
-//! `medication-regimens`: a regimen as it now is, or that there is none any more.
+//! `medication-regimens`: a regimen as it now is, or that it was removed.
 
 use jiff::civil::{Date, Weekday, date};
 use schemars::{JsonSchema, Schema, schema_for};
@@ -19,8 +19,8 @@ pub const TIMES_MAX: usize = 96;
 /// What a reminder calls a medicine without a name: "Time for your medicine".
 pub const NAMELESS: &str = "your medicine";
 
-/// The first day of a regimen that names none: earlier than every dose.
-const SINCE_EVER: Date = date(1970, 1, 1);
+/// The first day of a regimen that names none: earlier than any dose.
+const FIRST_DAY: Date = date(1970, 1, 1);
 const EVERY_DAYS_MAX: u32 = 3660;
 
 /// Reads a record. A null value with a regimen's id as its key removes the regimen.
@@ -37,7 +37,7 @@ pub fn read(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<RegimenEvent, Un
             let Removed { regimen_id } = json::object(value)?;
             Ok(RegimenEvent::Removed(RegimenId::new(regimen_id.0)))
         }
-        Some(word) => Err(json::unknown_event(word, "set, removed")),
+        Some(event) => Err(json::unknown_event(event, "set, removed")),
     }
 }
 
@@ -49,11 +49,11 @@ pub(super) fn schema() -> Schema {
 /// written in snake_case too.
 #[derive(JsonSchema)]
 #[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
-#[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
+#[expect(dead_code, reason = "only for the schema: `read` chooses the object by `event`")]
 enum Event {
     /// The regimen as it now is.
     Set(Set),
-    /// There is no such regimen any more.
+    /// The regimen was removed.
     Removed(Removed),
 }
 
@@ -63,10 +63,10 @@ enum Event {
 struct Set {
     #[serde(alias = "regimen_id")]
     regimen_id: Id,
-    /// Whose medication.
+    /// The person who takes the medication.
     #[serde(alias = "profile_id")]
     profile_id: Id,
-    /// Who is rung.
+    /// The user who is reminded.
     #[serde(alias = "user_id")]
     user_id: Id,
     /// Absent = "your medicine".
@@ -76,14 +76,14 @@ struct Set {
     dosage: Option<Text>,
     /// The zone in which its times are local.
     timezone: Zone,
-    /// When, on each of its days.
+    /// The times of day of its doses.
     #[serde(default)]
     #[schemars(length(max = TIMES_MAX))]
     times: Option<Vec<TimeOfDay>>,
-    /// On these days of the week only.
+    /// The days of the week that have doses; absent = all.
     #[serde(default)]
     days: Option<Vec<DayOfWeek>>,
-    /// Every n-th day from the first.
+    /// Doses on every n-th day, counted from the first day.
     #[serde(default, alias = "every_days")]
     #[schemars(range(min = 1, max = EVERY_DAYS_MAX))]
     every_days: Option<u32>,
@@ -91,13 +91,13 @@ struct Set {
     /// day.
     #[serde(default, deserialize_with = "fields::optional")]
     rrule: Option<Text>,
-    /// First day; absent = since ever.
+    /// The first day; absent = 1970-01-01.
     #[serde(default, alias = "start_date", deserialize_with = "fields::optional")]
     start_date: Option<Day>,
-    /// Last day, included; absent = for ever.
+    /// The last day, included; absent = no end.
     #[serde(default, alias = "end_date", deserialize_with = "fields::optional")]
     end_date: Option<Day>,
-    /// A disabled regimen rings nothing.
+    /// A disabled regimen has no doses.
     #[serde(default = "enabled")]
     enabled: bool,
 }
@@ -116,7 +116,7 @@ fn enabled() -> bool {
 impl Set {
     fn event(self) -> Result<RegimenEvent, Unreadable> {
         let rule = self.rule()?;
-        let start_date = self.start_date.map_or(SINCE_EVER, |day| day.0);
+        let start_date = self.start_date.map_or(FIRST_DAY, |day| day.0);
         let end_date = self.end_date.map(|day| day.0);
         if end_date.is_some_and(|end_date| end_date < start_date) {
             return Err(json::invalid("endDate", "before startDate"));

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{ProfileId, RegimenId, Tick, Timestamp, UpstreamDose, UserId};
 
-/// Reads a record. Whether there is such a shard is the stage's to say.
+/// Reads a record. The stage checks whether there is such a shard.
 ///
 /// # Errors
 /// The record is no tick.
@@ -52,10 +52,10 @@ struct Record {
     /// Doses up to here are due, if it is earlier than now; absent = now.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     at: Option<Moment>,
-    /// Which shard. Written by pushcast: a clock tick is cut into these.
+    /// The number of the shard. Written by pushcast: a clock tick is cut into these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     shard: Option<u16>,
-    /// A dose that is due at its time, whatever the regimen says.
+    /// A dose that is due at its time; the regimen is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dose: Option<Dose>,
 }
@@ -65,13 +65,13 @@ struct Record {
 struct Dose {
     #[serde(alias = "regimen_id")]
     regimen_id: Id,
-    /// Whose medication.
+    /// The person who takes the medication.
     #[serde(alias = "profile_id")]
     profile_id: Id,
-    /// Who is rung.
+    /// The user who is reminded.
     #[serde(alias = "user_id")]
     user_id: Id,
-    /// When; a future one is kept until then.
+    /// When the dose is due; a dose of the future is kept until then.
     #[serde(alias = "schedule_time")]
     schedule_time: Moment,
     /// Absent = "your medicine".

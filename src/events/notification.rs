@@ -21,9 +21,9 @@ pub(super) struct NotificationRecord {
     /// Absent = silent.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     sound: Option<fields::Text>,
-    /// Android channel.
+    /// The Android channel.
     channel: String,
-    /// When it is no longer worth ringing.
+    /// When it is no longer worth sending.
     expires_at: Moment,
 }
 

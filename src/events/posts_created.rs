@@ -1,4 +1,4 @@
-//! `posts-created`: a post, or that it is taken back.
+//! `posts-created`: a post, or that it was cancelled.
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
@@ -17,7 +17,7 @@ pub const USERS_MAX: usize = 100_000;
 /// Reads a record.
 ///
 /// # Errors
-/// The record tells of no post.
+/// The record is neither a post nor a cancellation.
 pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<PostEvent, Unreadable> {
     match json::event_of(value)?.as_deref() {
         None | Some("posted") => json::object::<Posted>(value)?.post().map(PostEvent::Posted),
@@ -25,7 +25,7 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<PostEvent, Unre
             let Cancelled { post_id } = json::object(value)?;
             Ok(PostEvent::Cancelled(PostId::new(post_id.0)))
         }
-        Some(word) => Err(json::unknown_event(word, "posted, cancelled")),
+        Some(event) => Err(json::unknown_event(event, "posted, cancelled")),
     }
 }
 
@@ -33,14 +33,14 @@ pub(super) fn schema() -> Schema {
     schema_for!(Event)
 }
 
-/// A post that people are told of. Every name may be written in snake_case too.
+/// A post that users are notified of. Every name may be written in snake_case too.
 #[derive(JsonSchema)]
 #[schemars(tag = "event", rename_all = "camelCase", transform = json::first_event_by_default)]
-#[expect(dead_code, reason = "describes which object belongs to which word; `read` picks by the word")]
+#[expect(dead_code, reason = "only for the schema: `read` chooses the object by `event`")]
 enum Event {
-    /// Somebody has posted.
+    /// A new post.
     Posted(Posted),
-    /// What has not been sent yet is not sent.
+    /// The post was withdrawn: what has not been sent yet is not sent.
     Cancelled(Cancelled),
 }
 
@@ -50,7 +50,7 @@ struct Posted {
     /// The same post twice is one broadcast.
     #[serde(alias = "post_id")]
     post_id: Id,
-    /// Is not told.
+    /// The author, who is not notified.
     #[serde(default, alias = "author_id", deserialize_with = "fields::optional")]
     author_id: Option<Id>,
     #[serde(default, alias = "author_name", deserialize_with = "fields::optional")]
@@ -59,10 +59,10 @@ struct Posted {
     title: Option<Text>,
     #[serde(default, deserialize_with = "fields::optional")]
     body: Option<Text>,
-    /// What the app receives beside the text; goes over `post_id` and `screen`.
+    /// What the app receives beside the text; wins over the `post_id` and `screen` that pushcast adds.
     #[serde(default, deserialize_with = "fields::data")]
     data: Map<String, Value>,
-    /// Absent = everybody but the author.
+    /// Absent = all users but the author.
     #[serde(default)]
     audience: Option<Audience>,
 }
@@ -70,7 +70,7 @@ struct Posted {
 #[derive(Deserialize, JsonSchema)]
 #[serde(expecting = "an object")]
 struct Audience {
-    /// Who is told.
+    /// The users who are notified.
     #[schemars(length(max = USERS_MAX))]
     users: Vec<Id>,
 }
@@ -78,7 +78,7 @@ struct Audience {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
 struct Cancelled {
-    /// Which post.
+    /// The post that was withdrawn.
     #[serde(alias = "post_id")]
     post_id: Id,
 }

@@ -20,8 +20,8 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Report, Unreada
         #[serde(rename = "type")]
         type_: Text,
     }
-    let Which { type_: Text(word) } = json::object(value)?;
-    match word.as_str() {
+    let Which { type_: Text(kind) } = json::object(value)?;
+    match kind.as_str() {
         "broadcast" => {
             let Broadcast { notification_id, sent, dead, refused, failed, expired, at } =
                 json::object(value)?;
@@ -29,8 +29,8 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Report, Unreada
             Ok(Report::Broadcast { notification: NotificationId::new(notification_id.0), counts, at: at.0 })
         }
         "dose" => json::object::<Dose>(value)?.report(),
-        word => {
-            Err(json::invalid("type", format_args!("{} is not one of broadcast, dose", fields::shown(word))))
+        kind => {
+            Err(json::invalid("type", format_args!("{} is not one of broadcast, dose", fields::shown(kind))))
         }
     }
 }
@@ -48,7 +48,7 @@ pub fn write(report: &Report) -> Vec<u8> {
             at: Moment(*at),
         }),
         Report::Dose { notification, provider, outcome, counts, at } => {
-            // Where no provider was asked there is nothing to count.
+            // If no provider was asked there is nothing to count.
             let asked = |count: u64| (provider.is_some() || count > 0).then_some(count);
             let some = |count: u64| (count > 0).then_some(count);
             let sent = *outcome == DoseOutcome::Sent;
@@ -89,7 +89,7 @@ enum Record {
 struct Broadcast {
     #[serde(alias = "notification_id")]
     notification_id: LongId,
-    /// Taken by the provider.
+    /// Accepted by the provider.
     sent: u64,
     /// The token is dead.
     dead: u64,
@@ -97,7 +97,7 @@ struct Broadcast {
     refused: u64,
     /// Given up.
     failed: u64,
-    /// Its life was over before.
+    /// Expired before a provider accepted it.
     expired: u64,
     at: Moment,
 }
@@ -107,7 +107,7 @@ struct Broadcast {
 struct Dose {
     #[serde(alias = "notification_id")]
     notification_id: LongId,
-    /// Absent where no provider was asked.
+    /// Absent if no provider was asked.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     provider: Option<Provider>,
     /// sent, noTokens, missed, failed, expired or refused.
@@ -122,7 +122,7 @@ struct Dose {
     failed: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expired: Option<u64>,
-    /// When the provider took it, if the outcome is `sent`.
+    /// When the provider accepted it, if the outcome is `sent`.
     #[serde(
         default,
         alias = "push_sent_at",
@@ -130,24 +130,23 @@ struct Dose {
         skip_serializing_if = "Option::is_none"
     )]
     push_sent_at: Option<Moment>,
-    /// When, for every other outcome.
+    /// When it ended, for every other outcome.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     at: Option<Moment>,
 }
 
 impl Dose {
     fn report(self) -> Result<Report, Unreadable> {
-        let word = self.outcome.0.as_str();
-        let outcome =
-            DoseOutcome::ALL.into_iter().find(|outcome| outcome.label() == word).ok_or_else(|| {
-                json::invalid(
-                    "outcome",
-                    format_args!(
-                        "{} is not one of sent, noTokens, missed, failed, expired, refused",
-                        fields::shown(word)
-                    ),
-                )
-            })?;
+        let label = self.outcome.0.as_str();
+        let outcome = DoseOutcome::from_label(label).ok_or_else(|| {
+            json::invalid(
+                "outcome",
+                format_args!(
+                    "{} is not one of sent, noTokens, missed, failed, expired, refused",
+                    fields::shown(label)
+                ),
+            )
+        })?;
         let at = self.push_sent_at.or(self.at).ok_or_else(|| json::missing("at"))?;
         Ok(Report::Dose {
             notification: NotificationId::new(self.notification_id.0),

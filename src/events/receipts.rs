@@ -1,4 +1,4 @@
-//! `expo-receipts`: tickets to ask Expo about later. Written and read by pushcast.
+//! `expo-receipts`: tickets whose receipts are asked for later. Written and read by pushcast.
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -47,14 +47,14 @@ pub(super) fn schema() -> Schema {
     schema_for!(Record)
 }
 
-/// Tickets of messages that Expo took. Written by pushcast for itself.
+/// Tickets of messages that Expo accepted. Written by pushcast for itself.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "TicketBatch")]
 struct Record {
     #[schemars(length(max = TICKETS_MAX))]
     tickets: Vec<TicketRecord>,
-    /// When the first of them was sent, once they were put back; absent = the record's time.
+    /// When the first of them was sent, if they were produced again; absent = the record's time.
     #[serde(default, deserialize_with = "fields::optional")]
     first_sent_at: Option<Moment>,
 }
@@ -65,7 +65,7 @@ struct Record {
 struct TicketRecord {
     /// Expo's id for the message.
     id: LongId,
-    /// Whom it was for.
+    /// The token that it was sent to.
     token: DeviceToken,
     /// The registration that was sent to.
     registration: i64,

@@ -1,5 +1,5 @@
 mod reading;
-mod travelling;
+mod round_trips;
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -23,7 +23,7 @@ fn examples() -> Vec<(String, String)> {
     examples
 }
 
-/// Reads a value as a record of that topic and shows what it says.
+/// Reads a value as a record of that topic; returns the event's `Debug` text.
 fn read_of(topic: &str, value: &[u8]) -> Result<String, Unreadable> {
     fn shown<T: std::fmt::Debug>(read: Result<T, Unreadable>) -> Result<String, Unreadable> {
         read.map(|event| format!("{event:?}"))
@@ -57,7 +57,7 @@ fn snake_case(name: &str) -> String {
     snake
 }
 
-/// The object with all its names in snake_case, but those in the app's own objects.
+/// The object with all its names in snake_case, except those in the app's own objects.
 fn in_snake_case(value: Value) -> Value {
     match value {
         Value::Object(object) => Value::Object(
@@ -74,7 +74,7 @@ fn in_snake_case(value: Value) -> Value {
 }
 
 #[test]
-fn every_example_can_be_read_and_says_what_it_said() {
+fn every_example_reads_as_recorded() {
     let read: Vec<String> = examples()
         .iter()
         .map(|(name, text)| format!("{name}: {}", read_of(topic_of(name), text.as_bytes()).unwrap()))
@@ -85,7 +85,7 @@ fn every_example_can_be_read_and_says_what_it_said() {
 #[test]
 fn every_topic_with_events_has_an_example() {
     let shown: BTreeSet<_> = examples().iter().map(|(name, _)| topic_of(name)).collect();
-    // A dead letter is the original's bytes; fcm.urgent looks like expo.urgent.
+    // A dead letter has the original's bytes; fcm.urgent has the format of expo.urgent.
     let expected = topics::ALL
         .into_iter()
         .filter(|topic| ![topics::DEAD_LETTERS, topics::PUSH_FCM_URGENT].contains(topic))
@@ -94,10 +94,10 @@ fn every_topic_with_events_has_an_example() {
 }
 
 #[test]
-fn names_in_snake_case_say_the_same() {
+fn names_in_snake_case_are_read_too() {
     for (name, text) in examples() {
         let topic = topic_of(&name);
-        // Written for ourselves alone.
+        // Written and read by pushcast alone.
         if topic.starts_with("push.") || topic == topics::EXPO_RECEIPTS {
             continue;
         }
@@ -121,7 +121,7 @@ fn unknown_fields_are_ignored() {
     }
 }
 
-/// `UPDATE_SCHEMAS=1 cargo test schemas` writes them anew.
+/// `UPDATE_SCHEMAS=1 cargo test --lib schemas` writes them.
 #[test]
 fn the_schemas_are_those_of_the_types() {
     let folder = folder("events");
@@ -137,7 +137,7 @@ fn the_schemas_are_those_of_the_types() {
 }
 
 #[test]
-fn a_schema_names_what_its_examples_hold() {
+fn a_schema_names_every_field_of_its_examples() {
     let schemas = schemas();
     for (name, text) in examples() {
         let topic = topic_of(&name);

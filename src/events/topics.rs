@@ -1,31 +1,31 @@
-//! The topics' names, and the headers that mean something.
+//! The names of the topics, and of the headers that are read.
 
-/// The life of device tokens.
+/// Events of device tokens.
 pub const DEVICE_TOKENS: &str = "device-tokens";
-/// Posts, and their cancelling.
+/// Posts, and their cancellation.
 pub const POSTS_CREATED: &str = "posts-created";
 /// Regimens as they now are.
 pub const MEDICATION_REGIMENS: &str = "medication-regimens";
 /// Clock ticks, shards' ticks, doses that upstream found due.
 pub const MEDICATION_TICKS: &str = "medication-ticks";
-/// Doses for Expo.
+/// Doses to send through Expo.
 pub const PUSH_EXPO_URGENT: &str = "push.expo.urgent";
-/// Broadcasts for Expo.
+/// Broadcasts to send through Expo.
 pub const PUSH_EXPO_BULK: &str = "push.expo.bulk";
-/// Doses for FCM.
+/// Doses to send through FCM.
 pub const PUSH_FCM_URGENT: &str = "push.fcm.urgent";
-/// Broadcasts for FCM.
+/// Broadcasts to send through FCM.
 pub const PUSH_FCM_BULK: &str = "push.fcm.bulk";
-/// Tickets to ask Expo about later.
+/// Tickets whose receipts are asked for later.
 pub const EXPO_RECEIPTS: &str = "expo-receipts";
 /// Dead tokens.
 pub const INVALID_TOKENS: &str = "invalid-tokens";
-/// What became of notifications.
+/// Outcomes of notifications.
 pub const PUSH_OUTCOMES: &str = "push-outcomes";
 /// Records that could not be handled.
 pub const DEAD_LETTERS: &str = "dead-letters";
 
-/// All of them.
+/// All of them, in the order in which they are created and listed.
 pub const ALL: [&str; 12] = [
     DEVICE_TOKENS,
     POSTS_CREATED,
@@ -43,7 +43,7 @@ pub const ALL: [&str; 12] = [
 
 /// Header of a replayed record: when the original was written, in milliseconds since 1970. With
 /// [`ORIGIN_OFFSET`] it gives the record its original's version, so that a replayed login does not take a
-/// token back.
+/// token away from a later user.
 pub const ORIGIN_TIMESTAMP: &str = "pushcast.origin.timestamp";
 /// Header of a replayed record: the original's offset.
 pub const ORIGIN_OFFSET: &str = "pushcast.origin.offset";

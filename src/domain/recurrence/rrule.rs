@@ -1,7 +1,7 @@
 //! iCalendar recurrence rules (RFC 5545), by way of the `rrule` crate.
 //!
 //! A rule is followed in *floating* time: its start date at midnight, as if in UTC. Only then are its local
-//! times laid on the regimen's zone, by the same rules as plain times of day. `UNTIL` we judge ourselves,
+//! times placed in the regimen's zone, by the same rules as plain times of day. `UNTIL` is applied here,
 //! because the crate would compare it with floating times.
 
 use std::{iter, time::Duration};
@@ -23,7 +23,7 @@ const TIMES_A_DAY_MAX: usize = 96;
 const SEARCH_MAX: usize = 200_000;
 const TEXT_MAX: usize = 512;
 
-/// A rule ready to be followed.
+/// A rule that was parsed and checked.
 struct Compiled {
     set: RRuleSet,
     rule: RRule,
@@ -44,15 +44,15 @@ enum Until {
 /// (all of it), a local time, or a moment in UTC.
 ///
 /// # Errors
-/// It is no rule, holds more than a rule (DTSTART, EXDATE), rings more often than every minute, or would take
-/// too much work to follow. The message says which.
+/// It is no rule, holds more than a rule (DTSTART, EXDATE), occurs more often than once a minute, or would
+/// take too much work to follow. The message says which.
 pub fn parse_rrule(text: &str) -> Result<String, InvalidRule> {
     let text = text.trim().to_ascii_uppercase();
     let text = text.strip_prefix("RRULE:").unwrap_or(&text);
     compile(text, date(2000, 1, 1)).map(|_| text.to_owned())
 }
 
-/// The rule's local times from `from` on, in order; at `times` on the rule's days, if there are any.
+/// The rule's local times from `from` on, in order; if `times` holds any, these times on the rule's days.
 ///
 /// A text that [`parse_rrule`] would refuse has none.
 pub(super) fn local_times<'a>(
@@ -93,10 +93,10 @@ fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
         .map_err(|error: ::rrule::RRuleError| InvalidRule(error.to_string()))?;
     let [rule] = &set.get_rrule()[..] else { return refuse("exactly one rule is needed".to_owned()) };
     if rule.get_freq() == Frequency::Secondly || rule.get_by_second() != [0] {
-        return refuse("doses ring on the minute, FREQ=SECONDLY and BYSECOND are not possible".to_owned());
+        return refuse("doses are due on the minute, FREQ=SECONDLY and BYSECOND are not possible".to_owned());
     }
     if rule.get_freq() == Frequency::Minutely && parts.iter().any(|part| part.starts_with("BY")) {
-        // The crate counts wrongly there: it steps over hours and days that it should visit.
+        // The crate is wrong there: it steps over hours and days that it should visit.
         return refuse(
             "FREQ=MINUTELY goes with INTERVAL only; FREQ=HOURLY or DAILY take BYHOUR and BYMINUTE".to_owned(),
         );
@@ -117,8 +117,8 @@ fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     Ok(Compiled { set, rule, until })
 }
 
-/// The same rule, begun a whole number of its periods later but well before `from`: a rule that runs for
-/// years is not followed from its first day at every look. With a COUNT it has to be.
+/// The same rule, started a whole number of its periods later but well before `from`, so that a rule of many
+/// years is not followed from its first day at every search. With a COUNT it has to be.
 fn shortly_before(set: RRuleSet, rule: RRule, start: Date, from: Date) -> RRuleSet {
     let begin = *set.get_dt_start();
     match skippable_seconds(&rule, start, from) {
@@ -136,7 +136,7 @@ fn skippable_seconds(rule: &RRule, start: Date, from: Date) -> Option<u64> {
         return None;
     }
     let interval = i64::from(rule.get_interval());
-    // Whole periods up to `from`, less one that we begin before it.
+    // Whole periods up to `from`, less one, so that the start lies before it.
     let whole = |length: i64, period: i64| (length / period - 1) * period;
     let days = days_between(start, from);
     let months = i64::from(from.year() - start.year()) * 12 + i64::from(from.month() - start.month());

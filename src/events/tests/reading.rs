@@ -1,4 +1,4 @@
-//! What is read, and what is refused in which words.
+//! What is read, and what is refused with which error.
 
 use jiff::civil::{Weekday, date, time};
 
@@ -37,7 +37,10 @@ fn regimen(rest: &str) -> Result<Regimen, String> {
 
 #[test]
 fn a_plain_line_registers_a_token() {
-    let line = r#"{"token":"ExponentPushToken[AAA]","userId":7,"platform":"iOS","deviceId":"d1","deviceInfo":{"model":"iPhone15,2"}}"#;
+    let line = concat!(
+        r#"{"token":"ExponentPushToken[AAA]","userId":7,"platform":"iOS","deviceId":"d1","#,
+        r#""deviceInfo":{"model":"iPhone15,2"}}"#
+    );
     assert_eq!(
         change(line),
         Ok(TokenChange::Registered {
@@ -52,7 +55,7 @@ fn a_plain_line_registers_a_token() {
 }
 
 #[test]
-fn a_token_and_its_platform_go_by_several_names() {
+fn a_token_and_its_platform_have_several_names() {
     let expected = change(r#"{"token":"ExponentPushToken[AAA]","platform":"android"}"#).unwrap();
     for (token, platform) in
         [("push_token", "device_type"), ("expoToken", "deviceType"), ("pushToken", "device_type")]
@@ -65,21 +68,21 @@ fn a_token_and_its_platform_go_by_several_names() {
 }
 
 #[test]
-fn a_token_of_nobody_may_say_so_in_three_ways() {
-    let nobody = change(r#"{"token":"ExponentPushToken[AAA]"}"#).unwrap();
-    assert!(matches!(&nobody, TokenChange::Registered { user: None, .. }));
-    assert_eq!(change(r#"{"token":"ExponentPushToken[AAA]","userId":null}"#).unwrap(), nobody);
-    assert_eq!(change(r#"{"token":"ExponentPushToken[AAA]","userId":""}"#).unwrap(), nobody);
+fn a_token_without_a_user_may_be_written_in_three_ways() {
+    let without = change(r#"{"token":"ExponentPushToken[AAA]"}"#).unwrap();
+    assert!(matches!(&without, TokenChange::Registered { user: None, .. }));
+    assert_eq!(change(r#"{"token":"ExponentPushToken[AAA]","userId":null}"#).unwrap(), without);
+    assert_eq!(change(r#"{"token":"ExponentPushToken[AAA]","userId":""}"#).unwrap(), without);
 }
 
 #[test]
-fn a_token_never_takes_its_own_place() {
+fn a_token_never_replaces_itself() {
     let line = r#"{"token":"ExponentPushToken[AAA]","previousToken":"ExponentPushToken[AAA]"}"#;
     assert!(matches!(change(line), Ok(TokenChange::Registered { previous: None, .. })));
 }
 
 #[test]
-fn a_null_value_erases_the_token_that_is_the_key() {
+fn a_null_value_unregisters_the_token_that_is_the_key() {
     assert_eq!(
         device_tokens::read(Some(b"ExponentPushToken[AAA]"), None),
         Ok(TokenChange::Unregistered(token("ExponentPushToken[AAA]")))
@@ -139,7 +142,7 @@ fn what_is_wrong_with_a_token_event_is_named() {
 }
 
 #[test]
-fn what_is_no_object_is_unreadable() {
+fn anything_but_an_object_is_unreadable() {
     let why = |text: &str| why(topics::MEDICATION_TICKS, text);
     for text in ["[]", "null", "7", "\"{}\"", ""] {
         assert_eq!(why(text), "unreadable: not a JSON object", "{text}");
@@ -153,7 +156,7 @@ fn what_is_no_object_is_unreadable() {
 }
 
 #[test]
-fn an_error_never_repeats_a_token() {
+fn an_error_never_quotes_a_token() {
     let tokens = [
         "ExponentPushToken[c2VjcmV0]",
         "cIBxWSjHTQCvp4QfBUPZ1a",
@@ -238,7 +241,7 @@ fn what_is_wrong_with_a_post_is_named() {
 // === medication-regimens ===
 
 #[test]
-fn times_come_in_order_and_once() {
+fn times_are_sorted_and_repeats_are_dropped() {
     let regimen = regimen(r#""times":["20:00","08:00:00","08:00"]"#).unwrap();
     assert_eq!(
         regimen.rule,
@@ -249,14 +252,14 @@ fn times_come_in_order_and_once() {
 }
 
 #[test]
-fn days_of_the_week_go_by_name_or_number() {
+fn days_of_the_week_are_names_or_numbers() {
     let regimen = regimen(r#""times":["08:00"],"days":["Fri","MONDAY",5,7]"#).unwrap();
     let Rule::Times { days, .. } = regimen.rule else { panic!() };
     assert_eq!(days, EveryDay::Weekdays(vec![Weekday::Monday, Weekday::Friday, Weekday::Sunday]));
 }
 
 #[test]
-fn a_rule_takes_the_place_of_days_and_may_name_its_own_times() {
+fn a_rule_replaces_days_and_may_name_its_own_times() {
     let rule = |rest| regimen(rest).map(|regimen| regimen.rule);
     let text = "FREQ=DAILY;BYHOUR=8;BYMINUTE=0;BYSECOND=0".to_owned();
     assert_eq!(

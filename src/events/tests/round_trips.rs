@@ -1,4 +1,4 @@
-//! What is written is read again as the same; what is junk is refused in good order.
+//! What is written is read back as the same value; invalid bytes are refused and never panic.
 
 use proptest::prelude::*;
 use serde_json::Map;
@@ -111,28 +111,35 @@ fn ticks() -> impl Strategy<Value = Tick> {
 
 proptest! {
     #[test]
-    fn a_job_arrives_as_it_was_sent(provider in providers(), notification in notifications(), work in works()) {
+    fn a_job_is_read_as_it_was_written(
+        provider in providers(),
+        notification in notifications(),
+        work in works(),
+    ) {
         let job = Job { provider, notification, work };
         prop_assert_eq!(jobs::read(None, Some(&jobs::write(&job))), Ok(job));
     }
 
     #[test]
-    fn a_tick_arrives_as_it_was_sent(tick in ticks()) {
+    fn a_tick_is_read_as_it_was_written(tick in ticks()) {
         prop_assert_eq!(medication_ticks::read(None, Some(&medication_ticks::write(&tick))), Ok(tick));
     }
 
     #[test]
-    fn tickets_arrive_as_they_were_sent(
+    fn tickets_are_read_as_they_were_written(
         tickets in prop::collection::vec((ids(), tokens(), any::<i64>()), 0..5),
         first_sent_at in prop::option::of(times()),
     ) {
-        let ticket = |(id, token, registration): (String, _, _)| Ticket { id: id.into(), token, registration: Version::from_i64(registration) };
+        let ticket = |(id, token, registration): (String, _, _)| {
+            Ticket { id: id.into(), token, registration: Version::from_i64(registration) }
+        };
         let batch = TicketBatch { tickets: tickets.into_iter().map(ticket).collect(), first_sent_at };
-        prop_assert_eq!(receipts::read(None, Some(&receipts::write(&batch.tickets, batch.first_sent_at))), Ok(batch));
+        let written = receipts::write(&batch.tickets, batch.first_sent_at);
+        prop_assert_eq!(receipts::read(None, Some(&written)), Ok(batch));
     }
 
     #[test]
-    fn a_verdict_arrives_as_it_was_sent(
+    fn a_verdict_is_read_as_it_was_written(
         token in tokens(),
         provider in prop::option::of(providers()),
         reason in texts(),
@@ -140,12 +147,13 @@ proptest! {
         registration in prop::option::of(any::<i64>()),
         detected_at in prop::option::of(times()),
     ) {
-        let dead = DeadToken { token, provider, reason, source, registration: registration.map(Version::from_i64), detected_at };
+        let registration = registration.map(Version::from_i64);
+        let dead = DeadToken { token, provider, reason, source, registration, detected_at };
         prop_assert_eq!(invalid_tokens::read(None, Some(&invalid_tokens::write(&dead))), Ok(dead));
     }
 
     #[test]
-    fn an_outcome_arrives_as_it_was_sent(
+    fn an_outcome_is_read_as_it_was_written(
         id in ids(),
         counts in counts(),
         at in times(),
@@ -174,13 +182,15 @@ proptest! {
             Audience::Everybody { slices: 64, exclude: exclude.map(UserId::new), include_anonymous: true },
             Audience::Users(users.into_iter().map(UserId::new).collect()),
         ] {
-            let spec = Spec { notification: notification.clone(), audience, providers: ProviderId::ALL.to_vec(), posted_at };
+            let notification = notification.clone();
+            let providers = ProviderId::ALL.to_vec();
+            let spec = Spec { notification, audience, providers, posted_at };
             prop_assert_eq!(read(&write(&spec)), Ok(spec));
         }
     }
 
     #[test]
-    fn junk_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn invalid_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         for topic in topics::ALL.into_iter().filter(|topic| *topic != topics::DEAD_LETTERS) {
             prop_assert!(read_of(topic, &bytes).is_err());
         }
@@ -188,15 +198,19 @@ proptest! {
         let _ = medication_regimens::read(Some(&bytes), None);
     }
 
-    /// An example of which one value, wherever it stands, is replaced by something else.
+    /// One value of an example, at any depth, is replaced by another.
     #[test]
-    fn a_twisted_example_never_panics(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), twist in 0..9_usize) {
+    fn an_example_with_a_replaced_value_never_panics(
+        which in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        by in 0..9_usize,
+    ) {
         let examples = examples();
         let (name, text) = &examples[which.index(examples.len())];
         let mut value: Value = serde_json::from_str(text).unwrap();
-        let places = places(&value);
-        prop_assume!(!places.is_empty());
-        *value.pointer_mut(&places[at.index(places.len())]).unwrap() = [
+        let pointers = pointers(&value);
+        prop_assume!(!pointers.is_empty());
+        *value.pointer_mut(&pointers[at.index(pointers.len())]).unwrap() = [
             Value::Null,
             true.into(),
             (-1).into(),
@@ -206,12 +220,13 @@ proptest! {
             "\u{0}🦀".repeat(20_000).into(),
             Value::Array(vec![]),
             Value::Object(Map::new()),
-        ][twist].clone();
+        ][by].clone();
         let _ = read_of(topic_of(name), value.to_string().as_bytes());
     }
 }
 
-fn places(value: &Value) -> Vec<String> {
+/// JSON pointers to every value inside of this one.
+fn pointers(value: &Value) -> Vec<String> {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(object) => object.iter().map(|(name, child)| (format!("/{name}"), child)).collect(),
         Value::Array(list) => {
@@ -222,7 +237,8 @@ fn places(value: &Value) -> Vec<String> {
     children
         .into_iter()
         .flat_map(|(step, child)| {
-            let below = places(child).into_iter().map(|place| format!("{step}{place}")).collect::<Vec<_>>();
+            let below: Vec<_> =
+                pointers(child).into_iter().map(|pointer| format!("{step}{pointer}")).collect();
             std::iter::once(step.clone()).chain(below)
         })
         .collect()
