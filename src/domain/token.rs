@@ -210,19 +210,14 @@ impl TokenHash {
     /// Reads the hash as it is printed: 12 hexadecimal digits. No token has that form.
     pub fn parse(text: &str) -> Option<Self> {
         let mut hash = [0; 6];
-        if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return None;
-        }
-        for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-        }
-        Some(Self(hash))
+        let is_whole = base16ct::mixed::decode(text, &mut hash).is_ok_and(|bytes| bytes.len() == 6);
+        is_whole.then_some(Self(hash))
     }
 }
 
 impl fmt::Display for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&base16ct::lower::encode_string(&self.0))
     }
 }
 

@@ -6,8 +6,6 @@
 
 pub(crate) mod claim;
 
-use std::fmt::Write as _;
-
 use futures::future::try_join_all;
 use sha2::{Digest, Sha256};
 
@@ -349,11 +347,7 @@ fn payload_hash(payload: &str) -> String {
     if payload.is_empty() {
         return String::new();
     }
-    Sha256::digest(payload.as_bytes()).iter().take(16).fold(String::new(), |mut hash, byte| {
-        #[expect(clippy::let_underscore_must_use, reason = "writing to a String does not fail")]
-        let _ = write!(hash, "{byte:02x}");
-        hash
-    })
+    base16ct::lower::encode_string(&Sha256::digest(payload)[..16])
 }
 
 #[cfg(test)]

@@ -9,10 +9,7 @@
 //! finds the table there. (ScyllaDB decides such things for the whole cluster.) What is left is an `init`
 //! that can't reach that node while another one can.
 
-use std::{
-    collections::HashMap,
-    fmt::{self, Write as _},
-};
+use std::{collections::HashMap, fmt};
 
 use scylla::{
     client::session::Session,
@@ -165,11 +162,7 @@ fn statements(file: &str) -> Vec<String> {
 }
 
 fn checksum(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(8).fold(String::new(), |mut sum, byte| {
-        #[expect(clippy::let_underscore_must_use, reason = "writing to a String does not fail")]
-        let _ = write!(sum, "{byte:02x}");
-        sum
-    })
+    base16ct::lower::encode_string(&Sha256::digest(text)[..8])
 }
 
 /// Nodes of the datacenter that has the fewest: it too must hold all copies.
