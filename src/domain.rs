@@ -7,6 +7,7 @@ mod dose;
 mod event;
 mod ids;
 mod job;
+pub mod limits;
 mod notification;
 mod outcome;
 mod provider;
@@ -32,5 +33,5 @@ pub use self::{
     provider::ProviderId,
     regimen::{EveryDay, LocalTime, Regimen, Rule},
     token::{InvalidToken, Platform, Recipient, Registration, Token, TokenChange, TokenHash, TokenKind},
-    version::{AHEAD_MAX_MS, Judged, Version},
+    version::{Judged, Version},
 };

@@ -15,7 +15,7 @@ use jiff::SignedDuration;
 
 use crate::{
     dispatch::{BatcherStopped, ProviderUnavailable},
-    domain::{AHEAD_MAX_MS, Timestamp, Version},
+    domain::{Timestamp, Version, limits::AHEAD_MAX_MS},
     events::{Unreadable, topics},
     store::StoreError,
 };

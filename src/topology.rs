@@ -1,7 +1,7 @@
 //! Every stage and every topic, once: what `init` creates, `run` reads, `check` looks for, the embedded broker
 //! starts with and the docs list. The topics' names are [`events::topics`](crate::events::topics)'.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use consumer::{
     DeadLetters, FirstOffset, Settings, StageSpec, Subscription, TimestampType, Topic,
@@ -10,7 +10,7 @@ use consumer::{
 };
 
 use crate::{
-    domain::{Lane, ProviderId},
+    domain::{Lane, ProviderId, limits},
     events::topics as names,
 };
 
@@ -84,26 +84,28 @@ pub fn delivery(provider: ProviderId, lane: Lane) -> StageEntry {
 
 /// All topics, with `partitions` (`kafka.partitions`) each.
 pub fn topics(partitions: i32) -> Vec<Topic> {
-    let topic = |name, days: u64| Topic {
-        name,
-        partitions,
-        retention: Duration::from_secs(days * 24 * 60 * 60),
-        timestamp_type: TimestampType::CreateTime,
-    };
+    let topic =
+        |name, retention| Topic { name, partitions, retention, timestamp_type: TimestampType::CreateTime };
     vec![
         // A token's versions are made of timestamps, and the clocks of phones and upstreams are not trusted.
-        Topic { timestamp_type: TimestampType::LogAppendTime, ..topic(names::DEVICE_TOKENS, 30) },
-        topic(names::POSTS_CREATED, 7),
-        topic(names::MEDICATION_REGIMENS, 30),
-        topic(names::MEDICATION_TICKS, 1),
-        topic(names::PUSH_EXPO_URGENT, 3),
-        topic(names::PUSH_EXPO_BULK, 3),
-        topic(names::PUSH_FCM_URGENT, 3),
-        topic(names::PUSH_FCM_BULK, 3),
-        topic(names::EXPO_RECEIPTS, 3),
-        topic(names::INVALID_TOKENS, 7),
-        topic(names::PUSH_OUTCOMES, 7),
-        Topic { partitions: DEAD_LETTER_PARTITIONS, ..topic(names::DEAD_LETTERS, 30) },
+        Topic {
+            timestamp_type: TimestampType::LogAppendTime,
+            ..topic(names::DEVICE_TOKENS, limits::DEVICE_TOKENS_RETENTION)
+        },
+        topic(names::POSTS_CREATED, limits::POSTS_CREATED_RETENTION),
+        topic(names::MEDICATION_REGIMENS, limits::MEDICATION_REGIMENS_RETENTION),
+        topic(names::MEDICATION_TICKS, limits::MEDICATION_TICKS_RETENTION),
+        topic(names::PUSH_EXPO_URGENT, limits::PUSH_RETENTION),
+        topic(names::PUSH_EXPO_BULK, limits::PUSH_RETENTION),
+        topic(names::PUSH_FCM_URGENT, limits::PUSH_RETENTION),
+        topic(names::PUSH_FCM_BULK, limits::PUSH_RETENTION),
+        topic(names::EXPO_RECEIPTS, limits::EXPO_RECEIPTS_RETENTION),
+        topic(names::INVALID_TOKENS, limits::INVALID_TOKENS_RETENTION),
+        topic(names::PUSH_OUTCOMES, limits::PUSH_OUTCOMES_RETENTION),
+        Topic {
+            partitions: DEAD_LETTER_PARTITIONS,
+            ..topic(names::DEAD_LETTERS, limits::DEAD_LETTERS_RETENTION)
+        },
     ]
 }
 

@@ -100,7 +100,8 @@ pub struct Ticket {
     pub registration: Version,
 }
 
-/// A record of `expo-receipts`: at most 1,000 tickets.
+/// A record of `expo-receipts`: at most
+/// [`BATCH_TICKETS_MAX`](super::limits::BATCH_TICKETS_MAX) tickets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TicketBatch {
     /// The tickets whose receipts are asked for.

@@ -37,7 +37,7 @@ pub struct DoseJob {
     pub schedule_time: Timestamp,
 }
 
-/// At most 500 users of a broadcast.
+/// At most [`LIST_USERS_MAX`](super::limits::LIST_USERS_MAX) users of a broadcast.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListJob {
     /// The broadcast that it is a part of.

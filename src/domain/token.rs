@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
-use super::{DeviceId, ProviderId, UserId, Version};
+use super::{DeviceId, ProviderId, UserId, Version, limits::TOKEN_BYTES_MAX};
 
 /// The form of a token, which decides the provider that delivers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -146,7 +146,9 @@ impl TokenKind {
             Some(Self::Expo)
         } else if text.len() == 22 && text.bytes().all(url_safe) {
             Some(Self::Fid)
-        } else if (64..=4096).contains(&text.len()) && text.bytes().all(|b| url_safe(b) || b == b':') {
+        } else if (64..=TOKEN_BYTES_MAX).contains(&text.len())
+            && text.bytes().all(|b| url_safe(b) || b == b':')
+        {
             Some(Self::Fcm)
         } else {
             None

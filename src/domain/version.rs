@@ -6,10 +6,6 @@
 
 use super::Timestamp;
 
-/// How far ahead of our clock a record's timestamp may be, in milliseconds, before it is refused as
-/// impossible.
-pub const AHEAD_MAX_MS: i64 = 5 * 60 * 1000;
-
 const STEP_MS: i64 = 10;
 const SLOTS: i64 = 5_000;
 

@@ -1,5 +1,5 @@
-//! What a broadcast's plan says: the text in [`crate::domain::Plan::spec`], kept in the store. Its parts are
-//! made from it, whenever they have to be made again.
+//! The plan of a broadcast: the text in [`crate::domain::Plan::spec`], kept in the store. The parts are made
+//! from it, also when they have to be produced again.
 
 use serde::{Deserialize, Serialize};
 

@@ -13,12 +13,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::domain::{Platform, ProviderId, Timestamp, Token, TokenKind};
-
-const ID_MAX: usize = 256;
-const LONG_ID_MAX: usize = 1024;
-const TEXT_MAX: usize = 64 * 1024;
-const DATA_MAX: usize = 4096;
+use crate::domain::{
+    Platform, ProviderId, Timestamp, Token, TokenKind,
+    limits::{DATA_BYTES_MAX, ID_BYTES_MAX, LONG_ID_BYTES_MAX, TEXT_BYTES_MAX, TOKEN_BYTES_MAX},
+};
 
 /// A field that is written as a text, and read from a text or, if it allows that, from a number.
 pub(super) trait Field: Sized {
@@ -157,7 +155,7 @@ impl Field for Id {
     const EXPECTED: &'static str = "a text or a whole number";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        bounded(text, ID_MAX).map(Self)
+        bounded(text, ID_BYTES_MAX).map(Self)
     }
 
     fn of_number(number: i128) -> Option<Self> {
@@ -169,7 +167,7 @@ impl Field for Id {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": ["string", "integer"], "minLength": 1, "maxLength": ID_MAX })
+        json_schema!({ "type": ["string", "integer"], "minLength": 1, "maxLength": ID_BYTES_MAX })
     }
 }
 
@@ -177,7 +175,7 @@ impl Field for LongId {
     const EXPECTED: &'static str = "a text";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        bounded(text, LONG_ID_MAX).map(Self)
+        bounded(text, LONG_ID_BYTES_MAX).map(Self)
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -185,7 +183,7 @@ impl Field for LongId {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "minLength": 1, "maxLength": LONG_ID_MAX })
+        json_schema!({ "type": "string", "minLength": 1, "maxLength": LONG_ID_BYTES_MAX })
     }
 }
 
@@ -193,7 +191,7 @@ impl Field for Text {
     const EXPECTED: &'static str = "a text";
 
     fn of_text(text: &str) -> Result<Self, String> {
-        bounded(text, TEXT_MAX).map(Self)
+        bounded(text, TEXT_BYTES_MAX).map(Self)
     }
 
     fn text(&self) -> Cow<'_, str> {
@@ -201,7 +199,7 @@ impl Field for Text {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "maxLength": TEXT_MAX })
+        json_schema!({ "type": "string", "maxLength": TEXT_BYTES_MAX })
     }
 }
 
@@ -219,9 +217,12 @@ impl Field for DeviceToken {
     fn schema() -> Schema {
         json_schema!({
             "type": "string",
-            "$comment": "ExponentPushToken[…], ExpoPushToken[…] or a UUID (expo); 22 url-safe characters (fid); 64 to 4096 of [A-Za-z0-9:_-] (fcm)",
+            "$comment": format!(
+                "ExponentPushToken[…], ExpoPushToken[…] or a UUID (expo); 22 url-safe characters (fid); \
+                 64 to {TOKEN_BYTES_MAX} of [A-Za-z0-9:_-] (fcm)"
+            ),
             "minLength": 15,
-            "maxLength": 4096,
+            "maxLength": TOKEN_BYTES_MAX,
         })
     }
 }
@@ -391,8 +392,8 @@ impl Field for Zone {
 pub(super) fn data<'de, D: Deserializer<'de>>(json: D) -> Result<Map<String, Value>, D::Error> {
     let data = Option::<Map<String, Value>>::deserialize(json)?.unwrap_or_default();
     let size = serde_json::to_string(&data).map_or(0, |text| text.len());
-    if size > DATA_MAX {
-        return Err(de::Error::custom(format_args!("{size} bytes, at most {DATA_MAX} are allowed")));
+    if size > DATA_BYTES_MAX {
+        return Err(de::Error::custom(format_args!("{size} bytes, at most {DATA_BYTES_MAX} are allowed")));
     }
     Ok(data)
 }

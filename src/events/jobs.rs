@@ -13,12 +13,8 @@ use super::{
 use crate::domain::{
     BroadcastId, DoseJob, Job, Lane, ListJob, Listeners, ProfileId, ProviderId, RegimenId, Slice, SliceJob,
     UserId, Work,
+    limits::{LIST_USERS_MAX, SLICES_MAX},
 };
-
-/// How many users a list may hold.
-pub const LIST_MAX: usize = 500;
-
-const SLICES_MAX: u32 = 65_536;
 
 /// The topic of that provider and lane.
 pub fn topic(provider: ProviderId, lane: Lane) -> &'static str {
@@ -54,10 +50,10 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Job, Unreadable
             schedule_time: dose.schedule_time.0,
         }),
         WorkRecord::List(list) => {
-            if list.users.len() > LIST_MAX {
+            if list.users.len() > LIST_USERS_MAX {
                 return Err(json::invalid(
                     "work.list.users",
-                    format_args!("{} users, at most {LIST_MAX} are allowed", list.users.len()),
+                    format_args!("{} users, at most {LIST_USERS_MAX} are allowed", list.users.len()),
                 ));
             }
             Work::List(ListJob {
@@ -153,7 +149,7 @@ struct List {
     broadcast_id: LongId,
     /// The part's number.
     part: u32,
-    #[schemars(length(max = LIST_MAX))]
+    #[schemars(length(max = LIST_USERS_MAX))]
     users: Vec<Id>,
 }
 

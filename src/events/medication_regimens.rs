@@ -10,18 +10,16 @@ use super::{
     json,
 };
 use crate::domain::{
-    EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId, recurrence::parse_rrule,
+    EveryDay, LocalTime, ProfileId, Regimen, RegimenEvent, RegimenId, Rule, UserId,
+    limits::{EVERY_DAYS_MAX, TIMES_A_DAY_MAX},
+    recurrence::parse_rrule,
 };
-
-/// How many times a day a regimen may ring.
-pub const TIMES_MAX: usize = 96;
 
 /// What a reminder calls a medicine without a name: "Time for your medicine".
 pub const NAMELESS: &str = "your medicine";
 
 /// The first day of a regimen that names none: earlier than any dose.
 const FIRST_DAY: Date = date(1970, 1, 1);
-const EVERY_DAYS_MAX: u32 = 3660;
 
 /// Reads a record. A null value with a regimen's id as its key removes the regimen.
 ///
@@ -78,7 +76,7 @@ struct Set {
     timezone: Zone,
     /// The times of day of its doses.
     #[serde(default)]
-    #[schemars(length(max = TIMES_MAX))]
+    #[schemars(length(max = TIMES_A_DAY_MAX))]
     times: Option<Vec<TimeOfDay>>,
     /// The days of the week that have doses; absent = all.
     #[serde(default)]
@@ -159,10 +157,10 @@ impl Set {
 
     fn times(&self) -> Result<Vec<LocalTime>, Unreadable> {
         let mut times: Vec<LocalTime> = self.times.iter().flatten().map(|time| time.0).collect();
-        if times.len() > TIMES_MAX {
+        if times.len() > TIMES_A_DAY_MAX {
             return Err(json::invalid(
                 "times",
-                format_args!("{} times, at most {TIMES_MAX} are allowed", times.len()),
+                format_args!("{} times, at most {TIMES_A_DAY_MAX} are allowed", times.len()),
             ));
         }
         times.sort_unstable();

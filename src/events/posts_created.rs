@@ -9,10 +9,7 @@ use super::{
     fields::{self, Id, Text},
     json,
 };
-use crate::domain::{Post, PostEvent, PostId, UserId};
-
-/// How many users a post may name.
-pub const USERS_MAX: usize = 100_000;
+use crate::domain::{Post, PostEvent, PostId, UserId, limits::AUDIENCE_USERS_MAX};
 
 /// Reads a record.
 ///
@@ -71,7 +68,7 @@ struct Posted {
 #[serde(expecting = "an object")]
 struct Audience {
     /// The users who are notified.
-    #[schemars(length(max = USERS_MAX))]
+    #[schemars(length(max = AUDIENCE_USERS_MAX))]
     users: Vec<Id>,
 }
 
@@ -86,10 +83,10 @@ struct Cancelled {
 impl Posted {
     fn post(self) -> Result<Post, Unreadable> {
         let audience = self.audience.map(|audience| audience.users);
-        if let Some(users) = audience.as_ref().filter(|users| users.len() > USERS_MAX) {
+        if let Some(users) = audience.as_ref().filter(|users| users.len() > AUDIENCE_USERS_MAX) {
             return Err(json::invalid(
                 "audience.users",
-                format_args!("{} users, at most {USERS_MAX} are allowed", users.len()),
+                format_args!("{} users, at most {AUDIENCE_USERS_MAX} are allowed", users.len()),
             ));
         }
         Ok(Post {

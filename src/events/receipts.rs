@@ -8,10 +8,7 @@ use super::{
     fields::{self, DeviceToken, LongId, Moment},
     json,
 };
-use crate::domain::{Ticket, TicketBatch, Timestamp, Version};
-
-/// How many tickets a record may hold: what one question to Expo may ask for.
-pub const TICKETS_MAX: usize = 1000;
+use crate::domain::{Ticket, TicketBatch, Timestamp, Version, limits::BATCH_TICKETS_MAX};
 
 /// Reads a record.
 ///
@@ -19,10 +16,10 @@ pub const TICKETS_MAX: usize = 1000;
 /// The record holds no tickets, or too many.
 pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Unreadable> {
     let record: Record = json::object(value)?;
-    if record.tickets.len() > TICKETS_MAX {
+    if record.tickets.len() > BATCH_TICKETS_MAX {
         return Err(json::invalid(
             "tickets",
-            format_args!("{} tickets, at most {TICKETS_MAX} are allowed", record.tickets.len()),
+            format_args!("{} tickets, at most {BATCH_TICKETS_MAX} are allowed", record.tickets.len()),
         ));
     }
     let ticket = |ticket: TicketRecord| Ticket {
@@ -36,8 +33,8 @@ pub fn read(_key: Option<&[u8]>, value: Option<&[u8]>) -> Result<TicketBatch, Un
     })
 }
 
-/// Writes at most [`TICKETS_MAX`] tickets. Borrowed all the way: there is one for each message that Expo
-/// takes.
+/// Writes at most [`BATCH_TICKETS_MAX`] tickets. Nothing is copied before: there is one for each message that
+/// Expo accepts.
 pub fn write(tickets: &[Ticket], first_sent_at: Option<Timestamp>) -> Vec<u8> {
     let tickets = tickets.iter().map(Written::of).collect();
     json::bytes(&WrittenRecord { tickets, first_sent_at: first_sent_at.map(Moment) })
@@ -52,7 +49,7 @@ pub(super) fn schema() -> Schema {
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "TicketBatch")]
 struct Record {
-    #[schemars(length(max = TICKETS_MAX))]
+    #[schemars(length(max = BATCH_TICKETS_MAX))]
     tickets: Vec<TicketRecord>,
     /// When the first of them was sent, if they were produced again; absent = the record's time.
     #[serde(default, deserialize_with = "fields::optional")]

@@ -20,6 +20,7 @@ use crate::{
     domain::{
         BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
         Report, Slice, SliceJob, Timestamp, UserId, Work,
+        limits::{self, LIST_USERS_MAX},
         template::{self, TemplateValue},
     },
     events::{
@@ -28,10 +29,6 @@ use crate::{
     },
     store::Broadcasts,
 };
-
-/// A phone shows a line of title and a few of text; a provider takes 4 KiB for everything.
-const TITLE_BYTES_MAX: usize = 256;
-const BODY_BYTES_MAX: usize = 1024;
 
 /// How many parts are on their way to Kafka at once.
 const PARTS_IN_FLIGHT: usize = 64;
@@ -166,8 +163,8 @@ fn plan(post: &Post, id: &BroadcastId, posted_at: Timestamp, rules: &PlanRules) 
     };
     let notification = Notification {
         id: id.notification(),
-        title: shortened(render(&settings.title, post), TITLE_BYTES_MAX),
-        body: shortened(render(&settings.body, post), BODY_BYTES_MAX),
+        title: shortened(render(&settings.title, post), limits::POST_TITLE_BYTES_MAX),
+        body: shortened(render(&settings.body, post), limits::POST_BODY_BYTES_MAX),
         data: data(post, &settings.screen),
         sound: (!settings.sound.is_empty()).then(|| settings.sound.clone()),
         channel: settings.channel.clone(),
@@ -194,7 +191,7 @@ fn data(post: &Post, screen: &str) -> Map<String, Value> {
 fn parts(spec: &Spec) -> u32 {
     let of_one = match &spec.audience {
         Audience::Everybody { slices, .. } => *slices,
-        Audience::Users(users) => u32::try_from(users.len().div_ceil(jobs::LIST_MAX)).unwrap_or(u32::MAX),
+        Audience::Users(users) => u32::try_from(users.len().div_ceil(LIST_USERS_MAX)).unwrap_or(u32::MAX),
     };
     let providers = u32::try_from(spec.providers.len()).unwrap_or(u32::MAX);
     of_one.saturating_mul(providers)
@@ -208,7 +205,7 @@ fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item =
             Work::Slice(SliceJob { broadcast: id.clone(), slice: Slice { index, of: *slices }, to })
         })),
         Audience::Users(users) => {
-            Box::new((0..).zip(users.chunks(jobs::LIST_MAX)).map(|(part, users)| {
+            Box::new((0..).zip(users.chunks(LIST_USERS_MAX)).map(|(part, users)| {
                 Work::List(ListJob { broadcast: id.clone(), part, users: users.to_vec() })
             }))
         }

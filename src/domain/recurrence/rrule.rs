@@ -13,15 +13,13 @@ use jiff::{
 };
 
 use super::{InvalidRule, days_between, first_shown};
-use crate::domain::Timestamp;
+use crate::domain::{
+    Timestamp,
+    limits::{RRULE_BYTES_MAX, RRULE_COUNT_MAX, TIMES_A_DAY_MAX},
+};
 
-/// Rules with a COUNT are counted from their start at every look.
-const COUNT_MAX: u32 = 10_000;
-/// BYHOUR times BYMINUTE: every quarter of an hour.
-const TIMES_A_DAY_MAX: usize = 96;
-/// How many occurrences are looked at in one search, those before the wanted one included.
+/// Occurrences that one search follows at most, those before the wanted one included.
 const SEARCH_MAX: usize = 200_000;
-const TEXT_MAX: usize = 512;
 
 /// A rule that was parsed and checked.
 struct Compiled {
@@ -76,9 +74,10 @@ pub(super) fn local_times<'a>(
 
 fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     let refuse = |why: String| Err(InvalidRule(why));
-    if text.len() > TEXT_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if text.len() > RRULE_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return refuse(format!(
-            "a rule is one line of at most {TEXT_MAX} characters without spaces, and nothing beside the rule"
+            "a rule is one line of at most {RRULE_BYTES_MAX} characters without spaces, \
+             and nothing beside the rule"
         ));
     }
     let (untils, parts): (Vec<&str>, Vec<&str>) =
@@ -104,8 +103,8 @@ fn compile(text: &str, start: Date) -> Result<Compiled, InvalidRule> {
     if rule.get_interval() == 0 {
         return refuse("INTERVAL must be at least 1".to_owned());
     }
-    if rule.get_count().is_some_and(|count| count == 0 || count > COUNT_MAX) {
-        return refuse(format!("COUNT must be 1 to {COUNT_MAX}"));
+    if rule.get_count().is_some_and(|count| count == 0 || count > RRULE_COUNT_MAX) {
+        return refuse(format!("COUNT must be 1 to {RRULE_COUNT_MAX}"));
     }
     if rule.get_count().is_some() && until.is_some() {
         return refuse("COUNT and UNTIL exclude each other".to_owned());

@@ -5,7 +5,7 @@ use jiff::civil::{Weekday, date, time};
 use super::*;
 use crate::domain::{
     DeviceId, EveryDay, Platform, PostEvent, PostId, Regimen, RegimenEvent, RegimenId, Rule, Tick, Token,
-    TokenChange, UserId,
+    TokenChange, UserId, limits::AUDIENCE_USERS_MAX,
 };
 
 fn token(text: &str) -> Token {
@@ -226,7 +226,7 @@ fn what_is_wrong_with_a_post_is_named() {
         why(&format!(r#"{{"postId":"p1","data":{{"x":"{}"}}}}"#, "x".repeat(5000))),
         "invalid: `data`: 5008 bytes, at most 4096 are allowed"
     );
-    let users = vec!["1"; posts_created::USERS_MAX + 1].join(",");
+    let users = vec!["1"; AUDIENCE_USERS_MAX + 1].join(",");
     assert_eq!(
         why(&format!(r#"{{"postId":"p1","audience":{{"users":[{users}]}}}}"#)),
         "invalid: `audience.users`: 100001 users, at most 100000 are allowed"

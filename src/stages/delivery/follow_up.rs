@@ -19,14 +19,13 @@ use crate::{
     dispatch::{MessageOutcome, Provider, Returned, SubmittedPage},
     domain::{
         BroadcastId, Counts, DeadToken, Lane, Outcome, ProviderId, Recipient, Report, Ticket, Timestamp,
+        limits::BATCH_TICKETS_MAX,
     },
     events::{self, topics},
     stages::quarantine::{self, Brake, DeadTokenEvidence, Decision, is_dead},
     store::Store,
 };
 
-/// The most tickets in one record: what Expo answers in one request.
-const TICKETS_MAX: usize = 1_000;
 /// How often the row of a braked route is read again.
 pub(super) const BRAKED_LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -196,7 +195,7 @@ pub(super) fn tickets<'a>(
         | MessageOutcome::Expired => None,
     };
     let tickets: Vec<Ticket> = decided.filter_map(ticket).collect();
-    let batches = tickets.chunks(TICKETS_MAX);
+    let batches = tickets.chunks(BATCH_TICKETS_MAX);
     batches
         .map(|tickets| Message::new(topics::EXPO_RECEIPTS, None, events::receipts::write(tickets, None)))
         .collect()

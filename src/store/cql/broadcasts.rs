@@ -13,7 +13,7 @@ use super::{
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, limits},
     store::{Broadcasts, Checkpoint, StoreError, Total},
 };
 
@@ -26,8 +26,8 @@ const PLANNED_AT: i64 = 1;
 const STOPPED_AT: i64 = 2;
 const DONE_AT: i64 = 3;
 
-/// Broadcasts are forgotten after 30 days.
-const KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
+/// The life of every row here.
+const KEPT_SECONDS: i32 = limits::BROADCASTS_KEPT.as_secs() as i32;
 
 /// No token's position: nothing is done yet.
 const NOTHING_DONE: i64 = i64::MIN;

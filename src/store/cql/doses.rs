@@ -16,17 +16,15 @@ use super::{
     regimens::DefinitionRow,
 };
 use crate::{
-    domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
+    domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version, limits},
     store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, Watermark, Watermarks},
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
-/// A due row outlives its time by that much: longer than an outage that doses are still rung after.
-const DUE_KEPT_SECONDS: i64 = 7 * 24 * 60 * 60;
+const DUE_KEPT_SECONDS: i64 = limits::DUE_ROWS_KEPT.as_secs().cast_signed();
 /// The longest life that servers accept.
 const LIFE_MAX_SECONDS: i64 = 20 * 365 * 24 * 60 * 60;
-/// What became of a dose is kept that long.
-const DOSE_KEPT_SECONDS: i32 = 400 * 24 * 60 * 60;
+const DOSE_KEPT_SECONDS: i32 = limits::DOSES_KEPT.as_secs() as i32;
 
 impl Doses for CqlStore {
     async fn put_regimen(

@@ -29,20 +29,21 @@ use scylla::statement::prepared::PreparedStatement;
 use tokio::time::Instant;
 
 pub(super) use self::protocol::TokenCell;
-use self::protocol::{Cells, Device, HOLDERS_MAX, Hint, Of};
+use self::protocol::{Cells, Device, Hint, Of};
 use super::{
     CqlInner, CqlStore,
     execute::{Next, PAGE_OF_HINTS, all, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, UserId, Version},
+    domain::{
+        DeviceId, Judged, Platform, Registration, Token, TokenChange, TokenHash, UserId, Version,
+        limits::{self, DEVICE_TOKENS_MAX},
+    },
     store::{Census, Registry, StoreError, TokenRow},
 };
 
-/// Longer than Kafka keeps `device-tokens`: a replay must not find the way free to revive a revoked token.
-const INACTIVE_SECONDS: i32 = 90 * 24 * 60 * 60;
-/// When the app was last opened is kept that long.
-const SEEN_SECONDS: i32 = 400 * 24 * 60 * 60;
+const INACTIVE_SECONDS: i32 = limits::INACTIVE_TOKENS_KEPT.as_secs() as i32;
+const SEEN_SECONDS: i32 = limits::SEEN_KEPT.as_secs() as i32;
 /// A device of very many tokens is spoken of that often.
 const CROWD_TOLD_EVERY: Duration = Duration::from_secs(60);
 
@@ -161,7 +162,7 @@ impl CqlInner {
             *told_at = Some(Instant::now());
             tracing::warn!(
                 device.id = %device,
-                "Device {device} is named by more than {HOLDERS_MAX} active tokens, so it is no single device: they do not replace each other"
+                "Device {device} is named by more than {DEVICE_TOKENS_MAX} active tokens, so it is no single device: they do not replace each other"
             );
         }
     }

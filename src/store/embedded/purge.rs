@@ -2,36 +2,52 @@
 //!
 //! A step rides behind a write. Where nothing is written nothing grows, so no timer is needed.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::values::micros;
-use crate::domain::Timestamp;
+use crate::domain::{Timestamp, limits};
 
 /// Rows a step removes of each table.
 const STEP_ROWS: u32 = 500;
 
-const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 const SECOND_US: i64 = 1_000_000;
 
-/// A table whose rows are forgotten some days after the time in their `age` column. The column has an index.
+/// A table whose rows are removed when the time in their `age` column lies `kept` in the past. The column has an
+/// index.
 struct Aging {
     table: &'static str,
     key: &'static str,
     age: &'static str,
-    days: i64,
+    kept: Duration,
 }
 
 const AGING: [Aging; 5] = [
-    // Longer than Kafka keeps `device-tokens`: a replay must not find the way free to revive a revoked token.
-    Aging { table: "tokens", key: "position, push_token", age: "inactive_since", days: 90 },
-    Aging { table: "broadcasts", key: "broadcast_id", age: "created_at", days: 30 },
-    Aging { table: "broadcast_parts", key: "broadcast_id, provider, part", age: "created_at", days: 30 },
-    Aging { table: "regimen_due", key: "shard, due_at, regimen_id, payload", age: "due_at", days: 7 },
+    Aging {
+        table: "tokens",
+        key: "position, push_token",
+        age: "inactive_since",
+        kept: limits::INACTIVE_TOKENS_KEPT,
+    },
+    Aging { table: "broadcasts", key: "broadcast_id", age: "created_at", kept: limits::BROADCASTS_KEPT },
+    Aging {
+        table: "broadcast_parts",
+        key: "broadcast_id, provider, part",
+        age: "created_at",
+        kept: limits::BROADCASTS_KEPT,
+    },
+    Aging {
+        table: "regimen_due",
+        key: "shard, due_at, regimen_id, payload",
+        age: "due_at",
+        kept: limits::DUE_ROWS_KEPT,
+    },
     Aging {
         table: "dose_log",
         key: "profile_id, regimen_id, schedule_time, provider",
         age: "created_at",
-        days: 400,
+        kept: limits::DOSES_KEPT,
     },
 ];
 
@@ -63,15 +79,15 @@ impl Purge {
     /// Removes a few rows of each table; says whether there may be more.
     pub(super) fn remove(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<bool> {
         let mut more = false;
-        for Aging { table, key, age, days } in &AGING {
+        for Aging { table, key, age, kept } in &AGING {
             let gone = db
                 .prepare_cached(&format!(
                     "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {age} < ?1 LIMIT {STEP_ROWS})"
                 ))?
-                .execute([micros(now) - days * DAY_US])?;
+                .execute([before(now, *kept)])?;
             more |= gone == STEP_ROWS as usize;
         }
-        self.devices(db, micros(now) - 90 * DAY_US)?;
+        self.devices(db, before(now, limits::INACTIVE_TOKENS_KEPT))?;
         Ok(more)
     }
 
@@ -94,4 +110,9 @@ impl Purge {
         self.device = end.unwrap_or_default();
         Ok(())
     }
+}
+
+/// The time before which what is kept that long is old, in microseconds since 1970.
+fn before(now: Timestamp, kept: Duration) -> i64 {
+    micros(now) - kept.as_secs().cast_signed() * SECOND_US
 }

@@ -20,13 +20,12 @@ use super::{
 use crate::{
     domain::{
         DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash,
-        TokenKind, UserId, Version,
+        TokenKind, UserId, Version, limits::DEVICE_TOKENS_MAX,
     },
     store::{Census, Registry, StoreError, TokenRow},
 };
 
-/// A device that more tokens than that have held is no device.
-const HOLDERS_MAX: i64 = 20;
+const HOLDERS_MAX: i64 = DEVICE_TOKENS_MAX as i64;
 
 /// What an event makes of a token.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

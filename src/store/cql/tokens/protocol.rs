@@ -9,12 +9,9 @@ use futures::future::try_join_all;
 use scylla::{DeserializeValue, SerializeValue};
 
 use crate::{
-    domain::{Judged, Version},
+    domain::{Judged, Version, limits::DEVICE_TOKENS_MAX},
     store::StoreError,
 };
-
-/// A device that more active tokens than that name is no device.
-pub(super) const HOLDERS_MAX: usize = 20;
 
 /// The one cell of a token. Inactive ones name no user and no device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, SerializeValue, DeserializeValue)]
@@ -78,7 +75,7 @@ pub(super) trait Cells: Sync {
 pub(super) enum Device {
     /// At most one token of its kind is active on it now.
     Settled,
-    /// More than [`HOLDERS_MAX`]: it is no device, and all of them stay.
+    /// More than [`DEVICE_TOKENS_MAX`]: it is no device, and all of them stay.
     Crowded,
 }
 
@@ -201,7 +198,7 @@ async fn one_of_a_kind(
     loop {
         let (page, next) = hinted(cells, Of::Device(device), from).await?;
         rivals.extend(page.into_iter().filter(|(_, state)| state.kind == own.kind));
-        if rivals.len() > HOLDERS_MAX {
+        if rivals.len() > DEVICE_TOKENS_MAX {
             return Ok(Device::Crowded);
         }
         if next.is_none() {
