@@ -20,7 +20,7 @@ mod version;
 pub use jiff::Timestamp;
 
 pub use self::{
-    broadcast::{BroadcastState, Cursor, PartId, Plan, Progress, Slice},
+    broadcast::{BroadcastState, Cursor, PartId, Plan, Progress, Slice, StopReason},
     dose::{DoseKey, DueRow},
     event::{
         DeadToken, DoseOutcome, Post, PostEvent, RegimenEvent, Report, Tick, Ticket, TicketBatch,

@@ -18,8 +18,8 @@ pub use self::error::StoreError;
 pub use self::url::{Cluster, InvalidStoreUrl, Login, StoreUrl};
 use crate::domain::{
     BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DoseOutcome, DueRow, Judged, Listeners, PartId,
-    Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp, Token,
-    TokenChange, TokenHash, UserId, Version,
+    Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, StopReason, Timestamp,
+    Token, TokenChange, TokenHash, UserId, Version,
 };
 
 /// `[store]` of config/default.toml.
@@ -145,7 +145,11 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = StoreResult<(Option<Plan>, Option<BroadcastState>)>> + Send;
 
     /// Stops it, unless it is done.
-    fn stop(&self, broadcast: &BroadcastId, reason: &str) -> impl Future<Output = StoreResult<()>> + Send;
+    fn stop(
+        &self,
+        broadcast: &BroadcastId,
+        reason: &StopReason,
+    ) -> impl Future<Output = StoreResult<()>> + Send;
 
     /// Every part is done and the total published.
     fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = StoreResult<()>> + Send;

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan, Progress,
-        ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange, TokenHash,
-        UserId, Version,
+        ProviderId, Regimen, RegimenId, Registration, Slice, StopReason, Timestamp, Token, TokenChange,
+        TokenHash, UserId, Version,
     },
     metrics::Metrics,
     store::{
@@ -71,7 +71,7 @@ timed! {
     Broadcasts {
         plan(broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Plan;
         broadcast(broadcast: &BroadcastId) -> (Option<Plan>, Option<BroadcastState>);
-        stop(broadcast: &BroadcastId, reason: &str) -> ();
+        stop(broadcast: &BroadcastId, reason: &StopReason) -> ();
         close(broadcast: &BroadcastId) -> ();
         take_over(part: &PartId) -> Progress;
         checkpoint(part: &PartId, progress: &Progress) -> Checkpoint;

@@ -18,11 +18,22 @@ pub enum BroadcastState {
     Planned,
     /// No further page is begun.
     Stopped {
-        /// Why, in a word: `cancelled`, `refused`.
-        reason: String,
+        /// Why.
+        reason: StopReason,
     },
     /// Every part is done and the total is published.
     Done,
+}
+
+/// Why a broadcast was stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Upstream or an operator cancelled it.
+    Cancelled,
+    /// A provider refuses its payload, for every token.
+    Refused,
+    /// A reason that this release does not know, as the store holds it.
+    Other(String),
 }
 
 /// Names one part.
@@ -64,6 +75,30 @@ pub struct Progress {
     /// The outcomes so far.
     pub counts: Counts,
 }
+
+// === impl StopReason ===
+
+impl StopReason {
+    /// The text that the store keeps and operators read.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::Refused => "refused",
+            Self::Other(label) => label,
+        }
+    }
+
+    /// The reason of that text.
+    pub fn from_label(label: &str) -> Self {
+        match label {
+            "cancelled" => Self::Cancelled,
+            "refused" => Self::Refused,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+// === impl Slice ===
 
 impl Slice {
     /// First and last position of the slice, both included. A slice that does not exist (`index` is not below

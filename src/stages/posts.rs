@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::{
         BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
-        Report, Slice, SliceJob, Timestamp, UserId, Work,
+        Report, Slice, SliceJob, StopReason, Timestamp, UserId, Work,
         limits::{self, LIST_USERS_MAX},
         template::{self, TemplateValue},
     },
@@ -140,7 +140,7 @@ impl<S: Broadcasts, P: Publish> Handler for Posts<S, P> {
             PostEvent::Posted(post) => self.broadcast(&post, record.timestamp, Timestamp::now()).await,
             PostEvent::Cancelled(post) => {
                 let id = BroadcastId::of_post(&post);
-                self.store.stop(&id, "cancelled").await?;
+                self.store.stop(&id, &StopReason::Cancelled).await?;
                 tracing::info!(broadcast.id = %id, "Broadcast {id} is cancelled");
                 Ok(Fate::Done)
             }

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use pushcast::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, ProviderId},
+    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, ProviderId, StopReason},
     store::{Checkpoint, Store},
 };
 use rand::prelude::*;
@@ -31,8 +31,8 @@ async fn recorded(store: &impl Store) -> Counts {
     store.total(&broadcast(), at(9)).await.unwrap().counts
 }
 
-fn stopped(reason: &str) -> BroadcastState {
-    BroadcastState::Stopped { reason: reason.to_owned() }
+fn stopped(reason: StopReason) -> BroadcastState {
+    BroadcastState::Stopped { reason }
 }
 
 pub async fn the_first_plan_stands(store: &impl Store) {
@@ -47,24 +47,24 @@ pub async fn an_unknown_broadcast_has_no_plan_and_no_state(store: &impl Store) {
 }
 
 pub async fn a_broadcast_may_be_stopped_before_it_is_planned(store: &impl Store) {
-    store.stop(&broadcast(), "cancelled").await.unwrap();
-    assert_eq!(store.broadcast(&broadcast()).await.unwrap(), (None, Some(stopped("cancelled"))));
+    store.stop(&broadcast(), &StopReason::Cancelled).await.unwrap();
+    assert_eq!(store.broadcast(&broadcast()).await.unwrap(), (None, Some(stopped(StopReason::Cancelled))));
     assert_eq!(store.plan(&broadcast(), &plan("late", 2), at(1)).await.unwrap(), plan("late", 2));
     assert_eq!(
         store.broadcast(&broadcast()).await.unwrap(),
-        (Some(plan("late", 2)), Some(stopped("cancelled")))
+        (Some(plan("late", 2)), Some(stopped(StopReason::Cancelled)))
     );
 }
 
 pub async fn a_broadcast_only_moves_forward(store: &impl Store) {
     let state = async || store.broadcast(&broadcast()).await.unwrap().1;
     store.plan(&broadcast(), &plan("spec", 2), at(1)).await.unwrap();
-    store.stop(&broadcast(), "refused").await.unwrap();
+    store.stop(&broadcast(), &StopReason::Refused).await.unwrap();
     store.plan(&broadcast(), &plan("spec", 2), at(2)).await.unwrap();
-    assert_eq!(state().await, Some(stopped("refused")));
+    assert_eq!(state().await, Some(stopped(StopReason::Refused)));
     store.close(&broadcast()).await.unwrap();
     assert_eq!(state().await, Some(BroadcastState::Done));
-    store.stop(&broadcast(), "cancelled").await.unwrap();
+    store.stop(&broadcast(), &StopReason::Cancelled).await.unwrap();
     store.plan(&broadcast(), &plan("spec", 2), at(3)).await.unwrap();
     assert_eq!(state().await, Some(BroadcastState::Done));
 }

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use super::{super::local_status_of, Admin, ApiError};
 use crate::{
     domain::{
-        BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice, Timestamp,
+        BroadcastId, BroadcastState, Counts, Outcome, PartId, PostId, Progress, ProviderId, Slice,
+        StopReason, Timestamp,
     },
     events::broadcast_specs::{self, Audience, Spec},
     store::{Broadcasts, Registry, RouteRow, Routes},
@@ -54,7 +55,7 @@ pub(super) async fn cancel<S: Registry + Routes + Broadcasts>(
     if let (_, Some(BroadcastState::Done)) = admin.store.broadcast(&id).await? {
         return Err(ApiError::Conflict(format!("{id} is done: everything is sent")));
     }
-    admin.store.stop(&id, "cancelled").await?;
+    admin.store.stop(&id, &StopReason::Cancelled).await?;
     tracing::info!(broadcast.id = %id, "An operator has cancelled broadcast {id}");
     let (plan, state) = admin.store.broadcast(&id).await?;
     Ok(Json(json!({ "broadcast": id.as_str(), "state": label(state.as_ref()), "planned": plan.is_some() })))
@@ -68,7 +69,7 @@ pub(super) async fn inspect<S: Registry + Routes + Broadcasts>(
     let (plan, state) = admin.store.broadcast(&id).await?;
     let mut answer = json!({ "broadcast": id.as_str(), "state": label(state.as_ref()) });
     if let Some(BroadcastState::Stopped { reason }) = &state {
-        answer["reason"] = json!(reason);
+        answer["reason"] = json!(reason.label());
     }
     let Some(plan) = plan else {
         return if state.is_some() {

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     domain::{
         BroadcastId, BroadcastState, DoseKey, DueRow, Judged, PartId, Plan, Platform, Progress, ProviderId,
-        Regimen, RegimenId, Timestamp, TokenChange, Version,
+        Regimen, RegimenId, StopReason, Timestamp, TokenChange, Version,
     },
     store::{
         Census, Checkpoint, Claim, Claimed, DoseMark, Lease, Marked, RouteRow, RouteState, Shard, Total,
@@ -101,7 +101,7 @@ impl Broadcasts for KnownStore {
     async fn broadcast(&self, _: &BroadcastId) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
         self.answer((None, None))
     }
-    async fn stop(&self, _: &BroadcastId, _: &str) -> Result<(), StoreError> {
+    async fn stop(&self, _: &BroadcastId, _: &StopReason) -> Result<(), StoreError> {
         self.answer(())
     }
     async fn close(&self, _: &BroadcastId) -> Result<(), StoreError> {

@@ -21,7 +21,7 @@ use crate::{
     dispatch::{Class, MessageOutcome, Provider, Returned, SubmittedPage},
     domain::{
         BroadcastId, BroadcastState, Cursor, Job, Lane, ListJob, PartId, Progress, Recipient, Report,
-        Timestamp, Token, UserId, Work,
+        StopReason, Timestamp, Token, UserId, Work,
     },
     store::{Checkpoint, Page, Store, Total},
 };
@@ -260,7 +260,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             error = why,
             "{provider} refuses the payload of {broadcast}: the broadcast is stopped"
         );
-        self.retry_until_settled(|| self.store.stop(broadcast, "refused")).await;
+        self.retry_until_settled(|| self.store.stop(broadcast, &StopReason::Refused)).await;
     }
 
     /// Nothing more is sent of this part.

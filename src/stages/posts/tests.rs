@@ -30,9 +30,9 @@ impl Broadcasts for Rows {
         Ok(self.0.lock().unwrap().get(broadcast).cloned().unwrap_or_default())
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
+    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> Result<(), StoreError> {
         self.0.lock().unwrap().entry(broadcast.clone()).or_default().1 =
-            Some(BroadcastState::Stopped { reason: reason.to_owned() });
+            Some(BroadcastState::Stopped { reason: reason.clone() });
         Ok(())
     }
 
@@ -211,7 +211,7 @@ async fn a_post_for_nobody_is_done_at_once() {
 async fn a_cancelled_post_is_stopped_even_before_it_comes() {
     let world = world(&[ProviderId::Expo]);
     assert_eq!(world.post(r#"{"event":"cancelled","postId":"p1"}"#).await, []);
-    let cancelled = Some(BroadcastState::Stopped { reason: "cancelled".to_owned() });
+    let cancelled = Some(BroadcastState::Stopped { reason: StopReason::Cancelled });
     assert_eq!(world.row("p1").await, (None, cancelled.clone()));
     world.post(POST).await;
     assert_eq!(world.row("p1").await.1, cancelled);

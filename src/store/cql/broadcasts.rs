@@ -13,7 +13,10 @@ use super::{
     execute::{all, columns, counts, first, micros, timestamp, unreadable},
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token, limits},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, StopReason, Timestamp, Token,
+        limits,
+    },
     store::{Broadcasts, Checkpoint, StoreError, Total},
 };
 
@@ -59,7 +62,9 @@ impl Broadcasts for CqlStore {
         let state = match first::<(String, Option<String>)>(CONTEXT, &state)? {
             Some((word, reason)) => Some(match word.as_str() {
                 PLANNED => BroadcastState::Planned,
-                STOPPED => BroadcastState::Stopped { reason: reason.unwrap_or_default() },
+                STOPPED => {
+                    BroadcastState::Stopped { reason: StopReason::from_label(&reason.unwrap_or_default()) }
+                }
                 DONE => BroadcastState::Done,
                 _ => return Err(unreadable(CONTEXT, format!("the state {word:?} is not known"))),
             }),
@@ -69,8 +74,8 @@ impl Broadcasts for CqlStore {
         Ok((plan, state))
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
-        let values = (STOPPED_AT, KEPT_SECONDS, STOPPED, reason, broadcast.as_str());
+    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> Result<(), StoreError> {
+        let values = (STOPPED_AT, KEPT_SECONDS, STOPPED, reason.label(), broadcast.as_str());
         self.inner.write("stop a broadcast", &self.inner.statements.put_state_and_reason, values).await
     }
 

@@ -8,7 +8,9 @@ use super::{
     writer::Durability,
 };
 use crate::{
-    domain::{BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, Timestamp, Token},
+    domain::{
+        BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, StopReason, Timestamp, Token,
+    },
     store::{Broadcasts, Checkpoint, StoreError, Total},
 };
 
@@ -42,14 +44,14 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &str) -> Result<(), StoreError> {
-        let (broadcast, reason) = (broadcast.clone(), reason.to_owned());
+    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> Result<(), StoreError> {
+        let (broadcast, reason) = (broadcast.clone(), reason.clone());
         self.write("stop a broadcast", move |db, now| {
             db.prepare_cached(
                 "INSERT INTO broadcasts (broadcast_id, state, reason, created_at) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT DO UPDATE SET state = excluded.state, reason = excluded.reason WHERE state = ?5",
             )?
-            .execute((broadcast.as_str(), STOPPED, &reason, micros(now), PLANNED))
+            .execute((broadcast.as_str(), STOPPED, reason.label(), micros(now), PLANNED))
             .map(drop)
         })
         .await
@@ -171,10 +173,10 @@ fn read(
                 (Some(spec), Some(parts)) => Some(Plan { spec, parts }),
                 _ => None,
             };
-            let reason: Option<String> = row.get(3)?;
+            let reason = row.get_ref(3)?.as_str_or_null()?.unwrap_or_default();
             let state = super::values::label(row, 2, |word| match word {
                 PLANNED => Some(BroadcastState::Planned),
-                STOPPED => Some(BroadcastState::Stopped { reason: reason.clone().unwrap_or_default() }),
+                STOPPED => Some(BroadcastState::Stopped { reason: StopReason::from_label(reason) }),
                 DONE => Some(BroadcastState::Done),
                 _ => None,
             })?;

@@ -107,7 +107,7 @@ async fn a_broadcast_is_cancelled_once_and_not_after_its_end() {
         json!({"broadcast": "post:p1", "state": "stopped", "planned": true})
     );
     let state = admin.store.broadcast(&broadcast_of("post:p1")).await.unwrap().1;
-    assert_eq!(state, Some(BroadcastState::Stopped { reason: "cancelled".to_owned() }));
+    assert_eq!(state, Some(BroadcastState::Stopped { reason: StopReason::Cancelled }));
     assert_eq!(inspected(&admin).await["reason"], json!("cancelled"));
     // One that is not planned yet is not sent either.
     assert_eq!(cancelled("p2").await.unwrap()["planned"], json!(false));

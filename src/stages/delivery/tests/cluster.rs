@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan,
-        Progress, ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange,
-        TokenHash, UserId, Version,
+        Progress, ProviderId, Regimen, RegimenId, Registration, Slice, StopReason, Timestamp, Token,
+        TokenChange, TokenHash, UserId, Version,
     },
     events::topics,
     stages::delivery::reminder,
@@ -384,7 +384,7 @@ impl Broadcasts for Seat {
         Ok(self.ask(read).await)
     }
 
-    async fn stop(&self, _: &BroadcastId, _: &str) -> StoreResult<()> {
+    async fn stop(&self, _: &BroadcastId, _: &StopReason) -> StoreResult<()> {
         unreachable!("nobody stops it")
     }
 

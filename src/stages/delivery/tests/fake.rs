@@ -10,8 +10,8 @@ use crate::{
     dispatch::{PayloadRefused, Provider, PushMessage, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
-        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
-        Token, TokenChange, TokenHash, UserId, Version,
+        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, StopReason,
+        Timestamp, Token, TokenChange, TokenHash, UserId, Version,
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Marked, Page,
@@ -154,8 +154,8 @@ impl Broadcasts for Fake {
         Ok((state.plan.clone(), state.broadcast.clone()))
     }
 
-    async fn stop(&self, _: &BroadcastId, reason: &str) -> StoreResult<()> {
-        self.ask("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.to_owned() });
+    async fn stop(&self, _: &BroadcastId, reason: &StopReason) -> StoreResult<()> {
+        self.ask("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.clone() });
         Ok(())
     }
 
