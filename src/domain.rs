@@ -28,7 +28,7 @@ pub use self::{
     },
     ids::{BroadcastId, DeviceId, NotificationId, PostId, ProfileId, RegimenId, UserId},
     job::{DoseJob, Job, ListJob, Listeners, SliceJob, Work},
-    notification::{Lane, Notification},
+    notification::{Data, DataValue, Lane, Notification},
     outcome::{Counts, Outcome},
     provider::ProviderId,
     regimen::{EveryDay, LocalTime, Regimen, Rule},

@@ -241,7 +241,7 @@ fn notification() -> Notification {
         id: NotificationId::new("post:p1"),
         title: "New Reflection from Ann".into(),
         body: "On walking".into(),
-        data: json!({"post_id": "p1"}).as_object().unwrap().clone(),
+        data: [("post_id".to_owned(), "p1".into())].into(),
         sound: Some("default".into()),
         channel: "default".into(),
         expires_at: Timestamp::UNIX_EPOCH,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use pushcast::{
     config::Config,
     dispatch::{Provider, PushMessage, Reply, Verdict},
-    domain::{Notification, NotificationId, ProviderId, Token},
+    domain::{Data, Notification, NotificationId, ProviderId, Token},
     expo::Expo,
     fcm::Fcm,
     metrics::Metrics,
@@ -41,7 +41,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
         id: NotificationId::new(format!("test:{now}")),
         title: args.title,
         body: args.body,
-        data: serde_json::Map::new(),
+        data: Data::new(),
         sound: Some(config.posts.sound.clone()),
         channel: config.posts.channel.clone(),
         expires_at: now + LIFE,

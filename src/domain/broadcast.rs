@@ -131,6 +131,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_reason_reads_back_from_its_text_and_an_unknown_text_is_kept() {
+        for reason in [StopReason::Cancelled, StopReason::Refused, StopReason::Other("moved".to_owned())] {
+            assert_eq!(StopReason::from_label(reason.label()), reason);
+        }
+    }
+
+    #[test]
     fn the_slices_cover_the_ring_without_gap_or_overlap() {
         for of in [1, 2, 3, 64, 1000, 1024] {
             let bounds: Vec<_> = (0..of).map(|index| Slice { index, of }.bounds()).collect();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Counts, NotificationId, PostId, ProfileId, ProviderId, Regimen, RegimenId, Timestamp, Token, UserId,
-    Version,
+    Counts, Data, NotificationId, PostId, ProfileId, ProviderId, Regimen, RegimenId, Timestamp, Token,
+    UserId, Version,
 };
 
 /// A record of `posts-created`.
@@ -25,8 +25,8 @@ pub struct Post {
     pub author_name: Option<String>,
     pub title: Option<String>,
     pub body: Option<String>,
-    pub data: serde_json::Map<String, serde_json::Value>,
-    /// Named users; none = everybody but the author.
+    pub data: Data,
+    /// Named users; none = all users but the author.
     pub audience: Option<Vec<UserId>>,
 }
 

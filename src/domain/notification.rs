@@ -1,4 +1,6 @@
-//! One logical notification: what a person reads, and how urgently.
+//! One logical notification: what a person reads, and how urgent it is.
+
+use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
@@ -36,9 +38,8 @@ pub struct Notification {
     pub title: String,
     /// The text below it.
     pub body: String,
-    /// What the app receives beside the text. FCM carries strings only; its client turns other values into
-    /// JSON text.
-    pub data: serde_json::Map<String, serde_json::Value>,
+    /// What the app receives beside the text.
+    pub data: Data,
     /// Sound to play, `default` or one that the app ships; none = silent.
     pub sound: Option<String>,
     /// Android channel. Android shows nothing on a channel that the app has not made.
@@ -46,6 +47,21 @@ pub struct Notification {
     /// When it is no longer worth sending.
     pub expires_at: Timestamp,
 }
+
+/// Values of the app's own, by name and in the order of their names. pushcast carries them and does not
+/// interpret them.
+pub type Data = BTreeMap<String, DataValue>;
+
+/// One value of [`Data`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataValue {
+    /// A string.
+    String(String),
+    /// Any other JSON value, as valid and compact JSON.
+    Json(String),
+}
+
+// === impl Notification ===
 
 impl Notification {
     /// A short text that is the same for every copy of this notification: Android `tag`, iOS collapse id. A
@@ -56,5 +72,22 @@ impl Notification {
         let mut tag = URL_SAFE_NO_PAD.encode(Sha256::digest(self.id.as_str()));
         tag.truncate(22);
         tag
+    }
+}
+
+// === impl DataValue ===
+
+impl DataValue {
+    /// The string itself, or the JSON: its form for a provider that carries strings only.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::String(text) | Self::Json(text) => text,
+        }
+    }
+}
+
+impl From<&str> for DataValue {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
     }
 }

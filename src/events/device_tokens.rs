@@ -77,7 +77,7 @@ struct Registered {
     #[serde(default, alias = "device_id", deserialize_with = "fields::optional")]
     device_id: Option<Id>,
     /// What the app reports about the device: manufacturer, model, osVersion, deviceType, …
-    #[serde(default, alias = "device_info", deserialize_with = "fields::data")]
+    #[serde(default, alias = "device_info", deserialize_with = "fields::object")]
     device_info: Map<String, Value>,
     /// The token that this one replaces.
     #[serde(default, alias = "previous_token", deserialize_with = "fields::optional")]

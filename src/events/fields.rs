@@ -10,11 +10,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, Unexpected, Visitor},
+    ser::{self, SerializeMap as _},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::domain::{
-    Platform, ProviderId, Timestamp, Token, TokenKind,
+    Data, DataValue, Platform, ProviderId, Timestamp, Token, TokenKind,
     limits::{DATA_BYTES_MAX, ID_BYTES_MAX, LONG_ID_BYTES_MAX, TEXT_BYTES_MAX, TOKEN_BYTES_MAX},
 };
 
@@ -389,13 +390,42 @@ impl Field for Zone {
 // === Objects ===
 
 /// A small JSON object of the app's; null is the empty one.
-pub(super) fn data<'de, D: Deserializer<'de>>(json: D) -> Result<Map<String, Value>, D::Error> {
-    let data = Option::<Map<String, Value>>::deserialize(json)?.unwrap_or_default();
-    let size = serde_json::to_string(&data).map_or(0, |text| text.len());
+pub(super) fn object<'de, D: Deserializer<'de>>(json: D) -> Result<Map<String, Value>, D::Error> {
+    let object = Option::<Map<String, Value>>::deserialize(json)?.unwrap_or_default();
+    let size = serde_json::to_string(&object).map_or(0, |text| text.len());
     if size > DATA_BYTES_MAX {
         return Err(de::Error::custom(format_args!("{size} bytes, at most {DATA_BYTES_MAX} are allowed")));
     }
-    Ok(data)
+    Ok(object)
+}
+
+/// An object as the domain keeps it.
+pub(super) fn data_of(object: Map<String, Value>) -> Data {
+    let value = |value| match value {
+        Value::String(text) => DataValue::String(text),
+        other => DataValue::Json(other.to_string()),
+    };
+    object.into_iter().map(|(name, json)| (name, value(json))).collect()
+}
+
+/// Reads an object of a record that pushcast has written.
+pub(super) fn read_data<'de, D: Deserializer<'de>>(json: D) -> Result<Data, D::Error> {
+    Map::deserialize(json).map(data_of)
+}
+
+/// Writes it.
+pub(super) fn write_data<S: Serializer>(data: &Data, json: S) -> Result<S::Ok, S::Error> {
+    let mut object = json.serialize_map(Some(data.len()))?;
+    for (name, value) in data {
+        match value {
+            DataValue::String(text) => object.serialize_entry(name, text)?,
+            DataValue::Json(text) => {
+                let raw: &RawValue = serde_json::from_str(text).map_err(ser::Error::custom)?;
+                object.serialize_entry(name, raw)?;
+            }
+        }
+    }
+    object.end()
 }
 
 // === Shared ===

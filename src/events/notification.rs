@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{self, LongId, Moment};
-use crate::domain::{Notification, NotificationId};
+use crate::domain::{Data, Notification, NotificationId};
 
 /// What is sent to every token of an audience.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -16,8 +16,9 @@ pub(super) struct NotificationRecord {
     title: String,
     body: String,
     /// What the app receives beside the text.
-    #[serde(default)]
-    data: Map<String, Value>,
+    #[serde(default, deserialize_with = "fields::read_data", serialize_with = "fields::write_data")]
+    #[schemars(with = "Map<String, Value>")]
+    data: Data,
     /// Absent = silent.
     #[serde(default, deserialize_with = "fields::optional", skip_serializing_if = "Option::is_none")]
     sound: Option<fields::Text>,

@@ -57,7 +57,7 @@ struct Posted {
     #[serde(default, deserialize_with = "fields::optional")]
     body: Option<Text>,
     /// What the app receives beside the text; wins over the `post_id` and `screen` that pushcast adds.
-    #[serde(default, deserialize_with = "fields::data")]
+    #[serde(default, deserialize_with = "fields::object")]
     data: Map<String, Value>,
     /// Absent = all users but the author.
     #[serde(default)]
@@ -95,7 +95,7 @@ impl Posted {
             author_name: self.author_name.map(|text| text.0),
             title: self.title.map(|text| text.0),
             body: self.body.map(|text| text.0),
-            data: self.data,
+            data: fields::data_of(self.data),
             audience: audience.map(|users| users.into_iter().map(|id| UserId::new(id.0)).collect()),
         })
     }

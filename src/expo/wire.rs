@@ -7,14 +7,15 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _, sync::Arc};
 
 use flate2::{Compression, write::GzEncoder};
 use serde::{
-    Deserialize, Deserializer, Serialize,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{self, MapAccess, SeqAccess, Visitor},
+    ser::{self, SerializeMap as _},
 };
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     dispatch::{PayloadRefused, PushMessage, payload, splice, splice_number},
-    domain::{Notification, Platform, Token},
+    domain::{Data, DataValue, Notification, Platform, Token},
 };
 
 /// The longest time to live that Expo accepts: four weeks, in seconds.
@@ -59,8 +60,8 @@ pub(super) struct Request {
 struct Rest<'a> {
     title: &'a str,
     body: &'a str,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    data: &'a Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<AppData<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sound: Option<&'a str>,
     priority: &'static str,
@@ -71,6 +72,10 @@ struct Rest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     collapse_id: Option<&'a str>,
 }
+
+/// The app's data as a JSON object.
+#[derive(Clone, Copy)]
+struct AppData<'a>(&'a Data);
 
 #[derive(Serialize)]
 struct ReceiptsRequest<'a> {
@@ -140,14 +145,15 @@ pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 impl Body {
     pub(super) fn of(notification: &Notification) -> Result<Self, PayloadRefused> {
-        let data = if notification.data.is_empty() { 0 } else { json(&notification.data)?.len() };
-        let text = payload::fit(&notification.body, notification.title.len() + data)?;
+        let data = (!notification.data.is_empty()).then_some(AppData(&notification.data));
+        let weight = data.map_or(Ok(0), |data| json(&data).map(|bytes| bytes.len()))?;
+        let text = payload::fit(&notification.body, notification.title.len() + weight)?;
         let tag = notification.tag();
         let rest = |tag, collapse_id| {
             let rest = Rest {
                 title: &notification.title,
                 body: &text,
-                data: &notification.data,
+                data,
                 sound: notification.sound.as_deref(),
                 priority: "high",
                 channel_id: &notification.channel,
@@ -250,6 +256,22 @@ impl Request {
             // Writing to memory does not fail; if it did, the plain body is as good.
             Err(_) => Self { bytes: plain, gzipped: false },
         }
+    }
+}
+
+impl Serialize for AppData<'_> {
+    fn serialize<S: Serializer>(&self, json: S) -> Result<S::Ok, S::Error> {
+        let mut object = json.serialize_map(Some(self.0.len()))?;
+        for (name, value) in self.0 {
+            match value {
+                DataValue::String(text) => object.serialize_entry(name, text)?,
+                DataValue::Json(text) => {
+                    let raw: &RawValue = serde_json::from_str(text).map_err(ser::Error::custom)?;
+                    object.serialize_entry(name, raw)?;
+                }
+            }
+        }
+        object.end()
     }
 }
 

@@ -73,7 +73,7 @@ struct Aps<'a> {
 struct Shown<'a> {
     notification: Texts<'a>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    data: BTreeMap<&'a str, Cow<'a, str>>,
+    data: BTreeMap<&'a str, &'a str>,
 }
 
 #[derive(Serialize)]
@@ -154,8 +154,9 @@ pub(super) struct ServiceAccountFile {
 
 impl Body {
     pub(super) fn of(notification: &Notification, validate_only: bool) -> Result<Self, PayloadRefused> {
-        let data: BTreeMap<&str, Cow<'_, str>> =
-            notification.data.iter().map(|(key, value)| (key.as_str(), text_of(value))).collect();
+        // FCM takes strings only as data: a string is unchanged, any other value becomes its JSON text.
+        let data: BTreeMap<&str, &str> =
+            notification.data.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let data_size: usize = data.iter().map(|(key, value)| key.len() + value.len()).sum();
         let text = payload::fit(&notification.body, notification.title.len() + data_size)?;
         let tag = notification.tag();
@@ -216,7 +217,7 @@ pub(super) fn request(message: &PushMessage<'_, Body>, now: Timestamp) -> Vec<u8
     bytes
 }
 
-/// FCM takes strings only as data: a string is unchanged, any other value becomes its JSON text.
+/// A string as it is, any other value as its JSON text.
 fn text_of(value: &Value) -> Cow<'_, str> {
     match value {
         Value::String(text) => Cow::Borrowed(text),

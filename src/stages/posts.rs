@@ -13,12 +13,11 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use consumer::{Cause, Fate, Handler, HandlerError, Message, OrderingKey, Publish, Record, Rejected};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        BroadcastId, Counts, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
+        BroadcastId, Counts, Data, Job, ListJob, Listeners, Notification, Plan, Post, PostEvent, ProviderId,
         Report, Slice, SliceJob, StopReason, Timestamp, UserId, Work,
         limits::{self, LIST_USERS_MAX},
         template::{self, TemplateValue},
@@ -179,8 +178,8 @@ fn each_once(users: &[UserId], author: Option<&UserId>) -> Vec<UserId> {
 }
 
 /// What the app needs to open the post; the post's own data goes over it.
-fn data(post: &Post, screen: &str) -> Map<String, Value> {
-    let mut data = Map::new();
+fn data(post: &Post, screen: &str) -> Data {
+    let mut data = Data::new();
     data.insert("post_id".to_owned(), post.id.as_str().into());
     data.insert("screen".to_owned(), screen.into());
     data.extend(post.data.clone());

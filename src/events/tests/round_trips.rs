@@ -5,9 +5,9 @@ use serde_json::Map;
 
 use super::*;
 use crate::domain::{
-    BroadcastId, Counts, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Listeners, Notification,
-    NotificationId, ProfileId, ProviderId, RegimenId, Report, Slice, SliceJob, Tick, Ticket, TicketBatch,
-    Timestamp, Token, UpstreamDose, UserId, Version, Work,
+    BroadcastId, Counts, Data, DataValue, DeadToken, DoseJob, DoseOutcome, Job, ListJob, Listeners,
+    Notification, NotificationId, PostEvent, ProfileId, ProviderId, RegimenId, Report, Slice, SliceJob, Tick,
+    Ticket, TicketBatch, Timestamp, Token, UpstreamDose, UserId, Version, Work,
 };
 
 fn ids() -> impl Strategy<Value = String> {
@@ -45,7 +45,10 @@ fn notifications() -> impl Strategy<Value = Notification> {
     (ids(), any::<String>(), any::<String>(), any::<i64>(), prop::option::of(texts()), times()).prop_map(
         |(id, title, body, number, sound, expires_at)| Notification {
             id: NotificationId::new(id),
-            data: Map::from_iter([(title.clone(), number.into())]),
+            data: Data::from([
+                (format!("a{title}"), DataValue::String(body.clone())),
+                (format!("b{title}"), DataValue::Json(format!(r#"[{number},true,{{"deep":null}}]"#))),
+            ]),
             title,
             body,
             sound,
@@ -223,6 +226,30 @@ proptest! {
         ][by].clone();
         let _ = read_of(topic_of(name), value.to_string().as_bytes());
     }
+}
+
+#[test]
+fn the_apps_data_keeps_its_types_and_digits_from_a_post_to_a_job() {
+    let line = r#"{"postId":"p1","data":{"n":9007199254740993,"u":18446744073709551615,"f":-0.25,"t":"7\n",
+        "o":{"b":[1,{"c":null}], "a":true}}}"#;
+    let Ok(PostEvent::Posted(post)) = posts_created::read(None, Some(line.as_bytes())) else { panic!() };
+    let notification = Notification {
+        id: NotificationId::new("post:p1"),
+        title: String::new(),
+        body: String::new(),
+        data: post.data,
+        sound: None,
+        channel: String::new(),
+        expires_at: Timestamp::UNIX_EPOCH,
+    };
+    let list = ListJob { broadcast: BroadcastId::new("post:p1"), part: 0, users: Vec::new() };
+    let job = Job { provider: ProviderId::Expo, notification, work: Work::List(list) };
+    let expected = concat!(
+        r#""data":{"f":-0.25,"n":9007199254740993,"o":{"a":true,"b":[1,{"c":null}]},"t":"7\n","#,
+        r#""u":18446744073709551615}"#
+    );
+    let written = String::from_utf8(jobs::write(&job)).unwrap();
+    assert!(written.contains(expected), "{written}");
 }
 
 /// JSON pointers to every value inside of this one.

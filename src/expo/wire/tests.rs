@@ -12,11 +12,19 @@ fn notification() -> Notification {
         id: NotificationId::new("post:p1"),
         title: "New Reflection from Ann".into(),
         body: "On walking".into(),
-        data: json!({"post_id": 7, "screen": "post_detail"}).as_object().unwrap().clone(),
+        data: data(json!({"post_id": 7, "screen": "post_detail"})),
         sound: Some("default".into()),
         channel: "default".into(),
         expires_at: Timestamp::UNIX_EPOCH,
     }
+}
+
+fn data(object: Value) -> Data {
+    let value = |value: &Value| match value {
+        Value::String(text) => DataValue::String(text.clone()),
+        other => DataValue::Json(other.to_string()),
+    };
+    object.as_object().unwrap().iter().map(|(name, json)| (name.clone(), value(json))).collect()
 }
 
 fn sent(notification: &Notification, to: &[(&str, Option<Platform>)], ttl: Duration) -> Value {
@@ -89,7 +97,7 @@ fn only_messages_of_the_same_content_share_an_object() {
 
 #[test]
 fn empty_fields_are_left_out() {
-    let silent = Notification { sound: None, channel: String::new(), data: Map::new(), ..notification() };
+    let silent = Notification { sound: None, channel: String::new(), data: Data::new(), ..notification() };
     let sent = sent(&silent, &[("ExponentPushToken[A]", None)], Duration::ZERO);
     let keys: Vec<&str> = sent[0].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["body", "priority", "tag", "title", "to", "ttl"]);
@@ -111,8 +119,7 @@ fn too_long_a_text_is_cut_and_too_much_data_is_refused() {
     assert!(text.ends_with('…') && text.len() < 4096);
     assert_eq!(sent[0]["data"]["post_id"], 7);
 
-    let heavy =
-        Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
+    let heavy = Notification { data: data(json!({"x": "y".repeat(4096)})), ..notification() };
     assert!(Body::of(&heavy).is_err());
 }
 
@@ -123,7 +130,7 @@ fn a_token_is_the_same_device_in_both_bracketed_forms() {
     assert!(!same_device("ExponentPushToken[AAB]", &ours));
 }
 
-fn any_data() -> impl Strategy<Value = Map<String, Value>> {
+fn any_data() -> impl Strategy<Value = serde_json::Map<String, Value>> {
     let value = prop_oneof![
         any::<i64>().prop_map(Value::from),
         any::<bool>().prop_map(Value::from),
@@ -141,8 +148,9 @@ proptest! {
         data in any_data(),
         ttl in 1..3_000_000_u64,
     ) {
+        let app_data = self::data(data.clone().into());
         let notification =
-            Notification { title: title.clone(), body: text.clone(), data: data.clone(), ..notification() };
+            Notification { title: title.clone(), body: text.clone(), data: app_data, ..notification() };
         let tokens: Vec<String> = ids.iter().map(|id| format!("ExponentPushToken[{id}]")).collect();
         let to: Vec<(&str, Option<Platform>)> =
             tokens.iter().map(|token| (token.as_str(), Some(Platform::Ios))).collect();

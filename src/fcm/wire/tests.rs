@@ -1,18 +1,19 @@
 use proptest::prelude::*;
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::*;
-use crate::domain::{NotificationId, Token};
+use crate::domain::{Data, DataValue, NotificationId, Token};
 
 fn notification() -> Notification {
     Notification {
         id: NotificationId::new("dose:pr1:r1:2026-11-20T01:00:00Z"),
         title: "Time for Metformin".into(),
         body: "500 mg, 08:00".into(),
-        data: json!({"screen": "medication", "regimen_id": 7, "nested": {"a": [1]}})
-            .as_object()
-            .unwrap()
-            .clone(),
+        data: Data::from([
+            ("screen".to_owned(), "medication".into()),
+            ("regimen_id".to_owned(), DataValue::Json("7".to_owned())),
+            ("nested".to_owned(), DataValue::Json(r#"{"a":[1]}"#.to_owned())),
+        ]),
         sound: Some("default".into()),
         channel: "default".into(),
         expires_at: Timestamp::UNIX_EPOCH,
@@ -57,7 +58,7 @@ fn an_installation_id_has_a_field_of_its_own() {
 
 #[test]
 fn empty_fields_are_left_out() {
-    let silent = Notification { sound: None, channel: String::new(), data: Map::new(), ..notification() };
+    let silent = Notification { sound: None, channel: String::new(), data: Data::new(), ..notification() };
     let message = &sent(&silent, &"t".repeat(64), 0)["message"];
     assert!(message.get("data").is_none());
     assert_eq!(
@@ -86,7 +87,7 @@ fn too_long_a_text_is_cut_and_too_much_data_is_refused() {
     assert_eq!(message["data"]["screen"], "medication");
 
     let heavy =
-        Notification { data: json!({"x": "y".repeat(4096)}).as_object().unwrap().clone(), ..notification() };
+        Notification { data: Data::from([("x".to_owned(), (&*"y".repeat(4096)).into())]), ..notification() };
     assert!(Body::of(&heavy, false).is_err());
 }
 
@@ -99,7 +100,7 @@ proptest! {
         data in prop::collection::btree_map(any::<String>(), any::<String>(), 0..5),
         ttl in 1..3_000_000_u64,
     ) {
-        let object = data.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let object = data.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
         let notification =
             Notification { title: title.clone(), body: text.clone(), data: object, ..notification() };
         let sent = sent(&notification, &token, ttl);

@@ -12,8 +12,9 @@ use super::*;
 use crate::{
     dispatch::{Batcher, Gate, RateLimiter, RouteSync, Share, Verdict, route},
     domain::{
-        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId,
-        Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, StopReason, UserId,
+        BroadcastId, BroadcastState, Data, DoseJob, DoseOutcome, ListJob, Listeners, Notification,
+        NotificationId, Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, StopReason,
+        UserId,
     },
     events::topics,
     stages::fakes::{Topics, handle},
@@ -140,7 +141,7 @@ fn job(work: Work, expires_at: Timestamp) -> Job {
         id: NotificationId::new("n1"),
         title: "Ping".to_owned(),
         body: String::new(),
-        data: serde_json::Map::new(),
+        data: Data::new(),
         sound: None,
         channel: "default".to_owned(),
         expires_at,

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, time::Duration};
 
 use consumer::{HandlerError, Message, Publish};
 use jiff::tz::TimeZone;
-use serde_json::json;
 
 use super::{Medication, Settings};
 use crate::{
@@ -90,12 +89,12 @@ impl Dose {
             ("dosage", &*self.dosage),
             ("local_time", &*local_time),
         ];
-        let data = [("screen", json!(settings.screen)), ("regimen_id", json!(self.regimen.as_str()))];
+        let data = [("screen", settings.screen.as_str()), ("regimen_id", self.regimen.as_str())];
         let notification = Notification {
             id: self.notification_id(),
             title: filled(&settings.title, &values),
             body: filled(&settings.body, &values),
-            data: data.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
+            data: data.map(|(name, value)| (name.to_owned(), value.into())).into(),
             sound: Some(settings.sound.clone()).filter(|sound| !sound.is_empty()),
             channel: settings.channel.clone(),
             expires_at: later(self.schedule_time, life),

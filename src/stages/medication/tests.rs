@@ -150,7 +150,9 @@ fn job(provider: ProviderId, time: &str, local_time: &str) -> Message {
         id: dose_id("r1", time),
         title: "Time for Metformin".to_owned(),
         body: format!("500 mg, {local_time}"),
-        data: serde_json::json!({"screen": "medication", "regimen_id": "r1"}).as_object().unwrap().clone(),
+        data: [("screen", "medication"), ("regimen_id", "r1")]
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .into(),
         sound: Some("default".to_owned()),
         channel: "default".to_owned(),
         expires_at: at(time) + Duration::from_secs(60 * 60),

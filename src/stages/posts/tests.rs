@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Mutex};
 
 use super::*;
 use crate::{
-    domain::{BroadcastState, PartId, PostId, Progress},
+    domain::{BroadcastState, DataValue, PartId, PostId, Progress},
     stages::fakes::{Topics, handle, key_of, record, written_in},
     store::{Checkpoint, StoreError, Total},
 };
@@ -262,7 +262,12 @@ fn a_value_is_never_read_as_a_template() {
 #[test]
 fn the_posts_own_data_goes_over_what_the_app_needs() {
     let data = data(&post(r#"{"postId":"p1","data":{"screen":"prayer","n":1}}"#), "post_detail");
-    assert_eq!(Value::Object(data), serde_json::json!({ "post_id": "p1", "screen": "prayer", "n": 1 }));
+    let expected = Data::from([
+        ("post_id".to_owned(), "p1".into()),
+        ("screen".to_owned(), "prayer".into()),
+        ("n".to_owned(), DataValue::Json("1".to_owned())),
+    ]);
+    assert_eq!(data, expected);
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    domain::{Cursor, Notification, Plan},
+    domain::{Cursor, Data, Notification, Plan},
     http::Health,
     metrics::Metrics,
     store::{RouteState, embedded::EmbeddedStore},
@@ -13,7 +13,7 @@ fn spec() -> Spec {
         id: BroadcastId::new("post:p1").notification(),
         title: "On walking".to_owned(),
         body: String::new(),
-        data: serde_json::Map::new(),
+        data: Data::new(),
         sound: None,
         channel: "default".to_owned(),
         expires_at: Timestamp::now() + Duration::from_secs(3600),
