@@ -1,7 +1,7 @@
-//! The texts of notifications, from templates: the one filler, and the one reading of what a placeholder is.
+//! The texts of notifications are made from templates: how these are filled, and what a placeholder is.
 //!
-//! A placeholder is a name in braces, `{author_name}`: letters, digits and underscores. Whatever else stands in
-//! braces is text.
+//! A placeholder is a name in braces, `{author_name}`: letters, digits and underscores. Anything else in braces
+//! is text.
 
 /// A stretch of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum TemplateValue<'a> {
     Unknown,
 }
 
-/// The template with its placeholders replaced by what `value` says of their names.
+/// The template with its placeholders replaced by what `value` returns for their names.
 pub fn fill<'a>(template: &str, value: impl Fn(&str) -> TemplateValue<'a>) -> String {
     let mut text = String::with_capacity(template.len());
     // Where the template's own text begins that has come since the last placeholder.
