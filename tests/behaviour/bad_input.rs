@@ -1,25 +1,25 @@
-//! Bad input harms only itself: it lies in `dead-letters` as it came, and the next record is handled.
+//! Bad input harms only itself: it is in `dead-letters` byte for byte, and the next record is handled.
 
-use pushcast::domain::Counts;
+use pushcast::domain::{Counts, Timestamp};
 use serde_json::json;
 
-use crate::world::{Phone, story};
+use crate::world::{Phone, world};
 
 const GARBAGE: &[u8] = b"\x00\xffnot json";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_garbage_record_lands_in_dead_letters_and_the_next_one_is_delivered() {
-    story()
-        .tell(async |w| {
+    world()
+        .run(async |w| {
             let phone = Phone::expo("bobs");
-            w.registers("bob", &phone).await;
-            // One key, so one partition: the post stands behind the garbage.
-            w.neighbour.writes("posts-created", Some("k"), Some(GARBAGE), None).await;
+            w.register("bob", &phone).await;
+            // One key, so one partition: the post comes after the garbage.
+            w.kafka.produce("posts-created", Some("k"), Some(GARBAGE), None).await;
             let post = json!({"postId": "p1", "authorId": "ann", "title": "p1"}).to_string();
-            w.neighbour.writes("posts-created", Some("k"), Some(post.as_bytes()), None).await;
+            w.kafka.produce("posts-created", Some("k"), Some(post.as_bytes()), None).await;
 
             w.outcome_of("post:p1").await;
-            assert_eq!(w.rung(&phone), ["p1"]);
+            assert_eq!(w.sent_to(&phone), ["p1"]);
             let letter = w.dead_letters(1).await.remove(0);
             assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(GARBAGE)));
             assert_eq!(
@@ -36,7 +36,7 @@ async fn a_garbage_record_lands_in_dead_letters_and_the_next_one_is_delivered() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_in_every_topic_stops_none_of_them() {
-    let read = [
+    let topics = [
         "device-tokens",
         "posts-created",
         "medication-regimens",
@@ -44,38 +44,40 @@ async fn garbage_in_every_topic_stops_none_of_them() {
         "push.expo.urgent",
         "push.expo.bulk",
         "expo-receipts",
+        "invalid-tokens",
     ];
-    story()
-        .tell(async |w| {
-            for topic in read.into_iter().chain(["invalid-tokens"]) {
+    world()
+        .run(async |w| {
+            for topic in topics {
                 for value in [Some(GARBAGE), Some(b""), Some(b"[1]"), Some(b"null"), None] {
-                    w.neighbour.writes(topic, None, value, None).await;
+                    w.kafka.produce(topic, None, value, None).await;
                 }
             }
             let letters = w.dead_letters(8 * 5).await;
-            for topic in read.into_iter().chain(["invalid-tokens"]) {
+            for topic in topics {
                 let of_topic = letters.iter().filter(|letter| letter.header("pushcast.topic") == topic);
                 assert_eq!(of_topic.count(), 5, "{topic}");
             }
             assert!(letters.iter().all(|letter| !letter.header("pushcast.error").is_empty()));
 
-            let (phone, ghost) = (Phone::expo("bobs"), Phone::expo("ghost"));
-            w.registers("bob", &phone).await;
-            w.registers("bob", &ghost).await;
-            w.posts("p1").by("ann").await;
+            let phone = Phone::expo("bobs");
+            let ghost = Phone::expo("ghost");
+            w.register("bob", &phone).await;
+            w.register("bob", &ghost).await;
+            w.post("p1").by("ann").await;
             assert_eq!(w.outcome_of("post:p1").await, Counts { sent: 2, ..Counts::default() });
-            w.forgets(&ghost).await;
-            w.dose_is_due("bob", pushcast::domain::Timestamp::now()).await;
-            w.settles().await;
-            assert_eq!(w.rung(&phone).len(), 2);
+            w.wait_until_removed(&ghost).await;
+            w.dose_is_due("bob", Timestamp::now()).await;
+            w.wait_until_settled().await;
+            assert_eq!(w.sent_to(&phone).len(), 2);
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_said_without_the_token() {
-    story()
-        .tell(async |w| {
+async fn the_error_of_a_dead_letter_does_not_hold_the_token() {
+    world()
+        .run(async |w| {
             let secret = "SecretButNoTokenOfAnyForm";
             for event in [
                 json!({"token": secret, "userId": "bob"}),
@@ -83,7 +85,7 @@ async fn what_is_wrong_is_said_without_the_token() {
                 json!({"token": format!("ExponentPushToken[{secret}]"), "platform": "toaster"}),
                 json!({"event": format!("ExponentPushToken[{secret}]")}),
             ] {
-                w.says("device-tokens", &event).await;
+                w.produce("device-tokens", &event).await;
             }
             let letters = w.dead_letters(4).await;
             let errors: Vec<_> = letters.iter().map(|letter| letter.header("pushcast.error")).collect();
@@ -94,18 +96,21 @@ async fn what_is_wrong_is_said_without_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_of_a_broadcast_that_nobody_planned_and_a_job_in_the_wrong_topic_are_dead_letters() {
-    story()
-        .tell(async |w| {
+async fn an_unknown_part_of_a_broadcast_and_a_job_in_the_wrong_topic_are_dead_letters() {
+    world()
+        .run(async |w| {
             let job = |provider: &str| {
                 json!({
                     "provider": provider,
-                    "notification": {"id": "post:p9", "title": "t", "body": "b", "data": {}, "channel": "default", "expiresAt": "2099-01-01T00:00:00Z"},
+                    "notification": {
+                        "id": "post:p9", "title": "t", "body": "b", "data": {}, "channel": "default",
+                        "expiresAt": "2099-01-01T00:00:00Z",
+                    },
                     "work": {"list": {"broadcastId": "post:p9", "part": 0, "users": ["bob"]}},
                 })
             };
-            w.says("push.expo.bulk", &job("expo")).await;
-            w.says("push.expo.bulk", &job("fcm")).await;
+            w.produce("push.expo.bulk", &job("expo")).await;
+            w.produce("push.expo.bulk", &job("fcm")).await;
             let letters = w.dead_letters(2).await;
             assert!(letters.iter().all(|letter| letter.header("pushcast.cause") == "invalid"), "{letters:?}");
         })

@@ -1,4 +1,4 @@
-//! Doses: at their time, on every device, once, and never when they are not due.
+//! Reminders of doses: at their time, to every device, once, and never when none is due.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use jiff::{ToSpan as _, tz::TimeZone};
 use pushcast::domain::{DoseOutcome, ProviderId, Report, Timestamp};
 use serde_json::{Value, json};
 
-use crate::world::{Phone, World, dose_id, dose_tick, story, until};
+use crate::world::{Phone, World, dose_id, dose_tick, until, world};
 
 /// Outcome and number of messages sent, by provider.
 fn outcomes(w: &World, id: &str) -> BTreeMap<Option<&'static str>, (DoseOutcome, u64)> {
@@ -20,49 +20,53 @@ fn outcomes(w: &World, id: &str) -> BTreeMap<Option<&'static str>, (DoseOutcome,
     of_dose.collect()
 }
 
-/// A regimen of one dose a day at the minute of `at` in UTC, written ten minutes before: it was due then.
-async fn regimen_was_written(w: &World, user: &str, at: Timestamp, more: Value) {
+/// A regimen of one dose a day at the minute of `at` in UTC, written ten minutes before that.
+async fn write_regimen(w: &World, user: &str, at: Timestamp, more: Value) {
     let time = at.to_zoned(TimeZone::UTC).strftime("%H:%M").to_string();
     let mut regimen = json!({
-        "regimenId": format!("{user}s-regimen"), "profileId": "pr1", "userId": user, "medicineName": "Metformin", "dosage": "500 mg",
-        "timezone": "UTC", "times": [time], "startDate": "2020-01-01",
+        "regimenId": format!("{user}s-regimen"),
+        "profileId": "pr1",
+        "userId": user,
+        "medicineName": "Metformin",
+        "dosage": "500 mg",
+        "timezone": "UTC",
+        "times": [time],
+        "startDate": "2020-01-01",
     });
     regimen.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let before = (at - 10.minutes()).as_millisecond();
-    w.neighbour.writes("medication-regimens", None, Some(regimen.to_string().as_bytes()), Some(before)).await;
+    w.kafka.produce("medication-regimens", None, Some(regimen.to_string().as_bytes()), Some(before)).await;
 }
 
-/// The second that has just begun: what a schedule speaks of.
+/// The current second, without its fraction, as schedules have it.
 fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap()
 }
 
-/// The last full minute but five.
+/// The start of a minute, five minutes ago.
 fn five_minutes_ago() -> Timestamp {
     Timestamp::from_second((Timestamp::now().as_second() / 60 - 5) * 60).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dose_rings_once_on_all_phones_though_its_tick_came_twice() {
-    story()
+async fn a_reminder_is_sent_once_to_every_device_though_its_tick_came_twice() {
+    world()
         .with_fcm()
-        .tell(async |w| {
+        .run(async |w| {
             let phones = [Phone::expo("pats-phone"), Phone::expo("pats-tablet"), Phone::fcm("pats-watch")];
             for phone in &phones {
-                w.registers("pat", phone).await;
+                w.register("pat", phone).await;
             }
             let at = now();
-            w.neighbour
-                .writes_all("medication-ticks", (0..2).map(|_| dose_tick("pat", at).to_string()))
-                .await;
+            w.kafka.produce_all("medication-ticks", (0..2).map(|_| dose_tick("pat", at).to_string())).await;
             for phone in &phones {
-                w.rings(phone).await;
+                w.wait_until_sent_to(phone).await;
             }
             w.dose_is_due("pat", at).await;
-            w.settles().await;
+            w.wait_until_settled().await;
 
-            assert_eq!(phones.each_ref().map(|phone| w.rung(phone).len()), [1, 1, 1]);
-            assert_eq!(w.heard(&phones[0])[0].title.as_deref(), Some("Time for Metformin"));
+            assert_eq!(phones.each_ref().map(|phone| w.sent_to(phone).len()), [1, 1, 1]);
+            assert_eq!(w.messages_to(&phones[0])[0].title.as_deref(), Some("Time for Metformin"));
             let sent = |n| (DoseOutcome::Sent, n);
             assert_eq!(
                 outcomes(w, &dose_id("pat", at)),
@@ -73,107 +77,112 @@ async fn a_dose_rings_once_on_all_phones_though_its_tick_came_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dose_that_upstream_announces_rings_at_its_time() {
-    story()
+async fn a_dose_that_upstream_announces_is_reminded_of_at_its_time() {
+    world()
         .set("medication.tick_every", "1s")
-        .tell(async |w| {
+        .run(async |w| {
             let phone = Phone::expo("pats");
-            w.registers("pat", &phone).await;
+            w.register("pat", &phone).await;
             let at = now() + 3.seconds();
             w.dose_is_due("pat", at).await;
-            w.rings(&phone).await;
-            assert!(w.heard(&phone)[0].received_at >= at, "not before its time");
+            w.wait_until_sent_to(&phone).await;
+            assert!(w.messages_to(&phone)[0].received_at >= at, "not before its time");
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_regimens_dose_rings_and_one_past_its_end_date_does_not() {
-    story()
+async fn a_regimens_dose_is_reminded_of_and_one_past_its_end_date_is_not() {
+    world()
         .set("medication.tick_every", "1s")
-        .tell(async |w| {
-            let (pats, quints) = (Phone::expo("pats"), Phone::expo("quints"));
-            w.registers("pat", &pats).await;
-            w.registers("quint", &quints).await;
+        .run(async |w| {
+            let pats = Phone::expo("pats");
+            let quints = Phone::expo("quints");
+            w.register("pat", &pats).await;
+            w.register("quint", &quints).await;
             let at = five_minutes_ago();
             let day_before = at.to_zoned(TimeZone::UTC).date().yesterday().unwrap();
-            regimen_was_written(w, "quint", at, json!({ "endDate": day_before.to_string() })).await;
-            regimen_was_written(w, "pat", at, json!({ "endDate": null })).await;
+            write_regimen(w, "quint", at, json!({ "endDate": day_before.to_string() })).await;
+            write_regimen(w, "pat", at, json!({ "endDate": null })).await;
 
-            w.rings(&pats).await;
-            w.settles().await;
-            assert_eq!((w.rung(&pats).len(), w.rung(&quints).len()), (1, 0));
-            assert_eq!(w.heard(&pats)[0].data, json!({"screen": "medication", "regimen_id": "pats-regimen"}));
+            w.wait_until_sent_to(&pats).await;
+            w.wait_until_settled().await;
+            assert_eq!((w.sent_to(&pats).len(), w.sent_to(&quints).len()), (1, 0));
+            assert_eq!(
+                w.messages_to(&pats)[0].data,
+                json!({"screen": "medication", "regimen_id": "pats-regimen"})
+            );
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_regimen_and_one_switched_off_do_not_ring() {
-    story()
-        .tell(async |w| {
+async fn a_removed_regimen_and_a_disabled_one_send_no_reminder() {
+    world()
+        .run(async |w| {
             let phones = [Phone::expo("removed"), Phone::expo("off"), Phone::expo("on")];
             for (user, phone) in ["rob", "olga", "pat"].iter().zip(&phones) {
-                w.registers(user, phone).await;
+                w.register(user, phone).await;
             }
             let at = five_minutes_ago();
-            // The removal is the later word, although it comes first.
-            w.says("medication-regimens", &json!({"event": "removed", "regimenId": "robs-regimen"})).await;
-            w.settles().await;
-            regimen_was_written(w, "rob", at, json!({})).await;
-            regimen_was_written(w, "olga", at, json!({"enabled": false})).await;
-            regimen_was_written(w, "pat", at, json!({})).await;
+            // The removal has the later timestamp, although it is written first.
+            w.produce("medication-regimens", &json!({"event": "removed", "regimenId": "robs-regimen"})).await;
+            w.wait_until_settled().await;
+            write_regimen(w, "rob", at, json!({})).await;
+            write_regimen(w, "olga", at, json!({"enabled": false})).await;
+            write_regimen(w, "pat", at, json!({})).await;
 
-            w.rings(&phones[2]).await;
-            w.settles().await;
-            assert_eq!(phones.each_ref().map(|phone| w.rung(phone).len()), [0, 0, 1]);
+            w.wait_until_sent_to(&phones[2]).await;
+            w.wait_until_settled().await;
+            assert_eq!(phones.each_ref().map(|phone| w.sent_to(phone).len()), [0, 0, 1]);
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_dose_is_missed_and_a_user_without_tokens_has_none() {
-    story()
-        .tell(async |w| {
+async fn a_late_dose_is_missed_and_a_user_without_tokens_is_sent_none() {
+    world()
+        .run(async |w| {
             let phone = Phone::expo("pats");
-            w.registers("pat", &phone).await;
-            let (late, now) = (now() - 2.hours(), now());
+            w.register("pat", &phone).await;
+            let late = now() - 2.hours();
+            let now = now();
             w.dose_is_due("pat", late).await;
-            w.dose_is_due("nobody", now).await;
+            w.dose_is_due("dan", now).await;
 
             w.report_of(&dose_id("pat", late)).await;
-            w.report_of(&dose_id("nobody", now)).await;
+            w.report_of(&dose_id("dan", now)).await;
             assert_eq!(
                 outcomes(w, &dose_id("pat", late)),
                 BTreeMap::from([(None, (DoseOutcome::Missed, 0))])
             );
             assert_eq!(
-                outcomes(w, &dose_id("nobody", now)),
+                outcomes(w, &dose_id("dan", now)),
                 BTreeMap::from([(None, (DoseOutcome::NoTokens, 0))])
             );
-            assert_eq!(w.rung(&phone), [""; 0]);
+            assert_eq!(w.sent_to(&phone), [""; 0]);
         })
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dose_while_the_provider_is_away_rings_once_it_is_back() {
-    story()
-        .tell(async |w| {
+async fn a_reminder_during_an_outage_of_the_provider_is_sent_once_after_it() {
+    world()
+        .run(async |w| {
             let phone = Phone::expo("pats");
-            w.registers("pat", &phone).await;
+            w.register("pat", &phone).await;
             let down = sandbox::Outage { requests: Some(2), ..Default::default() };
             w.faults(|faults| faults.expo.down = Some(down));
             let at = now();
             w.dose_is_due("pat", at).await;
-            until("the dose to be refused", async || {
+            until("the reminder to be refused", async || {
                 w.sandbox.statistics().expo.statuses.contains_key(&503).then_some(())
             })
             .await;
             w.dose_is_due("pat", at).await;
-            w.rings(&phone).await;
-            w.settles().await;
-            assert_eq!(w.rung(&phone).len(), 1);
+            w.wait_until_sent_to(&phone).await;
+            w.wait_until_settled().await;
+            assert_eq!(w.sent_to(&phone).len(), 1);
         })
         .await;
 }

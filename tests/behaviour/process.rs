@@ -16,19 +16,19 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::{
-    neighbour::Neighbour,
+    kafka::KafkaClient,
     world::{Phone, until, variable},
 };
 
-/// How long a process that can't start may take to say so.
-const GIVES_UP_WITHIN: Duration = Duration::from_secs(30);
+/// How long a process that can't start may take to end.
+const FAILS_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a process said before its story failed: so many lines are shown.
+/// How many of the last log lines are shown when a test fails.
 const LAST_LINES: usize = 60;
 
 /// A sandbox with Kafka in one process, and the settings for a pushcast in another.
-pub struct Town {
-    pub neighbour: Neighbour,
+pub struct Deployment {
+    pub kafka: KafkaClient,
     pub folder: TempDir,
     pub environment: Environment,
     sandbox_url: String,
@@ -36,16 +36,16 @@ pub struct Town {
     _sandbox: Process,
 }
 
-/// A process of ours; killed at the latest when it is dropped.
+/// A child process; killed when it is dropped, unless it has ended.
 pub struct Process {
     child: Child,
     /// Where its standard error goes.
-    log: PathBuf,
+    log_file: PathBuf,
 }
 
-impl Town {
+impl Deployment {
     /// Starts the sandbox.
-    pub async fn begins() -> Self {
+    pub async fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let credentials = folder.path().join("service-account.json");
         let arguments =
@@ -66,11 +66,14 @@ impl Town {
             }
         }
         let fcm_url = environment[&variable("fcm.url")].clone();
-        let neighbour = Neighbour::at(&environment[&variable("kafka.bootstrap_servers")]);
+        let kafka = KafkaClient::connect(&environment[&variable("kafka.bootstrap_servers")]);
         let store = format!("embedded:{}", folder.path().join("push.db").display());
-        // A killed member is missed only when its session ends; a real Kafka knows static members, this one
-        // does not.
-        let properties = r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"300","fetch.wait.max.ms":"5","linger.ms":"0"}"#;
+        // A killed member's partitions are assigned to another only when its session ends: the embedded Kafka
+        // knows no static members.
+        let properties = concat!(
+            r#"{"session.timeout.ms":"2000","heartbeat.interval.ms":"300","#,
+            r#""fetch.wait.max.ms":"5","linger.ms":"0"}"#
+        );
         for (key, value) in [
             ("kafka.properties", properties),
             ("kafka.commit_every", "100ms"),
@@ -83,7 +86,7 @@ impl Town {
             environment.insert(variable(key), value.to_owned());
         }
         Self {
-            neighbour,
+            kafka,
             folder,
             environment,
             sandbox_url: fcm_url,
@@ -92,19 +95,19 @@ impl Town {
         }
     }
 
-    /// Sets a setting of the pushcasts to come.
+    /// Sets a setting of the processes that are started later.
     pub fn set(&mut self, key: &str, value: &str) {
         self.environment.insert(variable(key), value.to_owned());
     }
 
     /// Starts pushcast and waits until it is ready.
-    pub async fn pushcast(&self) -> Process {
-        let log = self.folder.path().join(format!("pushcast-{}.log", rand::random::<u32>()));
-        let mut process = Process::start(&["run"], &self.environment, log, Stdio::null());
+    pub async fn start_pushcast(&self) -> Process {
+        let log_file = self.folder.path().join(format!("pushcast-{}.log", rand::random::<u32>()));
+        let mut process = Process::start(&["run"], &self.environment, log_file, Stdio::null());
         let url = format!("http://{}/ready", self.environment[&variable("http.admin_listen")]);
         until("pushcast to be ready", async || {
             if let Some(status) = process.child.try_wait().unwrap() {
-                panic!("pushcast ended with {status}: {}", process.said());
+                panic!("pushcast ended with {status}: {}", process.log());
             }
             self.http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()).then_some(())
         })
@@ -113,21 +116,21 @@ impl Town {
     }
 
     pub async fn statistics(&self) -> Statistics {
-        self.asks("statistics").await
+        self.get("statistics").await
     }
 
-    /// The sandbox forgets what it has seen.
-    pub async fn forgets(&self) {
+    /// Resets the statistics and messages of the sandbox.
+    pub async fn reset_sandbox(&self) {
         let answer = self.http.post(format!("{}/sandbox/reset", self.sandbox_url)).send().await.unwrap();
         assert!(answer.status().is_success());
     }
 
     pub async fn messages_to(&self, phone: &Phone) -> Vec<TakenMessage> {
-        let messages: Vec<TakenMessage> = self.asks("messages").await;
+        let messages: Vec<TakenMessage> = self.get("messages").await;
         messages.into_iter().filter(|message| message.token == phone.0).collect()
     }
 
-    pub async fn faults(&self, faults: &Faults) {
+    pub async fn set_faults(&self, faults: &Faults) {
         let body = serde_json::to_string(faults).unwrap();
         let put = self
             .http
@@ -137,73 +140,73 @@ impl Town {
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
-    async fn asks<T: DeserializeOwned>(&self, what: &str) -> T {
+    async fn get<T: DeserializeOwned>(&self, what: &str) -> T {
         let answer = self.http.get(format!("{}/sandbox/{what}", self.sandbox_url)).send().await.unwrap();
         serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
     }
 
-    /// Waits until everything is settled.
-    pub async fn settles(&self) {
-        until("everything to be settled", async || self.neighbour.unsettled().await.is_empty().then_some(()))
+    /// Waits until every record written so far is settled.
+    pub async fn wait_until_settled(&self) {
+        until("everything to be settled", async || self.kafka.unsettled().await.is_empty().then_some(()))
             .await;
     }
 }
 
-/// Runs `pushcast run` where it can't start, and gives back what it said.
-pub async fn fails(settings: &[(&str, &str)]) -> String {
+/// Runs `pushcast run` with settings under which it can't start; returns what it logged.
+pub async fn startup_error(settings: &[(&str, &str)]) -> String {
     let folder = TempDir::new().unwrap();
     let environment = settings.iter().map(|(key, value)| (variable(key), (*value).to_owned())).collect();
     let mut process = Process::start(&["run"], &environment, folder.path().join("log"), Stdio::null());
-    let deadline = Instant::now() + GIVES_UP_WITHIN;
+    let deadline = Instant::now() + FAILS_WITHIN;
     loop {
         if let Some(status) = process.child.try_wait().unwrap() {
-            assert_eq!(status.code(), Some(1), "{}", process.said());
-            return process.said();
+            assert_eq!(status.code(), Some(1), "{}", process.log());
+            return process.log();
         }
         assert!(
             Instant::now() < deadline,
-            "it has not given up within {GIVES_UP_WITHIN:?}: {}",
-            process.said()
+            "pushcast has not ended within {FAILS_WITHIN:?}: {}",
+            process.log()
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 impl Process {
-    fn start(arguments: &[&str], environment: &Environment, log: PathBuf, stdout: Stdio) -> Self {
+    fn start(arguments: &[&str], environment: &Environment, log_file: PathBuf, stdout: Stdio) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pushcast"));
         command.env_clear().envs(environment).args(arguments);
-        command.stdin(Stdio::null()).stdout(stdout).stderr(File::create(&log).unwrap());
-        Self { child: command.spawn().unwrap(), log }
+        command.stdin(Stdio::null()).stdout(stdout).stderr(File::create(&log_file).unwrap());
+        Self { child: command.spawn().unwrap(), log_file }
     }
 
-    /// What it has said so far.
-    pub fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log_file).unwrap()
     }
 
-    /// Signal 9.
+    /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Signal 15: ends in good order. What it said.
-    pub async fn ends(mut self) -> String {
-        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
+    /// SIGTERM, and waits for the graceful end; returns what it logged.
+    pub async fn terminate(mut self) -> String {
+        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(signalled.success());
         let status = until("pushcast to end", async || self.child.try_wait().unwrap()).await;
-        assert!(status.success(), "{status}: {}", self.said());
-        self.said()
+        assert!(status.success(), "{status}: {}", self.log());
+        self.log()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let last: Vec<_> = said.lines().rev().take(LAST_LINES).collect();
-            eprintln!("{} said at last:", self.log.display());
+            let log = std::fs::read_to_string(&self.log_file).unwrap_or_default();
+            let last: Vec<_> = log.lines().rev().take(LAST_LINES).collect();
+            eprintln!("the end of {}:", self.log_file.display());
             last.iter().rev().for_each(|line| eprintln!("    {line}"));
         }
         // It may have ended before.
@@ -212,7 +215,7 @@ impl Drop for Process {
     }
 }
 
-/// An address of this machine that nobody listens on.
+/// A local address that no process listens on.
 fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

@@ -1,10 +1,10 @@
-//! A world to tell a story in: Kafka, the push services and pushcast itself, all in one process, all of its
-//! own.
+//! The world of a test: Kafka, the push services and pushcast itself, all in one process, shared with no
+//! other test.
 //!
 //! pushcast runs as in production, from [`Config::load`] to the drain; faked are only the wires that it talks
-//! over. The story races against it: when pushcast ends unasked, the story fails at once with pushcast's own
-//! words. When the story is told, everything must have been settled, nothing may have rung twice, and no
-//! record may lie in `dead-letters` that the story has not spoken of.
+//! over. The test races against it: when pushcast ends unasked, the test fails at once with pushcast's error.
+//! At the end everything must be settled, no message may have been sent twice, and `dead-letters` may hold
+//! only the records that the test has asked for.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use futures::FutureExt as _;
 use pushcast::{
     app::{App, Stages},
     config::{Config, Environment},
-    domain::{Counts, ProviderId, Report, Timestamp, Token},
+    domain::{Counts, ProviderId, Registration, Report, Timestamp, Token},
     events,
     http::Health,
     metrics::Metrics,
@@ -26,29 +26,28 @@ use tempfile::NamedTempFile;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::neighbour::{Neighbour, Received};
+use crate::kafka::{KafkaClient, Received};
 
-/// No story waits longer than that for anything. Far beyond what anything takes, because the machine may be
-/// busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for anything. Far beyond what anything takes, because the machine may be busy.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// A story before it is told: the settings of its world.
-pub struct Story {
+/// The settings of a world that does not run yet.
+pub struct Setup {
     environment: Environment,
     with_fcm: bool,
 }
 
-/// Everything there is in a story.
+/// What a test talks to.
 pub struct World {
     service: Service,
-    pub neighbour: Neighbour,
+    pub kafka: KafkaClient,
     pub store: EmbeddedStore,
     pub sandbox: Sandbox,
-    // After everybody who speaks to it: what is dropped goes in this order.
+    // Fields are dropped in this order: the broker after its clients.
     pub broker: Broker,
     environment: Environment,
     failed: watch::Sender<Option<String>>,
-    dead_letters_told: usize,
+    dead_letters_expected: usize,
     _credentials: NamedTempFile,
 }
 
@@ -64,15 +63,15 @@ struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phone(pub String);
 
-/// A post on its way.
+/// A post that is not written yet.
 pub struct Post<'a> {
     world: &'a World,
     event: Value,
 }
 
-/// A world with everything on, no rate, and Expo alone.
-pub fn story() -> Story {
-    let mut story = Story { environment: Environment::new(), with_fcm: false };
+/// A world with every stage, no rate limits, and Expo alone.
+pub fn world() -> Setup {
+    let mut setup = Setup { environment: Environment::new(), with_fcm: false };
     for (key, value) in [
         ("store.url", "embedded:memory"),
         ("http.admin_listen", ""),
@@ -83,20 +82,19 @@ pub fn story() -> Story {
         ("fcm.ramp_up", "0s"),
         ("medication.tick_every", "0s"),
     ] {
-        story = story.set(key, value);
+        setup = setup.set(key, value);
     }
-    story
+    setup
 }
 
-/// Looks again and again until there is something to be seen; fails with what was waited for when that takes
-/// too long.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+/// Polls until there is a value; fails with `what` if that takes too long.
+pub async fn until<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + WAIT_MAX;
     loop {
-        if let Some(seen) = look().await {
-            return seen;
+        if let Some(value) = poll().await {
+            return value;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {WAIT_MAX:?} in vain for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -106,9 +104,9 @@ pub fn variable(key: &str) -> String {
     format!("PUSHCAST__{}", key.replace('.', "__").to_uppercase())
 }
 
-// === impl Story ===
+// === impl Setup ===
 
-impl Story {
+impl Setup {
     /// Sets a setting, by its path in config/default.toml.
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.environment.insert(variable(key), value.to_string());
@@ -121,22 +119,24 @@ impl Story {
         self
     }
 
-    /// Tells it.
-    pub async fn tell(self, story: impl AsyncFnOnce(&mut World)) {
-        // RUST_LOG=pushcast=debug shows what pushcast says in a story that fails.
+    /// Runs a test in this world.
+    pub async fn run(self, test: impl AsyncFnOnce(&mut World)) {
+        // RUST_LOG=pushcast=debug shows what pushcast logs in a test that fails.
         if let Ok(log) = tracing_subscriber::EnvFilter::try_from_default_env() {
             let _set_before = tracing_subscriber::fmt().with_env_filter(log).with_test_writer().try_init();
         }
-        let mut world = World::of(self).await;
+        let mut world = World::start(self).await;
         let mut failed = world.failed.subscribe();
         let whole = async {
-            world.is_ready().await;
-            story(&mut world).await;
-            world.ends().await;
+            world.wait_until_ready().await;
+            test(&mut world).await;
+            world.finish().await;
         };
         tokio::select! {
             () = whole => {}
-            why = failed.wait_for(Option::is_some) => panic!("{}", why.unwrap().as_deref().unwrap_or_default()),
+            why = failed.wait_for(Option::is_some) => {
+                panic!("{}", why.unwrap().as_deref().unwrap_or_default());
+            }
         }
     }
 }
@@ -144,13 +144,13 @@ impl Story {
 // === impl World ===
 
 impl World {
-    async fn of(story: Story) -> Self {
+    async fn start(setup: Setup) -> Self {
         let sandbox = Sandbox::start(Options::remembering()).await.unwrap();
         let broker = topology::embedded_broker(16).unwrap();
         let store = EmbeddedStore::memory().unwrap();
         store.init_marks(Timestamp::now()).await.unwrap();
         let credentials = NamedTempFile::new().unwrap();
-        let mut environment = story.environment;
+        let mut environment = setup.environment;
         let mut set = |key: &str, value: String| {
             environment.entry(variable(key)).or_insert(value);
         };
@@ -158,27 +158,25 @@ impl World {
         set("kafka.properties", json!(Broker::properties()).to_string());
         set("expo.url", sandbox.expo_url());
         set("fcm.url", sandbox.fcm_url());
-        if story.with_fcm {
+        if setup.with_fcm {
             std::fs::write(credentials.path(), sandbox.service_account()).unwrap();
             set("fcm.credentials_file", credentials.path().display().to_string());
         }
         let failed = watch::Sender::new(None);
         let service = Service::start(&environment, &store, &failed);
-        let neighbour = Neighbour::at(&broker.bootstrap_servers());
+        let kafka = KafkaClient::connect(&broker.bootstrap_servers());
         Self {
             sandbox,
             broker,
             store,
-            neighbour,
+            kafka,
             environment,
             service,
             failed,
-            dead_letters_told: 0,
+            dead_letters_expected: 0,
             _credentials: credentials,
         }
     }
-
-    // What there is.
 
     pub fn metrics(&self) -> &Metrics {
         &self.service.metrics
@@ -193,78 +191,79 @@ impl World {
         self.sandbox.faults().change(change);
     }
 
-    // What happens.
+    // What upstream does.
 
-    /// Writes a line as a console producer would.
-    pub async fn says(&self, topic: &str, value: &Value) {
-        self.neighbour.writes(topic, None, Some(value.to_string().as_bytes()), None).await;
+    /// Writes a record without a key, as a console producer would.
+    pub async fn produce(&self, topic: &str, value: &Value) {
+        self.kafka.produce(topic, None, Some(value.to_string().as_bytes()), None).await;
     }
 
-    /// The user logs in on the phone, and pushcast knows.
-    pub async fn registers(&self, user: &str, phone: &Phone) {
-        self.says("device-tokens", &json!({"token": phone.0, "userId": user})).await;
+    /// The user logs in on the phone; returns when pushcast has registered it.
+    pub async fn register(&self, user: &str, phone: &Phone) {
+        self.produce("device-tokens", &json!({"token": phone.0, "userId": user})).await;
         until(&format!("{phone:?} to be {user}'s"), async || {
             (self.owner(phone).await.as_deref() == Some(user)).then_some(())
         })
         .await;
     }
 
-    /// Everybody logs in, at once.
-    pub async fn all_register(&self, phones: &[Phone]) {
+    /// Registers all phones at once, each with a user of its own, `owner of …`.
+    pub async fn register_all(&self, phones: &[Phone]) {
         let logins = phones
             .iter()
             .map(|phone| json!({"token": phone.0, "userId": format!("owner of {}", phone.0)}).to_string());
-        self.neighbour.writes_all("device-tokens", logins).await;
-        self.settles().await;
+        self.kafka.produce_all("device-tokens", logins).await;
+        self.wait_until_settled().await;
     }
 
-    /// A post that nobody has written yet: `.by(author)` writes it.
-    pub fn posts(&self, post: &str) -> Post<'_> {
+    /// A post; [`Post::by`] writes it.
+    pub fn post(&self, post: &str) -> Post<'_> {
         Post { world: self, event: json!({"postId": post, "authorName": "Ann", "title": post}) }
     }
 
     /// Upstream finds that a dose of the user's is due.
     pub async fn dose_is_due(&self, user: &str, at: Timestamp) {
-        self.says("medication-ticks", &dose_tick(user, at)).await;
+        self.produce("medication-ticks", &dose_tick(user, at)).await;
     }
 
     // What can be seen.
 
-    /// Whose phone it is; `None` = nobody's, or not a live one.
+    /// The user of the phone's token; `None` if it has none or is not live.
     pub async fn owner(&self, phone: &Phone) -> Option<String> {
         self.registration(phone).await.and_then(|registration| registration.user).map(|user| user.to_string())
     }
 
     /// Waits until the phone's token is no longer live.
-    pub async fn forgets(&self, phone: &Phone) {
-        until(&format!("{phone:?} to be forgotten"), async || {
+    pub async fn wait_until_removed(&self, phone: &Phone) {
+        until(&format!("{phone:?} to be removed"), async || {
             self.registration(phone).await.is_none().then_some(())
         })
         .await;
     }
 
-    pub async fn registration(&self, phone: &Phone) -> Option<pushcast::domain::Registration> {
+    pub async fn registration(&self, phone: &Phone) -> Option<Registration> {
         self.store.inspect(&phone.token()).await.unwrap().and_then(|row| row.registration)
     }
 
-    /// What the phone has shown so far: the body of each message that the provider took, in their order.
-    pub fn rung(&self, phone: &Phone) -> Vec<String> {
-        self.heard(phone).into_iter().filter_map(|message| message.body).collect()
+    /// The body of each message to the phone that the provider has taken, in their order.
+    pub fn sent_to(&self, phone: &Phone) -> Vec<String> {
+        self.messages_to(phone).into_iter().filter_map(|message| message.body).collect()
     }
 
-    /// The same, whole.
-    pub fn heard(&self, phone: &Phone) -> Vec<TakenMessage> {
+    /// The same, with all fields.
+    pub fn messages_to(&self, phone: &Phone) -> Vec<TakenMessage> {
         self.sandbox.messages().into_iter().filter(|message| message.token == phone.0).collect()
     }
 
-    /// Waits until the phone has shown something.
-    pub async fn rings(&self, phone: &Phone) {
-        until(&format!("{phone:?} to ring"), async || (!self.rung(phone).is_empty()).then_some(())).await;
+    /// Waits until the provider has taken a message to the phone.
+    pub async fn wait_until_sent_to(&self, phone: &Phone) {
+        until(&format!("a message to {phone:?}"), async || (!self.sent_to(phone).is_empty()).then_some(()))
+            .await;
     }
 
     /// The outcomes of a notification that were published so far.
     pub fn outcomes_of(&self, id: &str) -> Vec<Report> {
-        let reports = self.neighbour.received("push-outcomes").into_iter();
+        let reports = self.kafka.received("push-outcomes").into_iter();
         let reports =
             reports.map(|received| events::push_outcomes::read(None, received.value.as_deref()).unwrap());
         reports
@@ -279,17 +278,17 @@ impl World {
         until(&format!("the outcome of {id}"), async || self.outcomes_of(id).pop()).await
     }
 
-    /// Waits for the outcome of a notification: what became of its messages.
+    /// Waits for the outcome of a notification: its messages by outcome.
     pub async fn outcome_of(&self, id: &str) -> Counts {
         let (Report::Broadcast { counts, .. } | Report::Dose { counts, .. }) = self.report_of(id).await;
         counts
     }
 
-    /// Waits until that many records lie in `dead-letters`. It is then the story's affair that they do.
+    /// Waits until there are so many records in `dead-letters`. More of them fail the test at its end.
     pub async fn dead_letters(&mut self, count: usize) -> Vec<Received> {
-        self.dead_letters_told = count;
+        self.dead_letters_expected = count;
         until(&format!("{count} dead letters"), async || {
-            let letters = self.neighbour.received("dead-letters");
+            let letters = self.kafka.received("dead-letters");
             (letters.len() >= count).then_some(letters)
         })
         .await
@@ -299,64 +298,67 @@ impl World {
         self.store.route(provider).await.unwrap()
     }
 
-    /// Waits until everything that was ever written is settled: what has not rung by then never will.
-    pub async fn settles(&self) {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until every record written so far is settled: what has not been sent by then never will be.
+    pub async fn wait_until_settled(&self) {
+        let deadline = Instant::now() + WAIT_MAX;
         loop {
-            let unsettled = self.neighbour.unsettled().await;
+            let unsettled = self.kafka.unsettled().await;
             if unsettled.is_empty() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "after {PATIENCE:?} there is still work:\n{}",
+                "after {WAIT_MAX:?} there is still work:\n{}",
                 unsettled.join("\n")
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    // pushcast's own life.
+    // The life of the process.
 
-    /// Waits until pushcast is ready.
-    pub async fn is_ready(&self) {
+    pub async fn wait_until_ready(&self) {
         until("pushcast to be ready", async || self.health().report().is_ready().then_some(())).await;
     }
 
-    /// Stops pushcast in good order.
-    pub async fn stops(&mut self) {
+    /// Stops pushcast gracefully.
+    pub async fn stop(&mut self) {
         self.service.stop.cancel();
-        let stopped = tokio::time::timeout(PATIENCE, self.service.task.join_next()).await;
-        assert!(stopped.is_ok(), "pushcast does not stop within {PATIENCE:?}");
-        assert_eq!(*self.failed.borrow(), None, "pushcast did not stop in good order");
+        let stopped = tokio::time::timeout(WAIT_MAX, self.service.task.join_next()).await;
+        assert!(stopped.is_ok(), "pushcast does not stop within {WAIT_MAX:?}");
+        assert_eq!(*self.failed.borrow(), None, "pushcast did not stop gracefully");
     }
 
     /// Starts pushcast again over the same store, with a setting changed.
-    pub async fn starts_again_with(&mut self, key: &str, value: &str) {
+    pub async fn start_again_with(&mut self, key: &str, value: &str) {
         self.environment.insert(variable(key), value.to_owned());
         self.service = Service::start(&self.environment, &self.store, &self.failed);
-        self.is_ready().await;
+        self.wait_until_ready().await;
     }
 
-    /// The end of every story.
-    async fn ends(&mut self) {
-        self.settles().await;
-        self.stops().await;
-        let buried = self.neighbour.records_in("dead-letters").await;
-        if buried != self.dead_letters_told {
-            let letters = self.dead_letters(buried).await;
-            panic!("records lie in dead-letters that the story says nothing of: {letters:#?}");
+    /// The end of every test.
+    async fn finish(&mut self) {
+        self.wait_until_settled().await;
+        self.stop().await;
+        let dead_letters = self.kafka.record_count("dead-letters").await;
+        if dead_letters != self.dead_letters_expected {
+            let letters = self.dead_letters(dead_letters).await;
+            panic!("the test does not expect these dead letters: {letters:#?}");
         }
         let seen = self.sandbox.statistics();
-        assert_eq!(seen.expo.doubles + seen.fcm.doubles, 0, "something rang twice: {seen:#?}");
+        assert_eq!(seen.expo.doubles + seen.fcm.doubles, 0, "a message was sent twice: {seen:#?}");
     }
 }
 
 /// One dose that upstream found due: 500 mg of Metformin for the user.
 pub fn dose_tick(user: &str, at: Timestamp) -> Value {
     let dose = json!({
-        "regimenId": format!("{user}s-regimen"), "profileId": "pr1", "userId": user, "scheduleTime": at.to_string(),
-        "medicineName": "Metformin", "dosage": "500 mg",
+        "regimenId": format!("{user}s-regimen"),
+        "profileId": "pr1",
+        "userId": user,
+        "scheduleTime": at.to_string(),
+        "medicineName": "Metformin",
+        "dosage": "500 mg",
     });
     json!({ "dose": dose })
 }
@@ -374,16 +376,19 @@ impl Service {
         store: &EmbeddedStore,
         failed: &watch::Sender<Option<String>>,
     ) -> Self {
-        let config = Config::load(None, environment).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let config = Config::load(None, environment).unwrap_or_else(|errors| panic!("{errors}"));
         let app = App::new(config, store.clone(), Stages::all());
-        let (metrics, health, stop) = (app.metrics(), app.health(), CancellationToken::new());
-        let (stopping, failed) = (stop.clone(), failed.clone());
+        let metrics = app.metrics();
+        let health = app.health();
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let failed = failed.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let ended = AssertUnwindSafe(app.run(stopping.clone())).catch_unwind().await;
             let why = match ended {
                 Ok(Ok(())) if stopping.is_cancelled() => return,
-                Ok(Ok(())) => "pushcast ended, although nobody asked it to".to_owned(),
+                Ok(Ok(())) => "pushcast ended without being stopped".to_owned(),
                 Ok(Err(err)) => format!("pushcast failed: {err:#}"),
                 Err(_) => "pushcast panicked".to_owned(),
             };
@@ -396,17 +401,17 @@ impl Service {
 // === impl Phone ===
 
 impl Phone {
-    /// One that Expo reaches.
+    /// A phone with a token of Expo's.
     pub fn expo(name: &str) -> Self {
         Self(format!("ExponentPushToken[{name}]"))
     }
 
-    /// One that FCM reaches.
+    /// A phone with a token of FCM's.
     pub fn fcm(name: &str) -> Self {
         Self(format!("{name}:{}", "x".repeat(80)))
     }
 
-    /// Many that Expo reaches.
+    /// So many phones with tokens of Expo's: `phone-0`, `phone-1` …
     pub fn many(count: usize) -> Vec<Self> {
         (0..count).map(|number| Self::expo(&format!("phone-{number}"))).collect()
     }
@@ -419,7 +424,7 @@ impl Phone {
 // === impl Post ===
 
 impl Post<'_> {
-    /// Only for these.
+    /// Only to these users.
     pub fn to(mut self, users: &[&str]) -> Self {
         self.event["audience"] = json!({ "users": users });
         self
@@ -428,6 +433,6 @@ impl Post<'_> {
     /// Writes it.
     pub async fn by(mut self, author: &str) {
         self.event["authorId"] = author.into();
-        self.world.says("posts-created", &self.event).await;
+        self.world.produce("posts-created", &self.event).await;
     }
 }

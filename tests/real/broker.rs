@@ -1,5 +1,5 @@
-//! A real broker, seen by somebody who is not pushcast: what stands in its topics, what groups have
-//! committed.
+//! A real broker, seen from outside of pushcast: the records of its topics, the committed offsets of its
+//! groups.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,28 +23,28 @@ use serde_json::Value;
 
 use crate::world::until;
 
-/// As many copies of a topic as the broker's settings say.
-const COPIES_BY_DEFAULT: i32 = -1;
-/// Generous: a machine that compiles beside this must not look like a broker that is away.
+/// The replication factor of the broker's settings.
+const DEFAULT_REPLICATION: i32 = -1;
+/// Generous: on a machine that compiles at the same time the broker must not look unreachable.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A broker, or several that are one cluster.
+/// The address of a broker, or of several that are one cluster.
 #[derive(Clone)]
 pub struct Broker {
     pub address: String,
 }
 
-/// The broker that `make services` starts has topics of fixed names. They are ours for as long as this lives.
-pub struct Alone {
-    _lock: File,
+/// While this lives, no other test uses the topics of pushcast on the broker that `make services` starts.
+pub struct TopicsLock {
+    _file: File,
 }
 
-/// Sees what is written to a topic.
+/// Reads a topic as it grows.
 pub struct Tail(BaseConsumer);
 
-/// A record as it stands in a topic.
+/// A record of a topic.
 #[derive(Debug)]
-pub struct Stored {
+pub struct StoredRecord {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
@@ -68,28 +68,28 @@ impl Broker {
         broker
     }
 
-    /// The same without any topic of pushcast's, until `Alone` is dropped.
-    pub async fn without_topics() -> (Self, Alone) {
+    /// The same without any topic of pushcast's, for this test alone until the lock is dropped.
+    pub async fn without_topics() -> (Self, TopicsLock) {
         let broker = Self::of_services();
-        let alone = Alone::wait();
-        broker.wake_coordinator();
+        let lock = TopicsLock::wait();
+        broker.wait_for_coordinator();
         broker.delete_topics().await;
-        (broker, alone)
+        (broker, lock)
     }
 
-    /// How many brokers the cluster has; none if nobody answers.
+    /// How many brokers the cluster has; `None` if none answers.
     pub fn brokers(&self, within: Duration) -> Option<usize> {
         Some(self.consumer("look").fetch_metadata(None, within).ok()?.brokers().len())
     }
 
-    /// On a new cluster the first question about a group takes seconds, which hides what `init` has to wait
-    /// for; and the one asked may not be the one to ask yet.
-    fn wake_coordinator(&self) {
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition(topics::ALL[0], 0);
+    /// On a new cluster the first request about a group takes seconds, which would hide what `init` has to
+    /// wait for; and the broker that is asked may not be the coordinator yet.
+    fn wait_for_coordinator(&self) {
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition(topics::ALL[0], 0);
         let look = self.consumer("look");
         until("the coordinator of a group answers", ANSWER_TIMEOUT, || {
-            look.committed_offsets(asked.clone(), 2 * ANSWER_TIMEOUT).ok()
+            look.committed_offsets(partitions.clone(), 2 * ANSWER_TIMEOUT).ok()
         });
     }
 
@@ -105,7 +105,7 @@ impl Broker {
         until("the old topics are gone", ANSWER_TIMEOUT, || self.topics().is_empty().then_some(()));
     }
 
-    /// The topics of ours that are there, and how many partitions they have.
+    /// The topics of pushcast that exist, and how many partitions they have.
     pub fn topics(&self) -> BTreeMap<String, usize> {
         let metadata = self.consumer("look").fetch_metadata(None, ANSWER_TIMEOUT).unwrap();
         let ours: BTreeSet<_> = topics::ALL.into();
@@ -113,15 +113,15 @@ impl Broker {
         topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect()
     }
 
-    /// Everything that stands in a topic now. What compaction has left out and the marks of transactions are
-    /// passed over.
-    pub fn records(&self, topic: &str) -> Vec<Stored> {
+    /// All records that a topic has now. Offsets of compacted records and of transaction markers are skipped.
+    pub fn records(&self, topic: &str) -> Vec<StoredRecord> {
         let (reader, ends) = self.reader(topic);
-        let (mut unread, mut records): (BTreeSet<i32>, _) = (ends.keys().copied().collect(), Vec::new());
+        let mut unread: BTreeSet<i32> = ends.keys().copied().collect();
+        let mut records = Vec::new();
         while !unread.is_empty() {
-            match reader.poll(ANSWER_TIMEOUT).expect("a broker that gives what it has") {
+            match reader.poll(ANSWER_TIMEOUT).expect("the broker answers") {
                 Ok(message) if message.offset() < ends[&message.partition()].1 => {
-                    records.push(Stored::of(&message))
+                    records.push(StoredRecord::of(&message))
                 }
                 Ok(_written_since) => {}
                 Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
@@ -141,14 +141,14 @@ impl Broker {
         self.ends(&self.consumer("look"), topic).values().map(|(_, high)| high).sum()
     }
 
-    /// What a group has committed for a topic, partition by partition; none where it has not.
+    /// What a group has committed for a topic, partition by partition; `None` where it has not.
     pub fn committed(&self, group: &str, topic: &str) -> Vec<Option<i64>> {
-        let outsider = self.consumer(group);
-        let mut asked = TopicPartitionList::new();
-        for partition in self.ends(&outsider, topic).keys() {
-            asked.add_partition(topic, *partition);
+        let client = self.consumer(group);
+        let mut partitions = TopicPartitionList::new();
+        for partition in self.ends(&client, topic).keys() {
+            partitions.add_partition(topic, *partition);
         }
-        let known = outsider.committed_offsets(asked, ANSWER_TIMEOUT).unwrap();
+        let known = client.committed_offsets(partitions, ANSWER_TIMEOUT).unwrap();
         known
             .elements()
             .iter()
@@ -156,21 +156,21 @@ impl Broker {
             .collect()
     }
 
-    /// Waits until a group has settled everything that stands in the topic now.
-    pub fn settled(&self, group: &str, topic: &str, within: Duration) {
+    /// Waits until a group has committed all records that the topic has now.
+    pub fn wait_until_settled(&self, group: &str, topic: &str, within: Duration) {
         let ends = self.ends(&self.consumer("look"), topic);
         until(&format!("{group} has settled {topic}"), within, || {
             let committed = self.committed(group, topic);
-            let has = |(at, (_, high)): (&Option<i64>, &(i64, i64))| at.unwrap_or(0) >= *high;
-            committed.iter().zip(ends.values()).all(has).then_some(())
+            let is_at_end = |(at, (_, high)): (&Option<i64>, &(i64, i64))| at.unwrap_or(0) >= *high;
+            committed.iter().zip(ends.values()).all(is_at_end).then_some(())
         });
     }
 
-    /// How many partitions each member of a group has, where the group is at rest; none while it deals them
-    /// out.
-    pub fn shares(&self, group: &str) -> Vec<u32> {
+    /// How many partitions are assigned to each member of a group; empty while it rebalances.
+    pub fn assigned(&self, group: &str) -> Vec<u32> {
         let groups = self.consumer("look").fetch_group_list(Some(group), ANSWER_TIMEOUT).unwrap();
-        let stable = groups.groups().iter().find(|it| it.name() == group && it.state() == "Stable");
+        let stable =
+            groups.groups().iter().find(|listed| listed.name() == group && listed.state() == "Stable");
         stable
             .map(|group| {
                 group
@@ -187,42 +187,42 @@ impl Broker {
         self.ends(&self.consumer("look"), topic).len()
     }
 
-    /// Types lines into Java's own console producer, on the broker of `make services`.
-    pub fn type_into_console_producer(&self, topic: &str, options: &[&str], lines: &[String]) {
+    /// Writes lines with Java's console producer, to the broker of `make services`.
+    pub fn write_with_console_producer(&self, topic: &str, options: &[&str], lines: &[String]) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        type_into(
+        pipe_into(
             Command::new(script).args(["kafka", "ConsoleProducer", "--topic", topic]).args(options),
             lines,
         );
     }
 
-    /// Types lines into kcat.
-    pub fn type_into_kcat(&self, topic: &str, options: &[&str], lines: &[String]) {
-        type_into(Command::new("kcat").args(["-P", "-b", &self.address, "-t", topic]).args(options), lines);
+    /// Writes lines with kcat.
+    pub fn write_with_kcat(&self, topic: &str, options: &[&str], lines: &[String]) {
+        pipe_into(Command::new("kcat").args(["-P", "-b", &self.address, "-t", topic]).args(options), lines);
     }
 
-    /// A topic of a test's own.
+    /// Creates a topic, and waits until each partition has a leader.
     pub async fn create_topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = settings.iter().fold(
-            NewTopic::new(name, partitions, TopicReplication::Fixed(COPIES_BY_DEFAULT)),
+            NewTopic::new(name, partitions, TopicReplication::Fixed(DEFAULT_REPLICATION)),
             |topic, (key, value)| topic.set(key, value),
         );
         let created = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
         assert!(created.iter().all(Result::is_ok), "{created:?}");
-        until(&format!("{name} is there"), ANSWER_TIMEOUT, || {
+        until(&format!("{name} exists"), ANSWER_TIMEOUT, || {
             let metadata = self.consumer("look").fetch_metadata(Some(name), ANSWER_TIMEOUT).unwrap();
-            let partitions_led =
+            let with_leader =
                 metadata.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count();
-            (i32::try_from(partitions_led) == Ok(partitions)).then_some(())
+            (i32::try_from(with_leader) == Ok(partitions)).then_some(())
         });
     }
 
-    /// What is written to the topic, from its beginning on.
+    /// Reads the topic from its beginning on.
     pub fn tail(&self, topic: &str) -> Tail {
         Tail(self.reader(topic).0)
     }
 
-    /// Reads a topic from its beginning; and where it begins and ends now.
+    /// A reader at the beginning of a topic; and the first and the next offset of each partition.
     fn reader(&self, topic: &str) -> (BaseConsumer, BTreeMap<i32, (i64, i64)>) {
         let reader: BaseConsumer =
             self.client().set("group.id", "read").set("enable.partition.eof", "true").create().unwrap();
@@ -243,9 +243,9 @@ impl Broker {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).unwrap();
         let partitions =
             metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
-        // The metadata of a new topic names leaders that don't know it yet.
+        // The metadata of a new topic names leaders that don't know of it yet.
         let ends = |partition| {
-            until("a leader tells its ends", ANSWER_TIMEOUT, || {
+            until("a leader answers", ANSWER_TIMEOUT, || {
                 consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).ok()
             })
         };
@@ -265,26 +265,26 @@ impl Broker {
 
 impl Tail {
     /// The next record, if there is one now.
-    pub fn next(&self) -> Option<Stored> {
+    pub fn next(&self) -> Option<StoredRecord> {
         loop {
             match self.0.poll(Duration::from_millis(20))? {
-                Ok(message) => return Some(Stored::of(&message)),
+                Ok(message) => return Some(StoredRecord::of(&message)),
                 Err(KafkaError::PartitionEOF(_)) => {}
-                Err(_broker_is_away) => return None,
+                Err(_unreachable) => return None,
             }
         }
     }
 }
 
-impl Alone {
+impl TopicsLock {
     pub fn wait() -> Self {
-        let lock = File::create(services().join("kafka.lock")).unwrap();
-        lock.lock().unwrap();
-        Self { _lock: lock }
+        let file = File::create(services().join("kafka.lock")).unwrap();
+        file.lock().unwrap();
+        Self { _file: file }
     }
 }
 
-impl Stored {
+impl StoredRecord {
     fn of(message: &BorrowedMessage<'_>) -> Self {
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
         Self {
@@ -297,13 +297,13 @@ impl Stored {
     }
 }
 
-fn type_into(console: &mut Command, lines: &[String]) {
-    let mut typing = console.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    typing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
-    assert!(typing.wait().unwrap().success(), "{console:?}");
+fn pipe_into(producer: &mut Command, lines: &[String]) {
+    let mut running = producer.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    running.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    assert!(running.wait().unwrap().success(), "{producer:?}");
 }
 
-/// Where `make services` says what runs.
+/// The folder where `make services` writes the addresses and process ids of its servers.
 pub fn services() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.services"))
 }
@@ -314,7 +314,8 @@ fn partitions(assignment: &[u8]) -> u32 {
     let number = |at: usize, bytes: usize| {
         assignment[at..at + bytes].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
     };
-    let (mut at, mut sum) = (6, 0);
+    let mut at = 6;
+    let mut sum = 0;
     for _ in 0..if assignment.is_empty() { 0 } else { number(2, 4) } {
         at += 2 + number(at, 2) as usize;
         let partitions = number(at, 4);

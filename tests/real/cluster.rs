@@ -1,4 +1,4 @@
-//! Brokers of a test's own, which it may stop, kill and freeze without disturbing anybody.
+//! Brokers for one test, which it may stop, kill and freeze without disturbing the others.
 
 use std::{
     fs::{self, File},
@@ -11,21 +11,21 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{broker::Broker, passage::signal, world::until};
+use crate::{broker::Broker, relay::signal, world::until};
 
 /// A broker starts within seconds; several at once, beside other tests, need more.
 const START_TIMEOUT: Duration = Duration::from_secs(240);
-/// A broker that starts doesn't answer; it is asked again.
+/// A starting broker does not answer; after this it is asked again.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One or more brokers, each of them a controller too. They end when this is dropped.
+/// One or more brokers, each of them a controller too. They are killed when this is dropped.
 pub struct Cluster {
     pub broker: Broker,
     nodes: Vec<Node>,
     _folder: TempDir,
 }
 
-/// A broker, or the place of one.
+/// A broker, whether it runs or not.
 struct Node {
     folder: PathBuf,
     address: String,
@@ -33,7 +33,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// That many brokers, with as many copies of each topic.
+    /// So many brokers, which is the replication factor of topics too.
     pub fn start(brokers: usize) -> Self {
         let folder = TempDir::new().unwrap();
         let ports: Vec<_> = (0..brokers).map(|_| (some_port(), some_port())).collect();
@@ -52,21 +52,22 @@ impl Cluster {
                 .replace("{{port}}", &port.to_string())
                 .replace("{{controller_port}}", &controller_port.to_string())
                 .replace("{{folder}}", folder.to_str().unwrap());
-            // The last word on a setting counts.
-            let ours = [
+            // Of two lines for a property the last one counts.
+            let overrides = [
                 ("node.id", id.to_string()),
                 ("controller.quorum.voters", voters.join(",")),
                 ("default.replication.factor", brokers.to_string()),
                 ("offsets.topic.replication.factor", brokers.to_string()),
                 ("min.insync.replicas", brokers.div_ceil(2).to_string()),
-                // As it is by default: an outage is to be shorter than that.
+                // The default: an outage must be shorter than that.
                 ("group.consumer.session.timeout.ms", "45000".to_owned()),
-                // A broker that was killed is not let in again before it is missed. Several on one machine
-                // miss each other soon.
+                // A killed broker can't join again before its session has ended. Several on one machine
+                // need a longer one.
                 ("broker.session.timeout.ms", if brokers == 1 { "3000" } else { "18000" }.to_owned()),
             ];
-            let ours: String = ours.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-            fs::write(folder.join("server.properties"), template + "\n" + &ours).unwrap();
+            let overrides: String =
+                overrides.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+            fs::write(folder.join("server.properties"), template + "\n" + &overrides).unwrap();
             Node { folder, address: format!("127.0.0.1:{port}"), process: None }
         });
         let nodes: Vec<_> = nodes.collect();
@@ -75,11 +76,11 @@ impl Cluster {
         for node in &mut cluster.nodes {
             node.start();
         }
-        (0..brokers).for_each(|node| cluster.is_back(node));
+        (0..brokers).for_each(|node| cluster.wait_until_back(node));
         cluster
     }
 
-    /// Ends a broker in good order.
+    /// Ends a broker gracefully.
     pub fn stop(&mut self, node: usize) {
         let mut process = self.nodes[node].process.take().unwrap();
         signal("TERM", process.id());
@@ -91,7 +92,7 @@ impl Cluster {
         self.nodes[node].process.take().into_iter().for_each(kill);
     }
 
-    /// Stops its processor: connections stay open, and nobody answers.
+    /// Suspends its process: connections stay open, and no request is answered.
     pub fn freeze(&self, node: usize) {
         signal("STOP", self.nodes[node].process.as_ref().unwrap().id());
     }
@@ -100,18 +101,19 @@ impl Cluster {
         signal("CONT", self.nodes[node].process.as_ref().unwrap().id());
     }
 
-    /// Starts a broker again that was stopped or killed, with what it had.
+    /// Starts a broker again that was stopped or killed, on its data.
     pub fn start_again(&mut self, node: usize) {
         self.nodes[node].start();
-        self.is_back(node);
+        self.wait_until_back(node);
     }
 
     /// Waits until the broker answers, and the cluster knows it.
-    fn is_back(&self, node: usize) {
+    fn wait_until_back(&self, node: usize) {
         let Node { address, folder, .. } = &self.nodes[node];
-        let (alone, brokers) = (Broker { address: address.clone() }, self.nodes.len());
+        let broker = Broker { address: address.clone() };
+        let brokers = self.nodes.len();
         until(&format!("the broker in {} answers", folder.display()), START_TIMEOUT, || {
-            (alone.brokers(ASK_TIMEOUT) == Some(brokers)).then_some(())
+            (broker.brokers(ASK_TIMEOUT) == Some(brokers)).then_some(())
         });
     }
 }
@@ -147,8 +149,7 @@ fn kill(mut process: Child) {
     process.wait().unwrap();
 }
 
-/// A free port below those that systems hand out by themselves: it has to be free for a broker that comes
-/// back too.
+/// A free port below the ephemeral ones: it has to be free again when the broker is started again.
 fn some_port() -> u16 {
     let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
     ports.take(100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")

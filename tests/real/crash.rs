@@ -1,4 +1,4 @@
-//! `kill -9`, three times in the middle of a broadcast.
+//! pushcast is killed three times in the middle of a broadcast.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,15 +7,15 @@ use sandbox::Provider;
 use serde_json::{Value, json};
 
 use crate::{
-    story::{self, Phone},
-    world::{Running, World, chance, until},
+    first_start::{self, Phone},
+    world::{Running, World, seeded_random, until},
 };
 
-/// How many tokens the broadcast goes to, those of the story included.
+/// How many tokens the broadcast goes to, those of `first_start` included.
 const TOKENS: u64 = 60_000;
 const KILLS: u64 = 3;
-/// A killed member's partitions stand still until its session is over.
-const UNTIL_IT_GOES_ON: Duration = Duration::from_secs(40);
+/// A killed member's partitions are not read until its session has ended.
+const RESUMES_WITHIN: Duration = Duration::from_secs(40);
 
 /// Settings under which a broadcast lasts some seconds, and a crash can repeat little of it.
 pub const SETTINGS: [(&str, &str); 4] = [
@@ -24,47 +24,48 @@ pub const SETTINGS: [(&str, &str); 4] = [
     ("PUSH__PAGE_SIZE", "250"),
     ("KAFKA__SESSION_TIMEOUT", "6s"),
 ];
-/// After a crash at most these messages are sent again, by each provider.
+/// After a crash at most these messages are sent again, to each provider: open pages x page size.
 const AGAIN_MAX: u64 = 4 * 250;
 
-/// As many more phones register as the broadcast is to have.
-pub fn more_register(world: &World, phones: &[Phone]) {
-    let more = TOKENS - story::alive(phones, Provider::Expo) - story::alive(phones, Provider::Fcm);
+/// Registers as many phones more as the broadcast needs.
+pub fn register_more(world: &World, phones: &[Phone]) {
+    let more =
+        TOKENS - first_start::alive(phones, Provider::Expo) - first_start::alive(phones, Provider::Fcm);
     let registration =
         |n| json!({"token": format!("ExponentPushToken[more-{n}]"), "userId": format!("m{n}")}).to_string();
     world.produce("device-tokens", &(0..more).map(registration).collect::<Vec<_>>());
-    world.broker.settled(&world.group("tokens"), "device-tokens", Duration::from_secs(60));
+    world.broker.wait_until_settled(&world.group("tokens"), "device-tokens", Duration::from_secs(60));
 }
 
-/// Kills `running` and its successors while they broadcast. Gives back the last one.
-pub fn repeats_little(world: &World, phones: &[Phone], mut running: Running) -> Running {
-    let by_fcm = story::alive(phones, Provider::Fcm);
+/// Kills `running` and its successors while they broadcast. Returns the last one.
+pub fn kills_repeat_little(world: &World, phones: &[Phone], mut running: Running) -> Running {
+    let by_fcm = first_start::alive(phones, Provider::Fcm);
     let by_expo = TOKENS - by_fcm;
     world.sandbox.reset();
     world.produce("posts-created", &[json!({"postId": "to-all", "title": "On walking"}).to_string()]);
 
-    for at in moments(by_expo) {
+    for at in kill_at(by_expo) {
         let taken = || Some(world.sandbox.statistics().expo.taken).filter(|taken| *taken >= at);
-        let taken = until("the broadcast goes on", UNTIL_IT_GOES_ON, taken);
+        let taken = until("the broadcast goes on", RESUMES_WITHIN, taken);
         running.kill();
         println!("killed when Expo had taken {taken} of {by_expo}");
         assert_eq!(outcomes(world), Vec::<Value>::new(), "killed too late");
         running = world.start();
     }
-    let outcomes = until("the broadcast has its outcome", UNTIL_IT_GOES_ON, || {
-        Some(outcomes(world)).filter(|it| !it.is_empty())
+    let outcomes = until("the broadcast has its outcome", RESUMES_WITHIN, || {
+        Some(outcomes(world)).filter(|outcomes| !outcomes.is_empty())
     });
 
     let seen = world.sandbox.statistics();
-    let doubles_max = KILLS * AGAIN_MAX;
+    let duplicates_max = KILLS * AGAIN_MAX;
     println!(
-        "doubles: Expo {}, FCM {}; at most {doubles_max} each, {KILLS} kills x 4 open pages x 250",
+        "duplicates: Expo {}, FCM {}; at most {duplicates_max} each, {KILLS} kills x 4 open pages x 250",
         seen.expo.doubles, seen.fcm.doubles
     );
     for (seen, tokens) in [(&seen.expo, by_expo), (&seen.fcm, by_fcm)] {
-        assert_eq!(seen.distinct_tokens, tokens, "every token rung");
+        assert_eq!(seen.distinct_tokens, tokens, "every token is sent to");
         assert_eq!(seen.taken, tokens + seen.doubles);
-        assert!(seen.doubles <= doubles_max, "{} doubles", seen.doubles);
+        assert!(seen.doubles <= duplicates_max, "{} duplicates", seen.doubles);
     }
     for outcome in &outcomes {
         assert_eq!(
@@ -84,16 +85,16 @@ fn outcomes(world: &World) -> Vec<Value> {
         .collect()
 }
 
-/// After how many messages it is killed: anywhere in the first nine tenths, never twice at once.
-fn moments(messages: u64) -> BTreeSet<u64> {
-    let mut random = chance("killing pushcast");
-    let mut moments = BTreeSet::new();
-    while moments.len() as u64 != KILLS {
+/// After how many messages it is killed: anywhere in the first nine tenths, never twice in short succession.
+fn kill_at(messages: u64) -> BTreeSet<u64> {
+    let mut random = seeded_random("killing pushcast");
+    let mut counts = BTreeSet::new();
+    while counts.len() as u64 != KILLS {
         let at = random.random_range(1..messages * 9 / 10);
-        if moments.iter().all(|other: &u64| other.abs_diff(at) > messages / 20) {
-            moments.insert(at);
+        if counts.iter().all(|other: &u64| other.abs_diff(at) > messages / 20) {
+            counts.insert(at);
         }
     }
-    println!("killed after {moments:?}");
-    moments
+    println!("kills after {counts:?} messages");
+    counts
 }

@@ -1,5 +1,6 @@
-//! The CQL server goes away under a running pushcast: ended and started again, or frozen so that requests
-//! time out. What was begun waits; nothing is lost, nothing rings twice, and the log says so in a few lines.
+//! The CQL server becomes unavailable under a running pushcast: ended and started again, or frozen so that
+//! requests time out. Work waits; no message is lost, none is sent twice, and the log has a few lines about
+//! it.
 
 use std::{
     collections::BTreeSet,
@@ -15,27 +16,26 @@ use serde_json::json;
 
 use crate::world::{World, until};
 
-/// What is registered before the first outage, and what registers around each: a half just before it, a half
-/// in it.
+/// The tokens registered before the first outage, and those registered around each: a half just before it, a
+/// half during it.
 const AT_FIRST: u64 = 1_000;
 const MORE: u64 = 1_000;
 /// Messages per second: a broadcast lasts some seconds.
 const RATE: &str = "400";
-/// A frozen server stays so for longer than any request but a scan waits.
+/// How long the server is frozen: longer than any request but a scan waits.
 const FROZEN: Duration = Duration::from_secs(12);
-/// An outage makes so many lines at most, however much waits for its end: some for each stage that meets it
+/// The most log lines of an outage, however much work waits for its end: some for each stage that meets it
 /// and each page that is open, again every half minute.
 const LINES_MAX: usize = 60;
-/// The longest pause between two tries is half a minute; and a server may be slow to start beside other
+/// The longest pause between two attempts is half a minute; and a server may be slow to start beside other
 /// tests.
-const SOON: Duration = Duration::from_secs(120);
+const WAIT_MAX: Duration = Duration::from_secs(120);
 
-/// A Cassandra of its own, so that no other test meets its outages. It ends when this is dropped.
+/// A Cassandra for this test alone, so that no other one meets its outages. It ends when this is dropped.
 struct Cassandra {
     state: PathBuf,
 }
 
-/// The story, from one outage to the next.
 pub async fn outages_are_waited_for() {
     let cassandra = Cassandra::start();
     let store = format!("scylla://{}/push", cassandra.address());
@@ -44,7 +44,7 @@ pub async fn outages_are_waited_for() {
         ("EXPO__RATE_PER_SECOND", RATE),
         ("EXPO__RECEIPT_DELAY", "1s"),
         ("KAFKA__COMMIT_EVERY", "100ms"),
-        // Kafka is not to lose patience while two servers and this share a machine.
+        // Sessions must not end while two servers and this test share a machine.
         ("KAFKA__SESSION_TIMEOUT", "30s"),
         ("MEDICATION__TICK_EVERY", "2s"),
         ("PUSH__OPEN_PAGES", "4"),
@@ -56,18 +56,18 @@ pub async fn outages_are_waited_for() {
     let running = world.start();
 
     register(&world, 0..AT_FIRST);
-    world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
-    everything_waits(&world, "ended", AT_FIRST, |meanwhile| cassandra.ends_and_comes_back(meanwhile));
-    everything_waits(&world, "frozen", AT_FIRST + MORE, |meanwhile| cassandra.freezes(meanwhile));
-    everybody_is_rung_once(&world, AT_FIRST + 2 * MORE);
-    // Which a stage tells once in a while, not at each outage.
+    world.broker.wait_until_settled(&world.group("tokens"), "device-tokens", WAIT_MAX);
+    outage_is_waited_for(&world, "ended", AT_FIRST, |meanwhile| cassandra.restart(meanwhile));
+    outage_is_waited_for(&world, "frozen", AT_FIRST + MORE, |meanwhile| cassandra.freeze(meanwhile));
+    each_token_is_sent_to_once(&world, AT_FIRST + 2 * MORE);
+    // A stage logs this once in a while, not at each outage.
     for stage in ["tokens", "delivery.expo.bulk"] {
         assert!(
-            world.said().iter().any(|line| line.contains(&format!("Stage {stage} waits"))),
-            "{stage} has not waited"
+            world.log().iter().any(|line| line.contains(&format!("Stage {stage} waits"))),
+            "stage {stage} has not logged that it waits"
         );
     }
-    assert!(running.stop().success(), "a stop in good order");
+    assert!(running.stop().success(), "a graceful stop");
 }
 
 fn register(world: &World, numbers: Range<u64>) {
@@ -75,58 +75,59 @@ fn register(world: &World, numbers: Range<u64>) {
     world.produce("device-tokens", &numbers.map(line).collect::<Vec<_>>());
 }
 
-/// A broadcast to those who are registered, and more who register, when the server goes away.
-fn everything_waits(world: &World, id: &str, registered: u64, outage: impl FnOnce(&dyn Fn())) {
+/// An outage during a broadcast to the registered tokens, while more are registered.
+fn outage_is_waited_for(world: &World, id: &str, registered: u64, outage: impl FnOnce(&dyn Fn())) {
     world.sandbox.reset();
-    announce(world, id);
-    until("the broadcast is under way", SOON, || {
+    publish_post(world, id);
+    until("the broadcast is under way", WAIT_MAX, || {
         (world.sandbox.statistics().expo.taken > registered / 10).then_some(())
     });
     register(world, registered..registered + MORE / 2);
-    let said_before = world.said().len();
+    let lines_before = world.log().len();
     outage(&|| register(world, registered + MORE / 2..registered + MORE));
     let taken = world.sandbox.statistics().expo.taken;
-    let mut said = world.said().split_off(said_before);
-    said.retain(|line| line.contains("the store is unavailable"));
-    println!("{} lines of the outage:\n{}", said.len(), said.join("\n"));
+    let mut lines = world.log().split_off(lines_before);
+    lines.retain(|line| line.contains("the store is unavailable"));
+    println!("{} lines of the outage:\n{}", lines.len(), lines.join("\n"));
     assert!(taken < registered, "the outage came too late for the broadcast");
-    assert!(said.len() <= LINES_MAX, "{} lines", said.len());
-    assert!(!said.is_empty(), "nobody speaks of it");
+    assert!(lines.len() <= LINES_MAX, "{} lines", lines.len());
+    assert!(!lines.is_empty(), "the outage is not logged");
 
     let total = total_of(world, id);
-    world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
+    world.broker.wait_until_settled(&world.group("tokens"), "device-tokens", WAIT_MAX);
     let seen = world.sandbox.statistics().expo;
-    println!("{id}: {taken} of {registered} were rung when the server was back");
-    // Who registers during a broadcast may hear of it or not.
-    assert_eq!((seen.taken, seen.doubles), (total, 0), "nobody twice");
-    let rung: BTreeSet<String> = world.sandbox.messages().into_iter().map(|message| message.token).collect();
-    assert!((0..registered).all(|n| rung.contains(&token(n))), "nobody missed");
+    println!("{id}: {taken} of {registered} were sent when the server was back");
+    // A token that is registered during a broadcast may be sent to or not.
+    assert_eq!((seen.taken, seen.doubles), (total, 0), "no message twice");
+    let sent_to: BTreeSet<String> =
+        world.sandbox.messages().into_iter().map(|message| message.token).collect();
+    assert!((0..registered).all(|n| sent_to.contains(&token(n))), "no token missed");
 }
 
-/// Nobody who registered during an outage is lost.
-fn everybody_is_rung_once(world: &World, registered: u64) {
+/// No registration during an outage is lost.
+fn each_token_is_sent_to_once(world: &World, registered: u64) {
     world.sandbox.reset();
-    announce(world, "after");
+    publish_post(world, "after");
     assert_eq!(total_of(world, "after"), registered);
     let seen = world.sandbox.statistics().expo;
     assert_eq!((seen.distinct_tokens, seen.doubles), (registered, 0));
 }
 
-fn announce(world: &World, id: &str) {
+fn publish_post(world: &World, id: &str) {
     world.produce("posts-created", &[json!({"postId": id, "authorName": "Ann", "title": id}).to_string()]);
 }
 
-/// How many messages the broadcast was, once it is told.
+/// How many messages the broadcast has sent, once its outcome is published.
 fn total_of(world: &World, id: &str) -> u64 {
-    let told = until(&format!("the total of {id}"), SOON, || {
+    let outcome = until(&format!("the total of {id}"), WAIT_MAX, || {
         world
             .broker
             .values("push-outcomes")
             .into_iter()
             .find(|outcome| outcome["notificationId"] == format!("post:{id}"))
     });
-    assert!(told["dead"] == 0 && told["failed"] == 0 && told["expired"] == 0, "{told}");
-    told["sent"].as_u64().unwrap()
+    assert!(outcome["dead"] == 0 && outcome["failed"] == 0 && outcome["expired"] == 0, "{outcome}");
+    outcome["sent"].as_u64().unwrap()
 }
 
 fn token(n: u64) -> String {
@@ -136,7 +137,7 @@ fn token(n: u64) -> String {
 // === impl Cassandra ===
 
 impl Cassandra {
-    /// Starts it empty, whatever a run that was broken off has left.
+    /// Starts it empty, also after a test run that was aborted.
     fn start() -> Self {
         let cassandra = Self { state: Path::new(env!("CARGO_MANIFEST_DIR")).join(".services/store-outage") };
         cassandra.services("down", "cassandra");
@@ -145,16 +146,16 @@ impl Cassandra {
     }
 
     fn address(&self) -> String {
-        self.told("cassandra.address")
+        self.read("cassandra.address")
     }
 
-    fn ends_and_comes_back(&self, meanwhile: &dyn Fn()) {
+    fn restart(&self, meanwhile: &dyn Fn()) {
         self.services("halt", "cassandra");
         meanwhile();
         self.services("resume", "cassandra");
     }
 
-    fn freezes(&self, meanwhile: &dyn Fn()) {
+    fn freeze(&self, meanwhile: &dyn Fn()) {
         self.signal("STOP");
         meanwhile();
         thread::sleep(FROZEN);
@@ -163,11 +164,11 @@ impl Cassandra {
 
     fn signal(&self, signal: &str) {
         let sent =
-            Command::new("kill").args([&format!("-{signal}"), &self.told("cassandra.pid")]).status().unwrap();
+            Command::new("kill").args([&format!("-{signal}"), &self.read("cassandra.pid")]).status().unwrap();
         assert!(sent.success());
     }
 
-    fn told(&self, file: &str) -> String {
+    fn read(&self, file: &str) -> String {
         fs::read_to_string(self.state.join(file)).unwrap().trim().to_owned()
     }
 

@@ -1,4 +1,4 @@
-//! A deployment in miniature: the broker, the fake providers, a store in a file, and pushcast's binary.
+//! A small deployment: the broker, the fake providers, a store in a file, and pushcast's binary.
 
 use std::{
     collections::BTreeMap,
@@ -16,12 +16,12 @@ use sandbox::{Options, Sandbox};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::broker::{Alone, Broker};
+use crate::broker::{Broker, TopicsLock};
 
-/// Where all of it is, and with which settings pushcast is called.
+/// The parts of the deployment, and the settings of its pushcast processes.
 pub struct World {
     pub broker: Broker,
-    _alone: Alone,
+    _lock: TopicsLock,
     pub sandbox: Sandbox,
     pub group_prefix: String,
     settings: BTreeMap<String, String>,
@@ -34,15 +34,15 @@ pub struct Running(Child);
 impl World {
     /// A broker without topics, providers that have seen nothing, an empty store.
     pub async fn empty(settings: &[(&str, &str)]) -> Self {
-        let (broker, alone) = Broker::without_topics().await;
+        let (broker, lock) = Broker::without_topics().await;
         let folder = TempDir::new().unwrap();
         let sandbox = Sandbox::start(Options::remembering()).await.unwrap();
         let credentials = folder.path().join("credentials.json");
         fs::write(&credentials, sandbox.service_account()).unwrap();
-        // Groups outlive the test; a name that was never used has no offsets.
+        // Groups outlive the test; one with a new name has no offsets.
         let group_prefix = format!("real-{:08x}", rand::random::<u32>());
         let mut world =
-            Self { broker, _alone: alone, sandbox, group_prefix, settings: BTreeMap::new(), folder };
+            Self { broker, _lock: lock, sandbox, group_prefix, settings: BTreeMap::new(), folder };
         let store = format!("embedded:{}", world.folder.path().join("push.db").display());
         for (name, value) in [
             ("KAFKA__BOOTSTRAP_SERVERS", world.broker.address.clone()),
@@ -61,41 +61,41 @@ impl World {
         world
     }
 
-    /// A command of pushcast's, to its end.
+    /// Runs a command of pushcast to its end.
     pub fn pushcast(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// The same with another setting.
+    /// The same with one setting changed.
     pub fn pushcast_with(&self, name: &str, value: &str, arguments: &[&str]) -> Output {
         self.command(arguments).env(format!("PUSHCAST__{name}"), value).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// `pushcast produce`: lines without keys.
+    /// Writes records without keys, with `pushcast produce`.
     pub fn produce(&self, topic: &str, lines: &[String]) {
-        let mut producing =
+        let mut producer =
             self.command(&["produce", topic]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        producing.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
-        let ended = producing.wait_with_output().unwrap();
+        producer.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+        let ended = producer.wait_with_output().unwrap();
         assert!(ended.status.success(), "produce: {}", String::from_utf8_lossy(&ended.stderr));
     }
 
-    /// Starts `pushcast run`. What it says goes to the end of one file, whoever says it.
+    /// Starts `pushcast run`. All processes append their logs to one file.
     pub fn start(&self) -> Running {
         self.start_with(&[])
     }
 
     /// The same with settings of its own.
     pub fn start_with(&self, settings: &[(&str, &str)]) -> Running {
-        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = self.command(&["run"]);
         command.envs(settings.iter().map(|(name, value)| (format!("PUSHCAST__{name}"), value)));
         Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
-    /// What its processes have said so far, line by line.
-    pub fn said(&self) -> Vec<String> {
-        fs::read_to_string(self.log()).unwrap_or_default().lines().map(str::to_owned).collect()
+    /// The lines that all processes have logged so far.
+    pub fn log(&self) -> Vec<String> {
+        fs::read_to_string(self.log_file()).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// The consumer group of a stage.
@@ -109,7 +109,7 @@ impl World {
         command
     }
 
-    fn log(&self) -> PathBuf {
+    fn log_file(&self) -> PathBuf {
         self.folder.path().join("log")
     }
 }
@@ -117,9 +117,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if thread::panicking() {
-            let lines = self.said();
+            let lines = self.log();
             eprintln!(
-                "--- the last of what pushcast said\n{}",
+                "--- the end of pushcast's log\n{}",
                 lines[lines.len().saturating_sub(60)..].join("\n")
             );
         }
@@ -127,18 +127,18 @@ impl Drop for World {
 }
 
 impl Running {
-    /// `kill -9`.
+    /// SIGKILL.
     pub fn kill(mut self) {
-        assert!(!self.has_ended(), "it has ended by itself");
+        assert!(!self.has_ended(), "pushcast has ended unasked");
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Asks it to end, as a supervisor does, and waits for that.
+    /// SIGTERM, and waits for its end.
     pub fn stop(mut self) -> ExitStatus {
-        assert!(!self.has_ended(), "it has ended by itself");
+        assert!(!self.has_ended(), "pushcast has ended unasked");
         assert!(Command::new("kill").arg(self.0.id().to_string()).status().unwrap().success());
-        until("the process has ended", Duration::from_secs(45), || self.0.try_wait().unwrap())
+        until("pushcast has ended", Duration::from_secs(45), || self.0.try_wait().unwrap())
     }
 
     fn has_ended(&mut self) -> bool {
@@ -153,21 +153,21 @@ impl Drop for Running {
     }
 }
 
-/// What decides when somebody is killed. `REAL_SEED` repeats the decisions of a run.
-pub fn chance(what_for: &str) -> StdRng {
+/// Decides when processes are killed. `REAL_SEED` repeats the decisions of a run.
+pub fn seeded_random(what_for: &str) -> StdRng {
     let seed = env::var("REAL_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("REAL_SEED={seed} for {what_for}");
     StdRng::seed_from_u64(seed)
 }
 
-/// Asks until there is an answer.
-pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
+/// Polls until there is a value; fails with `what` if that takes too long.
+pub fn until<T>(what: &str, within: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(since.elapsed() < within, "not within {within:?}: {what}");
+        assert!(started.elapsed() < within, "not within {within:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,5 +1,5 @@
-//! The first days of a deployment, in a minute: first start, registrations, posts, a reminder, and what is
-//! left in the topics.
+//! The first start of a deployment, and what follows: registrations, posts, a reminder, and the records that
+//! they leave in the topics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,50 +15,50 @@ use sandbox::{Answer, Provider};
 use serde_json::{Value, json};
 
 use crate::{
-    broker::{Broker, Stored},
+    broker::{Broker, StoredRecord},
     world::{World, until},
 };
 
 const PHONES: usize = 3_500;
-/// So many of them are registered by way of Java's console producer.
-const TYPED: usize = 100;
+/// How many of them are registered through Java's console producer.
+const BY_CONSOLE: usize = 100;
 const ZONE: &str = "Asia/Bangkok";
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// A device of the story, every one with a token of its own.
+/// A phone, each with a token of its own.
 pub struct Phone {
     token: String,
     user: String,
     provider: Provider,
 }
 
-/// The first start, on a cluster that another deployment has used.
-pub fn begins(world: &World) -> Vec<Phone> {
+/// Before the first start, on a cluster that another deployment has used.
+pub fn before(world: &World) -> Vec<Phone> {
     let phones = phones();
-    without_topics_it_refuses_to_run(world);
-    what_was_there_before(world, &phones);
-    init_begins_and_then_changes_nothing(world);
+    run_fails_without_topics(world);
+    records_of_another_deployment(world, &phones);
+    init_sets_offsets_once(world);
     phones
 }
 
-/// Everybody registers, hears of two posts, and one is reminded; `meanwhile` happens before the reminder's
-/// minute comes.
-pub fn goes_on(world: &World, phones: &[Phone], meanwhile: impl FnOnce()) {
-    world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
+/// After the first start: all phones register and are sent two posts, and one user is sent a reminder;
+/// `meanwhile` runs before the reminder's minute.
+pub fn after(world: &World, phones: &[Phone], meanwhile: impl FnOnce()) {
+    world.broker.wait_until_settled(&world.group("tokens"), "device-tokens", WAIT_MAX);
     let minute = next_minute();
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| tick_from_outside(world, &over));
-        let _over = SetWhenDropped(&over);
+        scope.spawn(|| tick_from_outside(world, &stop));
+        let _stop = SetWhenDropped(&stop);
         world.produce("medication-regimens", &[regimen(minute)]);
 
-        let garbage = everybody_registers(world, phones);
-        letters_tell_of(world, garbage);
-        the_dead_hear_of_one_post_only(world, phones);
+        let garbage = register_all(world, phones);
+        garbage_is_dead_lettered(world, garbage);
+        dead_tokens_are_sent_one_post_only(world, phones);
         meanwhile();
-        a_dose_rings_once_at_its_minute(world, phones, minute);
+        a_reminder_is_sent_once_at_its_minute(world, phones, minute);
     });
-    nothing_else_was_rung(world);
+    nothing_else_is_sent(world);
 }
 
 /// How many phones are alive, by provider.
@@ -67,21 +67,21 @@ pub fn alive(phones: &[Phone], provider: Provider) -> u64 {
     phones.iter().filter(alive).count() as u64
 }
 
-// === What happens ===
+// === The steps ===
 
-fn without_topics_it_refuses_to_run(world: &World) {
+fn run_fails_without_topics(world: &World) {
     let ended = world.pushcast(&["run"]);
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{said}");
-    let line = said.lines().last().unwrap();
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{log}");
+    let line = log.lines().last().unwrap();
     assert!(line.starts_with("error: Kafka has no ") && line.ends_with(": run `pushcast init`"), "{line}");
     for topic in topics::ALL {
         assert!(line.contains(topic), "{topic} is not named: {line}");
     }
 }
 
-/// Another deployment has made the topics; a post of yesterday and some phones stand in them.
-fn what_was_there_before(world: &World, phones: &[Phone]) {
+/// Another deployment has created the topics; they have a post of yesterday and some registrations.
+fn records_of_another_deployment(world: &World, phones: &[Phone]) {
     let ended =
         world.pushcast_with("KAFKA__GROUP_PREFIX", &format!("{}-before", world.group_prefix), &["init"]);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
@@ -94,44 +94,46 @@ fn what_was_there_before(world: &World, phones: &[Phone]) {
     world.produce("device-tokens", &phones[..2].iter().map(registration).collect::<Vec<_>>());
 }
 
-fn init_begins_and_then_changes_nothing(world: &World) {
+fn init_sets_offsets_once(world: &World) {
     let subscriptions = topology::subscriptions();
-    let committed = |reads: &Subscription| world.broker.committed(&world.group(reads.stage), reads.topic);
+    let committed = |subscription: &Subscription| {
+        world.broker.committed(&world.group(subscription.stage), subscription.topic)
+    };
     let groups = || subscriptions.iter().map(committed).collect::<Vec<_>>();
-    let said = |topic: &str, group: &str| {
+    let init_prints = |topic: &str, group: &str| {
         let ended = world.pushcast(&["init"]);
-        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
-        assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+        let printed = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert!(ended.status.success(), "{printed}{}", String::from_utf8_lossy(&ended.stderr));
         assert_eq!(
-            said.lines().filter(|line| line.starts_with("topic") && line.ends_with(topic)).count(),
+            printed.lines().filter(|line| line.starts_with("topic") && line.ends_with(topic)).count(),
             topics::ALL.len(),
-            "{said}"
+            "{printed}"
         );
         assert_eq!(
-            said.lines().filter(|line| line.starts_with("group") && line.contains(group)).count(),
+            printed.lines().filter(|line| line.starts_with("group") && line.contains(group)).count(),
             subscriptions.len(),
-            "{said}"
+            "{printed}"
         );
     };
-    said("is there, left as it is", "begins at the");
+    init_prints("is there, left as it is", "begins at the");
     let first = groups();
     assert!(first.iter().flatten().all(Option::is_some), "{first:?}");
-    for (reads, committed) in subscriptions.iter().zip(&first) {
+    for (subscription, committed) in subscriptions.iter().zip(&first) {
         let sum: i64 = committed.iter().flatten().sum();
         assert_eq!(
             sum,
-            i64::from(reads.topic == "posts-created"),
-            "{}: only yesterday's post is passed over",
-            reads.topic
+            i64::from(subscription.topic == "posts-created"),
+            "{}: only yesterday's post is skipped",
+            subscription.topic
         );
     }
-    said("is there, left as it is", "has its offsets");
+    init_prints("is there, left as it is", "has its offsets");
     assert_eq!(groups(), first);
 }
 
-/// Registers everybody with lines without keys, most of them by `pushcast produce`, some by Java's console
-/// producer, and puts garbage in between. Gives the garbage back.
-fn everybody_registers(world: &World, phones: &[Phone]) -> Vec<String> {
+/// Registers all phones by records without keys, most of them through `pushcast produce`, some through Java's
+/// console producer, with garbage in between. Returns the garbage.
+fn register_all(world: &World, phones: &[Phone]) -> Vec<String> {
     let garbage = [
         r#"this is no JSON"#,
         r#"{"event":"registered","userId":"u1"}"#,
@@ -142,20 +144,20 @@ fn everybody_registers(world: &World, phones: &[Phone]) -> Vec<String> {
     for (at, garbage) in [10, 1_000, 2_000, PHONES - 50].into_iter().zip(garbage) {
         lines.insert(at, garbage.to_owned());
     }
-    let (produced, typed) = lines.split_at(PHONES - TYPED);
+    let (produced, by_console) = lines.split_at(PHONES - BY_CONSOLE);
     world.produce("device-tokens", produced);
-    world.broker.type_into_console_producer("device-tokens", &[], typed);
-    world.broker.settled(&world.group("tokens"), "device-tokens", SOON);
-    // The two of the time before are in there once more.
+    world.broker.write_with_console_producer("device-tokens", &[], by_console);
+    world.broker.wait_until_settled(&world.group("tokens"), "device-tokens", WAIT_MAX);
+    // The two of the other deployment are there once more.
     assert_eq!(world.broker.count("device-tokens"), i64::try_from(2 + PHONES + garbage.len()).unwrap());
     garbage.map(str::to_owned).to_vec()
 }
 
-/// Each piece of garbage is a dead letter, byte by byte, that says where it came from and why.
-fn letters_tell_of(world: &World, mut garbage: Vec<String>) {
+/// Each garbage record is a dead letter, byte for byte, with its origin and the cause.
+fn garbage_is_dead_lettered(world: &World, mut garbage: Vec<String>) {
     let letters = world.broker.records("dead-letters");
     let origins = world.broker.records("device-tokens");
-    for Stored { value, headers, .. } in &letters {
+    for StoredRecord { value, headers, .. } in &letters {
         assert_eq!(headers["pushcast.topic"], "device-tokens");
         assert_eq!(headers["pushcast.group"], world.group("tokens"));
         let origin =
@@ -165,65 +167,64 @@ fn letters_tell_of(world: &World, mut garbage: Vec<String>) {
             .find(|record| (record.partition, record.offset) == origin)
             .expect("the record it names");
         assert_eq!(*value, origin.value);
-        let why = (headers["pushcast.cause"].as_str(), headers["pushcast.error"].as_str());
+        let cause = headers["pushcast.cause"].as_str();
+        let error = headers["pushcast.error"].as_str();
         let text = String::from_utf8_lossy(value);
         match text.as_ref() {
-            "this is no JSON" | r#"["a list"]"# => assert_eq!(why.0, "unreadable", "{why:?}"),
+            "this is no JSON" | r#"["a list"]"# => assert_eq!(cause, "unreadable", "{error}"),
             r#"{"token":"too short","userId":"u1"}"# => {
-                assert!(why.1.contains("invalid token format"), "{why:?}")
+                assert!(error.contains("invalid token format"), "{cause}: {error}")
             }
-            _ => assert!(why.1.contains("token"), "{why:?}"),
+            _ => assert!(error.contains("token"), "{cause}: {error}"),
         }
     }
-    let mut told: Vec<_> =
+    let mut values: Vec<_> =
         letters.iter().map(|letter| String::from_utf8_lossy(&letter.value).into_owned()).collect();
-    told.sort();
+    values.sort();
     garbage.sort();
-    assert_eq!(told, garbage);
+    assert_eq!(values, garbage);
 }
 
-fn the_dead_hear_of_one_post_only(world: &World, phones: &[Phone]) {
+fn dead_tokens_are_sent_one_post_only(world: &World, phones: &[Phone]) {
     let dead = tokens(phones, |phone| phone.token.contains("dead"));
     let ghosts = tokens(phones, |phone| phone.token.contains("ghost"));
     assert!(dead.len() > 50 && ghosts.len() > 20, "{} {}", dead.len(), ghosts.len());
 
-    // The author is a phone too, and not told.
+    // The author has a phone too, which is not sent to.
     world.produce("posts-created", &[post("first")]);
     let sent = PHONES - 1 - dead.len();
     assert_eq!(
         outcome(&world.broker, "post:first"),
         json!({"sent": sent, "dead": dead.len(), "refused": 0, "failed": 0, "expired": 0})
     );
-    let rung = |title: &str| -> Vec<String> {
+    let sent_to = |title: &str| -> Vec<String> {
         let messages =
             world.sandbox.messages().into_iter().filter(|message| message.body.as_deref() == Some(title));
         messages.map(|message| message.token).collect()
     };
-    let first = rung("first");
+    let first = sent_to("first");
     assert_eq!(first.len(), sent);
     assert_eq!(
         BTreeSet::from_iter(first),
         tokens(phones, |phone| phone.user != "author" && !phone.token.contains("dead"))
     );
 
-    // Tickets and responses name the dead at once, receipts the ghosts a second later.
-    let gone = until("all dead tokens are reported", SOON, || {
+    // Tickets and responses report dead tokens at once, receipts the `ghost` ones a second later.
+    let reported = until("all dead tokens are reported", WAIT_MAX, || {
         let reported = world.broker.values("invalid-tokens");
         (reported.len() >= dead.len() + ghosts.len()).then_some(reported)
     });
     let of = |source: &str| -> BTreeSet<String> {
-        gone.iter()
-            .filter(|it| it["source"] == source)
-            .map(|it| it["token"].as_str().unwrap().to_owned())
+        reported
+            .iter()
+            .filter(|report| report["source"] == source)
+            .map(|report| report["token"].as_str().unwrap().to_owned())
             .collect()
     };
     assert_eq!(&of("ticket") | &of("response"), dead);
     assert_eq!(of("receipt"), ghosts);
-    assert!(
-        gone.iter().all(|it| it["registration"].is_i64()),
-        "each names the registration that it is about"
-    );
-    world.broker.settled(&world.group("cleanup"), "invalid-tokens", SOON);
+    assert!(reported.iter().all(|report| report["registration"].is_i64()), "each names its registration");
+    world.broker.wait_until_settled(&world.group("cleanup"), "invalid-tokens", WAIT_MAX);
 
     world.produce("posts-created", &[post("second")]);
     let sent = sent - ghosts.len();
@@ -231,72 +232,77 @@ fn the_dead_hear_of_one_post_only(world: &World, phones: &[Phone]) {
         outcome(&world.broker, "post:second"),
         json!({"sent": sent, "dead": 0, "refused": 0, "failed": 0, "expired": 0})
     );
-    assert_eq!(rung("second").len(), sent);
+    assert_eq!(sent_to("second").len(), sent);
     let seen = world.sandbox.statistics();
     assert_eq!(
         seen.expo.answered(Answer::Dead) + seen.fcm.answered(Answer::Dead),
         dead.len() as u64,
-        "each was asked for once"
+        "each was sent to once"
     );
 }
 
-fn a_dose_rings_once_at_its_minute(world: &World, phones: &[Phone], minute: Timestamp) {
+fn a_reminder_is_sent_once_at_its_minute(world: &World, phones: &[Phone], minute: Timestamp) {
     let notification = format!("dose:pr1:r1:{minute}");
-    let outcomes = until("the dose has its outcomes", Duration::from_secs(90), || {
+    let outcomes = until("the reminder has its outcomes", Duration::from_secs(90), || {
         let mut outcomes = outcomes(&world.broker, &notification);
         outcomes.sort_by_key(|outcome| outcome["provider"].as_str().map(str::to_owned));
         (outcomes.len() >= 2).then_some(outcomes)
     });
-    let told: Vec<_> = outcomes
+    let counts: Vec<_> = outcomes
         .iter()
-        .map(|it| (it["provider"].as_str(), it["outcome"].as_str(), it["sent"].as_i64()))
+        .map(|of| (of["provider"].as_str(), of["outcome"].as_str(), of["sent"].as_i64()))
         .collect();
-    assert_eq!(told, [(Some("expo"), Some("sent"), Some(1)), (Some("fcm"), Some("sent"), Some(1))]);
+    assert_eq!(counts, [(Some("expo"), Some("sent"), Some(1)), (Some("fcm"), Some("sent"), Some(1))]);
 
-    // More ticks of both sides, all of them to their end, and what they may have caused too.
+    // More ticks from both sources, all of them settled, with everything that they may have caused.
     let before = world.broker.count("medication-ticks");
-    until("more ticks", SOON, || (world.broker.count("medication-ticks") > before + 4 * 65).then_some(()));
-    world.broker.settled(&world.group("medication"), "medication-ticks", SOON);
+    until("more ticks", WAIT_MAX, || {
+        (world.broker.count("medication-ticks") > before + 4 * 65).then_some(())
+    });
+    world.broker.wait_until_settled(&world.group("medication"), "medication-ticks", WAIT_MAX);
     for provider in ["expo", "fcm"] {
-        world.broker.settled(
+        world.broker.wait_until_settled(
             &world.group(&format!("delivery.{provider}.urgent")),
             &format!("push.{provider}.urgent"),
-            SOON,
+            WAIT_MAX,
         );
     }
-    let rung: Vec<_> = world
+    let reminders: Vec<_> = world
         .sandbox
         .messages()
         .into_iter()
-        .filter(|it| it.title.as_deref() == Some("Time for Metformin"))
+        .filter(|message| message.title.as_deref() == Some("Time for Metformin"))
         .collect();
-    assert!(rung.iter().all(|message| message.received_at >= minute), "not before {minute}: {rung:?}");
-    let rung: Vec<_> = rung.into_iter().map(|message| message.token).collect();
-    assert_eq!(rung.len(), 2, "{rung:?}");
-    assert_eq!(BTreeSet::from_iter(rung), tokens(phones, |phone| phone.user == "ada"));
+    assert!(
+        reminders.iter().all(|message| message.received_at >= minute),
+        "not before {minute}: {reminders:?}"
+    );
+    let sent_to: Vec<_> = reminders.into_iter().map(|message| message.token).collect();
+    assert_eq!(sent_to.len(), 2, "{sent_to:?}");
+    assert_eq!(BTreeSet::from_iter(sent_to), tokens(phones, |phone| phone.user == "ada"));
 }
 
-fn nothing_else_was_rung(world: &World) {
+fn nothing_else_is_sent(world: &World) {
     let notifications: BTreeSet<_> = world
         .broker
         .values("push-outcomes")
         .iter()
-        .map(|it| it["notificationId"].as_str().unwrap()[..5].to_owned())
+        .map(|outcome| outcome["notificationId"].as_str().unwrap()[..5].to_owned())
         .collect();
     assert_eq!(notifications, ["dose:", "post:"].map(str::to_owned).into());
     assert_eq!(
         outcomes(&world.broker, "post:yesterday"),
         Vec::<Value>::new(),
-        "a first start rings nothing of yesterday"
+        "a first start sends nothing of yesterday"
     );
     let seen = world.sandbox.statistics();
     assert_eq!((seen.expo.doubles, seen.fcm.doubles), (0, 0));
 }
 
-// === Who and what ===
+// === What they need ===
 
-/// Two of ada's, one of the author's, and one each of many others; of both providers; some dead, some dead
-/// without telling.
+/// Two of ada's, one of the author's, and one of each of many others; of both providers; some are dead, some
+/// dead only by their receipt.
 fn phones() -> Vec<Phone> {
     let phone = |n: usize| {
         let provider = if n.is_multiple_of(2) { Provider::Expo } else { Provider::Fcm };
@@ -336,21 +342,28 @@ fn post(id: &str) -> String {
 fn regimen(minute: Timestamp) -> String {
     let local = minute.to_zoned(TimeZone::get(ZONE).unwrap());
     json!({
-        "regimenId": "r1", "profileId": "pr1", "userId": "ada", "medicineName": "Metformin", "dosage": "500 mg",
-        "timezone": ZONE, "times": [local.strftime("%H:%M").to_string()], "startDate": local.date(), "enabled": true,
+        "regimenId": "r1",
+        "profileId": "pr1",
+        "userId": "ada",
+        "medicineName": "Metformin",
+        "dosage": "500 mg",
+        "timezone": ZONE,
+        "times": [local.strftime("%H:%M").to_string()],
+        "startDate": local.date(),
+        "enabled": true,
     })
     .to_string()
 }
 
-/// The first full minute that is surely to come when the regimen is written.
+/// The next full minute that is still in the future when the regimen is written.
 fn next_minute() -> Timestamp {
     let soon = Timestamp::now() + 2.seconds();
     soon.round(jiff::TimestampRound::new().smallest(Unit::Minute).mode(jiff::RoundMode::Ceil)).unwrap()
 }
 
-/// What an upstream cron job does, beside the ticks of the instance itself.
-fn tick_from_outside(world: &World, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
+/// Ticks as an upstream cron job does, beside those of the instance itself.
+fn tick_from_outside(world: &World, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
         assert!(world.pushcast(&["tick"]).status.success());
         thread::sleep(Duration::from_secs(2));
     }
@@ -364,13 +377,13 @@ impl Drop for SetWhenDropped<'_> {
     }
 }
 
-/// The numbers of a broadcast, once they are told.
+/// The counts of a broadcast, once its outcome is published.
 fn outcome(broker: &Broker, notification: &str) -> Value {
     let outcome =
-        until(&format!("the outcome of {notification}"), SOON, || outcomes(broker, notification).pop());
-    let numbers =
+        until(&format!("the outcome of {notification}"), WAIT_MAX, || outcomes(broker, notification).pop());
+    let counts =
         ["sent", "dead", "refused", "failed", "expired"].map(|name| (name.to_owned(), outcome[name].clone()));
-    serde_json::to_value(BTreeMap::from(numbers)).unwrap()
+    serde_json::to_value(BTreeMap::from(counts)).unwrap()
 }
 
 fn outcomes(broker: &Broker, notification: &str) -> Vec<Value> {

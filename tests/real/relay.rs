@@ -1,6 +1,6 @@
-//! One topic, another one, and the relays (crates/consumer/examples/relay.rs) that carry the records over: what every test of
-//! the runtime on a real broker begins with. Topics and group are its own, so that many can stand on one
-//! broker side by side.
+//! What every test of the runtime on a real broker begins with: an input topic, an output topic, and relays,
+//! processes of `crates/consumer/examples/relay.rs`, that handle the records of the one and write to the
+//! other. Each test has topics and a group of its own, so that many can run on one broker at the same time.
 
 use std::{
     collections::BTreeMap,
@@ -29,60 +29,60 @@ use tempfile::TempDir;
 
 use crate::{
     broker::{Broker, Tail},
-    verdict::{Account, Death, Handled},
+    history::{Handled, History, Kill},
     world::until,
 };
 
-/// How long the group or a relay may take to do what it has to do. A test that waits that long fails.
-pub const PATIENCE: Duration = Duration::from_secs(180);
-/// Records a relay may have in hand at once.
+/// How long the group or a relay may take. A test that waits that long fails.
+pub const WAIT_MAX: Duration = Duration::from_secs(180);
+/// Records that a relay may have in flight.
 pub const IN_FLIGHT: usize = 64;
 /// How far a partition may run ahead of its oldest unfinished record.
 pub const SPAN: usize = 500;
-/// What a relay may hold of Kafka's data, per partition, beside what it is when it has none.
+/// Memory that a relay may use for records, per partition.
 const KIB_PER_PARTITION: u64 = 2_560;
-/// What a relay may have that reads nothing. (It has 12 MiB.)
+/// Memory that a relay may use without records. (It uses 12 MiB.)
 const IDLE_KIB: u64 = 16 << 10;
-/// Keys that come again and again, per partition that has such.
+/// Distinct keys of a partition whose keys repeat.
 const KEYS: u64 = 10;
 
 /// An input topic, an output topic, and a group of relays between them.
-pub struct Passage {
+pub struct Pipeline {
     pub broker: Broker,
     pub partitions: i32,
-    /// Begins the names of the topics and of the group.
+    /// The prefix of the names of the topics and of the group.
     name: String,
     settings: BTreeMap<String, String>,
     properties: BTreeMap<String, String>,
-    /// Sees the output grow.
+    /// Reads the output as it grows.
     tail: Tail,
     folder: TempDir,
 }
 
-/// A relay at work; killed when this is dropped.
+/// A running relay; killed when this is dropped.
 pub struct Relay {
     pub name: String,
     child: Child,
     /// Where its standard output goes.
-    said: PathBuf,
+    stdout: PathBuf,
     memory_max_kib: u64,
 }
 
-/// Writes records until it is told to end.
+/// Writes records until [`Load::end`].
 pub struct Load {
-    over: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     writer: JoinHandle<u64>,
 }
 
-// === impl Passage ===
+// === impl Pipeline ===
 
-impl Passage {
+impl Pipeline {
     /// Two new topics on the broker.
     pub fn new(broker: &Broker, what: &str, partitions: i32, protocol: GroupProtocol) -> Self {
         Self::on_topic(broker, what, partitions, protocol, &[])
     }
 
-    /// The same with an input topic that has settings of its own.
+    /// The same with settings of the input topic.
     pub fn on_topic(
         broker: &Broker,
         what: &str,
@@ -92,17 +92,17 @@ impl Passage {
     ) -> Self {
         let name = format!("{what}-{protocol:?}-{:06x}", rand::random::<u32>() >> 8).to_lowercase();
         let folder = TempDir::new().unwrap();
-        let (input, output) = (format!("{name}.in"), format!("{name}.out"));
+        let input = format!("{name}.in");
+        let output = format!("{name}.out");
         block_on(broker.create_topic(&input, partitions, topic));
         block_on(broker.create_topic(&output, 4, &[]));
-        let (tail, settings, properties) = (broker.tail(&output), BTreeMap::new(), BTreeMap::new());
-        let mut passage = Self {
+        let mut pipeline = Self {
             broker: broker.clone(),
             partitions,
             name: name.clone(),
-            settings,
-            properties,
-            tail,
+            settings: BTreeMap::new(),
+            properties: BTreeMap::new(),
+            tail: broker.tail(&output),
             folder,
         };
         for (key, value) in [
@@ -113,22 +113,22 @@ impl Passage {
             ("span", SPAN.to_string()),
             ("commit_every", "200ms".to_owned()),
         ] {
-            passage = passage.with(key, &value);
+            pipeline = pipeline.with(key, &value);
         }
         if protocol == GroupProtocol::Classic {
-            // A member hears of a rebalance with its next heartbeat.
-            passage = passage.with_property("heartbeat.interval.ms", "500");
+            // A member learns of a rebalance with its next heartbeat.
+            pipeline = pipeline.with_property("heartbeat.interval.ms", "500");
         }
-        passage
+        pipeline
     }
 
-    /// The same with a setting of `[kafka]`.
+    /// Sets a flag of the relays: `session_timeout` is `--session-timeout`.
     pub fn with(mut self, key: &str, value: &str) -> Self {
         self.settings.insert(format!("--{}", key.replace('_', "-")), value.to_owned());
         self
     }
 
-    /// The same with a property of librdkafka's.
+    /// Sets a property of the relays' librdkafka.
     pub fn with_property(mut self, name: &str, value: &str) -> Self {
         self.properties.insert(name.to_owned(), value.to_owned());
         self
@@ -146,13 +146,13 @@ impl Passage {
         format!("{}.relay", self.name)
     }
 
-    /// Starts a relay that works on each record for a while.
+    /// Starts a relay that takes `work`, as `20ms`, for each record that asks for nothing else.
     pub fn start(&self, name: &str, work: &str) -> Relay {
-        self.start_in_the_place_of("", name, work)
+        self.start_with_instance_id("", name, work)
     }
 
-    /// Starts a relay with a `kafka.instance_id`.
-    pub fn start_in_the_place_of(&self, instance: &str, name: &str, work: &str) -> Relay {
+    /// The same as a static member; an empty `instance` is a dynamic one.
+    pub fn start_with_instance_id(&self, instance: &str, name: &str, work: &str) -> Relay {
         let file = |kind: &str| File::create(self.folder.path().join(format!("{name}.{kind}"))).unwrap();
         let mut command = Command::new(relay());
         command.args([&self.input(), &self.output()]).args(["--name", name, "--work", work]);
@@ -161,48 +161,51 @@ impl Passage {
             .args(self.settings.iter().flat_map(|(flag, value)| [flag, value]))
             .args(self.properties.iter().map(|(name, value)| format!("--property={name}={value}")))
             .arg(format!("--instance-id={instance}"));
-        let child = command.stdin(Stdio::null()).stdout(file("said")).stderr(file("log")).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("log")).spawn().unwrap();
         let memory_max_kib = IDLE_KIB + KIB_PER_PARTITION * u64::try_from(self.partitions).unwrap();
         Relay {
             name: name.to_owned(),
             child,
-            said: self.folder.path().join(format!("{name}.said")),
+            stdout: self.folder.path().join(format!("{name}.stdout")),
             memory_max_kib,
         }
     }
 
-    /// Waits until these relays share the partitions among them, nobody else, and evenly.
-    pub fn is_shared_by(&self, relays: &mut [&mut Relay]) {
-        let part = usize::try_from(self.partitions).unwrap() / relays.len();
-        until(&format!("{} is shared by {}", self.name, relays.len()), PATIENCE, || {
-            let owned: Vec<_> = relays.iter_mut().map(|relay| relay.owns()).collect();
-            let all = i32::try_from(owned.iter().sum::<usize>()) == Ok(self.partitions);
-            (all && owned.iter().all(|owned| *owned >= part)).then_some(())
+    /// Waits until these relays have all partitions among them, evenly.
+    pub fn wait_until_shared_by(&self, relays: &mut [&mut Relay]) {
+        let share = usize::try_from(self.partitions).unwrap() / relays.len();
+        until(&format!("{} is shared by {}", self.name, relays.len()), WAIT_MAX, || {
+            let counts: Vec<_> = relays.iter_mut().map(|relay| relay.partition_count()).collect();
+            let all = i32::try_from(counts.iter().sum::<usize>()) == Ok(self.partitions);
+            (all && counts.iter().all(|count| *count >= share)).then_some(())
         });
     }
 
     /// Waits until that relay has handled a record.
-    pub fn is_worked_at_by(&self, relay: &Relay) {
-        until(&format!("{} works", relay.name), PATIENCE, || {
-            let mut news = iter::from_fn(|| self.tail.next()).take(1_000);
-            news.any(|stored| Handled::of(&stored).by == relay.name).then_some(())
+    pub fn wait_until_handled_by(&self, relay: &Relay) {
+        until(&format!("{} has handled a record", relay.name), WAIT_MAX, || {
+            let mut written = iter::from_fn(|| self.tail.next()).take(1_000);
+            written.any(|stored| Handled::of(&stored).by == relay.name).then_some(())
         });
     }
 
-    /// Writes records from now on: half of the partitions get keys that never come again, the other half such
-    /// that do.
+    /// Writes records from now on: to half of the partitions with unique keys, to the other half with keys
+    /// that repeat.
     pub fn load(&self, per_second: u64) -> Load {
-        let (over, producer, topic) = (Arc::new(AtomicBool::new(false)), self.producer(), self.input());
-        let (until_over, partitions) = (Arc::clone(&over), self.partitions);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let producer = self.producer();
+        let topic = self.input();
+        let partitions = self.partitions;
         let writer = thread::spawn(move || {
             let mut written = 0;
-            while !until_over.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let partition = i32::try_from(written % u64::try_from(partitions).unwrap()).unwrap();
                 let turn = written / u64::try_from(partitions).unwrap() % KEYS;
-                let key = if comes_once(partition) {
-                    format!("once-{written}")
+                let key = if has_unique_keys(partition) {
+                    format!("unique-{written}")
                 } else {
-                    format!("again-{partition}-{turn}")
+                    format!("repeated-{partition}-{turn}")
                 };
                 send(
                     &producer,
@@ -214,13 +217,13 @@ impl Passage {
                 written += 1;
                 thread::sleep(Duration::from_secs(1) / u32::try_from(per_second).unwrap());
             }
-            producer.flush(PATIENCE).unwrap();
+            producer.flush(WAIT_MAX).unwrap();
             written
         });
-        Load { over, writer }
+        Load { stop, writer }
     }
 
-    /// Writes these records, each with its key and value, and returns when the broker has them.
+    /// Writes records, each a key and a value, and returns when the broker has acknowledged them.
     pub fn write<'a>(
         &self,
         partition: Option<i32>,
@@ -230,30 +233,30 @@ impl Passage {
         for (key, value) in records {
             send(&producer, &self.input(), partition, key, value);
         }
-        producer.flush(PATIENCE).unwrap();
+        producer.flush(WAIT_MAX).unwrap();
         assert_eq!(producer.in_flight_count(), 0);
     }
 
-    /// Waits until the group has committed all that stands in the input, and tells what became of it.
-    pub fn settled(&self) -> Account {
-        self.broker.settled(&self.group(), &self.input(), PATIENCE);
-        self.account()
+    /// Waits until the group has committed all records of the input; returns how they were handled.
+    pub fn wait_until_settled(&self) -> History {
+        self.broker.wait_until_settled(&self.group(), &self.input(), WAIT_MAX);
+        self.history()
     }
 
-    /// What has become of the input so far.
-    pub fn account(&self) -> Account {
-        Account::of(&self.broker.records(&self.input()), &self.broker.records(&self.output()))
+    /// How the records of the input were handled so far.
+    pub fn history(&self) -> History {
+        History::of(&self.broker.records(&self.input()), &self.broker.records(&self.output()))
     }
 
     fn producer(&self) -> ThreadedProducer<DefaultProducerContext> {
-        // Longer than any outage that a test makes, so that what was written once is written, and once.
+        // Longer than any outage of a test, so that each record is written, and once.
         let mut config = self.broker.client();
         config.set("enable.idempotence", "true").set("message.timeout.ms", "180000");
         config.create().unwrap()
     }
 }
 
-impl Drop for Passage {
+impl Drop for Pipeline {
     fn drop(&mut self) {
         if thread::panicking() {
             for log in fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()) {
@@ -268,13 +271,14 @@ impl Drop for Passage {
             }
             return;
         }
-        let (input, output) = (self.input(), self.output());
+        let input = self.input();
+        let output = self.output();
         drop(block_on(self.broker.admin().delete_topics(&[&*input, &*output], &AdminOptions::new())));
     }
 }
 
-/// Whether the keys of the partition, as [`Passage::load`] writes them, never come again.
-pub fn comes_once(partition: i32) -> bool {
+/// Whether the keys of the partition are unique, as [`Pipeline::load`] writes them.
+pub fn has_unique_keys(partition: i32) -> bool {
     partition % 2 == 0
 }
 
@@ -285,7 +289,7 @@ fn send(
     key: Option<&str>,
     value: Option<&str>,
 ) {
-    until("the producer has a place", PATIENCE, || {
+    until("the producer's queue has room", WAIT_MAX, || {
         let mut record: BaseRecord<'_, str, str> = BaseRecord::to(topic);
         (record.partition, record.key, record.payload) = (partition, key, value);
         match producer.send(record) {
@@ -296,14 +300,14 @@ fn send(
     });
 }
 
-/// The program. `cargo test` has built it; `cargo test --test real` has not, and an old one would be tested
-/// for a new one.
+/// The program. `cargo test --workspace` has built it; `cargo test --test real` has not, and must not test an
+/// old one. With the whole workspace its dependencies have the features that they were built with already.
 fn relay() -> &'static Path {
     static RELAY: OnceLock<PathBuf> = OnceLock::new();
     RELAY.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
         build
-            .args(["build", "--quiet", "--example", "relay"])
+            .args(["build", "--quiet", "--workspace", "--example", "relay"])
             .args((!cfg!(debug_assertions)).then_some("--release"));
         assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success(), "{build:?}");
         env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/relay")
@@ -313,47 +317,48 @@ fn relay() -> &'static Path {
 // === impl Relay ===
 
 impl Relay {
-    /// How many partitions it has, as it says itself.
-    pub fn owns(&mut self) -> usize {
-        self.has_owned().last().copied().unwrap_or_default()
+    /// How many partitions are assigned to it, as it prints itself.
+    pub fn partition_count(&mut self) -> usize {
+        self.partition_counts().last().copied().unwrap_or_default()
     }
 
-    /// How many partitions it has had, whenever that changed, from the first on.
-    pub fn has_owned(&mut self) -> Vec<usize> {
-        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended by itself", self.name);
-        let said = fs::read_to_string(&self.said).unwrap();
-        let owned = said.lines().map(|line| line.strip_prefix("owns ").unwrap().parse().unwrap());
-        owned.skip_while(|owned| *owned == 0).collect()
+    /// The number of its partitions after each change, from the first assignment on.
+    pub fn partition_counts(&mut self) -> Vec<usize> {
+        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended unasked", self.name);
+        let stdout = fs::read_to_string(&self.stdout).unwrap();
+        let counts = stdout.lines().map(|line| line.strip_prefix("owns ").unwrap().parse().unwrap());
+        counts.skip_while(|count| *count == 0).collect()
     }
 
-    /// Asks it to end, as a supervisor does, and waits for that.
+    /// SIGTERM, and waits for its graceful end.
     pub fn stop(mut self) {
-        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended by itself", self.name);
-        self.was_small();
+        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended unasked", self.name);
+        self.assert_memory_is_bounded();
         signal("TERM", self.child.id());
-        let ended: ExitStatus = until("the relay has ended", PATIENCE, || self.child.try_wait().unwrap());
+        let ended: ExitStatus = until("the relay has ended", WAIT_MAX, || self.child.try_wait().unwrap());
         assert!(ended.success(), "{} ended with {ended}", self.name);
     }
 
-    /// `kill -9`.
-    pub fn kill(mut self, passage: &Passage) -> Death {
-        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended by itself", self.name);
-        self.was_small();
+    /// SIGKILL.
+    pub fn kill(mut self, pipeline: &Pipeline) -> Kill {
+        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended unasked", self.name);
+        self.assert_memory_is_bounded();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        Death {
+        Kill {
             relay: self.name.clone(),
-            committed: passage.broker.committed(&passage.group(), &passage.input()),
+            committed: pipeline.broker.committed(&pipeline.group(), &pipeline.input()),
         }
     }
 
-    /// The most that it ever had in memory must not depend on what there was to do. (Only Linux tells.)
-    fn was_small(&self) {
+    /// Its peak memory must not depend on the number of records. (Known on Linux only.)
+    fn assert_memory_is_bounded(&self) {
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else { return };
         let peak =
             status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
-        let (peak, most): (u64, _) = (peak.parse().unwrap(), self.memory_max_kib);
-        assert!(peak <= most, "{} has had {peak} KiB in memory, {most} are the most", self.name);
+        let peak: u64 = peak.parse().unwrap();
+        let max = self.memory_max_kib;
+        assert!(peak <= max, "{} has used {peak} KiB of memory, {max} are the limit", self.name);
     }
 }
 
@@ -364,7 +369,7 @@ impl Drop for Relay {
     }
 }
 
-/// Sends a signal to a process of ours.
+/// Sends a signal to a child process.
 pub fn signal(which: &str, process: u32) {
     assert!(
         Command::new("kill").args([format!("-{which}"), process.to_string()]).status().unwrap().success()
@@ -374,9 +379,9 @@ pub fn signal(which: &str, process: u32) {
 // === impl Load ===
 
 impl Load {
-    /// Ends it, and tells how many records it has written.
+    /// Ends it; returns how many records it has written.
     pub fn end(self) -> u64 {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         self.writer.join().unwrap()
     }
 }
