@@ -2,25 +2,28 @@
 //! broadcast runs at its limit.
 //!
 //! ```text
-//! cargo bench --bench broadcast -- [ROUNDS [TOKENS]] [WORD …]
+//! cargo bench --bench broadcast -- [ROUNDS [TOKENS]] [NAME …]
 //! ```
 //!
-//! Without words everything is measured: five rounds, a million tokens, in a quarter of an hour. Else what is
+//! Without names everything is measured: five rounds, a million tokens, in a quarter of an hour. Else what is
 //! named: `expo`, `fcm`, `latency`, `scale`, `urgent`. Needs Linux (`taskset`, `/proc`) and two cores.
 //!
-//! The sender has core 0 for itself: pushcast with its store on a file, and in its turn the bare loop. The
-//! sandbox and an embedded Kafka with 64 partitions, a process each, share core 1. The order turns round by
-//! round, the figures are medians, ratios those of the rounds' own. Messages per second are those between the
-//! sandbox's first and its last; seconds are from the post's record to the outcome's; CPU is the sender's own
-//! over that time, peak memory (VmHWM) its own since its start.
+//! The sender has core 0 for itself: pushcast with its store in a file, alternating with the bare loop. The
+//! sandbox and an embedded Kafka with 64 partitions, a process each, share core 1. The order changes from
+//! round to round; figures are medians over the rounds, and ratios are medians of each round's ratio.
+//! Messages per second are counted between the first and the last that reach the sandbox; seconds are from
+//! the post's record to the outcome's; CPU is that of the sender over this time, peak memory (VmHWM) that
+//! since its start.
 //!
-//! **expo**: a broadcast to all, with bodies compressed or not and receipts asked for or not; the bare loop
-//! is reqwest with as many requests at once, which splices each body from a template and parses the tickets
-//! with serde; once with bodies as pushcast posts them (messages that say the same share an object), once
-//! with an object for each message. **fcm**: the same with a tenth of the tokens; the bare loop is one
-//! reqwest client over HTTP/2. **latency**: both with a provider that takes 50 ms. **scale**: a tenth of the
-//! tokens beside all of them. **urgent**: doses while both providers' default rates are used up by
-//! broadcasts, from the tick's record to the provider's answer, through both topics on the way.
+//! - **expo**: a broadcast to all, with bodies compressed or not and receipts requested or not. The bare loop
+//!   is reqwest with as many requests in flight, which splices each body from a template and parses the
+//!   tickets with serde; `grouped` has bodies as pushcast posts them (equal messages share an object),
+//!   `single` has an object for each message.
+//! - **fcm**: the same with a tenth of the tokens; the bare loop is one reqwest client over HTTP/2.
+//! - **latency**: both with a provider that takes 50 ms to answer.
+//! - **scale**: a tenth of the tokens, then all of them.
+//! - **urgent**: doses while broadcasts use up both providers' default rates, from the tick's record to the
+//!   provider's answer, through both topics.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends where something fails")]
 
@@ -44,26 +47,26 @@ use process::median;
 use sender::Sender;
 use world::World;
 
-const WORDS: [&str; 5] = ["expo", "fcm", "latency", "scale", "urgent"];
-/// Switches of Expo's client, as settings.
+const NAMES: [&str; 5] = ["expo", "fcm", "latency", "scale", "urgent"];
+/// Settings of Expo's client.
 const PLAIN: [(&str, &str); 2] = [("expo.gzip", "false"), ("expo.receipts", "false")];
 const GZIP: [(&str, &str); 2] = [("expo.gzip", "true"), ("expo.receipts", "false")];
 const RECEIPTS: [(&str, &str); 2] = [("expo.gzip", "false"), ("expo.receipts", "true")];
 const BOTH: [(&str, &str); 2] = [("expo.gzip", "true"), ("expo.receipts", "true")];
 
-/// What the arguments ask for.
-struct Wishes {
+struct Arguments {
     rounds: usize,
     tokens: u64,
-    words: Vec<String>,
+    /// What to measure; empty = everything.
+    names: Vec<String>,
 }
 
-/// What one broadcast, or one run of a bare loop, came to.
+/// The results of one broadcast, or of one run of a bare loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
     /// Messages per second at the provider.
     pub rate: f64,
-    /// From the order to its outcome.
+    /// From the post to its outcome.
     pub seconds: f64,
     /// CPU seconds, user and system, per 100,000 messages.
     pub cpu: f64,
@@ -73,20 +76,20 @@ pub struct Figures {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    if let [word, arguments @ ..] = &arguments[..]
-        && let Some(child) = child::named(word)
+    if let [role, arguments @ ..] = &arguments[..]
+        && let Some(child) = child::with_role(role)
     {
         return child(arguments);
     }
-    let wishes = Wishes::of(arguments);
+    let arguments = Arguments::parse(arguments);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(measure(&wishes));
+    runtime.block_on(measure(&arguments));
 }
 
-async fn measure(wishes: &Wishes) {
+async fn measure(arguments: &Arguments) {
     let world = World::start().await;
-    let Wishes { rounds, tokens, .. } = *wishes;
-    if wishes.want("expo") {
+    let Arguments { rounds, tokens, .. } = *arguments;
+    if arguments.include("expo") {
         heading("Expo, no latency");
         let names = ["pushcast", "pushcast, gzip", "pushcast, receipts", "pushcast, gzip and receipts"];
         for (name, settings) in names.into_iter().zip([PLAIN, GZIP, RECEIPTS, BOTH]) {
@@ -96,30 +99,30 @@ async fn measure(wishes: &Wishes) {
             compare(&world, name, ("expo", tokens), &settings, bare, rounds).await;
         }
     }
-    if wishes.want("fcm") {
+    if arguments.include("fcm") {
         heading("FCM, no latency");
         let bare = Bare { provider: "fcm", bodies: "single", gzip: "false" };
         compare(&world, "pushcast", ("fcm", tokens / 10), &[], &[bare], rounds).await;
     }
-    if wishes.want("latency") {
+    if arguments.include("latency") {
         world.latency("50ms").await;
         heading("50 ms latency");
         compare(&world, "Expo", ("expo", tokens), &PLAIN, &[], rounds).await;
         compare(&world, "FCM", ("fcm", tokens / 10), &[], &[], rounds).await;
         world.latency("0s").await;
     }
-    if wishes.want("scale") {
+    if arguments.include("scale") {
         heading("Expo, by size");
         for tokens in [tokens / 10, tokens] {
             compare(&world, &format!("{tokens} tokens"), ("expo", tokens), &BOTH, &[], rounds).await;
         }
     }
-    if wishes.want("urgent") {
+    if arguments.include("urgent") {
         urgent::measure(&world).await;
     }
 }
 
-/// Broadcasts and runs of the bare loop in turn; their medians.
+/// Broadcasts alternating with runs of the bare loops; prints their medians.
 async fn compare(
     world: &World,
     name: &str,
@@ -129,7 +132,8 @@ async fn compare(
     rounds: usize,
 ) {
     let sender = Sender::start(world, provider, tokens, settings).await;
-    let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); bare.len()]);
+    let mut ours = Vec::new();
+    let mut theirs = vec![Vec::new(); bare.len()];
     for round in 0..rounds {
         if round % 2 == 0 {
             ours.push(sender.broadcast(world).await);
@@ -148,7 +152,7 @@ async fn compare(
             &format!("  bare loop, {}{}", bare.bodies, if bare.gzip == "true" { ", gzip" } else { "" }),
             theirs,
         );
-        // Of each round by itself: the machine's speed changes between them.
+        // Round by round: the machine's speed changes between them.
         let ratio = median(ours.iter().zip(theirs).map(|(ours, theirs)| ours.cpu / theirs.cpu));
         println!(
             "    CPU per message, pushcast : bare = {ratio:.2}; messages per CPU second {:.2}",
@@ -177,19 +181,19 @@ fn row(name: &str, rounds: &[Figures]) {
     );
 }
 
-impl Wishes {
-    fn of(arguments: Vec<String>) -> Self {
-        let (numbers, words): (Vec<_>, Vec<_>) =
+impl Arguments {
+    fn parse(arguments: Vec<String>) -> Self {
+        let (numbers, names): (Vec<_>, Vec<_>) =
             arguments.into_iter().partition(|argument| argument.parse::<u64>().is_ok());
-        let strange = words.iter().find(|word| !WORDS.contains(&word.as_str()));
-        assert!(strange.is_none(), "{strange:?} is none of {WORDS:?}");
+        let unknown = names.iter().find(|name| !NAMES.contains(&name.as_str()));
+        assert!(unknown.is_none(), "{unknown:?} is none of {NAMES:?}");
         let mut numbers = numbers.iter().map(|number| number.parse().unwrap());
         let rounds = numbers.next().map_or(5, |rounds| usize::try_from(rounds).unwrap());
-        Self { rounds, tokens: numbers.next().unwrap_or(1_000_000), words }
+        Self { rounds, tokens: numbers.next().unwrap_or(1_000_000), names }
     }
 
-    fn want(&self, word: &str) -> bool {
-        self.words.is_empty() || self.words.iter().any(|wanted| wanted == word)
+    fn include(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|included| included == name)
     }
 }
 

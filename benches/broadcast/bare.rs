@@ -1,5 +1,5 @@
-//! Loops around reqwest that post bodies and do nothing else: no Kafka, no store, no rate, no retries. Tokens
-//! lie ready.
+//! Loops around reqwest that post bodies and do nothing else: no Kafka, no store, no rate limit, no retries.
+//! The tokens are in memory before the clock starts.
 
 use std::{io::Write as _, path::Path, sync::Arc};
 
@@ -21,11 +21,11 @@ use crate::{
     world::World,
 };
 
-pub const WORD: &str = "bare";
-/// As many at once as config/default.toml gives the sender.
-const EXPO_AT_ONCE: usize = 64;
-/// What one HTTP/2 connection carries.
-const FCM_AT_ONCE: usize = 100;
+pub const ROLE: &str = "bare";
+/// Requests in flight, as in config/default.toml.
+const EXPO_IN_FLIGHT: usize = 64;
+/// Requests in flight: the streams of one HTTP/2 connection.
+const FCM_IN_FLIGHT: usize = 100;
 const BATCH: usize = 100;
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 
@@ -50,25 +50,25 @@ struct Sent<'a> {
 #[derive(Clone, Copy)]
 pub struct Bare {
     pub provider: &'static str,
-    /// Expo's: `grouped` = as pushcast posts them, `single` = an object for each message.
+    /// Of Expo: `grouped` = as pushcast posts them, `single` = an object for each message.
     pub bodies: &'static str,
     pub gzip: &'static str,
 }
 
 /// One run in a process of its own.
 pub async fn run(world: &World, Bare { provider, bodies, gzip }: Bare, messages: u64) -> Figures {
-    world.forget().await;
+    world.reset().await;
     let url = &world.environment["PUSHCAST__EXPO__URL"];
     let credentials = &world.environment["PUSHCAST__FCM__CREDENTIALS_FILE"];
     let url = if provider == "expo" { url } else { &world.environment["PUSHCAST__FCM__URL"] };
     let mut child =
-        Child::own(SENDER, &[WORD, provider, bodies, gzip, url, credentials, &messages.to_string()]);
-    let numbers: Vec<f64> = child.says(1)[0].split(' ').map(|number| number.parse().unwrap()).collect();
+        Child::own(SENDER, &[ROLE, provider, bodies, gzip, url, credentials, &messages.to_string()]);
+    let numbers: Vec<f64> = child.lines(1)[0].split(' ').map(|number| number.parse().unwrap()).collect();
     let rate = world.rate(provider, messages).await;
     Figures { rate, seconds: numbers[0], cpu: numbers[1] * 1e5 / messages as f64, peak: child.peak() }
 }
 
-/// Posts all messages, says how many seconds and CPU seconds that took, and waits to be killed.
+/// Posts all messages, prints how many seconds and CPU seconds that took, and waits to be killed.
 pub fn main(arguments: &[String]) {
     let [provider, bodies, gzip, url, credentials, messages] = arguments else { panic!("{arguments:?}") };
     let messages = messages.parse().unwrap();
@@ -88,11 +88,13 @@ pub fn main(arguments: &[String]) {
 async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64) {
     let http = Client::builder().no_proxy().http1_only().build().unwrap();
     let rest = concat!(
-        r#","ttl":86399,"title":"New Reflection from nobody","body":"A benchmark","data":{"author_id":"nobody","post_id":"bench-0","#,
-        r#""screen":"post_detail"},"sound":"default","priority":"high","channelId":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA"}"#,
+        r#","ttl":86399,"title":"New Reflection from nobody","body":"A benchmark","#,
+        r#""data":{"author_id":"nobody","post_id":"bench-0","screen":"post_detail"},"#,
+        r#""sound":"default","priority":"high","channelId":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA"}"#,
     );
     let tokens: Vec<String> = (0..messages).map(|n| token("expo", n)).collect();
-    let (begun, cpu) = (Instant::now(), cpu_seconds("self"));
+    let started = Instant::now();
+    let cpu = cpu_seconds("self");
     let requests = tokens.chunks(BATCH).map(|tokens| {
         let body = if grouped {
             format!(r#"[{{"to":["{}"]{rest}]"#, tokens.join("\",\""))
@@ -109,7 +111,7 @@ async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64)
         };
         let post = http.post(url).header(CONTENT_TYPE, "application/json");
         let post = if gzip {
-            post.header(CONTENT_ENCODING, "gzip").body(packed(body.as_bytes()))
+            post.header(CONTENT_ENCODING, "gzip").body(compressed(body.as_bytes()))
         } else {
             post.body(body)
         };
@@ -122,8 +124,8 @@ async fn expo(url: &str, messages: u64, grouped: bool, gzip: bool) -> (f64, f64)
             );
         }
     });
-    stream::iter(requests).buffer_unordered(EXPO_AT_ONCE).for_each(async |()| {}).await;
-    (begun.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
+    stream::iter(requests).buffer_unordered(EXPO_IN_FLIGHT).for_each(async |()| {}).await;
+    (started.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
 }
 
 async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
@@ -134,13 +136,16 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
         format!("Bearer {}", authenticator.token(&[SCOPE]).await.unwrap().token().unwrap()).into();
     let http = Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
     let rest = concat!(
-        r#"","android":{"ttl":"86399s","priority":"HIGH","notification":{"channel_id":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA","sound":"default"}},"#,
-        r#""apns":{"headers":{"apns-expiration":"1795000000","apns-priority":"10","apns-collapse-id":"w2Kk0m8wqJ2oXl0bJ3C0bA"},"#,
-        r#""payload":{"aps":{"sound":"default"}}},"notification":{"title":"New Reflection from nobody","body":"A benchmark"},"#,
+        r#"","android":{"ttl":"86399s","priority":"HIGH","#,
+        r#""notification":{"channel_id":"default","tag":"w2Kk0m8wqJ2oXl0bJ3C0bA","sound":"default"}},"#,
+        r#""apns":{"headers":{"apns-expiration":"1795000000","apns-priority":"10","#,
+        r#""apns-collapse-id":"w2Kk0m8wqJ2oXl0bJ3C0bA"},"payload":{"aps":{"sound":"default"}}},"#,
+        r#""notification":{"title":"New Reflection from nobody","body":"A benchmark"},"#,
         r#""data":{"author_id":"nobody","post_id":"bench-0","screen":"post_detail"}},"validate_only":false}"#,
     );
     let tokens: Vec<String> = (0..messages).map(|n| token("fcm", n)).collect();
-    let (begun, cpu) = (Instant::now(), cpu_seconds("self"));
+    let started = Instant::now();
+    let cpu = cpu_seconds("self");
     let requests = tokens.iter().map(|token| {
         let body = format!(r#"{{"message":{{"token":"{token}{rest}"#);
         let post = http
@@ -153,11 +158,11 @@ async fn fcm(url: &str, credentials: &Path, messages: u64) -> (f64, f64) {
             assert!(!serde_json::from_slice::<Sent<'_>>(&answer).unwrap().name.is_empty());
         }
     });
-    stream::iter(requests).buffer_unordered(FCM_AT_ONCE).for_each(async |()| {}).await;
-    (begun.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
+    stream::iter(requests).buffer_unordered(FCM_IN_FLIGHT).for_each(async |()| {}).await;
+    (started.elapsed().as_secs_f64(), cpu_seconds("self") - cpu)
 }
 
-fn packed(body: &[u8]) -> Vec<u8> {
+fn compressed(body: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::new(1));
     gzip.write_all(body).unwrap();
     gzip.finish().unwrap()

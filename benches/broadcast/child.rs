@@ -1,4 +1,4 @@
-//! Processes of the bench, each on the core that it is given.
+//! Processes of the bench, each pinned to a core.
 
 use std::{
     io::{BufRead as _, BufReader, Lines},
@@ -14,29 +14,29 @@ use crate::{
     process::{cpu_seconds, memory},
 };
 
-/// The core of who sends.
+/// The core of the sender.
 pub const SENDER: &str = "0";
-/// The core of those who receive.
+/// The core of the sandbox and Kafka.
 pub const RECEIVERS: &str = "1";
 pub const KAFKA: &str = "kafka";
 const PARTITIONS: i32 = 64;
 
-/// Killed when this is dropped.
+/// A child process; killed when this is dropped.
 pub struct Child {
     process: std::process::Child,
-    says: Lines<BufReader<ChildStdout>>,
+    stdout: Lines<BufReader<ChildStdout>>,
 }
 
 /// What this binary does when it is started as a child.
-pub fn named(word: &str) -> Option<fn(&[String])> {
-    match word {
+pub fn with_role(role: &str) -> Option<fn(&[String])> {
+    match role {
         KAFKA => Some(|_| kafka()),
-        bare::WORD => Some(bare::main),
+        bare::ROLE => Some(bare::main),
         _ => None,
     }
 }
 
-/// Says where it is, and serves until it is killed.
+/// Prints its address as a setting, and serves until it is killed.
 fn kafka() {
     let broker = Broker::start(topics::ALL.map(|topic| (topic, PARTITIONS))).unwrap();
     println!("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS={}", broker.bootstrap_servers());
@@ -65,13 +65,13 @@ impl Child {
             .stdout(Stdio::piped())
             .stdin(Stdio::null());
         let mut process = command.spawn().unwrap();
-        let says = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, says }
+        let stdout = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, stdout }
     }
 
-    /// The next lines that it says.
-    pub fn says(&mut self, lines: usize) -> Vec<String> {
-        self.says.by_ref().take(lines).map(Result::unwrap).collect()
+    /// The next lines of its standard output.
+    pub fn lines(&mut self, lines: usize) -> Vec<String> {
+        self.stdout.by_ref().take(lines).map(Result::unwrap).collect()
     }
 
     /// CPU seconds, user and system.
@@ -96,7 +96,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _gone = self.process.kill();
+        let _ended = self.process.kill();
         let _reaped = self.process.wait();
     }
 }

@@ -1,4 +1,4 @@
-//! pushcast at work: a process of its own, with a store that holds the tokens already.
+//! pushcast as a process, with a store that has the tokens already.
 
 use std::{
     net::TcpListener,
@@ -25,6 +25,7 @@ pub struct Sender {
     tokens: u64,
 }
 
+/// Numbers the posts.
 static POSTS: AtomicU32 = AtomicU32::new(0);
 
 /// A token as the provider writes it.
@@ -36,8 +37,8 @@ pub fn token(provider: &str, n: u64) -> String {
 }
 
 impl Sender {
-    /// Starts it, without rate limits, on a store with so many tokens of one provider, which is the only one
-    /// that it knows.
+    /// Starts it, without rate limits, on a store with so many tokens of one provider, the only one that is
+    /// configured.
     pub async fn start(
         world: &World,
         provider: &'static str,
@@ -56,10 +57,11 @@ impl Sender {
             ("store.url", &store),
         ];
         let mut sender = Self::run(world, &[&unlimited, others, settings].concat()).await;
-        (sender.provider, sender.tokens) = (provider, tokens);
+        sender.provider = provider;
+        sender.tokens = tokens;
         if is_new {
             sender.register(world, &[provider], tokens).await;
-            // Peak memory is that of broadcasts.
+            // A new process, so that its peak memory is that of broadcasts.
             sender.end().await;
             return Box::pin(Self::start(world, provider, tokens, settings)).await;
         }
@@ -90,12 +92,13 @@ impl Sender {
         sender
     }
 
-    /// Registers so many tokens of each provider as a producer would; a user has one of each.
+    /// Registers so many tokens of each provider; a user has one of each.
     pub async fn register(&self, world: &World, providers: &[&str], tokens: u64) {
         for provider in providers {
             let messages = (0..tokens).map(|n| {
                 let token = token(provider, n);
-                let event = json!({ "token": token, "userId": format!("user{n}"), "platform": if n % 2 == 0 { "android" } else { "ios" } });
+                let platform = if n % 2 == 0 { "android" } else { "ios" };
+                let event = json!({ "token": token, "userId": format!("user{n}"), "platform": platform });
                 Message::new(topics::DEVICE_TOKENS, token, event.to_string().into_bytes())
             });
             let published =
@@ -113,13 +116,14 @@ impl Sender {
         text.lines().find_map(|line| line.strip_prefix(NAME)?.trim().parse().ok()).unwrap_or(0.0)
     }
 
-    /// One broadcast to everybody.
+    /// One broadcast to all tokens.
     pub async fn broadcast(&self, world: &World) -> Figures {
-        world.forget().await;
-        // What the last one left behind, commits and the like, is not this one's.
+        world.reset().await;
+        // Commits and other work after the previous broadcast must not count for this one.
         sleep(Duration::from_secs(1)).await;
         let post = format!("bench-{}", POSTS.fetch_add(1, Relaxed));
-        let (cpu, begun) = (self.process.cpu(), Instant::now());
+        let cpu = self.process.cpu();
+        let started = Instant::now();
         world
             .publish(
                 topics::POSTS_CREATED,
@@ -128,13 +132,14 @@ impl Sender {
             )
             .await;
         let outcome = world.outcome(&format!("post:{post}")).await;
-        let (cpu, seconds) = (self.process.cpu() - cpu, begun.elapsed().as_secs_f64());
+        let cpu = self.process.cpu() - cpu;
+        let seconds = started.elapsed().as_secs_f64();
         assert_eq!(outcome["sent"], self.tokens, "{outcome:#}");
         let rate = world.rate(self.provider, self.tokens).await;
         Figures { rate, seconds, cpu: cpu * 1e5 / self.tokens as f64, peak: self.process.peak() }
     }
 
-    /// Ends it in good order.
+    /// Stops it gracefully.
     pub async fn end(mut self) {
         self.process.terminate();
         while !self.process.has_ended() {

@@ -1,4 +1,5 @@
-//! What stands around a sender: the sandbox, Kafka, and whoever asks it to send and waits for the outcome.
+//! What surrounds a sender: the sandbox, Kafka, and the client that publishes posts and waits for their
+//! outcomes.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -17,17 +18,18 @@ use tokio::time::{sleep, timeout};
 
 use crate::child::{Child, KAFKA, RECEIVERS};
 
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the bench waits for anything.
+const WAIT_MAX: Duration = Duration::from_secs(300);
 
 pub struct World {
     pub folder: TempDir,
-    /// Where everything is, as settings.
+    /// The addresses of sandbox and Kafka, as settings.
     pub environment: Environment,
     pub producer: Producer,
     pub http: reqwest::Client,
     outcomes: StreamConsumer,
     sandbox_url: String,
-    // Last: whoever uses them goes first.
+    // Fields are dropped in this order: the servers after their clients.
     _sandbox: Child,
     _kafka: Child,
 }
@@ -47,8 +49,8 @@ impl World {
         ];
         let mut sandbox = Child::pushcast(RECEIVERS, &arguments, &Environment::new());
         let mut kafka = Child::own(RECEIVERS, &[KAFKA]);
-        let said = sandbox.says(3).into_iter().chain(kafka.says(1));
-        let environment: Environment = said
+        let settings = sandbox.lines(3).into_iter().chain(kafka.lines(1));
+        let environment: Environment = settings
             .map(|line| line.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).unwrap())
             .collect();
         let config = Config::load(None, &environment).unwrap();
@@ -75,7 +77,7 @@ impl World {
             .unwrap();
     }
 
-    /// The outcome of a notification.
+    /// Waits for the outcome of a notification.
     pub async fn outcome(&self, notification: &str) -> Value {
         let found = async {
             loop {
@@ -86,10 +88,10 @@ impl World {
                 }
             }
         };
-        timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("no outcome of {notification}"))
+        timeout(WAIT_MAX, found).await.unwrap_or_else(|_| panic!("no outcome of {notification}"))
     }
 
-    /// All outcomes that were published by now and not asked for.
+    /// All outcomes published so far that [`World::outcome`] has not read.
     pub async fn outcomes_so_far(&self) -> Vec<Value> {
         let mut outcomes = Vec::new();
         while let Ok(record) = timeout(Duration::from_secs(1), self.outcomes.recv()).await {
@@ -98,7 +100,7 @@ impl World {
         outcomes
     }
 
-    /// Both providers answer that late.
+    /// Sets how long both providers take to answer.
     pub async fn latency(&self, latency: &str) {
         let fault = json!({ "latency": latency, "tokens": [] });
         let faults = json!({ "expo": fault, "fcm": fault }).to_string();
@@ -109,7 +111,8 @@ impl World {
         put.body(faults).send().await.unwrap().error_for_status().unwrap();
     }
 
-    pub async fn forget(&self) {
+    /// Resets the statistics of the sandbox.
+    pub async fn reset(&self) {
         self.http
             .post(format!("{}/sandbox/reset", self.sandbox_url))
             .send()
@@ -119,7 +122,7 @@ impl World {
             .unwrap();
     }
 
-    /// What a provider has seen since it was told to forget.
+    /// The statistics of a provider since the last reset.
     pub async fn seen(&self, provider: &str) -> Value {
         let text = self
             .http
@@ -133,8 +136,8 @@ impl World {
         serde_json::from_str::<BTreeMap<String, Value>>(&text).unwrap().remove(provider).unwrap()
     }
 
-    /// Messages per second between the provider's first and its last, of which there were so many and no
-    /// doubles.
+    /// Messages per second between the provider's first and its last. Checks that there were so many, and no
+    /// duplicates.
     pub async fn rate(&self, provider: &str, messages: u64) -> f64 {
         let seen = self.seen(provider).await;
         assert_eq!((&seen["taken"], &seen["doubles"]), (&json!(messages), &json!(0)), "{seen:#}");
@@ -142,13 +145,13 @@ impl World {
         messages as f64 / at("lastAt").duration_since(at("firstAt")).as_secs_f64()
     }
 
-    pub async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let holds = async {
-            while !is().await {
+            while !condition().await {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, holds).await.unwrap_or_else(|_| panic!("waited in vain for: {what}"));
+        timeout(WAIT_MAX, holds).await.unwrap_or_else(|_| panic!("waited in vain for: {what}"));
     }
 }
 
@@ -157,7 +160,7 @@ fn outcomes(bootstrap_servers: &str) -> StreamConsumer {
     client.set("bootstrap.servers", bootstrap_servers).set("group.id", "bench").set("fetch.wait.max.ms", "5");
     let consumer: StreamConsumer = client.create().unwrap();
     let mut assignment = TopicPartitionList::new();
-    let metadata = consumer.fetch_metadata(Some(topics::PUSH_OUTCOMES), PATIENCE).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topics::PUSH_OUTCOMES), WAIT_MAX).unwrap();
     for partition in metadata.topics()[0].partitions() {
         assignment.add_partition_offset(topics::PUSH_OUTCOMES, partition.id(), Offset::Beginning).unwrap();
     }
