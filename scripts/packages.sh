@@ -1,13 +1,14 @@
 # shellcheck shell=sh
-# Read by the other scripts: how one of them fails, and how it installs what it needs.
+# Sourced by the other scripts: `fail`, and the installation of packages.
 
 fail() {
     echo "error: $*" >&2
     exit 1
 }
 
-# install_packages WHAT APT DNF APK: installs packages if it may, and else says how. WHAT names them to people; the others
-# are their names for Debian, Fedora and Alpine.
+# install_packages WHAT APT DNF APK: installs packages as root or with sudo without a password, else fails
+# with the command to run. WHAT describes them in messages; the others are their names in Debian, Fedora and
+# Alpine.
 install_packages() {
     update="" install="" as="sudo "
     if [ "$(id -u)" = 0 ]; then as=""; elif sudo -n true 2>/dev/null; then as="sudo -n "; fi
@@ -19,9 +20,9 @@ install_packages() {
     elif command -v apk >/dev/null; then
         install="${as}apk add $4"
     else
-        fail "needed: $1. Install and call again"
+        fail "needed: $1. Install it and try again"
     fi
-    [ "$as" != "sudo " ] || fail "needed: $1. Run this and call again:  $update$install"
+    [ "$as" != "sudo " ] || fail "needed: $1. Run this and try again:  $update$install"
     echo "installing $1:  $update$install" >&2
-    sh -c "$update$install" >&2 || fail "that did not work; install $1 and call again"
+    sh -c "$update$install" >&2 || fail "the installation failed; install $1 and try again"
 }
