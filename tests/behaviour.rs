@@ -1,5 +1,5 @@
-//! End-to-end tests of what README.md promises: each boots the whole process in a [`world::World`] of its own,
-//! with Kafka and the push services faked at the wire, and tries to break one promise.
+//! End-to-end tests of what README.md promises: each boots the whole process in a [`world::World`] of its
+//! own, with Kafka and the push services faked at the wire, and tries to break one promise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
