@@ -1,9 +1,9 @@
-//! What pushcast asks of a store, by noun. Two stores answer: `embedded` (SQLite) and `cql` (ScyllaDB,
-//! Cassandra), which any number of processes share.
+//! What pushcast asks of a store: a trait for each subject. Two stores implement them: `embedded` (SQLite,
+//! one process) and `cql` (ScyllaDB, Cassandra), which any number of processes share.
 //!
-//! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that died
-//! half-way is simply run again. Every error is [`StoreError`]: a store that is away or slow. What a store
-//! could not do by its caller's fault does not exist here; the types keep it out.
+//! The operations are semantic: a whole protocol step each, safe to repeat, so that a handler that ended
+//! half-way is simply run again. An operation fails with a [`StoreError`], which says whether the store is
+//! unavailable, rejects the request, or holds a row that can't be read; the adapters choose which.
 
 pub mod cql;
 pub mod embedded;
@@ -35,17 +35,16 @@ pub struct Settings {
     pub key_file: String,
 }
 
-/// Tells the time. It is handed in to what runs for long, so that a test with dates of its own has a clock of
-/// its own.
+/// Returns the current time. An argument, so that a test with dates of its own has a clock of its own.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-type StoreResult<T> = Result<T, StoreError>;
+pub(crate) type StoreResult<T> = Result<T, StoreError>;
 
-/// A store of many nodes says within this time who has won a part or a claim, and whether a checkpoint or a
-/// mark is kept; or that it is [`StoreError`]. Whoever holds a lease counts on it.
+/// The longest that a CQL store takes over `take_over`, `checkpoint`, `claim` and `mark`, until it returns
+/// their result or a [`StoreError`]. A lease's safety margin is computed from it.
 pub const DECIDED_WITHIN: Duration = Duration::from_secs(8);
 
-/// The tokens: who owns them, whether they live.
+/// Device tokens: which user owns each, and whether it is active.
 pub trait Registry: Clone + Send + Sync + 'static {
     /// Applies an event. The same events in any order end in the same state; an older event changes nothing.
     fn apply(&self, change: &TokenChange, version: Version) -> impl Future<Output = StoreResult<()>> + Send;
@@ -53,7 +52,7 @@ pub trait Registry: Clone + Send + Sync + 'static {
     /// The active tokens of a user.
     fn tokens_of(&self, user: &UserId) -> impl Future<Output = StoreResult<Vec<Registration>>> + Send;
 
-    /// Takes a dead token out, if the verdict speaks of the registration that is current. Says whether it
+    /// Deactivates a dead token, if the verdict names the registration that is current. Returns whether it
     /// did.
     fn revoke(
         &self,
@@ -62,11 +61,11 @@ pub trait Registry: Clone + Send + Sync + 'static {
         reason: &str,
     ) -> impl Future<Output = StoreResult<bool>> + Send;
 
-    /// Everything known of a token, active or not.
+    /// A token's row, active or not; `None` = it was never registered.
     fn inspect(&self, token: &Token) -> impl Future<Output = StoreResult<Option<TokenRow>>> + Send;
 
-    /// The same for a token of which only the hash is known. Reads the whole table: for people, not for
-    /// stages.
+    /// The same for a token of which only the hash is known. May read the whole table: for the admin API, not
+    /// for stages.
     fn inspect_hash(&self, hash: TokenHash) -> impl Future<Output = StoreResult<Option<TokenRow>>> + Send;
 
     /// How many tokens are active and how many inactive, by provider. Reads the whole table.
@@ -76,32 +75,32 @@ pub trait Registry: Clone + Send + Sync + 'static {
 /// A row of the token table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {
-    /// The token.
+    /// The primary key.
     pub token: Token,
-    /// Its version; odd = revoked.
+    /// The version of the event that the row shows; odd = revoked.
     pub version: Version,
-    /// Its registration, while it is active.
+    /// `None` = the token is inactive.
     pub registration: Option<Registration>,
     /// Why it is inactive.
     pub reason: Option<String>,
     /// When it was first registered.
     pub created_at: Option<Timestamp>,
-    /// When the app was last opened, if it says so.
+    /// When the app was last opened, if the app reports that.
     pub seen_at: Option<Timestamp>,
 }
 
-/// How many tokens there are.
+/// How many tokens a provider has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Census {
-    /// Of which provider.
+    /// The provider that delivers to them.
     pub provider: ProviderId,
-    /// Ringing.
+    /// Registered; messages are sent to them.
     pub active: u64,
     /// Revoked, replaced or unregistered.
     pub inactive: u64,
 }
 
-/// Reads the ring of tokens.
+/// Reads the token ring: all tokens in the order of their hashes.
 pub trait Audience: Clone + Send + Sync + 'static {
     /// The next active tokens of this provider and of these listeners in the slice, after `after`, at most
     /// `limit` (unless more than that share one position: a page is cut between positions only).
@@ -118,19 +117,19 @@ pub trait Audience: Clone + Send + Sync + 'static {
 /// A page of an audience. An empty page may have a next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Whom to send to.
+    /// Active tokens, by position.
     pub recipients: Vec<Recipient>,
-    /// Where each of them stands, in the same order; never falls.
+    /// The position of each recipient, in the same order; never decreases.
     pub positions: Vec<Cursor>,
-    /// Where this page ends.
+    /// The cursor after which the next page begins.
     pub end: Cursor,
     /// Whether it is the slice's last one.
     pub last: bool,
 }
 
-/// Broadcasts and how far their parts are.
+/// Broadcasts and the progress of their parts.
 pub trait Broadcasts: Clone + Send + Sync + 'static {
-    /// Writes the plan if there is none; answers with the one that stands.
+    /// Writes the plan if there is none; returns the one that is stored then.
     fn plan(
         &self,
         broadcast: &BroadcastId,
@@ -138,24 +137,24 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
         now: Timestamp,
     ) -> impl Future<Output = StoreResult<Plan>> + Send;
 
-    /// The plan and where the broadcast stands. A broadcast may be stopped before it is planned.
+    /// The plan and the state of a broadcast. It may be stopped before it is planned.
     fn broadcast(
         &self,
         broadcast: &BroadcastId,
     ) -> impl Future<Output = StoreResult<(Option<Plan>, Option<BroadcastState>)>> + Send;
 
-    /// Stops it, unless it is done.
+    /// Stops a broadcast, unless it is done.
     fn stop(
         &self,
         broadcast: &BroadcastId,
         reason: &StopReason,
     ) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// Every part is done and the total published.
+    /// Marks a broadcast as done: every part is finished and the total published.
     fn close(&self, broadcast: &BroadcastId) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// Takes a part over: raises its epoch, so that every earlier owner loses. A part that is done stays as
-    /// it is.
+    /// Takes a part over: raises its epoch, which fences every earlier owner. A part that is done stays as it
+    /// is.
     fn take_over(&self, part: &PartId) -> impl Future<Output = StoreResult<Progress>> + Send;
 
     /// Records a page, or the part's end, as one step. `progress` holds the owner's epoch and the new totals.
@@ -168,8 +167,8 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     /// Adds the part to the broadcast's finished ones, *then* reads how many there are.
     fn finish_part(&self, part: &PartId) -> impl Future<Output = StoreResult<u32>> + Send;
 
-    /// How far a part is; `None` = nobody has begun it. For people, not for stages: these own what they ask
-    /// about.
+    /// How far a part is; `None` = it was never taken over. For the admin API: stages own the parts that they
+    /// work on.
     fn progress(&self, part: &PartId) -> impl Future<Output = StoreResult<Option<Progress>>> + Send;
 
     /// The sum over all finished parts, and when it was first asked for: the same answer each time, once
@@ -181,7 +180,7 @@ pub trait Broadcasts: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = StoreResult<Total>> + Send;
 }
 
-/// What a broadcast came to.
+/// The outcomes of a broadcast's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Total {
     /// Over all providers and parts.
@@ -190,16 +189,16 @@ pub struct Total {
     pub at: Timestamp,
 }
 
-/// What became of a checkpoint.
+/// The result of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checkpoint {
     /// Written.
     Kept,
-    /// Somebody else owns the part now.
+    /// Not written: the part has a later owner.
     Lost,
 }
 
-/// Regimens, what is due, and who rings it.
+/// Regimens, the due queue, and the claims of doses.
 pub trait Doses: Clone + Send + Sync + 'static {
     /// Writes a regimen, or its removal, unless a later version is there.
     fn put_regimen(
@@ -209,7 +208,7 @@ pub trait Doses: Clone + Send + Sync + 'static {
         version: Version,
     ) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// The regimen as it now is; `None` = unknown or removed.
+    /// The current definition; `None` = unknown or removed.
     fn regimen(&self, regimen: &RegimenId) -> impl Future<Output = StoreResult<Option<Regimen>>> + Send;
 
     /// Regimens that are not removed, in an order of the store's own, after `after`: for the sweep.
@@ -222,8 +221,8 @@ pub trait Doses: Clone + Send + Sync + 'static {
     /// Inserts a due row; the same row twice is one.
     fn insert_due(&self, shard: Shard, row: &DueRow) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// Due rows after `after` up to and including `until`, by time and regimen; past the last row of the page
-    /// before, if there was one.
+    /// Due rows after `after` up to and including `until`, by time and regimen; `past` is the last row of the
+    /// previous page, if there was one.
     fn due_rows(
         &self,
         shard: Shard,
@@ -233,13 +232,13 @@ pub trait Doses: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = StoreResult<Vec<DueRow>>> + Send;
 
-    /// The marks of a shard. `init` writes them; missing ones are an error that names `pushcast init`.
+    /// The watermarks of a shard. `init` writes them; missing ones are an error that names `pushcast init`.
     fn marks(&self, shard: Shard) -> impl Future<Output = StoreResult<Watermarks>> + Send;
 
-    /// Writes both marks of every shard where there are none.
+    /// Writes both watermarks of every shard that has none.
     fn init_marks(&self, now: Timestamp) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// Raises a mark; it never sinks.
+    /// Raises a watermark to `to`; one that is higher already stays.
     fn raise(
         &self,
         shard: Shard,
@@ -247,7 +246,7 @@ pub trait Doses: Clone + Send + Sync + 'static {
         to: Timestamp,
     ) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// Claims a dose for one handling, or takes over a claim whose lease is over; a claim of one's own is
+    /// Claims a dose for one handling, or takes over a claim whose lease has ended; the owner's own claim is
     /// renewed.
     fn claim(
         &self,
@@ -257,11 +256,11 @@ pub trait Doses: Clone + Send + Sync + 'static {
         until: Timestamp,
     ) -> impl Future<Output = StoreResult<Claim>> + Send;
 
-    /// Who has claimed a dose, and what became of it; `None` = nobody has begun with it. For people, not for
+    /// The claim of a dose, and its outcome; `None` = it was never claimed. For the admin API, not for
     /// stages.
     fn claimed(&self, dose: &DoseKey) -> impl Future<Output = StoreResult<Option<Claimed>>> + Send;
 
-    /// Records that the dose has its outcome, if the claim still stands.
+    /// Records the outcome of a dose, if the claim is still the current one.
     fn mark(
         &self,
         dose: &DoseKey,
@@ -270,59 +269,60 @@ pub trait Doses: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = StoreResult<Marked>> + Send;
 }
 
-/// A piece of the due rows, by a hash of the regimen.
+/// One of the [`SHARDS`] of the due queue, chosen by a hash of the regimen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shard(pub u16);
 
-/// How many shards there are. Fixed: rows are found by it.
+/// How many shards there are. Fixed: it is part of where a due row is stored.
 pub const SHARDS: u16 = 64;
 
-/// A shard's marks.
+/// A shard's watermarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
-    /// Some tick has begun to read up to here: whoever inserts a row behind it hands it on himself.
+    /// Some tick has begun to read up to here: a handler that inserts a row behind it dispatches that row
+    /// itself.
     pub read: Timestamp,
-    /// Everything up to here is handed on.
+    /// Every row up to here is dispatched.
     pub dispatched: Timestamp,
 }
 
-/// Names a mark.
+/// Names a watermark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watermark {
-    /// [`Watermarks::opened`].
+    /// [`Watermarks::read`].
     Read,
-    /// [`Watermarks::handed`].
+    /// [`Watermarks::dispatched`].
     Dispatched,
 }
 
-/// The right to ring a dose for a while.
+/// The right to send a dose's reminder for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Random, one per handling: a process that freezes must not find its own claim again.
     pub owner: String,
-    /// Counts take-overs.
+    /// Counts claims and take-overs, from 1.
     pub attempt: i32,
-    /// By the clock of whoever claimed.
+    /// The last moment of the lease, by the owner's clock.
     pub until: Timestamp,
 }
 
-/// What a claim gave.
+/// The result of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Ours.
+    /// Won, with this lease.
     Mine(Lease),
-    /// Somebody else's, until then.
+    /// Another owner's, until then.
     Held(Timestamp),
-    /// It has its outcome.
+    /// Not claimed: the dose has its outcome already.
     Marked(DoseMark),
 }
 
-/// What became of a dose, as long as the log is kept.
+/// The outcome of a dose, for as long as the dose log is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DoseMark {
-    /// In a word.
+    /// Sent, missed, …: over all of its messages.
     pub outcome: DoseOutcome,
-    /// Its messages.
+    /// The outcomes of its messages.
     pub counts: Counts,
     /// When the provider had answered.
     pub at: Timestamp,
@@ -331,27 +331,27 @@ pub struct DoseMark {
 /// A dose that was claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
-    /// By whom.
+    /// The current claim.
     pub lease: Lease,
-    /// What became of it, if it has its outcome.
+    /// `None` = it has no outcome yet.
     pub mark: Option<DoseMark>,
 }
 
-/// What a mark gave.
+/// The result of marking a dose with its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marked {
-    /// The dose has its outcome.
+    /// The dose has an outcome.
     Kept,
     /// The claim was taken over before.
     Lost,
 }
 
-/// Whether a provider's route is open.
+/// The state of the providers' routes.
 pub trait Routes: Clone + Send + Sync + 'static {
-    /// The state of a provider's route; running where nothing was ever written.
+    /// The state of a provider's route; running where none was ever written.
     fn route(&self, provider: ProviderId) -> impl Future<Output = StoreResult<RouteRow>> + Send;
 
-    /// Sets it.
+    /// Overwrites the state of a provider's route.
     fn set_route(
         &self,
         provider: ProviderId,
@@ -362,13 +362,13 @@ pub trait Routes: Clone + Send + Sync + 'static {
 /// The state of a provider's route, the same for every instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteRow {
-    /// Open or not.
+    /// Whether it sends, and if not, why.
     pub state: RouteState,
-    /// Since when.
+    /// When it was set.
     pub since: Timestamp,
-    /// Who set it: an instance or a person.
+    /// The instance or the operator that set it.
     pub set_by: String,
-    /// Why.
+    /// The reason, for the operator.
     pub detail: String,
 }
 
@@ -377,42 +377,42 @@ pub struct RouteRow {
 pub enum RouteState {
     /// Sends.
     Running,
-    /// Sends, after somebody has looked at a flood of dead tokens and let it pass. What was written before
-    /// counts as looked at: it doesn't brake the route again.
+    /// Sends, after an operator has reviewed a flood of dead tokens and accepted it. Verdicts written before
+    /// that do not brake the route again.
     Released,
     /// An operator closed it.
     Paused,
     /// The provider refuses our credentials.
     Halted,
-    /// Too many tokens looked dead.
+    /// Too many tokens were reported dead.
     Braked,
 }
 
-/// All ports and what every store can do beside them.
+/// A whole store.
 pub trait Store: Registry + Audience + Broadcasts + Doses + Routes {
-    /// Answers if the store does.
+    /// Succeeds if the store answers.
     fn ping(&self) -> impl Future<Output = StoreResult<()>> + Send;
 
-    /// What the driver has counted since the start, where there is a driver.
+    /// The driver's counters since the start; `None` = the store has no driver that counts.
     fn driver_counts(&self) -> Option<DriverCounts> {
         None
     }
 }
 
-/// What a store's driver tells of its requests.
+/// The counters of a store's driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DriverCounts {
-    /// Requests.
+    /// Requests since the start.
     pub requests: u64,
-    /// Those that failed.
+    /// Failed requests.
     pub errors: u64,
-    /// Those that were tried on another node.
+    /// Attempts on another node after a failed one.
     pub retries: u64,
-    /// Those that took too long.
+    /// Requests that exceeded their timeout.
     pub timeouts: u64,
-    /// Open connections.
+    /// Connections that are open now.
     pub connections: u64,
-    /// 99 of 100 requests took no longer.
+    /// The 99th percentile of the requests' latency.
     pub p99: Duration,
 }
 
@@ -428,7 +428,7 @@ impl Shard {
         Self((hash % u64::from(SHARDS)) as u16)
     }
 
-    /// All shards.
+    /// All shards, ascending.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..SHARDS).map(Self)
     }
@@ -437,7 +437,7 @@ impl Shard {
 // === impl RouteRow ===
 
 impl RouteRow {
-    /// Whether the flood that this is part of was looked at, and let pass.
+    /// Whether an operator has accepted the flood of dead tokens that a verdict of this time is part of.
     pub fn lets_pass(&self, written_at: Timestamp) -> bool {
         self.state == RouteState::Released && written_at <= self.since
     }
@@ -446,10 +446,10 @@ impl RouteRow {
 // === impl RouteState ===
 
 impl RouteState {
-    /// All of them.
+    /// Every state, in the order of declaration.
     pub const ALL: [Self; 5] = [Self::Running, Self::Released, Self::Paused, Self::Halted, Self::Braked];
 
-    /// The word that the store, metrics and commands use.
+    /// The name in the store, in metrics and in commands.
     pub fn label(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -465,7 +465,7 @@ impl RouteState {
         matches!(self, Self::Running | Self::Released)
     }
 
-    /// The state of that word.
+    /// The inverse of [`RouteState::label`].
     pub fn from_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.label() == label)
     }

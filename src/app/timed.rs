@@ -1,4 +1,5 @@
-//! A store whose operations are timed: `pushcast_store_seconds{operation}`. Stores know nothing of metrics.
+//! A store whose operations are timed: `pushcast_store_seconds{operation}`. The stores themselves know no
+//! metrics.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -19,10 +20,10 @@ use crate::{
     },
 };
 
-/// How often the driver's counts are copied.
+/// How often the driver's counters are copied.
 const COPY_EVERY: Duration = Duration::from_secs(5);
 
-/// A store and the clock on it.
+/// Wraps a store and observes how long each of its operations takes.
 #[derive(Clone)]
 pub struct Timed<S> {
     store: S,
@@ -36,20 +37,20 @@ impl<S> Timed<S> {
     }
 
     async fn time<T>(&self, operation: &str, work: impl Future<Output = T>) -> T {
-        let begun = Instant::now();
-        let done = work.await;
-        self.metrics.store_seconds.with_label_values(&[operation]).observe(begun.elapsed().as_secs_f64());
-        done
+        let started = Instant::now();
+        let result = work.await;
+        self.metrics.store_seconds.with_label_values(&[operation]).observe(started.elapsed().as_secs_f64());
+        result
     }
 }
 
-/// Implements ports by timing each of their operations under its own name.
+/// Implements the store's traits by timing each of their operations under its own name.
 macro_rules! timed {
     ($($port:ident { $($operation:ident($($name:ident: $type:ty),*) -> $answer:ty;)+ })+) => {$(
         impl<S: $port> $port for Timed<S> {
             $(async fn $operation(&self $(, $name: $type)*) -> Result<$answer, StoreError> {
-                // On the heap: without optimisation each caller's frame would hold all that a driver awaits,
-                // many times over, and a worker's 2 MiB of stack were too few for delivery on a CQL store.
+                // On the heap: in a debug build each caller's frame would hold all that a driver awaits, many
+                // times over, and delivery on a CQL store overflowed a worker's stack of 2 MiB.
                 self.time(stringify!($operation), Box::pin(self.store.$operation($($name),*))).await
             })+
         }
@@ -66,7 +67,9 @@ timed! {
         census() -> Vec<Census>;
     }
     Audience {
-        page_of_slice(provider: ProviderId, slice: Slice, to: &Listeners, after: Option<Cursor>, limit: usize) -> Page;
+        page_of_slice(
+            provider: ProviderId, slice: Slice, to: &Listeners, after: Option<Cursor>, limit: usize
+        ) -> Page;
     }
     Broadcasts {
         plan(broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Plan;
@@ -84,7 +87,9 @@ timed! {
         regimen(regimen: &RegimenId) -> Option<Regimen>;
         regimens(after: Option<&RegimenId>, limit: usize) -> Vec<(RegimenId, Regimen)>;
         insert_due(shard: Shard, row: &DueRow) -> ();
-        due_rows(shard: Shard, after: Timestamp, until: Timestamp, past: Option<&DueRow>, limit: usize) -> Vec<DueRow>;
+        due_rows(
+            shard: Shard, after: Timestamp, until: Timestamp, past: Option<&DueRow>, limit: usize
+        ) -> Vec<DueRow>;
         marks(shard: Shard) -> Watermarks;
         init_marks(now: Timestamp) -> ();
         raise(shard: Shard, mark: Watermark, to: Timestamp) -> ();
@@ -108,19 +113,19 @@ impl<S: Store> Store for Timed<S> {
     }
 }
 
-/// Copies what the store's driver counts into the metrics, until `stop`.
+/// Copies the counters of the store's driver into the metrics, until `stop`.
 pub async fn copy_driver_counts<S: Store>(store: Timed<S>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut copied = DriverCounts::default();
-    let mut clock = interval(COPY_EVERY);
-    while let Some(_now) = stop.run_until_cancelled(clock.tick()).await {
+    let mut ticks = interval(COPY_EVERY);
+    while let Some(_now) = stop.run_until_cancelled(ticks.tick()).await {
         let Some(counts) = store.driver_counts() else { return stop.cancelled().await };
-        for (what, now, before) in [
+        for (event, now, before) in [
             ("request", counts.requests, copied.requests),
             ("error", counts.errors, copied.errors),
             ("retry", counts.retries, copied.retries),
             ("timeout", counts.timeouts, copied.timeouts),
         ] {
-            metrics.store_driver_total.with_label_values(&[what]).inc_by(now.saturating_sub(before));
+            metrics.store_driver_total.with_label_values(&[event]).inc_by(now.saturating_sub(before));
         }
         metrics.store_connections.set(counts.connections.cast_signed());
         metrics.store_request_p99_seconds.set(counts.p99.as_secs_f64());

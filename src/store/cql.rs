@@ -1,6 +1,6 @@
 //! ScyllaDB, or Apache Cassandra: the store of a deployment of any size. All instances share it.
 //!
-//! There are no transactions here; there are two ways to agree instead, and each table belongs to one of
+//! There are no transactions here. There are two ways to agree instead, and each table belongs to one of
 //! them.
 //!
 //! - **The last write wins** (keyspace `<keyspace>`). Every write carries a timestamp of ours, never the
@@ -8,22 +8,26 @@
 //!   late and may overtake another one, and the row ends the same. What must be atomic is one cell. Reads and
 //!   writes ask a majority, so "write, then read" of two racing handlers makes at least one of them see the
 //!   other: the protocols of `tokens` and of the due rows rest on that.
-//! - **One winner** (keyspace `<keyspace>_lwt`). Conditional writes, for the claim of a dose and the progress
-//!   of a broadcast. Their answer may get lost; then it is read back, never guessed (`decide`).
+//! - **Compare and set** (keyspace `<keyspace>_lwt`). Conditional writes, of which one wins, for the claim of
+//!   a dose and the progress of a broadcast. Their answer may get lost; then the row is read back, never
+//!   guessed (`cas`).
 //!
-//! **Invariant:** no read-then-write decides anything, but for routes, which people set.
+//! **Invariant:** no result depends on a read followed by an unconditional write, except for routes, which
+//! change a few times a year.
 //!
 //! **Invariant:** one datacenter. Majorities are local; two datacenters that both take records would miss
-//! each other.
+//! each other's writes.
 //!
-//! What passes by itself (a node too busy, a connection broken) is tried three times here, because one step
-//! of a protocol costs less than all of them; anything longer is [`StoreError`], and the caller's to try
-//! again.
+//! Failures that pass by themselves (a node too busy, a connection broken) are tried three times here,
+//! because repeating one step of a protocol costs less than repeating all of them. What fails for longer is
+//! returned as [`StoreError::Unavailable`], for the caller to try again. What no repetition mends is
+//! [`StoreError::Rejected`] or [`StoreError::Corrupt`] at once; `errors` tells them apart.
 
 mod broadcasts;
 mod cas;
 mod dialect;
 mod doses;
+mod errors;
 mod execute;
 mod regimens;
 mod routes;
@@ -46,7 +50,7 @@ use tokio::time::Instant;
 
 pub use self::schema::Applied;
 use self::statements::Statements;
-/// For tests that let whole stages race over a row.
+/// For tests that let whole stages race for a row.
 #[cfg(test)]
 pub(crate) use self::{broadcasts::part, cas::CasResult, doses::claim};
 use super::{Cluster, DriverCounts, Settings, Store};
@@ -61,31 +65,33 @@ pub struct CqlStore {
 struct CqlInner {
     session: Session,
     statements: Statements,
-    /// When a device of very many tokens was last spoken of.
-    crowd_told_at: Mutex<Option<Instant>>,
+    /// When a device id that too many tokens share was last logged.
+    shared_device_logged_at: Mutex<Option<Instant>>,
 }
 
 /// Why a store could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum CqlOpenError {
-    /// No node answers.
+    /// No node of `store.url` accepts a connection.
     #[error("no node of store.url can be connected to: {source}")]
-    Away {
-        /// What the driver said of the last one.
+    Unreachable {
+        /// The driver's error for the last node.
         source: Box<NewSessionError>,
     },
-    /// The cluster wants to know who we are.
+    /// The cluster requires a login and `store.url` has none.
     #[error(
-        "the cluster lets nobody in without a login: write one into store.url, scylla://user:password@host:9042/keyspace"
+        "the cluster requires a login: write one into store.url, \
+         scylla://user:password@host:9042/keyspace"
     )]
     NoLogin,
-    /// The cluster does not know us.
+    /// The cluster refuses the login of `store.url`.
     #[error(
-        "the cluster refuses the user or the password of store.url (a password's special characters are written %40): {said}"
+        "the cluster refuses the user or the password of store.url (a password's special characters are \
+         written %40): {message}"
     )]
     WrongLogin {
-        /// Its words. They may name the user, never the password.
-        said: String,
+        /// The server's message. It may name the user, never the password.
+        message: String,
     },
     /// TLS can't be set up.
     #[error("{path} can't be used for TLS: {source}")]
@@ -95,21 +101,24 @@ pub enum CqlOpenError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Which of them shall decide?
-    #[error("the cluster has the datacenters {}: name one in store.datacenter, the same for all instances", found.join(", "))]
+    /// The cluster has several datacenters and `store.datacenter` names none.
+    #[error(
+        "the cluster has the datacenters {}: name one in store.datacenter, the same for all instances",
+        found.join(", ")
+    )]
     WhichDatacenter {
-        /// All of them.
+        /// The names of all datacenters.
         found: Vec<String>,
     },
-    /// The setting names none that is there.
+    /// `store.datacenter` names one that the cluster does not have.
     #[error("store.datacenter is {named}, but the cluster has {}", found.join(", "))]
     NoSuchDatacenter {
         /// The setting.
         named: String,
-        /// Those that are there.
+        /// The names of all datacenters.
         found: Vec<String>,
     },
-    /// `pushcast init` has not run, or an older release's.
+    /// `pushcast init` has not run, or only that of an older release.
     #[error("the keyspace {keyspace} has not got schema {missing} yet: run `pushcast init`")]
     NotInitialised {
         /// The keyspace.
@@ -117,40 +126,42 @@ pub enum CqlOpenError {
         /// The first schema file that was not applied.
         missing: i32,
     },
-    /// Written by a later release.
+    /// Prepared by a later release.
     #[error(
-        "the keyspace {keyspace} was prepared by a newer pushcast (its schema is {found}, this one knows {known}): start that release"
+        "the keyspace {keyspace} was prepared by a newer pushcast (its schema is {found}, this one knows \
+         {known}): start that release"
     )]
     Newer {
         /// The keyspace.
         keyspace: String,
-        /// The schema that is there.
+        /// The newest schema file that was applied to it.
         found: i32,
-        /// The newest schema known here.
+        /// The newest schema file of this release.
         known: i32,
     },
-    /// A released schema file was edited, there or here.
+    /// The checksum of an applied schema file differs: the file was edited, there or here.
     #[error(
-        "schema {version} of the keyspace {keyspace} is not the one of this release: was it prepared by a build of your own?"
+        "schema {version} of the keyspace {keyspace} is not the one of this release: was it prepared by a \
+         build of your own?"
     )]
     Different {
         /// The keyspace.
         keyspace: String,
-        /// Which file.
+        /// The number of the schema file.
         version: i32,
     },
     /// A statement does not fit the tables.
     #[error("the cluster refuses a statement: {source}")]
     Statement {
-        /// What it said.
+        /// The first node's error.
         source: Box<PrepareError>,
     },
-    /// Anything else.
+    /// Any other request that failed while the store was opened.
     #[error("{context}: {source}")]
     Refused {
-        /// What was asked of the cluster.
+        /// The request.
         context: String,
-        /// What it said.
+        /// What the driver or the server reported.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -161,25 +172,30 @@ impl CqlStore {
     /// Connects to the cluster and checks that it has this release's schema.
     ///
     /// # Errors
-    /// The cluster is away, or `pushcast init` has to run first.
+    /// The cluster is unreachable or refuses us, or `pushcast init` has to run first.
     pub async fn open(cluster: &Cluster, settings: &Settings) -> Result<Self, CqlOpenError> {
         let lwt = lwt_keyspace(&cluster.keyspace);
         let (session, profiles) = session::connect(cluster, settings, [&cluster.keyspace, &lwt]).await?;
         let server =
             dialect::recognise(&session).await.map_err(|err| refused("recognise the server", err))?;
         schema::check(&session, &cluster.keyspace).await?;
-        let words = statements::words(server, &cluster.keyspace, &lwt);
-        let statements = Statements::prepare(&session, &profiles, &words)
+        let placeholders = statements::placeholders(server, &cluster.keyspace, &lwt);
+        let statements = Statements::prepare(&session, &profiles, &placeholders)
             .await
             .map_err(|source| CqlOpenError::Statement { source: Box::new(source) })?;
-        tracing::info!(keyspace = %cluster.keyspace, "The store is the keyspace {} of {}", cluster.keyspace, server.name());
-        Ok(Self { inner: Arc::new(CqlInner { session, statements, crowd_told_at: Mutex::new(None) }) })
+        tracing::info!(
+            keyspace = %cluster.keyspace,
+            "The store is the keyspace {} of {}", cluster.keyspace, server.name()
+        );
+        let shared_device_logged_at = Mutex::new(None);
+        Ok(Self { inner: Arc::new(CqlInner { session, statements, shared_device_logged_at }) })
     }
 
-    /// Creates what is missing: keyspaces, tables. Safe to run again, and several at once. Says what it did.
+    /// Creates the keyspaces and tables that are missing. Safe to run again, and several times at once.
+    /// Returns what it found and what it created.
     ///
     /// # Errors
-    /// The cluster is away, refuses something, or has a newer release's schema.
+    /// The cluster is unreachable, refuses something, or has a newer release's schema.
     pub async fn init(
         cluster: &Cluster,
         settings: &Settings,
@@ -213,7 +229,7 @@ impl Store for CqlStore {
     }
 }
 
-/// Where the tables of conditional writes lie.
+/// The keyspace of the tables of conditional writes (lightweight transactions).
 fn lwt_keyspace(keyspace: &str) -> String {
     format!("{keyspace}_lwt")
 }

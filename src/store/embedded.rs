@@ -1,18 +1,19 @@
 //! SQLite: the store of the demo, of tests and of small installations with one process.
 //!
-//! **One transaction is the whole protocol.** What takes a store of many nodes hints, flags and read-backs is
-//! here a closure run by the one writer thread. It takes whatever waits into one transaction, so that a
-//! disk's one flush pays for many operations, and answers everybody after the commit. Readers have
-//! connections of their own and see what is committed; in memory there is only one connection, so reads go
-//! through the writer as well.
+//! **One transaction is the whole protocol.** What takes a store of many nodes hints, markers and read-backs
+//! is here a closure that the one writer thread runs. It takes all waiting operations into one transaction
+//! (group commit), so that they share one flush of the disk, and answers each of them after the commit.
+//! Readers have connections of their own and see what is committed; in memory there is only one connection,
+//! so reads go through the writer as well.
 //!
 //! **Invariant:** rusqlite blocks, so it is never called on a worker of tokio.
 //!
-//! **Invariant:** one process a file. A lock on a file beside it says so; it ends with the process, however
-//! that ends. `sqlite3 file` may read along.
+//! **Invariant:** one process per file. A lock on a file beside it enforces that; the system releases it when
+//! the process ends, in whatever way. `sqlite3 file` may read at the same time.
 
 mod broadcasts;
 mod doses;
+mod errors;
 mod lock;
 mod purge;
 mod readers;
@@ -40,11 +41,11 @@ use self::{
     readers::Readers,
     writer::{Durability, Writer},
 };
-use super::{Clock, Store, StoreError};
+use super::{Clock, Store, StoreResult};
 use crate::domain::Timestamp;
 
-/// A store in a file or in memory. Clones share it. Dropping the last one waits for what is queued and closes
-/// the file.
+/// A store in a file or in memory. Clones share it. Dropping the last one waits for the queued operations and
+/// closes the file.
 #[derive(Clone)]
 pub struct EmbeddedStore {
     inner: Arc<EmbeddedInner>,
@@ -59,35 +60,38 @@ struct EmbeddedInner {
 /// Why a store could not be opened, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedOpenError {
-    /// The place is wrong or closed to us.
+    /// The folder does not exist, or the file can't be written.
     #[error(
-        "cannot write {path}: {source}; create the folder, give this user the right to write in it, or change store.url"
+        "cannot write {path}: {source}; create the folder, give this user the right to write in it, or \
+         change store.url"
     )]
     NotWritable {
-        /// What was to be written.
+        /// The store's file, or the lock file beside it.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another process, or this one, has it open.
     #[error(
-        "{path} is in use by {holder}; an embedded store belongs to one process: stop that one, or give this one a store.url of its own"
+        "{path} is in use by {holder}; an embedded store belongs to one process: stop that one, or give this \
+         one a store.url of its own"
     )]
     InUse {
         /// The store's file.
         path: PathBuf,
-        /// Process id and start, as far as the lock file tells.
+        /// The process id and when it opened the store, if the lock file has them.
         holder: String,
     },
-    /// A file of somebody else's.
+    /// The file is a database of another program, or none.
     #[error("{path} is not a pushcast store; nothing was changed in it: set store.url to another file")]
     NotOurs {
-        /// The file.
+        /// The file that `store.url` names.
         path: PathBuf,
     },
     /// Written by a later release.
     #[error(
-        "{path} was written by a newer pushcast (its schema is {found}, this one knows {known}): start that release"
+        "{path} was written by a newer pushcast (its schema is {found}, this one knows {known}): start that \
+         release"
     )]
     Newer {
         /// The store's file.
@@ -97,12 +101,12 @@ pub enum EmbeddedOpenError {
         /// The newest schema known here.
         known: usize,
     },
-    /// Anything else.
+    /// Any other failure to open it.
     #[error("cannot open {path}: {source}")]
     Broken {
         /// The store's file, or `memory`.
         path: PathBuf,
-        /// What SQLite, or the system, said.
+        /// The error of SQLite or of the system.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -110,9 +114,9 @@ pub enum EmbeddedOpenError {
 // === impl EmbeddedStore ===
 
 impl EmbeddedStore {
-    /// Opens the store in this file; makes the file if there is none. The machine's clock says what is old.
+    /// Opens the store in this file; creates the file if there is none. Rows age by the machine's clock.
     ///
-    /// Blocks for as long as SQLite needs to recover after a crash: call it at start.
+    /// Blocks for as long as SQLite needs to recover after a crash: call it at the start.
     ///
     /// # Errors
     /// The file can't be written, is not ours, is too new, or is in use.
@@ -120,7 +124,7 @@ impl EmbeddedStore {
         Self::open_at(path, Arc::new(Timestamp::now))
     }
 
-    /// The same by this clock, which dates the rows and says which of them are old enough to be removed.
+    /// The same with this clock, which dates the rows and decides which of them are old enough to be removed.
     ///
     /// # Errors
     /// As those of [`EmbeddedStore::open`].
@@ -132,7 +136,7 @@ impl EmbeddedStore {
         Self::start(&path, writer, Some(readers), Some(lock), clock)
     }
 
-    /// A store that is gone when its last clone is. The machine's clock says what is old.
+    /// A store in memory, lost when its last clone is dropped. Rows age by the machine's clock.
     ///
     /// # Errors
     /// There is no memory or no thread left.
@@ -140,7 +144,7 @@ impl EmbeddedStore {
         Self::memory_at(Arc::new(Timestamp::now))
     }
 
-    /// The same by this clock, which dates the rows and says which of them are old enough to be removed.
+    /// The same with this clock, which dates the rows and decides which of them are old enough to be removed.
     ///
     /// # Errors
     /// As those of [`EmbeddedStore::memory`].
@@ -159,13 +163,14 @@ impl EmbeddedStore {
         Ok(Self { inner: Arc::new(EmbeddedInner { readers, writer }) })
     }
 
-    /// Runs `work` in a transaction of the writer, which it may share with others; answers when it is
-    /// durable. What it wrote is undone if it fails, and only that. It is told the time.
+    /// Runs `work` in a transaction of the writer, which it may share with others; returns when it is
+    /// durable. If it fails, its own writes are rolled back, and no others. It gets the time of the
+    /// transaction.
     async fn write<T: Send + 'static>(
         &self,
         context: &'static str,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> StoreResult<T> {
         self.inner.writer.run(context, Durability::Immediate, work).await
     }
 
@@ -174,7 +179,7 @@ impl EmbeddedStore {
         &self,
         context: &'static str,
         work: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> StoreResult<T> {
         match &self.inner.readers {
             Some(readers) => readers.run(context, work).await,
             None => self.inner.writer.run(context, Durability::Immediate, move |db, _| work(db)).await,
@@ -183,8 +188,8 @@ impl EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    async fn ping(&self) -> Result<(), StoreError> {
-        self.inner.writer.alive()?;
+    async fn ping(&self) -> StoreResult<()> {
+        self.inner.writer.is_running()?;
         self.read("ping", |db| db.query_row("SELECT 1", [], |_| Ok(()))).await
     }
 }

@@ -1,45 +1,45 @@
-//! What a store answers when it does not do what it was asked.
+//! Why a store did not do what it was asked.
 
 use std::error::Error;
 
-/// Why a store did not do what it was asked. The three are told apart by what they lead to: an unavailable
-/// store is asked again, a rejected question never will be answered, and a corrupt row is the row's fault
-/// alone.
+/// Why a store operation failed. The variants differ in what they lead to: an unavailable store is asked
+/// again, a rejected request is rejected each time, and a corrupt row concerns that row alone.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store is away or slow. Nothing was decided: ask again, for as long as it takes.
+    /// The store is unreachable or too slow. Nothing is known to have been done: repeat the operation, for as
+    /// long as it takes.
     #[error("the store is unavailable: {context}")]
     Unavailable {
-        /// What it was asked.
+        /// The operation.
         context: String,
-        /// What it said, if anything.
+        /// What the driver or the server reported, if anything.
         source: Option<Box<dyn Error + Send + Sync>>,
     },
-    /// The store calls what it was asked invalid, and would again.
-    #[error("the store rejects {context}")]
+    /// The store calls the request invalid, and would again.
+    #[error("the store rejects the request: {context}")]
     Rejected {
-        /// What it was asked.
+        /// The operation.
         context: String,
-        /// What it said.
+        /// What the driver or the server reported.
         source: Box<dyn Error + Send + Sync>,
     },
     /// A stored row can't be read back.
     #[error("a stored row can't be read: {context}")]
     Corrupt {
-        /// Which row, and what of it.
+        /// The table and the key, where they are known; else the operation.
         context: String,
-        /// Why not.
+        /// What is wrong with it.
         source: Box<dyn Error + Send + Sync>,
     },
 }
 
 impl StoreError {
-    /// The store failed while `context`.
+    /// The store was unavailable for the operation `context`.
     pub fn unavailable(context: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Unavailable { context: context.into(), source: Some(source.into()) }
     }
 
-    /// The store calls `context` invalid.
+    /// The store calls the operation `context` invalid.
     pub fn rejected(context: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Rejected { context: context.into(), source: source.into() }
     }

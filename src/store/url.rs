@@ -1,4 +1,4 @@
-//! `store.url`: which store, and where it is.
+//! `store.url`: which store, and its address.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Settings;
 
-/// Where the store is.
+/// The kind of store and its address.
 #[derive(Clone, Debug)]
 pub enum StoreUrl {
-    /// SQLite in memory: gone with the process.
+    /// SQLite in memory: lost when the process ends.
     Memory,
     /// SQLite in this file.
     File(PathBuf),
@@ -21,32 +21,33 @@ pub enum StoreUrl {
 /// A cluster that speaks CQL.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// Some of its nodes, `host:port`; the others are found through them.
+    /// Some of its nodes, `host:port`; the driver discovers the others through them.
     pub nodes: Vec<String>,
-    /// Who logs in; `None` = the cluster asks nobody.
+    /// `None` = the cluster requires no login.
     pub login: Option<Login>,
-    /// The keyspace; what is decided by one winner lies in a second one, `<keyspace>_lwt`.
+    /// The keyspace; the tables of conditional writes are in a second one, `<keyspace>_lwt`.
     pub keyspace: String,
 }
 
-/// A name and its password.
+/// The login of `store.url`.
 #[derive(Clone, Debug)]
 pub struct Login {
-    /// The role.
+    /// The name of the role in the cluster.
     pub user: String,
-    /// Its password.
+    /// The password of that role, percent-decoded.
     pub password: SecretString,
 }
 
 /// The URL names no store. Shows no part of the URL: it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStoreUrl {
-    /// Something is wrong behind `scylla://`.
+    /// The part behind `scylla://` is malformed.
     #[error("expected scylla://[user:password@]host[:port][,host[:port]]/keyspace: {0}")]
     Cluster(&'static str),
-    /// Anything else.
+    /// The scheme is unknown, or the path of a file is missing.
     #[error(
-        "expected embedded:memory, embedded:/path/to/file or scylla://[user:password@]host:9042[,host:9042]/keyspace"
+        "expected embedded:memory, embedded:/path/to/file or \
+         scylla://[user:password@]host:9042[,host:9042]/keyspace"
     )]
     Unknown,
 }
@@ -60,7 +61,7 @@ impl Settings {
     /// Reads `url`.
     ///
     /// # Errors
-    /// There is no such store.
+    /// The URL is malformed.
     pub fn location(&self) -> Result<StoreUrl, InvalidStoreUrl> {
         let url = self.url.expose_secret();
         if let Some(rest) = url.strip_prefix("scylla://") {
@@ -78,15 +79,15 @@ impl Settings {
 
 impl Cluster {
     fn parse(text: &str) -> Result<Self, &'static str> {
-        // A password may hold any sign, so the last @ ends it; no host and no keyspace holds one.
-        let (login, place) = match text.rsplit_once('@') {
-            Some((login, place)) => (Some(Login::parse(login)?), place),
+        // A password may hold any character, so the last @ ends it; no host and no keyspace holds one.
+        let (login, address) = match text.rsplit_once('@') {
+            Some((login, address)) => (Some(Login::parse(login)?), address),
             None => (None, text),
         };
-        let (nodes, keyspace) = place.split_once('/').ok_or("the keyspace is missing")?;
-        let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        let starts_well = keyspace.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
-        if !starts_well || keyspace.len() > KEYSPACE_MAX || !keyspace.bytes().all(letters) {
+        let (nodes, keyspace) = address.split_once('/').ok_or("the keyspace is missing")?;
+        let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let starts_with_letter = keyspace.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        if !starts_with_letter || keyspace.len() > KEYSPACE_MAX || !keyspace.bytes().all(is_allowed) {
             return Err("a keyspace is up to 44 of a-z, 0-9 and _, and begins with a letter");
         }
         let nodes = nodes.split(',').map(node).collect::<Result<_, _>>()?;
@@ -107,7 +108,7 @@ impl Login {
     }
 }
 
-/// `host:port`, with the port that CQL has if there is none.
+/// `host:port`, with CQL's default port if there is none.
 fn node(text: &str) -> Result<String, &'static str> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
@@ -141,9 +142,10 @@ mod tests {
     #[test]
     fn a_store_is_in_memory_in_a_file_or_in_a_cluster() {
         assert!(matches!(location("embedded:memory"), Ok(StoreUrl::Memory)));
-        assert!(
-            matches!(location("embedded:/var/lib/push.db"), Ok(StoreUrl::File(path)) if path.ends_with("push.db"))
-        );
+        assert!(matches!(
+            location("embedded:/var/lib/push.db"),
+            Ok(StoreUrl::File(path)) if path.ends_with("push.db")
+        ));
         for url in ["", "embedded:", "embedded", "memory", "postgres://db/push", "scylla:/db/push"] {
             assert_eq!(location(url).err(), Some(InvalidStoreUrl::Unknown), "{url:?}");
         }
@@ -161,8 +163,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cluster_is_refused_without_being_shown() {
-        for place in [
+    fn a_malformed_cluster_is_refused_without_being_shown() {
+        for address in [
             "db",
             "db/",
             "/push",
@@ -174,8 +176,8 @@ mod tests {
             "ann@db/push",
             "db/push?x=1",
         ] {
-            let refusal = location(&format!("scylla://{place}")).expect_err(place);
-            assert!(matches!(refusal, InvalidStoreUrl::Cluster(_)), "{place}: {refusal}");
+            let refusal = location(&format!("scylla://{address}")).expect_err(address);
+            assert!(matches!(refusal, InvalidStoreUrl::Cluster(_)), "{address}: {refusal}");
         }
         assert!(location(&format!("scylla://db/{}", "a".repeat(45))).is_err());
     }

@@ -1,105 +1,107 @@
 //! Broadcasts and their parts.
 //!
-//! The plan and the progress of a part are decided by one winner; the state of a broadcast and the set of its
-//! finished parts only grow, and need no decision.
+//! The plan and the progress of a part are written by compare-and-set; the state of a broadcast and the set
+//! of its finished parts only grow, and need no condition.
 
 pub(crate) mod part;
 
+use std::fmt::Display;
+
 use futures::future::try_join_all;
+use scylla::response::query_result::QueryRowsResult;
 
 use super::{
     CqlInner, CqlStore,
     cas::{CasResult, CasRetry, in_time},
-    execute::{all, columns, counts, first, micros, timestamp, unreadable},
+    errors::{corrupt, row_name},
+    execute::{all, columns, counts, first, micros, timestamp},
 };
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, StopReason, Timestamp, Token,
         limits,
     },
-    store::{Broadcasts, Checkpoint, StoreError, Total},
+    store::{Broadcasts, Checkpoint, StoreError, StoreResult, Total},
 };
 
 const PLANNED: &str = "planned";
 const STOPPED: &str = "stopped";
 const DONE: &str = "done";
 
-/// The state's timestamps: fixed, so that a repeat changes nothing and nothing goes back.
+/// The state's timestamps: fixed, so that a repeat changes nothing and no state returns to an earlier one.
 const PLANNED_AT: i64 = 1;
 const STOPPED_AT: i64 = 2;
 const DONE_AT: i64 = 3;
 
-/// The life of every row here.
+/// How long the rows of a broadcast live.
 const KEPT_SECONDS: i32 = limits::BROADCASTS_KEPT.as_secs() as i32;
 
-/// No token's position: nothing is done yet.
+/// The cursor of a part that has sent nothing yet: no token has this position.
 const NOTHING_DONE: i64 = i64::MIN;
 
 /// Parts whose rows are read at once.
 const PARTS_AT_ONCE: usize = 32;
 
 impl Broadcasts for CqlStore {
-    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, StoreError> {
-        let standing = self.inner.standing_plan(broadcast, plan, now).await?;
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> StoreResult<Plan> {
+        let stored = self.inner.insert_plan(broadcast, plan, now).await?;
         let values = (PLANNED_AT, KEPT_SECONDS, PLANNED, broadcast.as_str());
         self.inner.write("plan a broadcast", &self.inner.statements.put_state, values).await?;
-        Ok(standing)
+        Ok(stored)
     }
 
     async fn broadcast(
         &self,
         broadcast: &BroadcastId,
-    ) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
+    ) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
         const CONTEXT: &str = "read a broadcast";
-        let (store, key) = (&self.inner, (broadcast.as_str(),));
+        let store = &self.inner;
+        let key = (broadcast.as_str(),);
         let (plan, state) = futures::future::try_join(
             store.rows(CONTEXT, &store.statements.plan, key),
             store.rows(CONTEXT, &store.statements.broadcast, key),
         )
         .await?;
-        let plan = first::<(String, i32)>(CONTEXT, &plan)?
-            .map(|(spec, parts)| Plan { spec, parts: parts.cast_unsigned() });
-        let state = match first::<(String, Option<String>)>(CONTEXT, &state)? {
-            Some((word, reason)) => Some(match word.as_str() {
+        let plan = stored_plan(broadcast, &plan)?;
+        let row = || row_name("broadcasts", broadcast);
+        let state = match first::<(String, Option<String>)>(&state, row)? {
+            Some((label, reason)) => Some(match label.as_str() {
                 PLANNED => BroadcastState::Planned,
                 STOPPED => {
                     BroadcastState::Stopped { reason: StopReason::from_label(&reason.unwrap_or_default()) }
                 }
                 DONE => BroadcastState::Done,
-                _ => return Err(unreadable(CONTEXT, format!("the state {word:?} is not known"))),
+                _ => return Err(corrupt(row, format!("the state {label:?} is not known"))),
             }),
-            // Whoever planned it died before he said so.
+            // The process that planned it ended before it wrote the state.
             None => plan.as_ref().map(|_| BroadcastState::Planned),
         };
         Ok((plan, state))
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> Result<(), StoreError> {
+    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> StoreResult<()> {
         let values = (STOPPED_AT, KEPT_SECONDS, STOPPED, reason.label(), broadcast.as_str());
         self.inner.write("stop a broadcast", &self.inner.statements.put_state_and_reason, values).await
     }
 
-    async fn close(&self, broadcast: &BroadcastId) -> Result<(), StoreError> {
+    async fn close(&self, broadcast: &BroadcastId) -> StoreResult<()> {
         let values = (DONE_AT, KEPT_SECONDS, DONE, broadcast.as_str());
         self.inner.write("close a broadcast", &self.inner.statements.put_state, values).await
     }
 
-    async fn take_over(&self, part: &PartId) -> Result<Progress, StoreError> {
+    async fn take_over(&self, part: &PartId) -> StoreResult<Progress> {
         const CONTEXT: &str = "take a part over";
-        in_time(CONTEXT, part::take_over(&PartRow { store: &self.inner, part, context: CONTEXT }, CONTEXT))
-            .await
+        let row = PartRow { store: &self.inner, part, context: CONTEXT };
+        in_time(CONTEXT, part::take_over(&row, CONTEXT)).await
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, StoreError> {
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> StoreResult<Checkpoint> {
         const CONTEXT: &str = "record a part's progress";
-        in_time(
-            CONTEXT,
-            part::checkpoint(&PartRow { store: &self.inner, part, context: CONTEXT }, progress, CONTEXT),
-        )
-        .await
+        let row = PartRow { store: &self.inner, part, context: CONTEXT };
+        in_time(CONTEXT, part::checkpoint(&row, progress, CONTEXT)).await
     }
 
-    async fn finish_part(&self, part: &PartId) -> Result<u32, StoreError> {
+    async fn finish_part(&self, part: &PartId) -> StoreResult<u32> {
         const CONTEXT: &str = "finish a part";
         let store = &self.inner;
         let (broadcast, provider, number) = key(part);
@@ -107,15 +109,16 @@ impl Broadcasts for CqlStore {
             .write(CONTEXT, &store.statements.put_finished, (broadcast, provider, number, KEPT_SECONDS))
             .await?;
         let rows = store.rows(CONTEXT, &store.statements.count_finished, (broadcast,)).await?;
-        let (finished,) = first::<(i64,)>(CONTEXT, &rows)?.unwrap_or_default();
-        u32::try_from(finished).map_err(|err| unreadable(CONTEXT, err))
+        let name = || row_name("broadcast_done", broadcast);
+        let (finished,) = first::<(i64,)>(&rows, name)?.unwrap_or_default();
+        u32::try_from(finished).map_err(|err| corrupt(name, err))
     }
 
-    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, StoreError> {
+    async fn progress(&self, part: &PartId) -> StoreResult<Option<Progress>> {
         part::PartCells::now(&PartRow { store: &self.inner, part, context: "read a part's progress" }).await
     }
 
-    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, StoreError> {
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
         let mut sum = Counts::default();
         for counts in self.inner.finished(broadcast).await? {
             sum += counts;
@@ -128,38 +131,43 @@ impl Broadcasts for CqlStore {
 struct PartRow<'a> {
     store: &'a CqlInner,
     part: &'a PartId,
-    /// What it is asked for.
+    /// The operation that it is read or written for.
     context: &'static str,
 }
 
+/// A row of `broadcast_parts`: epoch, cursor, open tokens, done, counts.
+type PartColumns = (i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64);
+
 impl part::PartCells for PartRow<'_> {
-    async fn now(&self) -> Result<Option<Progress>, StoreError> {
+    async fn now(&self) -> StoreResult<Option<Progress>> {
         let rows = self.store.rows(self.context, &self.store.statements.part_now, key(self.part)).await?;
-        let found =
-            first::<(i32, i64, Option<Vec<String>>, bool, i64, i64, i64, i64, i64)>(self.context, &rows)?;
-        let Some((epoch, cursor, open, done, sent, dead, refused, failed, expired)) = found else {
+        let row = || part_row(&self.part.broadcast, self.part.provider.label(), self.part.part);
+        let Some((epoch, cursor, open, done, sent, dead, refused, failed, expired)) =
+            first::<PartColumns>(&rows, row)?
+        else {
             return Ok(None);
         };
         let open = open.iter().flatten().map(|text| Token::parse(text)).collect::<Result<_, _>>();
         Ok(Some(Progress {
             epoch,
             cursor: Some(Cursor(cursor)).filter(|_| cursor != NOTHING_DONE),
-            open: open.map_err(|err| unreadable(self.context, err))?,
+            open: open.map_err(|err| corrupt(row, err))?,
             done,
             counts: counts([sent, dead, refused, failed, expired]),
         }))
     }
 
-    async fn begin(&self) -> Result<CasResult, StoreError> {
+    async fn begin(&self) -> StoreResult<CasResult> {
         let (broadcast, provider, number) = key(self.part);
         let values = (broadcast, provider, number, NOTHING_DONE, KEPT_SECONDS);
-        self.store.decide(self.context, &self.store.statements.insert_part, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.insert_part, values).await
     }
 
-    async fn raise(&self, found: &Progress) -> Result<CasResult, StoreError> {
+    async fn raise(&self, found: &Progress) -> StoreResult<CasResult> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&found.counts);
-        let (epoch, cursor) = (found.epoch, cursor(found));
+        let epoch = found.epoch;
+        let cursor = cursor(found);
         let values = (
             KEPT_SECONDS,
             epoch + 1,
@@ -174,19 +182,19 @@ impl part::PartCells for PartRow<'_> {
             failed,
             expired,
         );
-        self.store.decide(self.context, &self.store.statements.take_over, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.take_over, values).await
     }
 
-    async fn record(&self, progress: &Progress) -> Result<CasResult, StoreError> {
+    async fn record(&self, progress: &Progress) -> StoreResult<CasResult> {
         let (broadcast, provider, number) = key(self.part);
         let [sent, dead, refused, failed, expired] = columns(&progress.counts);
-        let (epoch, cursor, done) = (progress.epoch, cursor(progress), progress.done);
+        let cursor = cursor(progress);
         let open: Vec<&str> = progress.open.iter().map(Token::as_str).collect();
         let values = (
             KEPT_SECONDS,
             cursor,
             open,
-            done,
+            progress.done,
             sent,
             dead,
             refused,
@@ -195,54 +203,52 @@ impl part::PartCells for PartRow<'_> {
             broadcast,
             provider,
             number,
-            epoch,
+            progress.epoch,
             cursor,
             sent,
             dead,
         );
-        self.store.decide(self.context, &self.store.statements.checkpoint, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.checkpoint, values).await
     }
 }
 
 impl CqlInner {
-    /// The plan that stands: this one, unless there was one.
-    async fn standing_plan(
-        &self,
-        broadcast: &BroadcastId,
-        plan: &Plan,
-        now: Timestamp,
-    ) -> Result<Plan, StoreError> {
+    /// Writes the plan if there is none; returns the one that is stored then.
+    async fn insert_plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> StoreResult<Plan> {
         const CONTEXT: &str = "plan a broadcast";
         let mut cas_retry = CasRetry::new(CONTEXT);
         loop {
             let values =
                 (broadcast.as_str(), &plan.spec, plan.parts.cast_signed(), micros(now), KEPT_SECONDS);
-            match self.decide(CONTEXT, &self.statements.insert_plan, values).await? {
+            match self.compare_and_set(CONTEXT, &self.statements.insert_plan, values).await? {
                 CasResult::Applied => return Ok(plan.clone()),
                 CasResult::Refused => {}
                 CasResult::Unknown(err) => cas_retry.lost(err),
             }
             let rows = self.rows(CONTEXT, &self.statements.plan_now, (broadcast.as_str(),)).await?;
-            if let Some((spec, parts)) = first::<(String, i32)>(CONTEXT, &rows)? {
-                return Ok(Plan { spec, parts: parts.cast_unsigned() });
+            if let Some(plan) = stored_plan(broadcast, &rows)? {
+                return Ok(plan);
             }
             cas_retry.next_round().await?;
         }
     }
 
     /// The counts of all finished parts. These do not change any more, so a plain read is enough.
-    async fn finished(&self, broadcast: &BroadcastId) -> Result<Vec<Counts>, StoreError> {
+    async fn finished(&self, broadcast: &BroadcastId) -> StoreResult<Vec<Counts>> {
         const CONTEXT: &str = "sum a broadcast's parts";
-        let (mut all_counts, mut from) = (Vec::new(), None);
+        let mut all_counts = Vec::new();
+        let mut from = None;
         loop {
             let (rows, next) =
                 self.page(CONTEXT, &self.statements.finished, (broadcast.as_str(),), from).await?;
-            for parts in all::<(String, i32)>(CONTEXT, &rows)?.chunks(PARTS_AT_ONCE) {
+            let finished = all::<(String, i32)>(&rows, || row_name("broadcast_done", broadcast))?;
+            for parts in finished.chunks(PARTS_AT_ONCE) {
                 let read = parts.iter().map(|(provider, number)| async move {
                     let rows = self
                         .rows(CONTEXT, &self.statements.part, (broadcast.as_str(), provider, number))
                         .await?;
-                    let found = first::<(i64, i64, i64, i64, i64)>(CONTEXT, &rows)?;
+                    let row = || part_row(broadcast, provider, number);
+                    let found = first::<(i64, i64, i64, i64, i64)>(&rows, row)?;
                     Ok::<_, StoreError>(found.map(|(sent, dead, refused, failed, expired)| {
                         counts([sent, dead, refused, failed, expired])
                     }))
@@ -256,24 +262,34 @@ impl CqlInner {
         }
     }
 
-    /// When the total was first asked for: the first one's time stands.
-    async fn first_total_at(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Timestamp, StoreError> {
-        const CONTEXT: &str = "note when a broadcast was summed up";
+    /// When the total was first asked for; `now`, if this is the first time.
+    async fn first_total_at(&self, broadcast: &BroadcastId, now: Timestamp) -> StoreResult<Timestamp> {
+        const CONTEXT: &str = "record when a broadcast was summed up";
+        let row = || row_name("broadcast_totals", broadcast);
         let mut cas_retry = CasRetry::new(CONTEXT);
         loop {
             let values = (broadcast.as_str(), micros(now), KEPT_SECONDS);
-            match self.decide(CONTEXT, &self.statements.insert_total, values).await? {
-                CasResult::Applied => return timestamp(CONTEXT, micros(now)),
+            match self.compare_and_set(CONTEXT, &self.statements.insert_total, values).await? {
+                CasResult::Applied => return timestamp(micros(now), row),
                 CasResult::Refused => {}
                 CasResult::Unknown(err) => cas_retry.lost(err),
             }
             let rows = self.rows(CONTEXT, &self.statements.total_now, (broadcast.as_str(),)).await?;
-            if let Some((at,)) = first::<(i64,)>(CONTEXT, &rows)? {
-                return timestamp(CONTEXT, at);
+            if let Some((at,)) = first::<(i64,)>(&rows, row)? {
+                return timestamp(at, row);
             }
             cas_retry.next_round().await?;
         }
     }
+}
+
+fn stored_plan(broadcast: &BroadcastId, rows: &QueryRowsResult) -> StoreResult<Option<Plan>> {
+    let found = first::<(String, i32)>(rows, || row_name("broadcast_plans", broadcast))?;
+    Ok(found.map(|(spec, parts)| Plan { spec, parts: parts.cast_unsigned() }))
+}
+
+fn part_row(broadcast: &BroadcastId, provider: &str, number: impl Display) -> String {
+    row_name("broadcast_parts", format_args!("{broadcast} {provider} {number}"))
 }
 
 fn key(part: &PartId) -> (&str, &'static str, i32) {

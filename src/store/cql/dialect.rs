@@ -1,25 +1,25 @@
-//! What ScyllaDB and Apache Cassandra spell differently. All of it; everything else is CQL that both
-//! understand.
+//! Where the CQL of ScyllaDB and of Apache Cassandra differs. All of it is here; everything else is CQL that
+//! both understand.
 //!
-//! Nothing here changes what a statement means. That the two also *answer* a conditional write differently
-//! (ScyllaDB always sends the row along, Cassandra only when it was not applied) is no matter of spelling:
-//! `decide` reads the first column only.
+//! Nothing here changes the meaning of a statement. The two also *answer* a conditional write differently
+//! (ScyllaDB always sends the row along, Cassandra only when it was not applied): `cas` reads the first
+//! column only.
 
 use scylla::{
     client::session::Session,
     errors::{DbError, ExecutionError, RequestAttemptError},
 };
 
-/// Who answers.
+/// The kind of server and its release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Server {
-    /// ScyllaDB; the releases up to 6.2 are older than those that count years.
+    /// ScyllaDB; the releases up to 6.2 are older than those that are numbered by years (2019.1 and on).
     Scylla { major: u32, minor: u32 },
     /// Apache Cassandra.
     Cassandra { major: u32 },
 }
 
-/// Asks a node who it is: only ScyllaDB has a table `system.versions`.
+/// Asks a node for its kind and release: only ScyllaDB has a table `system.versions`.
 pub(super) async fn recognise(session: &Session) -> Result<Server, ExecutionError> {
     match session.query_unpaged("SELECT version FROM system.versions WHERE key = 'local'", ()).await {
         Ok(found) => {
@@ -44,14 +44,14 @@ fn first_text(answer: scylla::response::query_result::QueryResult) -> String {
         .map_or_else(String::new, |(text,)| text)
 }
 
-/// The first two numbers of a version; what can't be read counts as new.
+/// The first two numbers of a version; one that can't be parsed counts as the newest.
 fn numbers(version: &str) -> (u32, u32) {
     let mut numbers = version.split(['.', '-', '~']).map(|number| number.parse().unwrap_or(u32::MAX));
     (numbers.next().unwrap_or(u32::MAX), numbers.next().unwrap_or(0))
 }
 
 impl Server {
-    /// The name and version that the start tells.
+    /// The name that is logged at the start.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Scylla { .. } => "ScyllaDB",
@@ -59,7 +59,7 @@ impl Server {
         }
     }
 
-    /// What a scan of the whole table says at its end, so that it does not drive everybody's rows out of the
+    /// The end of a statement that scans a whole table, so that the scan does not evict other rows from the
     /// cache.
     pub(super) fn scan(self) -> &'static str {
         match self {
@@ -68,30 +68,31 @@ impl Server {
         }
     }
 
-    /// What a keyspace of conditional writes says at its end: the tablets of older releases knew none.
+    /// The end of the statement that creates the keyspace of conditional writes: tablets of older releases do
+    /// not support them.
     pub(super) fn lwt_keyspace(self) -> &'static str {
         match self {
-            Self::Scylla { .. } if self.has_tablets() && !self.decides_on_tablets() => {
+            Self::Scylla { .. } if self.has_tablets() && !self.has_lwt_on_tablets() => {
                 " AND tablets = {'enabled': false}"
             }
             _ => "",
         }
     }
 
-    /// Options of a table whose rows are overwritten, by timestamps of ours that may lie behind the servers'
-    /// clocks. `copies` is how many copies a row has.
-    pub(super) fn overwritten(self, copies: u32) -> String {
+    /// Options of a table whose rows are overwritten, with timestamps of ours that may be behind the servers'
+    /// clocks. `replication_factor` is the keyspace's.
+    pub(super) fn overwritten(self, replication_factor: u32) -> String {
         match self {
-            // A deletion that is forgotten must not let an older write come back that is still on its way: a
-            // day for what a consumer was late by. With one copy there is no repair that would say when to
-            // forget.
+            // A tombstone must not be purged while an older write that it deletes is still on its way: a day
+            // for records that a consumer handles late. With one replica there is no repair that would tell
+            // when to purge.
             Self::Scylla { .. } => {
-                let forget = if copies > 1 {
+                let tombstone_gc = if replication_factor > 1 {
                     "tombstone_gc = {'mode': 'repair', 'propagation_delay_in_seconds': '86400'}"
                 } else {
                     "tombstone_gc = {'mode': 'timeout'}"
                 };
-                format!("gc_grace_seconds = 864000 AND {forget} AND compaction = {}", self.compaction())
+                format!("gc_grace_seconds = 864000 AND {tombstone_gc} AND compaction = {}", self.compaction())
             }
             Self::Cassandra { .. } => {
                 format!("gc_grace_seconds = 864000 AND compaction = {}", self.compaction())
@@ -100,17 +101,17 @@ impl Server {
     }
 
     /// Options of a table that is written by conditional writes only.
-    pub(super) fn decided(self) -> String {
+    pub(super) fn lwt_table(self) -> String {
         match self {
             Self::Scylla { .. } => format!("compaction = {}", self.compaction()),
-            // Each conditional write reads: few files to look into.
+            // Each conditional write reads the row first: fewer files to read it from.
             Self::Cassandra { .. } => "compaction = {'class': 'LeveledCompactionStrategy'}".to_owned(),
         }
     }
 
     fn compaction(self) -> &'static str {
         match self {
-            Self::Scylla { .. } if self.counts_years() => {
+            Self::Scylla { .. } if self.is_numbered_by_years() => {
                 "{'class': 'IncrementalCompactionStrategy', 'space_amplification_goal': '1.5'}"
             }
             Self::Cassandra { major } if major >= 5 => "{'class': 'UnifiedCompactionStrategy'}",
@@ -118,15 +119,15 @@ impl Server {
         }
     }
 
-    fn counts_years(self) -> bool {
+    fn is_numbered_by_years(self) -> bool {
         self.at_least(2019, 1)
     }
 
     fn has_tablets(self) -> bool {
-        if self.counts_years() { self.at_least(2024, 2) } else { self.at_least(6, 0) }
+        if self.is_numbered_by_years() { self.at_least(2024, 2) } else { self.at_least(6, 0) }
     }
 
-    fn decides_on_tablets(self) -> bool {
+    fn has_lwt_on_tablets(self) -> bool {
         self.at_least(2025, 4)
     }
 
@@ -149,16 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn tablets_are_turned_off_where_they_know_no_conditional_writes() {
+    fn tablets_are_turned_off_where_they_support_no_conditional_writes() {
         let off = |major, minor| !Server::Scylla { major, minor }.lwt_keyspace().is_empty();
         assert!(off(6, 0) && off(6, 2) && off(2024, 2) && off(2025, 1) && off(2025, 3));
-        assert!(!off(5, 4) && !off(2024, 1), "there are no tablets yet");
+        assert!(!off(5, 4) && !off(2024, 1), "these have no tablets");
         assert!(!off(2025, 4) && !off(2026, 1) && !off(u32::MAX, 0));
         assert_eq!(Server::Cassandra { major: 5 }.lwt_keyspace(), "");
     }
 
     #[test]
-    fn each_server_gets_options_that_it_knows() {
+    fn each_server_gets_options_that_it_supports() {
         let cassandra = Server::Cassandra { major: 5 };
         assert!(!cassandra.overwritten(3).contains("tombstone_gc") && cassandra.scan().is_empty());
         assert!(
@@ -168,8 +169,8 @@ mod tests {
         let scylla = Server::Scylla { major: 2026, minor: 1 };
         assert!(scylla.overwritten(3).contains("'repair'") && !scylla.overwritten(1).contains("'repair'"));
         assert!(
-            scylla.decided().contains("Incremental")
-                && !Server::Scylla { major: 6, minor: 2 }.decided().contains("Incremental")
+            scylla.lwt_table().contains("Incremental")
+                && !Server::Scylla { major: 6, minor: 2 }.lwt_table().contains("Incremental")
         );
     }
 }

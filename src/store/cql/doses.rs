@@ -1,8 +1,8 @@
-//! Regimens, due rows, marks and claims.
+//! Regimens, the due queue, its watermarks, and claims.
 //!
-//! Due rows lie in buckets of an hour, so that no partition grows for ever and what is handed on is never met
-//! again; they expire, nobody deletes them. The marks are written with their own value as timestamp: the
-//! greater one stands, and no repeat or late arrival lowers it. A claim is decided by one winner.
+//! Due rows are stored in buckets of an hour, so that no partition grows for ever and dispatched rows are not
+//! read again; they expire and are not deleted. A watermark is written with its own value as timestamp: the
+//! greater one wins, and no repeat or late arrival lowers it. A claim is written by compare-and-set.
 
 pub(crate) mod claim;
 
@@ -12,18 +12,21 @@ use sha2::{Digest, Sha256};
 use super::{
     CqlInner, CqlStore,
     cas::{CasResult, in_time},
-    execute::{all, columns, counts, first, micros, timestamp, unreadable},
+    errors::{corrupt, row_name},
+    execute::{all, columns, counts, first, micros, timestamp},
     regimens::DefinitionRow,
 };
 use crate::{
     domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version, limits},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, Watermark, Watermarks},
+    store::{
+        Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, StoreResult, Watermark, Watermarks,
+    },
 };
 
 const HOUR_US: i64 = 60 * 60 * 1_000_000;
 const DUE_KEPT_SECONDS: i64 = limits::DUE_ROWS_KEPT.as_secs().cast_signed();
-/// The longest life that servers accept.
-const LIFE_MAX_SECONDS: i64 = 20 * 365 * 24 * 60 * 60;
+/// The longest TTL that servers accept.
+const TTL_MAX_SECONDS: i64 = 20 * 365 * 24 * 60 * 60;
 const DOSE_KEPT_SECONDS: i32 = limits::DOSES_KEPT.as_secs() as i32;
 
 impl Doses for CqlStore {
@@ -32,16 +35,16 @@ impl Doses for CqlStore {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> Result<(), StoreError> {
+    ) -> StoreResult<()> {
         let values = (regimen.as_str(), DefinitionRow::of(definition, version), version.as_i64());
         self.inner.write("write a regimen", &self.inner.statements.put_regimen, values).await
     }
 
-    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
+    async fn regimen(&self, regimen: &RegimenId) -> StoreResult<Option<Regimen>> {
         const CONTEXT: &str = "read a regimen";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.regimen, (regimen.as_str(),)).await?;
-        match first::<(DefinitionRow,)>(CONTEXT, &rows)? {
-            Some((definition,)) => definition.read(),
+        match first::<(DefinitionRow,)>(&rows, || row_name("regimens", regimen))? {
+            Some((definition,)) => definition.read(regimen.as_str()),
             None => Ok(None),
         }
     }
@@ -50,20 +53,21 @@ impl Doses for CqlStore {
         &self,
         after: Option<&RegimenId>,
         limit: usize,
-    ) -> Result<Vec<(RegimenId, Regimen)>, StoreError> {
+    ) -> StoreResult<Vec<(RegimenId, Regimen)>> {
         const CONTEXT: &str = "read regimens";
         let store = &self.inner;
-        // Where the last page ended: two regimens may share a position, and lie there in the order of their
-        // ids.
-        let place = match after {
+        // The position where the last page ended. Two regimens may share one, and are ordered by their ids
+        // there.
+        let last_position = match after {
             Some(id) => store
                 .statements
                 .regimen
                 .calculate_token(&(id.as_str(),))
-                .map_err(|err| unreadable(CONTEXT, err))?,
+                .map_err(|err| StoreError::rejected(CONTEXT, err))?,
             None => None,
         };
-        let (mut found, mut from) = (Vec::new(), None);
+        let mut found = Vec::new();
+        let mut from = None;
         loop {
             let (rows, next) = match after {
                 Some(id) => {
@@ -71,13 +75,14 @@ impl Doses for CqlStore {
                 }
                 None => store.page(CONTEXT, &store.statements.all_regimens, (), from).await?,
             };
-            for (position, id, definition) in all::<(i64, &str, DefinitionRow)>(CONTEXT, &rows)? {
+            let some_row = || row_name("regimens", "unknown");
+            for (position, id, definition) in all::<(i64, &str, DefinitionRow)>(&rows, some_row)? {
                 if found.len() == limit {
                     return Ok(found);
                 }
-                let is_known = place.is_some_and(|place| place.value() == position)
+                let is_known = last_position.is_some_and(|last| last.value() == position)
                     && after.is_some_and(|after| id <= after.as_str());
-                if !is_known && let Some(regimen) = definition.read()? {
+                if !is_known && let Some(regimen) = definition.read(id)? {
                     found.push((RegimenId::new(id), regimen));
                 }
             }
@@ -88,7 +93,7 @@ impl Doses for CqlStore {
         }
     }
 
-    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), StoreError> {
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> StoreResult<()> {
         let due_at = micros(row.due_at);
         let payload = row.payload.as_deref().unwrap_or_default();
         let values = (
@@ -98,7 +103,7 @@ impl Doses for CqlStore {
             row.regimen.as_str(),
             payload_hash(payload),
             payload,
-            due_life(row.due_at, Timestamp::now()),
+            due_ttl(row.due_at, Timestamp::now()),
         );
         self.inner.write("insert a due row", &self.inner.statements.put_due, values).await
     }
@@ -110,9 +115,11 @@ impl Doses for CqlStore {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> Result<Vec<DueRow>, StoreError> {
+    ) -> StoreResult<Vec<DueRow>> {
         const CONTEXT: &str = "read due rows";
-        let (store, shard, until) = (&self.inner, i32::from(shard.0), micros(until));
+        let store = &self.inner;
+        let shard = i32::from(shard.0);
+        let until = micros(until);
         let start = past.map_or(micros(after), |past| micros(past.due_at).max(micros(after)));
         let mut found = Vec::new();
         let mut bucket = hour(start);
@@ -135,10 +142,11 @@ impl Doses for CqlStore {
                         .await?
                 }
             };
-            for (due_at, regimen, payload) in all::<(i64, String, Option<String>)>(CONTEXT, &rows)? {
+            let name = || row_name("regimen_due", format_args!("{shard} {bucket}"));
+            for (due_at, regimen, payload) in all::<(i64, String, Option<String>)>(&rows, name)? {
                 let payload = payload.filter(|payload| !payload.is_empty());
                 found.push(DueRow {
-                    due_at: timestamp(CONTEXT, due_at)?,
+                    due_at: timestamp(due_at, name)?,
                     regimen: RegimenId::new(regimen),
                     payload,
                 });
@@ -148,23 +156,23 @@ impl Doses for CqlStore {
         Ok(found)
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Watermarks, StoreError> {
-        match self.inner.marks_if_any(shard).await? {
-            (Some(opened), Some(handed)) => Ok(Watermarks { read: opened, dispatched: handed }),
+    async fn marks(&self, shard: Shard) -> StoreResult<Watermarks> {
+        match self.inner.watermarks_if_any(shard).await? {
+            (Some(read), Some(dispatched)) => Ok(Watermarks { read, dispatched }),
             _ => Err(StoreError::Unavailable {
-                context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
+                context: format!("shard {} of the due queue has no watermarks: run `pushcast init`", shard.0),
                 source: None,
             }),
         }
     }
 
-    async fn init_marks(&self, now: Timestamp) -> Result<(), StoreError> {
+    async fn init_marks(&self, now: Timestamp) -> StoreResult<()> {
         try_join_all(Shard::all().map(async |shard| {
-            let (opened, handed) = self.inner.marks_if_any(shard).await?;
-            if opened.is_none() {
+            let (read, dispatched) = self.inner.watermarks_if_any(shard).await?;
+            if read.is_none() {
                 self.raise(shard, Watermark::Read, now).await?;
             }
-            if handed.is_none() {
+            if dispatched.is_none() {
                 self.raise(shard, Watermark::Dispatched, now).await?;
             }
             Ok(())
@@ -173,14 +181,13 @@ impl Doses for CqlStore {
         .map(drop)
     }
 
-    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> Result<(), StoreError> {
+    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> StoreResult<()> {
         let statement = match mark {
-            Watermark::Read => &self.inner.statements.put_opened,
-            Watermark::Dispatched => &self.inner.statements.put_handed,
+            Watermark::Read => &self.inner.statements.put_read,
+            Watermark::Dispatched => &self.inner.statements.put_dispatched,
         };
-        self.inner
-            .write("raise a shard's mark", statement, (micros(to), micros(to), i32::from(shard.0)))
-            .await
+        let values = (micros(to), micros(to), i32::from(shard.0));
+        self.inner.write("raise a shard's watermark", statement, values).await
     }
 
     async fn claim(
@@ -189,28 +196,23 @@ impl Doses for CqlStore {
         owner: &str,
         now: Timestamp,
         until: Timestamp,
-    ) -> Result<Claim, StoreError> {
+    ) -> StoreResult<Claim> {
         const CONTEXT: &str = "claim a dose";
-        // As the row tells it again.
-        let until = timestamp(CONTEXT, micros(until))?;
-        in_time(
-            CONTEXT,
-            claim::claim(&DoseRow { store: &self.inner, dose, context: CONTEXT }, owner, now, until, CONTEXT),
-        )
-        .await
+        let row = DoseRow { store: &self.inner, dose, context: CONTEXT };
+        // Cut to what the row holds, so that the two can be compared.
+        let until = timestamp(micros(until), || row.name())?;
+        in_time(CONTEXT, claim::claim(&row, owner, now, until, CONTEXT)).await
     }
 
-    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, StoreError> {
-        claim::DoseCells::now(&DoseRow { store: &self.inner, dose, context: "read who claimed a dose" }).await
+    async fn claimed(&self, dose: &DoseKey) -> StoreResult<Option<Claimed>> {
+        claim::DoseCells::now(&DoseRow { store: &self.inner, dose, context: "read the claim of a dose" })
+            .await
     }
 
-    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, StoreError> {
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
         const CONTEXT: &str = "mark a dose";
-        in_time(
-            CONTEXT,
-            claim::mark(&DoseRow { store: &self.inner, dose, context: CONTEXT }, lease, mark, CONTEXT),
-        )
-        .await
+        let row = DoseRow { store: &self.inner, dose, context: CONTEXT };
+        in_time(CONTEXT, claim::mark(&row, lease, mark, CONTEXT)).await
     }
 }
 
@@ -218,11 +220,11 @@ impl Doses for CqlStore {
 struct DoseRow<'a> {
     store: &'a CqlInner,
     dose: &'a DoseKey,
-    /// What it is asked for.
+    /// The operation that it is read or written for.
     context: &'static str,
 }
 
-/// A row of the dose log: owner, attempt, lease, outcome, time of the mark, counts.
+/// A row of the dose log: owner, attempt, end of the lease, outcome, when it was marked, counts.
 type ClaimedRow = (
     String,
     i32,
@@ -237,38 +239,46 @@ type ClaimedRow = (
 );
 
 impl CqlInner {
-    async fn marks_if_any(&self, shard: Shard) -> Result<(Option<Timestamp>, Option<Timestamp>), StoreError> {
-        const CONTEXT: &str = "read a shard's marks";
-        let rows = self.rows(CONTEXT, &self.statements.marks, (i32::from(shard.0),)).await?;
-        let (opened, handed) = first::<(Option<i64>, Option<i64>)>(CONTEXT, &rows)?.unwrap_or_default();
-        let time = |micros: Option<i64>| micros.map(|micros| timestamp(CONTEXT, micros)).transpose();
-        Ok((time(opened)?, time(handed)?))
+    async fn watermarks_if_any(&self, shard: Shard) -> StoreResult<(Option<Timestamp>, Option<Timestamp>)> {
+        const CONTEXT: &str = "read a shard's watermarks";
+        let rows = self.rows(CONTEXT, &self.statements.watermarks, (i32::from(shard.0),)).await?;
+        let row = || row_name("due_marks", shard.0);
+        let (read, dispatched) = first::<(Option<i64>, Option<i64>)>(&rows, row)?.unwrap_or_default();
+        let time = |micros: Option<i64>| micros.map(|micros| timestamp(micros, row)).transpose();
+        Ok((time(read)?, time(dispatched)?))
+    }
+}
+
+impl DoseRow<'_> {
+    fn name(&self) -> String {
+        let DoseKey { profile, regimen, schedule_time, provider } = self.dose;
+        row_name("dose_log", format_args!("{profile} {regimen} {schedule_time} {provider}"))
     }
 }
 
 impl claim::DoseCells for DoseRow<'_> {
-    async fn now(&self) -> Result<Option<Claimed>, StoreError> {
-        let context = self.context;
-        let rows = self.store.rows(context, &self.store.statements.dose_now, key(self.dose)).await?;
+    async fn now(&self) -> StoreResult<Option<Claimed>> {
+        let rows = self.store.rows(self.context, &self.store.statements.dose_now, key(self.dose)).await?;
+        let name = || self.name();
         let Some((owner, attempt, until, outcome, marked_at, sent, dead, refused, failed, expired)) =
-            first::<ClaimedRow>(context, &rows)?
+            first::<ClaimedRow>(&rows, name)?
         else {
             return Ok(None);
         };
         let mark = match marked_at {
             Some(at) => {
-                let word = outcome.unwrap_or_default();
-                let outcome = DoseOutcome::from_label(&word)
-                    .ok_or_else(|| unreadable(context, format!("the outcome {word:?} is not known")))?;
+                let label = outcome.unwrap_or_default();
+                let outcome = DoseOutcome::from_label(&label)
+                    .ok_or_else(|| corrupt(name, format!("the outcome {label:?} is not known")))?;
                 let counts = counts([sent, dead, refused, failed, expired].map(Option::unwrap_or_default));
-                Some(DoseMark { outcome, counts, at: timestamp(context, at)? })
+                Some(DoseMark { outcome, counts, at: timestamp(at, name)? })
             }
             None => None,
         };
-        Ok(Some(Claimed { lease: Lease { owner, attempt, until: timestamp(context, until)? }, mark }))
+        Ok(Some(Claimed { lease: Lease { owner, attempt, until: timestamp(until, name)? }, mark }))
     }
 
-    async fn begin(&self, lease: &Lease, now: Timestamp) -> Result<CasResult, StoreError> {
+    async fn begin(&self, lease: &Lease, now: Timestamp) -> StoreResult<CasResult> {
         let (profile, regimen, time, provider) = key(self.dose);
         let values = (
             profile,
@@ -280,17 +290,16 @@ impl claim::DoseCells for DoseRow<'_> {
             micros(now),
             DOSE_KEPT_SECONDS,
         );
-        self.store.decide(self.context, &self.store.statements.insert_claim, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.insert_claim, values).await
     }
 
-    async fn take(&self, was: &Lease, lease: &Lease) -> Result<CasResult, StoreError> {
+    async fn take(&self, was: &Lease, lease: &Lease) -> StoreResult<CasResult> {
         let (profile, regimen, time, provider) = key(self.dose);
-        let new = (lease.owner.as_str(), lease.attempt, micros(lease.until));
         let values = (
             DOSE_KEPT_SECONDS,
-            new.0,
-            new.1,
-            new.2,
+            lease.owner.as_str(),
+            lease.attempt,
+            micros(lease.until),
             profile,
             regimen,
             time,
@@ -298,10 +307,10 @@ impl claim::DoseCells for DoseRow<'_> {
             was.owner.as_str(),
             was.attempt,
         );
-        self.store.decide(self.context, &self.store.statements.take_claim, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.take_claim, values).await
     }
 
-    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> Result<CasResult, StoreError> {
+    async fn mark(&self, lease: &Lease, mark: &DoseMark) -> StoreResult<CasResult> {
         let (profile, regimen, time, provider) = key(self.dose);
         let [sent, dead, refused, failed, expired] = columns(&mark.counts);
         let values = (
@@ -320,7 +329,7 @@ impl claim::DoseCells for DoseRow<'_> {
             lease.owner.as_str(),
             lease.attempt,
         );
-        self.store.decide(self.context, &self.store.statements.mark_claim, values).await
+        self.store.compare_and_set(self.context, &self.store.statements.mark_claim, values).await
     }
 }
 
@@ -328,11 +337,11 @@ fn key(dose: &DoseKey) -> (&str, &str, i64, &'static str) {
     (dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label())
 }
 
-/// How many seconds the server keeps a due row that is written now: [`DUE_KEPT_SECONDS`] from its time on, and
-/// never less, so that a row whose time has passed is kept as long as one that is due at once.
-fn due_life(due_at: Timestamp, now: Timestamp) -> i32 {
+/// The TTL, in seconds, of a due row that is written now: [`DUE_KEPT_SECONDS`] from its time on, and never
+/// less, so that a row whose time has passed is kept as long as one that is due at once.
+fn due_ttl(due_at: Timestamp, now: Timestamp) -> i32 {
     let until_due = due_at.as_second().saturating_sub(now.as_second()).max(0);
-    i32::try_from((until_due + DUE_KEPT_SECONDS).min(LIFE_MAX_SECONDS)).unwrap_or(i32::MAX)
+    i32::try_from((until_due + DUE_KEPT_SECONDS).min(TTL_MAX_SECONDS)).unwrap_or(i32::MAX)
 }
 
 /// The first microsecond of the hour.
@@ -340,7 +349,7 @@ fn hour(micros: i64) -> i64 {
     micros.div_euclid(HOUR_US) * HOUR_US
 }
 
-/// What stands for a payload in the key; nothing for none.
+/// The payload's part of the key: half of its SHA-256 in hexadecimal, and an empty text for none.
 fn payload_hash(payload: &str) -> String {
     if payload.is_empty() {
         return String::new();
@@ -357,16 +366,16 @@ mod tests {
     #[test]
     fn a_due_row_is_kept_a_week_from_its_time_and_never_less() {
         let due_at = Timestamp::from_second(1_795_000_000).unwrap();
-        let days = |life: i32| life / (24 * 60 * 60);
+        let days = |ttl: i32| ttl / (24 * 60 * 60);
         // Hours that the clock has passed the row's time by, up to twenty years.
         for hours in [0, 1, 24 * 8, 24 * 400, 24 * 365 * 20] {
             let now = due_at + SignedDuration::from_hours(hours);
-            assert_eq!(days(due_life(due_at, now)), 7, "{hours} h after its time");
+            assert_eq!(days(due_ttl(due_at, now)), 7, "{hours} h after its time");
         }
-        assert_eq!(days(due_life(due_at, due_at - SignedDuration::from_hours(24 * 30))), 37);
+        assert_eq!(days(due_ttl(due_at, due_at - SignedDuration::from_hours(24 * 30))), 37);
         let far = due_at - SignedDuration::from_hours(24 * 365 * 40);
-        assert_eq!(days(due_life(due_at, far)), 20 * 365, "the longest life that servers accept");
-        assert_eq!(days(due_life(Timestamp::MIN, Timestamp::MAX)), 7);
-        assert_eq!(days(due_life(Timestamp::MAX, Timestamp::MIN)), 20 * 365);
+        assert_eq!(days(due_ttl(due_at, far)), 20 * 365, "the longest TTL that servers accept");
+        assert_eq!(days(due_ttl(Timestamp::MIN, Timestamp::MAX)), 7);
+        assert_eq!(days(due_ttl(Timestamp::MAX, Timestamp::MIN)), 20 * 365);
     }
 }

@@ -1,8 +1,10 @@
-//! Asking the cluster: reads, and writes that may be repeated.
+//! Reads, and writes that may be repeated. Both are tried a few times.
 
 use std::{future::Future, time::Duration};
 
+use backoff::{Backoff, Jitter};
 use scylla::{
+    deserialize::row::DeserializeRow,
     errors::{DbError, ExecutionError, RequestAttemptError},
     response::{
         PagingState,
@@ -13,21 +15,25 @@ use scylla::{
 };
 use tokio::time::sleep;
 
-use super::CqlInner;
+use super::{
+    CqlInner,
+    errors::{corrupt, request_failed},
+};
 use crate::{
     domain::{Counts, Timestamp},
-    store::StoreError,
+    store::{StoreError, StoreResult},
 };
 
-/// A statement that may be repeated is asked that often.
+/// How often a statement that may be repeated is sent.
 const TRIES: u32 = 3;
-/// The pause before the second try is up to that long, and twice as long before each next one.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The pauses between the tries.
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).with(Jitter::Shorten(0.9));
 
-/// Rows of one page of a partition.
+/// Rows in a page of hints.
 pub(super) const PAGE_OF_HINTS: i32 = 32;
 
-/// A place between two pages.
+/// Where the next page begins.
 pub(super) struct Next(PagingState);
 
 impl CqlInner {
@@ -37,9 +43,9 @@ impl CqlInner {
         context: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
-    ) -> Result<QueryRowsResult, StoreError> {
+    ) -> StoreResult<QueryRowsResult> {
         let values = &values;
-        let answer = tried(context, || self.session.execute_unpaged(statement, values)).await?;
+        let answer = with_retries(context, || self.session.execute_unpaged(statement, values)).await?;
         rows(context, answer)
     }
 
@@ -51,10 +57,11 @@ impl CqlInner {
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
         from: Option<Next>,
-    ) -> Result<(QueryRowsResult, Option<Next>), StoreError> {
-        let (values, from) = (&values, from.map_or_else(PagingState::start, |Next(state)| state));
-        let (answer, state) =
-            tried(context, || self.session.execute_single_page(statement, values, from.clone())).await?;
+    ) -> StoreResult<(QueryRowsResult, Option<Next>)> {
+        let values = &values;
+        let from = from.map_or_else(PagingState::start, |Next(state)| state);
+        let request = || self.session.execute_single_page(statement, values, from.clone());
+        let (answer, state) = with_retries(context, request).await?;
         let next = match state.into_paging_control_flow() {
             std::ops::ControlFlow::Continue(state) => Some(Next(state)),
             std::ops::ControlFlow::Break(()) => None,
@@ -62,44 +69,39 @@ impl CqlInner {
         Ok((rows(context, answer)?, next))
     }
 
-    /// Writes something that has its timestamp.
+    /// A write that carries its own timestamp, so that it may be repeated.
     pub(super) async fn write(
         &self,
         context: &'static str,
         statement: &PreparedStatement,
         values: impl SerializeRow + Sync,
-    ) -> Result<(), StoreError> {
+    ) -> StoreResult<()> {
         let values = &values;
-        tried(context, || self.session.execute_unpaged(statement, values)).await.map(drop)
+        with_retries(context, || self.session.execute_unpaged(statement, values)).await.map(drop)
     }
 }
 
-/// Asks again what passes by itself, a few times. Never for conditional writes.
-async fn tried<T, F: Future<Output = Result<T, ExecutionError>>>(
+/// Repeats a request that fails transiently, a few times. Never for conditional writes.
+async fn with_retries<T, F: Future<Output = Result<T, ExecutionError>>>(
     context: &'static str,
-    ask: impl Fn() -> F,
-) -> Result<T, StoreError> {
+    request: impl Fn() -> F,
+) -> StoreResult<T> {
     let mut tries = 1;
     loop {
-        match ask().await {
+        match request().await {
             Ok(answer) => return Ok(answer),
-            Err(err) if tries < TRIES && passes(&err) => {
-                pause(FIRST_PAUSE * 2_u32.pow(tries - 1)).await;
+            Err(err) if tries < TRIES && is_transient(&err) => {
+                sleep(BACKOFF.pause(tries, rand::random())).await;
                 tries += 1;
             }
-            Err(err) => return Err(StoreError::unavailable(context, err)),
+            Err(err) => return Err(request_failed(context, err)),
         }
     }
 }
 
-/// Waits up to this long: whoever came together does not come back together.
-pub(super) async fn pause(at_most: Duration) {
-    sleep(at_most.mul_f64(rand::random_range(0.1..1.0))).await;
-}
-
-/// Whether the next moment may bring another answer. When no node is there at all, or one took its whole
-/// time, the caller's longer pauses are the better ones.
-fn passes(err: &ExecutionError) -> bool {
+/// Whether the same request may succeed a moment later. When no node can be reached at all, or one used up
+/// the whole timeout, the caller's longer pauses are the better ones.
+fn is_transient(err: &ExecutionError) -> bool {
     let ExecutionError::LastAttemptError(attempt) = err else { return false };
     matches!(
         attempt,
@@ -117,45 +119,38 @@ fn passes(err: &ExecutionError) -> bool {
     )
 }
 
-fn rows(context: &'static str, answer: QueryResult) -> Result<QueryRowsResult, StoreError> {
+fn rows(context: &'static str, answer: QueryResult) -> StoreResult<QueryRowsResult> {
     answer.into_rows_result().map_err(|err| StoreError::unavailable(context, err))
 }
 
-/// The first row, if there is one.
-pub(super) fn first<'a, R: scylla::deserialize::row::DeserializeRow<'a, 'a>>(
-    context: &'static str,
+/// The first row, if there is one. `row` names it, for the error.
+pub(super) fn first<'a, R: DeserializeRow<'a, 'a>>(
     rows: &'a QueryRowsResult,
-) -> Result<Option<R>, StoreError> {
-    rows.maybe_first_row().map_err(|err| StoreError::corrupt(context, err))
+    row: impl Fn() -> String,
+) -> StoreResult<Option<R>> {
+    rows.maybe_first_row().map_err(|err| corrupt(row, err))
 }
 
-/// All rows.
-pub(super) fn all<'a, R: scylla::deserialize::row::DeserializeRow<'a, 'a>>(
-    context: &'static str,
+/// All rows. `name` names them, for the error.
+pub(super) fn all<'a, R: DeserializeRow<'a, 'a>>(
     rows: &'a QueryRowsResult,
-) -> Result<Vec<R>, StoreError> {
-    let all = rows.rows().map_err(|err| StoreError::corrupt(context, err))?;
-    all.collect::<Result<_, _>>().map_err(|err| StoreError::corrupt(context, err))
+    name: impl Fn() -> String,
+) -> StoreResult<Vec<R>> {
+    let all = rows.rows().map_err(|err| corrupt(&name, err))?;
+    all.collect::<Result<_, _>>().map_err(|err| corrupt(&name, err))
 }
 
-/// A cell holds what no release wrote.
-pub(super) fn unreadable(
-    context: &'static str,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> StoreError {
-    StoreError::corrupt(context, source)
-}
-
-/// Whole microseconds since 1970; what is finer is cut.
+/// Whole microseconds since 1970; what is finer is cut off.
 pub(super) fn micros(at: Timestamp) -> i64 {
     at.as_microsecond()
 }
 
-pub(super) fn timestamp(context: &'static str, micros: i64) -> Result<Timestamp, StoreError> {
-    Timestamp::from_microsecond(micros).map_err(|err| unreadable(context, err))
+/// The inverse of [`micros`], of a cell of the row that `row` names.
+pub(super) fn timestamp(micros: i64, row: impl Fn() -> String) -> StoreResult<Timestamp> {
+    Timestamp::from_microsecond(micros).map_err(|err| corrupt(row, err))
 }
 
-/// CQL's integers have a sign; no audience comes near the last bit.
+/// CQL's integers are signed; no count comes near the highest bit.
 pub(super) fn columns(counts: &Counts) -> [i64; 5] {
     [counts.sent, counts.dead, counts.refused, counts.failed, counts.expired].map(u64::cast_signed)
 }

@@ -1,15 +1,15 @@
-//! How a regimen is kept: one cell, its rule as text, the version of its event as timestamp.
+//! How a regimen is stored: in one cell, its rule as text, with the version of its event as timestamp.
 
 use jiff::tz::TimeZone;
 use scylla::{DeserializeValue, SerializeValue};
 
-use super::execute::unreadable;
+use super::errors::{corrupt, row_name};
 use crate::{
     domain::{ProfileId, Regimen, UserId, Version, recurrence::InvalidRule},
-    store::StoreError,
+    store::StoreResult,
 };
 
-/// The one cell of a regimen. Of two with one version the server keeps the greater one.
+/// The one cell of a regimen. Of two with the same version the server keeps the greater one.
 #[derive(Debug, SerializeValue, DeserializeValue)]
 pub(super) struct DefinitionRow {
     /// The cell's timestamp.
@@ -60,23 +60,62 @@ impl DefinitionRow {
         definition
     }
 
-    /// The regimen that the cell holds; `None` = it was removed.
-    pub(super) fn read(self) -> Result<Option<Regimen>, StoreError> {
-        const CONTEXT: &str = "read a regimen";
+    /// The regimen `id` that the cell holds; `None` = it was removed.
+    pub(super) fn read(self, id: &str) -> StoreResult<Option<Regimen>> {
         if self.removed {
             return Ok(None);
         }
-        let not_a_date = |err: jiff::Error| unreadable(CONTEXT, err);
+        let row = || row_name("regimens", id);
+        let not_a_date = |err: jiff::Error| corrupt(row, err);
         Ok(Some(Regimen {
             profile: ProfileId::new(self.profile_id),
             user: UserId::new(self.user_id),
             medicine_name: self.medicine_name,
             dosage: self.dosage,
-            timezone: TimeZone::get(&self.timezone).map_err(|err| unreadable(CONTEXT, err))?,
-            rule: self.rule.parse().map_err(|err: InvalidRule| unreadable(CONTEXT, err))?,
+            timezone: TimeZone::get(&self.timezone).map_err(|err| corrupt(row, err))?,
+            rule: self.rule.parse().map_err(|err: InvalidRule| corrupt(row, err))?,
             start_date: self.start_date.parse().map_err(not_a_date)?,
             end_date: self.end_date.as_deref().map(str::parse).transpose().map_err(not_a_date)?,
             enabled: self.enabled,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::{date, time};
+
+    use super::*;
+    use crate::{
+        domain::{EveryDay, Rule, Timestamp},
+        store::StoreError,
+    };
+
+    #[test]
+    fn a_cell_that_no_release_wrote_is_corrupt_and_names_its_row() {
+        let regimen = Regimen {
+            profile: ProfileId::new("pr1"),
+            user: UserId::new("ann"),
+            medicine_name: "Metformin".to_owned(),
+            dosage: "1".to_owned(),
+            timezone: TimeZone::UTC,
+            rule: Rule::Times { times: vec![time(8, 0, 0, 0)], days: EveryDay::Nth(1) },
+            start_date: date(2026, 11, 1),
+            end_date: None,
+            enabled: true,
+        };
+        let stored = || DefinitionRow::of(Some(&regimen), Version::of_record(Timestamp::UNIX_EPOCH, 0));
+        assert_eq!(stored().read("r1").unwrap().as_ref(), Some(&regimen));
+        let garbage = || "garbage".to_owned();
+        for cell in [
+            DefinitionRow { timezone: garbage(), ..stored() },
+            DefinitionRow { rule: garbage(), ..stored() },
+            DefinitionRow { start_date: garbage(), ..stored() },
+            DefinitionRow { end_date: Some(garbage()), ..stored() },
+        ] {
+            let failure = cell.read("r1").unwrap_err();
+            let StoreError::Corrupt { context, .. } = &failure else { panic!("{failure:?}") };
+            assert_eq!(context, "table regimens, key r1");
+        }
     }
 }

@@ -1,23 +1,25 @@
-//! The providers' routes. People and brakes set them, a few times a year; what was set last stands.
+//! The providers' routes. Operators and brakes set them, a few times a year; the last write wins.
 
 use super::{
     CqlStore,
-    execute::{first, micros, timestamp, unreadable},
+    errors::{corrupt, row_name},
+    execute::{first, micros, timestamp},
 };
 use crate::{
     domain::{ProviderId, Timestamp},
-    store::{RouteRow, RouteState, Routes, StoreError},
+    store::{RouteRow, RouteState, Routes, StoreResult},
 };
 
 impl Routes for CqlStore {
-    async fn route(&self, provider: ProviderId) -> Result<RouteRow, StoreError> {
+    async fn route(&self, provider: ProviderId) -> StoreResult<RouteRow> {
         const CONTEXT: &str = "read a route";
         let rows = self.inner.rows(CONTEXT, &self.inner.statements.route, (provider.label(),)).await?;
-        match first::<(String, i64, String, String, i64)>(CONTEXT, &rows)? {
-            Some((word, since, set_by, detail, _)) => Ok(RouteRow {
-                state: RouteState::from_label(&word)
-                    .ok_or_else(|| unreadable(CONTEXT, format!("the state {word:?} is not known")))?,
-                since: timestamp(CONTEXT, since)?,
+        let row = || row_name("routes", provider);
+        match first::<(String, i64, String, String, i64)>(&rows, row)? {
+            Some((label, since, set_by, detail, _)) => Ok(RouteRow {
+                state: RouteState::from_label(&label)
+                    .ok_or_else(|| corrupt(row, format!("the state {label:?} is not known")))?,
+                since: timestamp(since, row)?,
                 set_by,
                 detail,
             }),
@@ -30,11 +32,12 @@ impl Routes for CqlStore {
         }
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
+    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> StoreResult<()> {
         const CONTEXT: &str = "set a route";
         let store = &self.inner;
         let rows = store.rows(CONTEXT, &store.statements.route, (provider.label(),)).await?;
-        let standing = first::<(String, i64, String, String, i64)>(CONTEXT, &rows)?
+        let row = || row_name("routes", provider);
+        let current = first::<(String, i64, String, String, i64)>(&rows, row)?
             .map(|(_, _, _, _, written_at)| written_at);
         let values = (
             provider.label(),
@@ -42,16 +45,17 @@ impl Routes for CqlStore {
             micros(route.since),
             route.set_by.as_str(),
             route.detail.as_str(),
-            written_at(standing, Timestamp::now()),
+            written_at(current, Timestamp::now()),
         );
         store.write(CONTEXT, &store.statements.put_route, values).await
     }
 }
 
-/// The timestamp of a write, in microseconds: after that of the row that stands, even if that was written by a
-/// clock ahead of ours. An operator who reads a route and then closes it must not lose to what was read.
-fn written_at(standing: Option<i64>, now: Timestamp) -> i64 {
-    standing.map_or(0, |standing| standing + 1).max(micros(now))
+/// The timestamp of a write, in microseconds: later than that of the current row, even if that was written by
+/// a clock ahead of ours. When an operator reads a route and then closes it, the state that was read must not
+/// win.
+fn written_at(current: Option<i64>, now: Timestamp) -> i64 {
+    current.map_or(0, |current| current + 1).max(micros(now))
 }
 
 #[cfg(test)]
@@ -59,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_route_is_written_after_what_stands_whatever_the_clock_says() {
+    fn a_route_is_written_later_than_the_current_row_whatever_the_clock_says() {
         let now = Timestamp::from_second(1_795_000_000).unwrap();
         assert_eq!(written_at(None, now), micros(now));
         assert_eq!(written_at(Some(micros(now) - 5), now), micros(now));

@@ -1,13 +1,13 @@
 //! The schema: numbered files, applied by `pushcast init`, checked at each start.
 //!
-//! `schema_versions` says which files were applied. A file's statements are run one by one and may be run
+//! `schema_versions` lists the files that were applied. A file's statements are run one by one and may be run
 //! again, so an `init` that was cut short is simply called again.
 //!
-//! **Several at once.** Two nodes of Cassandra that are told to create the same table at the same time create
-//! two of them, under one name, and do not get over it; `IF NOT EXISTS` is asked of each node alone. So every
-//! change goes to one node, the same one whoever calls: it takes them one after the other, and the second
-//! finds the table there. (ScyllaDB decides such things for the whole cluster.) What is left is an `init`
-//! that can't reach that node while another one can.
+//! **Several at once.** Two nodes of Cassandra that are asked to create the same table at the same time
+//! create two of them, under one name, and do not recover from it; each node checks `IF NOT EXISTS` on its
+//! own. So every change goes to one node, the same one from every `init`: it applies them one after the
+//! other, and the second finds the table there. (ScyllaDB agrees on schema changes in the whole cluster.)
+//! What is not covered is an `init` that can't reach that node while another one can.
 
 use std::{collections::HashMap, fmt};
 
@@ -22,17 +22,17 @@ use super::{
     CqlOpenError,
     dialect::Server,
     refused, session,
-    statements::{fill, words},
+    statements::{fill, placeholders},
 };
 use crate::{domain::Timestamp, store::Settings};
 
 /// File n + 1. Append only.
 const FILES: [(&str, &str); 1] = [("0001_first.cql", include_str!("../../../schemas/cql/0001_first.cql"))];
 
-/// The most copies that `store.replication_factor = 0` asks for.
-const COPIES_MAX: usize = 3;
+/// The highest replication factor that `store.replication_factor = 0` leads to.
+const REPLICAS_MAX: usize = 3;
 
-/// Something that `init` looked after.
+/// A keyspace or a schema file, and whether `init` created it or found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     what: String,
@@ -72,28 +72,27 @@ pub(super) async fn apply(
     settings: &Settings,
     now: Timestamp,
 ) -> Result<Vec<Applied>, CqlOpenError> {
-    let copies = copies(settings.replication_factor, smallest_datacenter(session));
+    let replicas = replicas(settings.replication_factor, smallest_datacenter(session));
     let mut report = Vec::new();
     for (keyspace, options) in [(push, ""), (lwt, server.lwt_keyspace())] {
         let is_new = !has_keyspace(session, keyspace).await?;
         if is_new {
             let replication =
-                format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {copies}}}");
-            run(
-                session,
-                &format!(
-                    "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}{options}"
-                ),
-            )
-            .await?;
+                format!("{{'class': 'NetworkTopologyStrategy', 'replication_factor': {replicas}}}");
+            let create =
+                format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}{options}");
+            run(session, &create).await?;
         }
         report.push(Applied { what: format!("keyspace {keyspace}"), now: is_new });
     }
-    run(session, &format!("CREATE TABLE IF NOT EXISTS {push}.schema_versions (version int PRIMARY KEY, applied_at bigint, checksum text)"))
-        .await?;
-    let mut words = words(server, push, lwt);
-    words.insert("overwritten", server.overwritten(copies));
-    words.insert("decided", server.decided());
+    let create = format!(
+        "CREATE TABLE IF NOT EXISTS {push}.schema_versions \
+         (version int PRIMARY KEY, applied_at bigint, checksum text)"
+    );
+    run(session, &create).await?;
+    let mut placeholders = placeholders(server, push, lwt);
+    placeholders.insert("overwritten", server.overwritten(replicas));
+    placeholders.insert("decided", server.lwt_table());
 
     let found = versions(session, push).await?;
     let missing = match compare(&found, &FILES) {
@@ -109,28 +108,28 @@ pub(super) async fn apply(
     for (version, (name, text)) in (1..).zip(FILES) {
         if version >= missing {
             for statement in statements(text) {
-                run(session, &fill(&words, &statement)).await?;
+                run(session, &fill(&placeholders, &statement)).await?;
             }
-            // The last thing: what is noted here is there.
-            let note = format!(
+            // Last: a version that is recorded is complete.
+            let record = format!(
                 "INSERT INTO {push}.schema_versions (version, applied_at, checksum) VALUES (?, ?, ?)"
             );
             let values = (version, now.as_microsecond(), checksum(text));
             session
-                .query_unpaged(note, values)
+                .query_unpaged(record, values)
                 .await
-                .map_err(|err| refused(format!("note that {name} is applied"), err))?;
+                .map_err(|err| refused(format!("record that {name} is applied"), err))?;
         }
         report.push(Applied { what: format!("schema {name}"), now: version >= missing });
     }
     Ok(report)
 }
 
-/// What a keyspace has, against what this release knows.
+/// The files that were applied to a keyspace, compared with those of this release.
 #[derive(Debug, PartialEq, Eq)]
 enum SchemaState {
     Fits,
-    /// From this file on.
+    /// This file, and those after it.
     Missing(i32),
     Newer(i32),
     Different(i32),
@@ -165,7 +164,7 @@ fn checksum(text: &str) -> String {
     base16ct::lower::encode_string(&Sha256::digest(text)[..8])
 }
 
-/// Nodes of the datacenter that has the fewest: it too must hold all copies.
+/// How many nodes the smallest datacenter has: it too must hold all replicas.
 fn smallest_datacenter(session: &Session) -> usize {
     let state = session.get_cluster_state();
     let mut nodes: HashMap<Option<&str>, usize> = HashMap::new();
@@ -175,19 +174,17 @@ fn smallest_datacenter(session: &Session) -> usize {
     nodes.into_values().min().unwrap_or(1)
 }
 
-fn copies(replication_factor: i32, nodes: usize) -> u32 {
+fn replicas(replication_factor: i32, nodes: usize) -> u32 {
     match u32::try_from(replication_factor) {
-        Ok(asked @ 1..) => asked,
-        _ => u32::try_from(nodes.clamp(1, COPIES_MAX)).unwrap_or(1),
+        Ok(set @ 1..) => set,
+        _ => u32::try_from(nodes.clamp(1, REPLICAS_MAX)).unwrap_or(1),
     }
 }
 
 async fn has_keyspace(session: &Session, keyspace: &str) -> Result<bool, CqlOpenError> {
     let query = "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?";
-    let found = session
-        .query_unpaged(query, (keyspace,))
-        .await
-        .map_err(|err| refused("look for the keyspace", err))?;
+    let found =
+        session.query_unpaged(query, (keyspace,)).await.map_err(|err| refused("read the keyspaces", err))?;
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
@@ -196,7 +193,7 @@ async fn has_table(session: &Session, keyspace: &str, table: &str) -> Result<boo
     let found = session
         .query_unpaged(query, (keyspace, table))
         .await
-        .map_err(|err| refused("look for the tables", err))?;
+        .map_err(|err| refused("read the tables", err))?;
     Ok(found.into_rows_result().is_ok_and(|rows| rows.rows_num() > 0))
 }
 
@@ -227,8 +224,8 @@ async fn run(session: &Session, text: &str) -> Result<(), CqlOpenError> {
     session.query_unpaged(statement, ()).await.map(drop).map_err(|err| refused(begin, err))
 }
 
-/// The node that everybody picks who sees the same nodes: the one with the smallest id, of those that can be
-/// reached.
+/// The node that every process picks that sees the same nodes: the one with the smallest id, of those that
+/// are connected.
 fn first_of<Id: Ord>(nodes: impl Iterator<Item = (Id, bool)>) -> Option<Id> {
     nodes.filter_map(|(id, is_connected)| is_connected.then_some(id)).min()
 }
@@ -243,12 +240,14 @@ mod tests {
 
     const TWO: [(&str, &str); 2] = [("0001", "one"), ("0002", "two")];
 
+    const RELEASED: &str = "1c20a133d3731d2a";
+
     fn found(versions: &[(i32, &str)]) -> HashMap<i32, String> {
         versions.iter().map(|(version, text)| (*version, checksum(text))).collect()
     }
 
     #[test]
-    fn a_keyspace_fits_misses_something_is_newer_or_is_somebody_elses() {
+    fn a_keyspace_fits_misses_a_file_is_newer_or_has_another_schema() {
         assert_eq!(compare(&found(&[(1, "one"), (2, "two")]), &TWO), SchemaState::Fits);
         assert_eq!(compare(&found(&[]), &TWO), SchemaState::Missing(1));
         assert_eq!(compare(&found(&[(1, "one")]), &TWO), SchemaState::Missing(2));
@@ -280,15 +279,21 @@ mod tests {
     }
 
     #[test]
-    fn everybody_picks_the_same_node_in_whatever_order_it_is_told() {
+    fn the_same_node_is_picked_in_whatever_order_the_nodes_come() {
         assert_eq!(first_of([(3, true), (1, false), (2, true)].into_iter()), Some(2), "1 can't be reached");
         assert_eq!(first_of([(2, true), (3, true), (1, false)].into_iter()), Some(2));
         assert_eq!(first_of([(1, false)].into_iter()), None);
     }
 
     #[test]
-    fn there_are_no_more_copies_than_nodes() {
-        assert_eq!([0, 1, 2, 3, 9].map(|nodes| copies(0, nodes)), [1, 1, 2, 3, 3]);
-        assert_eq!([copies(1, 9), copies(5, 9)], [1, 5]);
+    fn there_are_no_more_replicas_than_nodes() {
+        assert_eq!([0, 1, 2, 3, 9].map(|nodes| replicas(0, nodes)), [1, 1, 2, 3, 3]);
+        assert_eq!([replicas(1, 9), replicas(5, 9)], [1, 5]);
+    }
+
+    /// Keyspaces have these checksums already.
+    #[test]
+    fn a_released_file_keeps_its_checksum() {
+        assert_eq!(FILES.map(|(_, text)| checksum(text)), [RELEASED]);
     }
 }

@@ -1,4 +1,4 @@
-//! The way to the cluster: who we are, how it is encrypted, and how long each kind of request may take.
+//! The connection to the cluster: login, TLS, and how long each kind of request may take.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -31,30 +31,30 @@ use crate::store::{Cluster, DECIDED_WITHIN, Settings};
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const READ_WITHIN: Duration = Duration::from_secs(2);
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
-/// A page of a scan may wade through much that has expired.
+/// A page of a scan may have to skip many expired rows.
 const SCAN_WITHIN: Duration = Duration::from_secs(30);
-/// Longer than the servers themselves try to decide (about 2 s): when we stop waiting, they have stopped too.
-/// And half of the time that there is: a lost answer can still be read back.
-const DECIDE_WITHIN: Duration = Duration::from_secs(DECIDED_WITHIN.as_secs() / 2);
-/// `init` changes the schema, which takes servers longer than anything else, and each node must say that it
-/// has heard.
+/// Longer than the servers themselves try a conditional write (about 2 s): when we stop waiting, they have
+/// stopped too. And half of the time that the operation has: a lost answer can still be read back.
+const CAS_WITHIN: Duration = Duration::from_secs(DECIDED_WITHIN.as_secs() / 2);
+/// `init` changes the schema, which takes servers longer than anything else, and waits until all nodes agree
+/// on it.
 pub(super) const SCHEMA_WITHIN: Duration = Duration::from_secs(60);
 
 /// How each kind of request is executed.
 pub(super) struct Profiles {
-    /// Reads that somebody waits for. A slow one is asked of a second node as well.
+    /// Reads of single rows and pages. A slow one is sent to a second node as well.
     pub read: ExecutionProfileHandle,
     /// Writes with a timestamp of ours.
     pub write: ExecutionProfileHandle,
     /// Pages of whole tables.
     pub scan: ExecutionProfileHandle,
-    /// Conditional writes. Never tried again by the driver: their answer, if it is lost, has to be read back.
-    pub decide: ExecutionProfileHandle,
-    /// Reads that see what conditional writes decided, the last one included.
+    /// Conditional writes. Never tried again by the driver: if their answer is lost, the row is read back.
+    pub cas: ExecutionProfileHandle,
+    /// Reads that see every conditional write that was done, the latest one included.
     pub serial: ExecutionProfileHandle,
 }
 
-/// Connects to the cluster. `keyspaces` are those whose replication the driver is to know.
+/// Connects to the cluster. `keyspaces` are those whose metadata the driver fetches, for their replication.
 pub(super) async fn connect(
     cluster: &Cluster,
     settings: &Settings,
@@ -76,7 +76,8 @@ pub(super) async fn connect(
     Ok((session, profiles))
 }
 
-/// Why nobody lets us in: a wrong login is mended in the settings, anything else elsewhere.
+/// Why no connection was made: a missing or wrong login is corrected in the settings, anything else
+/// elsewhere.
 fn not_connected(source: NewSessionError) -> CqlOpenError {
     if let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
         last_connection_error,
@@ -85,20 +86,20 @@ fn not_connected(source: NewSessionError) -> CqlOpenError {
     {
         match setup.get_error() {
             ConnectionSetupRequestErrorKind::MissingAuthentication => return CqlOpenError::NoLogin,
-            ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, said) => {
-                return CqlOpenError::WrongLogin { said: said.clone() };
+            ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError, message) => {
+                return CqlOpenError::WrongLogin { message: message.clone() };
             }
             _ => {}
         }
     }
-    CqlOpenError::Away { source: Box::new(source) }
+    CqlOpenError::Unreachable { source: Box::new(source) }
 }
 
 // === impl Profiles ===
 
 impl Profiles {
     fn of(datacenter: &str) -> Self {
-        // One datacenter decides: a write to one and a read from another one would miss each other.
+        // One datacenter only: a read in one would miss a write in another one.
         let mut balancing = DefaultPolicy::builder();
         if !datacenter.is_empty() {
             balancing = balancing.prefer_datacenter(datacenter.to_owned());
@@ -110,18 +111,18 @@ impl Profiles {
                 .serial_consistency(Some(SerialConsistency::LocalSerial))
                 .request_timeout(Some(timeout))
         };
-        let second_try = PercentileSpeculativeExecutionPolicy { max_retry_count: 1, percentile: 99.0 };
-        let never_again = Arc::new(FallthroughRetryPolicy::new());
+        let speculative = PercentileSpeculativeExecutionPolicy { max_retry_count: 1, percentile: 99.0 };
+        let no_retries = Arc::new(FallthroughRetryPolicy::new());
         Self {
             read: within(READ_WITHIN)
-                .speculative_execution_policy(Some(Arc::new(second_try)))
+                .speculative_execution_policy(Some(Arc::new(speculative)))
                 .build()
                 .into_handle(),
             write: within(WRITE_WITHIN).build().into_handle(),
             scan: within(SCAN_WITHIN).build().into_handle(),
-            decide: within(DECIDE_WITHIN).retry_policy(never_again.clone()).build().into_handle(),
-            serial: within(DECIDE_WITHIN)
-                .retry_policy(never_again)
+            cas: within(CAS_WITHIN).retry_policy(no_retries.clone()).build().into_handle(),
+            serial: within(CAS_WITHIN)
+                .retry_policy(no_retries)
                 .consistency(Consistency::LocalSerial)
                 .build()
                 .into_handle(),
@@ -129,7 +130,7 @@ impl Profiles {
     }
 }
 
-/// All that is promised is promised within one datacenter; so of several, one has to be named.
+/// Every guarantee holds within one datacenter; so of several, `store.datacenter` has to name one.
 fn one_datacenter(session: &Session, named: &str) -> Result<(), CqlOpenError> {
     let state = session.get_cluster_state();
     let mut found: Vec<String> =
@@ -144,7 +145,7 @@ fn one_datacenter(session: &Session, named: &str) -> Result<(), CqlOpenError> {
     }
 }
 
-/// TLS by the files of the settings; `None` without them.
+/// TLS with the files of the settings; `None` = `store.ca_file` is not set.
 fn tls(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, CqlOpenError> {
     if settings.ca_file.is_empty() {
         return Ok(None);

@@ -1,8 +1,7 @@
 //! Every statement, prepared once at the start.
 //!
-//! A line is a statement's kind, name and text. The kind says how it is executed, and whether it may be
-//! executed twice: all may but the conditional ones, because whatever is written carries its timestamp with
-//! it.
+//! A statement has a kind, a name and a text. The kind decides how it is executed, and whether it may be
+//! executed twice: all may but the conditional ones, because every other write carries its timestamp.
 
 use std::collections::HashMap;
 
@@ -16,8 +15,8 @@ enum StatementKind {
     Write,
     Scan,
     /// A conditional write.
-    Decide,
-    /// A read that sees what was decided.
+    Cas,
+    /// A read that sees every conditional write that was done.
     Serial,
 }
 
@@ -32,13 +31,16 @@ macro_rules! statements {
             /// Prepares all of them.
             ///
             /// # Errors
-            /// The cluster is away, or a table is not as this release knows it.
+            /// The cluster is unreachable, or a table is not as this release knows it.
             pub(super) async fn prepare(
                 session: &Session,
                 profiles: &Profiles,
-                names: &HashMap<&str, String>,
+                placeholders: &HashMap<&str, String>,
             ) -> Result<Self, PrepareError> {
-                Ok(Self { $($name: prepare(session, profiles, StatementKind::$kind, &fill(names, $text)).await?,)+ })
+                Ok(Self {$(
+                    $name: prepare(session, profiles, StatementKind::$kind, &fill(placeholders, $text))
+                        .await?,
+                )+})
             }
         }
     };
@@ -46,108 +48,136 @@ macro_rules! statements {
 
 statements! {
     // --- tokens
-    Read  token = "SELECT st, seen_at FROM $push.tokens WHERE push_token = ?";
-    Write put_token = "INSERT INTO $push.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?";
-    Write put_token_for = "INSERT INTO $push.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ? AND TTL ?";
-    Write put_seen = "UPDATE $push.tokens USING TIMESTAMP ? AND TTL ? SET seen_at = ? WHERE push_token = ?";
-    Scan  tokens_between =
-        "SELECT token(push_token), push_token, st FROM $push.tokens WHERE token(push_token) >= ? AND token(push_token) <= ?$scan";
-    Scan  rows_between =
-        "SELECT push_token, st, seen_at FROM $push.tokens WHERE token(push_token) >= ? AND token(push_token) <= ?$scan";
-    Read  hints_of_user = "SELECT push_token, ver FROM $push.tokens_by_user WHERE user_id = ?";
-    Write put_hint_of_user = "INSERT INTO $push.tokens_by_user (user_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?";
-    Write delete_hint_of_user = "DELETE FROM $push.tokens_by_user USING TIMESTAMP ? WHERE user_id = ? AND push_token = ?";
-    Read  hints_of_device = "SELECT push_token, ver FROM $push.tokens_by_device WHERE device_id = ?";
-    Write put_hint_of_device = "INSERT INTO $push.tokens_by_device (device_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?";
-    Write delete_hint_of_device = "DELETE FROM $push.tokens_by_device USING TIMESTAMP ? WHERE device_id = ? AND push_token = ?";
-    Read  user_deleted = "SELECT ver FROM $push.users_deleted WHERE user_id = ?";
-    Write put_user_deleted = "INSERT INTO $push.users_deleted (user_id, ver) VALUES (?, ?) USING TIMESTAMP ?";
+    Read   token = "SELECT st, seen_at FROM $push.tokens WHERE push_token = ?";
+    Write  put_token = "INSERT INTO $push.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?";
+    Write  put_token_for =
+        "INSERT INTO $push.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ? AND TTL ?";
+    Write  put_seen =
+        "UPDATE $push.tokens USING TIMESTAMP ? AND TTL ? SET seen_at = ? WHERE push_token = ?";
+    Scan   tokens_between =
+        "SELECT token(push_token), push_token, st FROM $push.tokens
+         WHERE token(push_token) >= ? AND token(push_token) <= ?$scan";
+    Scan   rows_between =
+        "SELECT push_token, st, seen_at FROM $push.tokens
+         WHERE token(push_token) >= ? AND token(push_token) <= ?$scan";
+    Read   hints_of_user = "SELECT push_token, ver FROM $push.tokens_by_user WHERE user_id = ?";
+    Write  put_hint_of_user =
+        "INSERT INTO $push.tokens_by_user (user_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?";
+    Write  delete_hint_of_user =
+        "DELETE FROM $push.tokens_by_user USING TIMESTAMP ? WHERE user_id = ? AND push_token = ?";
+    Read   hints_of_device = "SELECT push_token, ver FROM $push.tokens_by_device WHERE device_id = ?";
+    Write  put_hint_of_device =
+        "INSERT INTO $push.tokens_by_device (device_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?";
+    Write  delete_hint_of_device =
+        "DELETE FROM $push.tokens_by_device USING TIMESTAMP ? WHERE device_id = ? AND push_token = ?";
+    Read   user_deleted = "SELECT ver FROM $push.users_deleted WHERE user_id = ?";
+    Write  put_user_deleted =
+        "INSERT INTO $push.users_deleted (user_id, ver) VALUES (?, ?) USING TIMESTAMP ?";
 
     // --- broadcasts
-    Read  broadcast = "SELECT state, reason FROM $push.broadcasts WHERE broadcast_id = ?";
-    Write put_state = "UPDATE $push.broadcasts USING TIMESTAMP ? AND TTL ? SET state = ? WHERE broadcast_id = ?";
-    Write put_state_and_reason = "UPDATE $push.broadcasts USING TIMESTAMP ? AND TTL ? SET state = ?, reason = ? WHERE broadcast_id = ?";
-    Read  plan = "SELECT spec, parts FROM $lwt.broadcast_plans WHERE broadcast_id = ?";
+    Read   broadcast = "SELECT state, reason FROM $push.broadcasts WHERE broadcast_id = ?";
+    Write  put_state =
+        "UPDATE $push.broadcasts USING TIMESTAMP ? AND TTL ? SET state = ? WHERE broadcast_id = ?";
+    Write  put_state_and_reason =
+        "UPDATE $push.broadcasts USING TIMESTAMP ? AND TTL ? SET state = ?, reason = ?
+         WHERE broadcast_id = ?";
+    Read   plan = "SELECT spec, parts FROM $lwt.broadcast_plans WHERE broadcast_id = ?";
     Serial plan_now = "SELECT spec, parts FROM $lwt.broadcast_plans WHERE broadcast_id = ?";
-    Decide insert_plan =
-        "INSERT INTO $lwt.broadcast_plans (broadcast_id, spec, parts, created_at) VALUES (?, ?, ?, ?) IF NOT EXISTS USING TTL ?";
+    Cas    insert_plan =
+        "INSERT INTO $lwt.broadcast_plans (broadcast_id, spec, parts, created_at) VALUES (?, ?, ?, ?)
+         IF NOT EXISTS USING TTL ?";
     Serial part_now =
-        "SELECT epoch, cursor, open_tokens, done, sent, dead, refused, failed, expired FROM $lwt.broadcast_parts
+        "SELECT epoch, cursor, open_tokens, done, sent, dead, refused, failed, expired
+         FROM $lwt.broadcast_parts WHERE broadcast_id = ? AND provider = ? AND part = ?";
+    Read   part =
+        "SELECT sent, dead, refused, failed, expired FROM $lwt.broadcast_parts
          WHERE broadcast_id = ? AND provider = ? AND part = ?";
-    Read  part =
-        "SELECT sent, dead, refused, failed, expired FROM $lwt.broadcast_parts WHERE broadcast_id = ? AND provider = ? AND part = ?";
-    Decide insert_part =
-        "INSERT INTO $lwt.broadcast_parts (broadcast_id, provider, part, epoch, cursor, done, sent, dead, refused, failed, expired)
+    Cas    insert_part =
+        "INSERT INTO $lwt.broadcast_parts
+         (broadcast_id, provider, part, epoch, cursor, done, sent, dead, refused, failed, expired)
          VALUES (?, ?, ?, 1, ?, false, 0, 0, 0, 0, 0) IF NOT EXISTS USING TTL ?";
-    Decide take_over =
-        "UPDATE $lwt.broadcast_parts USING TTL ? SET epoch = ? WHERE broadcast_id = ? AND provider = ? AND part = ?
-         IF epoch = ? AND done = false AND cursor = ? AND sent = ? AND dead = ? AND refused = ? AND failed = ? AND expired = ?";
-    Decide checkpoint =
+    Cas    take_over =
+        "UPDATE $lwt.broadcast_parts USING TTL ? SET epoch = ?
+         WHERE broadcast_id = ? AND provider = ? AND part = ?
+         IF epoch = ? AND done = false AND cursor = ?
+         AND sent = ? AND dead = ? AND refused = ? AND failed = ? AND expired = ?";
+    Cas    checkpoint =
         "UPDATE $lwt.broadcast_parts USING TTL ?
          SET cursor = ?, open_tokens = ?, done = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
          WHERE broadcast_id = ? AND provider = ? AND part = ?
          IF epoch = ? AND done = false AND cursor <= ? AND sent <= ? AND dead <= ?";
-    Write put_finished =
-        "INSERT INTO $push.broadcast_done (broadcast_id, provider, part) VALUES (?, ?, ?) USING TIMESTAMP 1 AND TTL ?";
-    Read  count_finished = "SELECT count(*) FROM $push.broadcast_done WHERE broadcast_id = ?";
-    Read  finished = "SELECT provider, part FROM $push.broadcast_done WHERE broadcast_id = ?";
+    Write  put_finished =
+        "INSERT INTO $push.broadcast_done (broadcast_id, provider, part) VALUES (?, ?, ?)
+         USING TIMESTAMP 1 AND TTL ?";
+    Read   count_finished = "SELECT count(*) FROM $push.broadcast_done WHERE broadcast_id = ?";
+    Read   finished = "SELECT provider, part FROM $push.broadcast_done WHERE broadcast_id = ?";
     Serial total_now = "SELECT totalled_at FROM $lwt.broadcast_totals WHERE broadcast_id = ?";
-    Decide insert_total = "INSERT INTO $lwt.broadcast_totals (broadcast_id, totalled_at) VALUES (?, ?) IF NOT EXISTS USING TTL ?";
+    Cas    insert_total =
+        "INSERT INTO $lwt.broadcast_totals (broadcast_id, totalled_at) VALUES (?, ?)
+         IF NOT EXISTS USING TTL ?";
 
     // --- doses
-    Read  regimen = "SELECT st FROM $push.regimens WHERE regimen_id = ?";
-    Write put_regimen = "INSERT INTO $push.regimens (regimen_id, st) VALUES (?, ?) USING TIMESTAMP ?";
-    Scan  all_regimens = "SELECT token(regimen_id), regimen_id, st FROM $push.regimens";
-    Scan  regimens_from = "SELECT token(regimen_id), regimen_id, st FROM $push.regimens WHERE token(regimen_id) >= token(?)";
-    Write put_due =
-        "INSERT INTO $push.regimen_due (shard, hour, due_at, regimen_id, payload_hash, payload) VALUES (?, ?, ?, ?, ?, ?)
-         USING TIMESTAMP 1 AND TTL ?";
-    Read  due_after =
+    Read   regimen = "SELECT st FROM $push.regimens WHERE regimen_id = ?";
+    Write  put_regimen = "INSERT INTO $push.regimens (regimen_id, st) VALUES (?, ?) USING TIMESTAMP ?";
+    Scan   all_regimens = "SELECT token(regimen_id), regimen_id, st FROM $push.regimens";
+    Scan   regimens_from =
+        "SELECT token(regimen_id), regimen_id, st FROM $push.regimens WHERE token(regimen_id) >= token(?)";
+    Write  put_due =
+        "INSERT INTO $push.regimen_due (shard, hour, due_at, regimen_id, payload_hash, payload)
+         VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP 1 AND TTL ?";
+    Read   due_after =
         "SELECT due_at, regimen_id, payload FROM $push.regimen_due
          WHERE shard = ? AND hour = ? AND due_at > ? AND due_at <= ? LIMIT ?";
-    Read  due_past =
+    Read   due_past =
         "SELECT due_at, regimen_id, payload FROM $push.regimen_due
-         WHERE shard = ? AND hour = ? AND (due_at, regimen_id, payload_hash) > (?, ?, ?) AND (due_at) <= (?) LIMIT ?";
-    Read  marks = "SELECT opened, handed FROM $push.due_marks WHERE shard = ?";
-    Write put_opened = "UPDATE $push.due_marks USING TIMESTAMP ? SET opened = ? WHERE shard = ?";
-    Write put_handed = "UPDATE $push.due_marks USING TIMESTAMP ? SET handed = ? WHERE shard = ?";
+         WHERE shard = ? AND hour = ? AND (due_at, regimen_id, payload_hash) > (?, ?, ?)
+         AND (due_at) <= (?) LIMIT ?";
+    Read   watermarks = "SELECT opened, handed FROM $push.due_marks WHERE shard = ?";
+    Write  put_read = "UPDATE $push.due_marks USING TIMESTAMP ? SET opened = ? WHERE shard = ?";
+    Write  put_dispatched = "UPDATE $push.due_marks USING TIMESTAMP ? SET handed = ? WHERE shard = ?";
     Serial dose_now =
-        "SELECT owner, attempt, lease_until, outcome, marked_at, sent, dead, refused, failed, expired FROM $lwt.dose_log
+        "SELECT owner, attempt, lease_until, outcome, marked_at, sent, dead, refused, failed, expired
+         FROM $lwt.dose_log
          WHERE profile_id = ? AND regimen_id = ? AND schedule_time = ? AND provider = ?";
-    Decide insert_claim =
-        "INSERT INTO $lwt.dose_log (profile_id, regimen_id, schedule_time, provider, owner, attempt, lease_until, created_at)
+    Cas    insert_claim =
+        "INSERT INTO $lwt.dose_log
+         (profile_id, regimen_id, schedule_time, provider, owner, attempt, lease_until, created_at)
          VALUES (?, ?, ?, ?, ?, 1, ?, ?) IF NOT EXISTS USING TTL ?";
-    Decide take_claim =
+    Cas    take_claim =
         "UPDATE $lwt.dose_log USING TTL ? SET owner = ?, attempt = ?, lease_until = ?
          WHERE profile_id = ? AND regimen_id = ? AND schedule_time = ? AND provider = ?
          IF owner = ? AND attempt = ? AND marked_at = null";
-    Decide mark_claim =
-        "UPDATE $lwt.dose_log USING TTL ? SET outcome = ?, marked_at = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
+    Cas    mark_claim =
+        "UPDATE $lwt.dose_log USING TTL ?
+         SET outcome = ?, marked_at = ?, sent = ?, dead = ?, refused = ?, failed = ?, expired = ?
          WHERE profile_id = ? AND regimen_id = ? AND schedule_time = ? AND provider = ?
          IF owner = ? AND attempt = ? AND marked_at = null";
 
-    // --- routes, and whether anybody answers
-    Read  route = "SELECT state, since, set_by, detail, writetime(state) FROM $push.routes WHERE provider = ?";
-    Write put_route = "INSERT INTO $push.routes (provider, state, since, set_by, detail) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
-    Read  ping = "SELECT version FROM $push.schema_versions WHERE version = ?";
+    // --- routes, and the ping
+    Read   route =
+        "SELECT state, since, set_by, detail, writetime(state) FROM $push.routes WHERE provider = ?";
+    Write  put_route =
+        "INSERT INTO $push.routes (provider, state, since, set_by, detail) VALUES (?, ?, ?, ?, ?)
+         USING TIMESTAMP ?";
+    Read   ping = "SELECT version FROM $push.schema_versions WHERE version = ?";
 }
 
-/// What the words after a `$` stand for in statements.
-pub(super) fn words(server: Server, push: &str, lwt: &str) -> HashMap<&'static str, String> {
+/// The values of the placeholders in statements, which begin with a `$` there.
+pub(super) fn placeholders(server: Server, push: &str, lwt: &str) -> HashMap<&'static str, String> {
     HashMap::from([("push", push.to_owned()), ("lwt", lwt.to_owned()), ("scan", server.scan().to_owned())])
 }
 
-/// Puts in what the words after a `$` stand for. A word that stands for nothing stays, for the server to
-/// refuse.
-pub(super) fn fill(words: &HashMap<&str, String>, text: &str) -> String {
+/// Replaces the placeholders of a statement by their values. One without a value stays, for the server to
+/// reject.
+pub(super) fn fill(placeholders: &HashMap<&str, String>, text: &str) -> String {
     let mut pieces = text.split('$');
     let mut filled = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
         let end = piece.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(piece.len());
-        let (word, rest) = piece.split_at(end);
-        match words.get(word) {
-            Some(meaning) => filled.push_str(meaning),
-            None => filled.extend(["$", word]),
+        let (name, rest) = piece.split_at(end);
+        match placeholders.get(name) {
+            Some(value) => filled.push_str(value),
+            None => filled.extend(["$", name]),
         }
         filled.push_str(rest);
     }
@@ -165,11 +195,11 @@ async fn prepare(
         StatementKind::Read => &profiles.read,
         StatementKind::Write => &profiles.write,
         StatementKind::Scan => &profiles.scan,
-        StatementKind::Decide => &profiles.decide,
+        StatementKind::Cas => &profiles.cas,
         StatementKind::Serial => &profiles.serial,
     };
     statement.set_execution_profile_handle(Some(profile.clone()));
-    statement.set_is_idempotent(!matches!(kind, StatementKind::Decide));
+    statement.set_is_idempotent(!matches!(kind, StatementKind::Cas));
     Ok(statement)
 }
 
@@ -178,10 +208,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_filled_in() {
-        let words = HashMap::from([("push", "p".to_owned()), ("scan", " Z".to_owned())]);
-        assert_eq!(fill(&words, "a $push.b = ?$scan"), "a p.b = ? Z");
-        assert_eq!(fill(&words, "$push$scan"), "p Z");
-        assert_eq!(fill(&words, "$pushed, no words"), "$pushed, no words");
+    fn placeholders_are_replaced() {
+        let placeholders = HashMap::from([("push", "p".to_owned()), ("scan", " Z".to_owned())]);
+        assert_eq!(fill(&placeholders, "a $push.b = ?$scan"), "a p.b = ? Z");
+        assert_eq!(fill(&placeholders, "$push$scan"), "p Z");
+        assert_eq!(fill(&placeholders, "$pushed, no value"), "$pushed, no value");
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, PartId, Plan, Progress, StopReason, Timestamp, Token,
     },
-    store::{Broadcasts, Checkpoint, StoreError, Total},
+    store::{Broadcasts, Checkpoint, StoreResult, Total},
 };
 
 const PLANNED: &str = "planned";
@@ -19,16 +19,18 @@ const STOPPED: &str = "stopped";
 const DONE: &str = "done";
 
 impl Broadcasts for EmbeddedStore {
-    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> Result<Plan, StoreError> {
-        let (broadcast, plan) = (broadcast.clone(), plan.clone());
+    async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, now: Timestamp) -> StoreResult<Plan> {
+        let broadcast = broadcast.clone();
+        let plan = plan.clone();
         self.write("plan a broadcast", move |db, _| {
-            // A stop may have come first: it keeps its word, and the plan is still written.
+            // The broadcast may have been stopped first: the state stays, and the plan is still written.
             db.prepare_cached(
-                "INSERT INTO broadcasts (broadcast_id, spec, parts, state, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                "INSERT INTO broadcasts (broadcast_id, spec, parts, state, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT DO UPDATE SET spec = excluded.spec, parts = excluded.parts WHERE spec IS NULL",
             )?
             .execute((broadcast.as_str(), &plan.spec, plan.parts, PLANNED, micros(now)))?;
-            Ok(read(db, &broadcast)?.and_then(|(standing, _)| standing).unwrap_or_else(|| plan.clone()))
+            Ok(read(db, &broadcast)?.and_then(|(stored, _)| stored).unwrap_or_else(|| plan.clone()))
         })
         .await
     }
@@ -36,7 +38,7 @@ impl Broadcasts for EmbeddedStore {
     async fn broadcast(
         &self,
         broadcast: &BroadcastId,
-    ) -> Result<(Option<Plan>, Option<BroadcastState>), StoreError> {
+    ) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
         let broadcast = broadcast.clone();
         self.read("read a broadcast", move |db| {
             Ok(read(db, &broadcast)?.map_or((None, None), |(plan, state)| (plan, Some(state))))
@@ -44,8 +46,9 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> Result<(), StoreError> {
-        let (broadcast, reason) = (broadcast.clone(), reason.clone());
+    async fn stop(&self, broadcast: &BroadcastId, reason: &StopReason) -> StoreResult<()> {
+        let broadcast = broadcast.clone();
+        let reason = reason.clone();
         self.write("stop a broadcast", move |db, now| {
             db.prepare_cached(
                 "INSERT INTO broadcasts (broadcast_id, state, reason, created_at) VALUES (?1, ?2, ?3, ?4)
@@ -57,7 +60,7 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn close(&self, broadcast: &BroadcastId) -> Result<(), StoreError> {
+    async fn close(&self, broadcast: &BroadcastId) -> StoreResult<()> {
         let broadcast = broadcast.clone();
         self.write("close a broadcast", move |db, now| {
             db.prepare_cached(
@@ -70,29 +73,36 @@ impl Broadcasts for EmbeddedStore {
         .await
     }
 
-    async fn take_over(&self, part: &PartId) -> Result<Progress, StoreError> {
+    async fn take_over(&self, part: &PartId) -> StoreResult<Progress> {
         let part = part.clone();
         self.write("take a part over", move |db, now| {
             db.prepare_cached(
-                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished, sent, dead, refused, failed,
-                     expired, created_at)
+                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished,
+                     sent, dead, refused, failed, expired, created_at)
                  VALUES (?1, ?2, ?3, 1, 0, 0, 0, 0, 0, 0, 0, ?4)
                  ON CONFLICT DO UPDATE SET epoch = epoch + 1 WHERE NOT done",
             )?
-            .execute((part.broadcast.as_str(), part.provider.label(), part.part, micros(now)))?;
+            .execute((
+                part.broadcast.as_str(),
+                part.provider.label(),
+                part.part,
+                micros(now),
+            ))?;
             progress_of(db, &part)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
         })
         .await
     }
 
-    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> Result<Checkpoint, StoreError> {
-        let (part, progress) = (part.clone(), progress.clone());
+    async fn checkpoint(&self, part: &PartId, progress: &Progress) -> StoreResult<Checkpoint> {
+        let part = part.clone();
+        let progress = progress.clone();
         let record = move |db: &Connection, _| {
             let [sent, dead, refused, failed, expired] = columns(&progress.counts);
             let kept = db
                 .prepare_cached(
                     "UPDATE broadcast_parts
-                     SET cursor = ?5, open_tokens = ?6, done = ?7, sent = ?8, dead = ?9, refused = ?10, failed = ?11, expired = ?12
+                     SET cursor = ?5, open_tokens = ?6, done = ?7,
+                         sent = ?8, dead = ?9, refused = ?10, failed = ?11, expired = ?12
                      WHERE broadcast_id = ?1 AND provider = ?2 AND part = ?3 AND epoch = ?4 AND NOT done",
                 )?
                 .execute((
@@ -101,7 +111,7 @@ impl Broadcasts for EmbeddedStore {
                     part.part,
                     progress.epoch,
                     progress.cursor.map(|Cursor(at)| at),
-                    written(&progress.open),
+                    to_json(&progress.open),
                     progress.done,
                     sent,
                     dead,
@@ -109,51 +119,58 @@ impl Broadcasts for EmbeddedStore {
                     failed,
                     expired,
                 ))?;
-            // The part's end, told a second time by an owner who did not hear the answer, is kept already.
+            // The part's end, recorded a second time by an owner that missed the answer, is kept already.
             if kept == 1 || progress_of(db, &part)?.as_ref() == Some(&progress) {
                 Ok(Checkpoint::Kept)
             } else {
                 Ok(Checkpoint::Lost)
             }
         };
-        // Written again and again, and in no hurry: others may share its flush.
+        // Written often, and not urgent: it may wait to share a flush.
         self.inner.writer.run("record a part's progress", Durability::GroupCommit, record).await
     }
 
-    async fn finish_part(&self, part: &PartId) -> Result<u32, StoreError> {
+    async fn finish_part(&self, part: &PartId) -> StoreResult<u32> {
         let part = part.clone();
         self.write("finish a part", move |db, now| {
             db.prepare_cached(
-                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished, sent, dead, refused, failed,
-                     expired, created_at)
+                "INSERT INTO broadcast_parts (broadcast_id, provider, part, epoch, done, finished,
+                     sent, dead, refused, failed, expired, created_at)
                  VALUES (?1, ?2, ?3, 0, 1, 1, 0, 0, 0, 0, 0, ?4)
                  ON CONFLICT DO UPDATE SET finished = 1",
             )?
-            .execute((part.broadcast.as_str(), part.provider.label(), part.part, micros(now)))?;
+            .execute((
+                part.broadcast.as_str(),
+                part.provider.label(),
+                part.part,
+                micros(now),
+            ))?;
             db.prepare_cached("SELECT count(*) FROM broadcast_parts WHERE broadcast_id = ?1 AND finished")?
                 .query_row([part.broadcast.as_str()], |row| row.get(0))
         })
         .await
     }
 
-    async fn progress(&self, part: &PartId) -> Result<Option<Progress>, StoreError> {
+    async fn progress(&self, part: &PartId) -> StoreResult<Option<Progress>> {
         let part = part.clone();
         self.read("read a part's progress", move |db| progress_of(db, &part)).await
     }
 
-    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> Result<Total, StoreError> {
+    async fn total(&self, broadcast: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
         let broadcast = broadcast.clone();
         self.write("sum a broadcast's parts", move |db, _| {
             let mut sum = Counts::default();
-            let mut parts =
-                db.prepare_cached("SELECT sent, dead, refused, failed, expired FROM broadcast_parts WHERE broadcast_id = ?1")?;
+            let mut parts = db.prepare_cached(
+                "SELECT sent, dead, refused, failed, expired FROM broadcast_parts WHERE broadcast_id = ?1",
+            )?;
             let mut rows = parts.query([broadcast.as_str()])?;
             while let Some(row) = rows.next()? {
                 sum += counts(row, 0)?;
             }
             let at = db
                 .prepare_cached(
-                    "UPDATE broadcasts SET totalled_at = coalesce(totalled_at, ?2) WHERE broadcast_id = ?1 RETURNING totalled_at",
+                    "UPDATE broadcasts SET totalled_at = coalesce(totalled_at, ?2) WHERE broadcast_id = ?1
+                     RETURNING totalled_at",
                 )?
                 .query_row((broadcast.as_str(), micros(now)), |row| timestamp(row, 0))
                 .optional()?;
@@ -174,7 +191,7 @@ fn read(
                 _ => None,
             };
             let reason = row.get_ref(3)?.as_str_or_null()?.unwrap_or_default();
-            let state = super::values::label(row, 2, |word| match word {
+            let state = super::values::label(row, 2, |label| match label {
                 PLANNED => Some(BroadcastState::Planned),
                 STOPPED => Some(BroadcastState::Stopped { reason: StopReason::from_label(reason) }),
                 DONE => Some(BroadcastState::Done),
@@ -203,8 +220,8 @@ fn progress_of(db: &Connection, part: &PartId) -> rusqlite::Result<Option<Progre
     .optional()
 }
 
-/// Tokens in a column; hardly ever any.
-fn written(tokens: &[Token]) -> Option<String> {
+/// Tokens as a JSON array; `None` = there are none, as nearly always.
+fn to_json(tokens: &[Token]) -> Option<String> {
     let texts: Vec<_> = tokens.iter().map(Token::as_str).collect();
     (!texts.is_empty()).then(|| serde_json::json!(texts).to_string())
 }

@@ -1,4 +1,4 @@
-//! Regimens, due rows, marks and claims.
+//! Regimens, the due queue, its watermarks, and claims.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     domain::{DoseKey, DoseOutcome, DueRow, Regimen, RegimenId, Timestamp, Version},
-    store::{Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, Watermark, Watermarks},
+    store::{
+        Claim, Claimed, DoseMark, Doses, Lease, Marked, Shard, StoreError, StoreResult, Watermark, Watermarks,
+    },
 };
 
 impl Doses for EmbeddedStore {
@@ -18,11 +20,11 @@ impl Doses for EmbeddedStore {
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
-    ) -> Result<(), StoreError> {
+    ) -> StoreResult<()> {
         let new = StoredDefinition::of(definition);
         let regimen = regimen.clone();
         self.write("write a regimen", move |db, _| {
-            // Equal versions: the bigger definition stands, whichever came first.
+            // Of equal versions the greater definition wins, whichever came first.
             match StoredDefinition::load(db, &regimen)? {
                 Some((known, old)) if (version, &new) <= (known, &old) => Ok(()),
                 _ => new.save(db, &regimen, version),
@@ -31,12 +33,12 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn regimen(&self, regimen: &RegimenId) -> Result<Option<Regimen>, StoreError> {
+    async fn regimen(&self, regimen: &RegimenId) -> StoreResult<Option<Regimen>> {
         let regimen = regimen.clone();
         self.read("read a regimen", move |db| {
             StoredDefinition::load(db, &regimen)?
                 .filter(|(_, definition)| !definition.removed)
-                .map(|(_, kept)| kept.read())
+                .map(|(_, definition)| definition.read())
                 .transpose()
         })
         .await
@@ -46,12 +48,12 @@ impl Doses for EmbeddedStore {
         &self,
         after: Option<&RegimenId>,
         limit: usize,
-    ) -> Result<Vec<(RegimenId, Regimen)>, StoreError> {
+    ) -> StoreResult<Vec<(RegimenId, Regimen)>> {
         let after = after.map(|id| id.as_str().to_owned());
         self.read("read regimens", move |db| {
             db.prepare_cached(&format!(
-                "SELECT {REGIMEN}, regimen_id FROM regimens WHERE (?1 IS NULL OR regimen_id > ?1) AND NOT removed
-                 ORDER BY regimen_id LIMIT ?2"
+                "SELECT {REGIMEN}, regimen_id FROM regimens
+                 WHERE (?1 IS NULL OR regimen_id > ?1) AND NOT removed ORDER BY regimen_id LIMIT ?2"
             ))?
             .query_and_then((&after, rows(limit)), |row| {
                 let (_, definition) = StoredDefinition::from_row(row)?;
@@ -62,13 +64,15 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn insert_due(&self, shard: Shard, row: &DueRow) -> Result<(), StoreError> {
+    async fn insert_due(&self, shard: Shard, row: &DueRow) -> StoreResult<()> {
         let row = row.clone();
         self.write("insert a due row", move |db, _| {
+            let payload = row.payload.as_deref().unwrap_or_default();
             db.prepare_cached(
-                "INSERT INTO regimen_due (shard, due_at, regimen_id, payload) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+                "INSERT INTO regimen_due (shard, due_at, regimen_id, payload) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO NOTHING",
             )?
-            .execute((shard.0, micros(row.due_at), row.regimen.as_str(), row.payload.as_deref().unwrap_or_default()))
+            .execute((shard.0, micros(row.due_at), row.regimen.as_str(), payload))
             .map(drop)
         })
         .await
@@ -81,7 +85,7 @@ impl Doses for EmbeddedStore {
         until: Timestamp,
         past: Option<&DueRow>,
         limit: usize,
-    ) -> Result<Vec<DueRow>, StoreError> {
+    ) -> StoreResult<Vec<DueRow>> {
         let (time, regimen, payload) = match past {
             Some(row) => {
                 (micros(row.due_at), row.regimen.as_str().to_owned(), row.payload.clone().unwrap_or_default())
@@ -91,23 +95,27 @@ impl Doses for EmbeddedStore {
         self.read("read due rows", move |db| {
             db.prepare_cached(
                 "SELECT due_at, regimen_id, payload FROM regimen_due
-                 WHERE shard = ?1 AND due_at > ?2 AND due_at <= ?3 AND (due_at, regimen_id, payload) > (?4, ?5, ?6)
+                 WHERE shard = ?1 AND due_at > ?2 AND due_at <= ?3
+                   AND (due_at, regimen_id, payload) > (?4, ?5, ?6)
                  ORDER BY due_at, regimen_id, payload LIMIT ?7",
             )?
-            .query_and_then((shard.0, micros(after), micros(until), time, &regimen, &payload, rows(limit)), |row| {
-                Ok(DueRow {
-                    due_at: timestamp(row, 0)?,
-                    regimen: RegimenId::new(row.get::<_, String>(1)?),
-                    payload: Some(row.get::<_, String>(2)?).filter(|payload| !payload.is_empty()),
-                })
-            })?
+            .query_and_then(
+                (shard.0, micros(after), micros(until), time, &regimen, &payload, rows(limit)),
+                |row| {
+                    Ok(DueRow {
+                        due_at: timestamp(row, 0)?,
+                        regimen: RegimenId::new(row.get::<_, String>(1)?),
+                        payload: Some(row.get::<_, String>(2)?).filter(|payload| !payload.is_empty()),
+                    })
+                },
+            )?
             .collect()
         })
         .await
     }
 
-    async fn marks(&self, shard: Shard) -> Result<Watermarks, StoreError> {
-        self.read("read a shard's marks", move |db| {
+    async fn marks(&self, shard: Shard) -> StoreResult<Watermarks> {
+        self.read("read a shard's watermarks", move |db| {
             db.prepare_cached("SELECT opened, handed FROM due_marks WHERE shard = ?1")?
                 .query_row([shard.0], |row| {
                     Ok(Watermarks { read: timestamp(row, 0)?, dispatched: timestamp(row, 1)? })
@@ -115,11 +123,11 @@ impl Doses for EmbeddedStore {
                 .optional()
         })
         .await?
-        .ok_or_else(|| no_marks(shard))
+        .ok_or_else(|| no_watermarks(shard))
     }
 
-    async fn init_marks(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.write("write the first marks", move |db, _| {
+    async fn init_marks(&self, now: Timestamp) -> StoreResult<()> {
+        self.write("write the first watermarks", move |db, _| {
             let mut insert = db.prepare_cached(
                 "INSERT INTO due_marks (shard, opened, handed) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING",
             )?;
@@ -128,9 +136,9 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> Result<(), StoreError> {
+    async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> StoreResult<()> {
         let raised = self
-            .write("raise a shard's mark", move |db, _| {
+            .write("raise a shard's watermark", move |db, _| {
                 db.prepare_cached(match mark {
                     Watermark::Read => "UPDATE due_marks SET opened = max(opened, ?2) WHERE shard = ?1",
                     Watermark::Dispatched => "UPDATE due_marks SET handed = max(handed, ?2) WHERE shard = ?1",
@@ -138,7 +146,7 @@ impl Doses for EmbeddedStore {
                 .execute((shard.0, micros(to)))
             })
             .await?;
-        if raised == 1 { Ok(()) } else { Err(no_marks(shard)) }
+        if raised == 1 { Ok(()) } else { Err(no_watermarks(shard)) }
     }
 
     async fn claim(
@@ -147,19 +155,25 @@ impl Doses for EmbeddedStore {
         owner: &str,
         now: Timestamp,
         until: Timestamp,
-    ) -> Result<Claim, StoreError> {
-        let (dose, owner) = (dose.clone(), owner.to_owned());
+    ) -> StoreResult<Claim> {
+        let dose = dose.clone();
+        let owner = owner.to_owned();
         self.write("claim a dose", move |db, _| {
             let attempt = match claimed(db, &dose)? {
                 Some(Claimed { mark: Some(mark), .. }) => return Ok(Claim::Marked(mark)),
-                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => return Ok(Claim::Held(lease.until)),
+                Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => {
+                    return Ok(Claim::Held(lease.until));
+                }
                 Some(Claimed { lease, .. }) => lease.attempt + 1,
                 None => 1,
             };
             db.prepare_cached(
-                "INSERT INTO dose_log (profile_id, regimen_id, schedule_time, provider, owner, attempt, lease_until, created_at)
+                "INSERT INTO dose_log
+                     (profile_id, regimen_id, schedule_time, provider,
+                      owner, attempt, lease_until, created_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT DO UPDATE SET owner = excluded.owner, attempt = excluded.attempt, lease_until = excluded.lease_until",
+                 ON CONFLICT DO UPDATE SET owner = excluded.owner, attempt = excluded.attempt,
+                     lease_until = excluded.lease_until",
             )?
             .execute((
                 dose.profile.as_str(),
@@ -176,21 +190,24 @@ impl Doses for EmbeddedStore {
         .await
     }
 
-    async fn claimed(&self, dose: &DoseKey) -> Result<Option<Claimed>, StoreError> {
+    async fn claimed(&self, dose: &DoseKey) -> StoreResult<Option<Claimed>> {
         let dose = dose.clone();
-        self.read("read who claimed a dose", move |db| claimed(db, &dose)).await
+        self.read("read the claim of a dose", move |db| claimed(db, &dose)).await
     }
 
-    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> Result<Marked, StoreError> {
-        let (dose, lease, mark) = (dose.clone(), lease.clone(), mark.clone());
+    async fn mark(&self, dose: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
+        let dose = dose.clone();
+        let lease = lease.clone();
+        let mark = mark.clone();
         self.write("mark a dose", move |db, _| {
-            let own = |other: &Lease| (&other.owner, other.attempt) == (&lease.owner, lease.attempt);
+            let is_own = |other: &Lease| (&other.owner, other.attempt) == (&lease.owner, lease.attempt);
             match claimed(db, &dose)? {
-                Some(claimed) if own(&claimed.lease) && claimed.mark.is_some() => Ok(Marked::Kept),
-                Some(claimed) if own(&claimed.lease) => {
+                Some(claimed) if is_own(&claimed.lease) && claimed.mark.is_some() => Ok(Marked::Kept),
+                Some(claimed) if is_own(&claimed.lease) => {
                     let [sent, dead, refused, failed, expired] = columns(&mark.counts);
                     db.prepare_cached(
-                        "UPDATE dose_log SET outcome = ?5, marked_at = ?6, sent = ?7, dead = ?8, refused = ?9, failed = ?10, expired = ?11
+                        "UPDATE dose_log SET outcome = ?5, marked_at = ?6,
+                             sent = ?7, dead = ?8, refused = ?9, failed = ?10, expired = ?11
                          WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
                     )?
                     .execute((
@@ -216,16 +233,22 @@ impl Doses for EmbeddedStore {
 }
 
 fn claimed(db: &Connection, dose: &DoseKey) -> rusqlite::Result<Option<Claimed>> {
+    let key =
+        (dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label());
     db.prepare_cached(
-        "SELECT owner, attempt, lease_until, outcome, marked_at, sent, dead, refused, failed, expired FROM dose_log
-         WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
+        "SELECT owner, attempt, lease_until, outcome, marked_at, sent, dead, refused, failed, expired
+         FROM dose_log WHERE profile_id = ?1 AND regimen_id = ?2 AND schedule_time = ?3 AND provider = ?4",
     )?
-    .query_row((dose.profile.as_str(), dose.regimen.as_str(), micros(dose.schedule_time), dose.provider.label()), |row| {
+    .query_row(key, |row| {
         let mark = match timestamp_if_any(row, 4)? {
-            Some(at) => Some(DoseMark { outcome: label(row, 3, DoseOutcome::from_label)?, counts: counts(row, 5)?, at }),
+            Some(at) => {
+                let outcome = label(row, 3, DoseOutcome::from_label)?;
+                Some(DoseMark { outcome, counts: counts(row, 5)?, at })
+            }
             None => None,
         };
-        Ok(Claimed { lease: Lease { owner: row.get(0)?, attempt: row.get(1)?, until: timestamp(row, 2)? }, mark })
+        let lease = Lease { owner: row.get(0)?, attempt: row.get(1)?, until: timestamp(row, 2)? };
+        Ok(Claimed { lease, mark })
     })
     .optional()
 }
@@ -234,9 +257,9 @@ fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-fn no_marks(shard: Shard) -> StoreError {
+fn no_watermarks(shard: Shard) -> StoreError {
     StoreError::Unavailable {
-        context: format!("shard {} of the due doses has no marks; run `pushcast init`", shard.0),
+        context: format!("shard {} of the due queue has no watermarks: run `pushcast init`", shard.0),
         source: None,
     }
 }

@@ -1,9 +1,9 @@
-//! One process a file.
+//! One process per file.
 //!
-//! The lock is the system's, on a file beside the store's: it vanishes with its process, so that `kill -9`
-//! leaves nothing to clean up. The file's text only tells people who holds it. It is not SQLite's own file
-//! that is locked: opening and closing that a second time in one process would drop the locks SQLite has on
-//! it.
+//! The lock is the system's, on a file beside the store's: it is released when its process ends, so that
+//! `kill -9` leaves nothing to clean up. The file's text only tells the operator which process holds it. It
+//! is not SQLite's own file that is locked: opening and closing that a second time in one process would drop
+//! the locks that SQLite has on it.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -15,14 +15,14 @@ use std::{
 use super::EmbeddedOpenError;
 use crate::domain::Timestamp;
 
-/// Held for as long as this lives.
+/// Held until this is dropped.
 pub(super) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock of the store in `path`, a full path, and writes into it that this process has it since
-    /// `now`.
+    /// Takes the lock of the store in `path`, a full path, and writes into it that this process has held it
+    /// since `now`.
     pub(super) fn take(path: &Path, now: Timestamp) -> Result<Self, EmbeddedOpenError> {
         let beside = beside(path);
         let not_writable = |source| EmbeddedOpenError::NotWritable { path: beside.clone(), source };
@@ -40,12 +40,12 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(not_writable(source)),
         }
-        sign(&mut file, now).map_err(not_writable)?;
+        write_holder(&mut file, now).map_err(not_writable)?;
         Ok(Self { _file: file })
     }
 }
 
-/// The one name of a file, whichever links and folders lead to it: two names must not be two locks.
+/// The canonical path of a file: two paths that lead to the same file must lead to the same lock.
 pub(super) fn full(path: &Path) -> Result<PathBuf, EmbeddedOpenError> {
     let resolve = || {
         if let Ok(path) = path.canonicalize() {
@@ -66,14 +66,14 @@ fn beside(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn sign(file: &mut File, now: Timestamp) -> io::Result<()> {
+fn write_holder(file: &mut File, now: Timestamp) -> io::Result<()> {
     file.set_len(0)?;
     writeln!(file, "process {} since {:.0}", process::id(), now)
 }
 
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
-    // The holder may be between taking the lock and signing it.
+    // The holder may have taken the lock and not yet written its text.
     match file.take(200).read_to_string(&mut text) {
         Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
         _ => "another process".to_owned(),

@@ -1,6 +1,6 @@
-//! Forgetting what is old, a few rows at a time, so that nobody waits for it.
+//! Removes old rows, a few at a time, so that no operation waits long for it.
 //!
-//! A step rides behind a write. Where nothing is written nothing grows, so no timer is needed.
+//! A step follows a write. Where nothing is written nothing grows, so no timer is needed.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use super::values::micros;
 use crate::domain::{Timestamp, limits};
 
-/// Rows a step removes of each table.
+/// The most rows that a step removes from each table.
 const STEP_ROWS: u32 = 500;
 
 const SECOND_US: i64 = 1_000_000;
@@ -51,17 +51,17 @@ const AGING: [Aging; 5] = [
     },
 ];
 
-/// When to do the next step, and where.
+/// When the next step is due, and where it begins.
 #[derive(Default)]
 pub(super) struct Purge {
     /// Microseconds since 1970.
     due_at: i64,
-    /// How far the walk over the devices is; they have no index by age.
+    /// The key of the device where the next step begins: devices have no index by age and are read in order.
     device: (String, String),
 }
 
 impl Purge {
-    /// Does a step if a minute has passed, or a second if there was more to do.
+    /// Removes rows if a minute has passed, or a second if the last step left some.
     pub(super) fn step_if_due(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         if micros(now) < self.due_at {
             return Ok(());
@@ -76,35 +76,40 @@ impl Purge {
         Ok(())
     }
 
-    /// Removes a few rows of each table; says whether there may be more.
+    /// Removes a few rows of each table; returns whether there may be more.
     pub(super) fn remove(&mut self, db: &Connection, now: Timestamp) -> rusqlite::Result<bool> {
         let mut more = false;
         for Aging { table, key, age, kept } in &AGING {
-            let gone = db
+            let removed = db
                 .prepare_cached(&format!(
-                    "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {age} < ?1 LIMIT {STEP_ROWS})"
+                    "DELETE FROM {table}
+                     WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {age} < ?1 LIMIT {STEP_ROWS})"
                 ))?
                 .execute([before(now, *kept)])?;
-            more |= gone == STEP_ROWS as usize;
+            more |= removed == STEP_ROWS as usize;
         }
-        self.devices(db, before(now, limits::INACTIVE_TOKENS_KEPT))?;
+        self.remove_devices(db, before(now, limits::INACTIVE_TOKENS_KEPT))?;
         Ok(more)
     }
 
-    /// Looks at the next few devices and forgets those whose holder is no active token any more.
-    fn devices(&mut self, db: &Connection, before: i64) -> rusqlite::Result<()> {
+    /// Reads the next few devices and removes those whose holder is not an active token any more.
+    fn remove_devices(&mut self, db: &Connection, before: i64) -> rusqlite::Result<()> {
         let end: Option<(String, String)> = db
             .prepare_cached(
-                "SELECT device_id, kind FROM devices WHERE (device_id, kind) > (?1, ?2) ORDER BY device_id, kind LIMIT 1 OFFSET ?3",
+                "SELECT device_id, kind FROM devices WHERE (device_id, kind) > (?1, ?2)
+                 ORDER BY device_id, kind LIMIT 1 OFFSET ?3",
             )?
             .query_row((&self.device.0, &self.device.1, STEP_ROWS), |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
         let (until_device, until_kind) = end.clone().unzip();
         db.prepare_cached(
             "DELETE FROM devices
-             WHERE (device_id, kind) > (?1, ?2) AND (?3 IS NULL OR (device_id, kind) <= (?3, ?4)) AND version < ?5
-               AND NOT EXISTS (SELECT 1 FROM tokens WHERE tokens.position = devices.position AND tokens.push_token = devices.push_token
-                               AND tokens.device_id = devices.device_id)",
+             WHERE (device_id, kind) > (?1, ?2) AND (?3 IS NULL OR (device_id, kind) <= (?3, ?4))
+               AND version < ?5
+               AND NOT EXISTS (
+                   SELECT 1 FROM tokens
+                   WHERE tokens.position = devices.position AND tokens.push_token = devices.push_token
+                     AND tokens.device_id = devices.device_id)",
         )?
         .execute((&self.device.0, &self.device.1, until_device, until_kind, before))?;
         self.device = end.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How a regimen is kept: its fields as columns, its rule as text.
+//! How a regimen is stored: its fields as columns, its rule as text.
 
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -7,9 +7,10 @@ use super::values::unreadable;
 use crate::domain::{ProfileId, Regimen, RegimenId, UserId, Version, recurrence::InvalidRule};
 
 /// The columns of a definition, after its version.
-pub(super) const REGIMEN: &str = "version, removed, profile_id, user_id, medicine_name, dosage, timezone, rule, start_date, end_date, enabled";
+pub(super) const REGIMEN: &str = "version, removed, profile_id, user_id, medicine_name, dosage, timezone, \
+                                  rule, start_date, end_date, enabled";
 
-/// A definition as its columns have it. Of two with one version the bigger one stands.
+/// A definition as its columns hold it. Of two with the same version the greater one wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StoredDefinition {
     pub removed: bool,
@@ -71,7 +72,8 @@ impl StoredDefinition {
         version: Version,
     ) -> rusqlite::Result<()> {
         db.prepare_cached(&format!(
-            "INSERT OR REPLACE INTO regimens ({REGIMEN}, regimen_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+            "INSERT OR REPLACE INTO regimens ({REGIMEN}, regimen_id)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
         ))?
         .execute((
             version.as_i64(),

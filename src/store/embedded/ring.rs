@@ -1,4 +1,4 @@
-//! The ring of tokens: where each lies, and how a slice of it is read.
+//! The token ring: the position of each token, and how a slice of it is read.
 
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
@@ -9,11 +9,11 @@ use super::{
 };
 use crate::{
     domain::{Cursor, Listeners, ProviderId, Recipient, Slice, Token, TokenHash, TokenKind, UserId, Version},
-    store::{Audience, Page, StoreError},
+    store::{Audience, Page, StoreResult},
 };
 
-/// Room is made at once for a page, but not for more rows than this.
-const ROOM_MAX: usize = 1_000;
+/// The most rows that memory is reserved for before a page is read.
+const RESERVED_MAX: usize = 1_000;
 
 impl Audience for EmbeddedStore {
     async fn page_of_slice(
@@ -23,21 +23,22 @@ impl Audience for EmbeddedStore {
         to: &Listeners,
         after: Option<Cursor>,
         limit: usize,
-    ) -> Result<Page, StoreError> {
+    ) -> StoreResult<Page> {
         let to = to.clone();
         self.read("read a page of tokens", move |db| page(db, provider, slice, &to, after, limit.max(1)))
             .await
     }
 }
 
-/// A token's place on the ring: the first 8 bytes of its SHA-256. The smallest number is nobody's, as in CQL.
+/// A token's position on the ring: the first 8 bytes of its SHA-256. No token has the smallest number, as in
+/// CQL.
 pub(super) fn position(token: &Token) -> i64 {
     let mut first = [0; 8];
     first.copy_from_slice(&Sha256::digest(token.as_str().as_bytes())[..8]);
     i64::from_be_bytes(first).max(i64::MIN + 1)
 }
 
-/// Where tokens with this hash lie: hash and position begin with the same bits.
+/// The positions that tokens with this hash may have: hash and position begin with the same bits.
 pub(super) fn positions(hash: TokenHash) -> (i64, i64) {
     let first = u64::from_str_radix(&hash.to_string(), 16).unwrap_or_default() << 16;
     (first.cast_signed(), (first | 0xffff).cast_signed())
@@ -54,8 +55,8 @@ fn page(
     let mut page =
         Page { recipients: Vec::new(), positions: Vec::new(), end: Cursor(slice.bounds().1), last: true };
     let Some((start, high)) = slice.after(after) else { return Ok(page) };
-    // Whoever does not belong to it is left out here, where a column costs a fraction of what it costs to
-    // hand it over.
+    // Tokens that do not belong to the audience are filtered here: SQLite compares a column for a fraction of
+    // what it costs to return it.
     let [kind, other_kind] = kinds(provider).map(TokenKind::label);
     let exclude = to.exclude.as_ref().map(UserId::as_str);
     let mut scan = db.prepare_cached(
@@ -65,8 +66,8 @@ fn page(
          ORDER BY position, push_token",
     )?;
     let mut rows = scan.query((start, high, kind, other_kind, to.include_anonymous, exclude))?;
-    page.recipients.reserve(limit.min(ROOM_MAX));
-    page.positions.reserve(limit.min(ROOM_MAX));
+    page.recipients.reserve(limit.min(RESERVED_MAX));
+    page.positions.reserve(limit.min(RESERVED_MAX));
     let mut end = start;
     while let Some(row) = rows.next()? {
         let position = row.get(0)?;
@@ -85,7 +86,7 @@ fn page(
     Ok(page)
 }
 
-/// The kinds of tokens that this provider delivers to; where it is one, twice.
+/// The kinds of tokens that this provider delivers to; a single one is repeated.
 fn kinds(provider: ProviderId) -> [TokenKind; 2] {
     match provider {
         ProviderId::Expo => [TokenKind::Expo; 2],

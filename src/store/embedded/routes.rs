@@ -8,11 +8,11 @@ use super::{
 };
 use crate::{
     domain::{ProviderId, Timestamp},
-    store::{RouteRow, RouteState, Routes, StoreError},
+    store::{RouteRow, RouteState, Routes, StoreResult},
 };
 
 impl Routes for EmbeddedStore {
-    async fn route(&self, provider: ProviderId) -> Result<RouteRow, StoreError> {
+    async fn route(&self, provider: ProviderId) -> StoreResult<RouteRow> {
         let route = self
             .read("read a route", move |db| {
                 db.prepare_cached("SELECT state, since, set_by, detail FROM routes WHERE provider = ?1")?
@@ -35,12 +35,21 @@ impl Routes for EmbeddedStore {
         }))
     }
 
-    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
+    async fn set_route(&self, provider: ProviderId, route: &RouteRow) -> StoreResult<()> {
         let route = route.clone();
         self.write("set a route", move |db, _| {
-            db.prepare_cached("INSERT OR REPLACE INTO routes (provider, state, since, set_by, detail) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute((provider.label(), route.state.label(), micros(route.since), &route.set_by, &route.detail))
-                .map(drop)
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO routes (provider, state, since, set_by, detail)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute((
+                provider.label(),
+                route.state.label(),
+                micros(route.since),
+                &route.set_by,
+                &route.detail,
+            ))
+            .map(drop)
         })
         .await
     }

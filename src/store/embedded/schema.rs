@@ -1,4 +1,4 @@
-//! Opening a database: is it ours, is it new, is it ours but older.
+//! Opens a database: checks that it is ours, and creates or migrates its schema.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use super::{EmbeddedOpenError, broken};
 
-/// "push": tells our files from every other SQLite database (`file pushcast.db` shows it).
+/// "push": distinguishes our files from other SQLite databases (`file pushcast.db` shows it).
 const APPLICATION_ID: i32 = 0x7075_7368;
 
 /// Migration n takes schema n to n + 1. Append only.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
 
-/// Statements that stay prepared; more than there are.
+/// The capacity of a connection's cache of prepared statements; more than there are.
 pub(super) const STATEMENTS_MAX: usize = 64;
 
 /// Opens the writer's connection to a file.
@@ -20,7 +20,7 @@ pub(super) fn open_file(path: &Path) -> Result<Connection, EmbeddedOpenError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(|error| explain(path, error))?;
-    // SQLite falls back to reading when it may not write.
+    // SQLite opens a file read-only when it may not write.
     if db.is_readonly("main").map_err(|error| explain(path, error))? {
         return Err(EmbeddedOpenError::NotWritable {
             path: path.to_owned(),
@@ -29,8 +29,8 @@ pub(super) fn open_file(path: &Path) -> Result<Connection, EmbeddedOpenError> {
     }
     let found = recognise(&db, path)?;
     db.execute_batch(
-        "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-         PRAGMA journal_size_limit = 67108864;",
+        "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+         PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;",
     )
     .map_err(|error| explain(path, error))?;
     prepare(&mut db, found).map_err(|error| explain(path, error))?;
@@ -47,7 +47,7 @@ pub(super) fn open_memory() -> Result<Connection, EmbeddedOpenError> {
     open().map_err(|error: rusqlite::Error| broken(Path::new("memory"), error))
 }
 
-/// The schema that the file has; 0 = it is new.
+/// The schema version of the file; 0 = it is new.
 fn recognise(db: &Connection, path: &Path) -> Result<usize, EmbeddedOpenError> {
     let look = || -> rusqlite::Result<(i32, u32, u32)> {
         Ok((
@@ -68,9 +68,9 @@ fn recognise(db: &Connection, path: &Path) -> Result<usize, EmbeddedOpenError> {
     }
 }
 
-/// Brings the schema up to date, each step whole or not at all.
+/// Brings the schema up to date, each migration in a transaction.
 fn prepare(db: &mut Connection, found: usize) -> rusqlite::Result<()> {
-    // 16 MiB: the upper levels of the trees of a million tokens. The rest is in the system's cache anyway.
+    // 16 MiB: the upper levels of the B-trees of a million tokens. The rest is in the system's cache anyway.
     db.execute_batch("PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;")?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     for (step, migration) in MIGRATIONS.iter().enumerate().skip(found) {

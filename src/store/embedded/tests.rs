@@ -1,14 +1,19 @@
-//! What only this store promises, or what only its inside can show.
+//! What only this store promises, or what only its internals can show.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+
+use jiff::{
+    civil::{date, time},
+    tz::TimeZone,
+};
 
 use super::*;
 use crate::{
     domain::{
-        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, Judged, Listeners, PartId, Plan, ProfileId,
-        ProviderId, RegimenId, Slice, Token, TokenChange, UserId, Version,
+        BroadcastId, Cursor, DeviceId, DoseKey, DueRow, EveryDay, Judged, Listeners, PartId, Plan, ProfileId,
+        ProviderId, Regimen, RegimenId, Rule, Slice, Token, TokenChange, UserId, Version,
     },
-    store::{Audience, Broadcasts, Claim, Doses, Registry, Shard},
+    store::{Audience, Broadcasts, Claim, Doses, Registry, Shard, StoreError},
 };
 
 fn token(name: &str) -> Token {
@@ -19,7 +24,7 @@ fn at(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(1_795_000_000_000 + ms).unwrap()
 }
 
-/// A store whose clock stands at the first moment of these tests: their dates are never compared with the
+/// A store whose clock is stopped at the first moment of these tests: their dates are never compared with the
 /// machine's clock.
 fn memory() -> EmbeddedStore {
     EmbeddedStore::memory_at(Arc::new(|| at(0))).unwrap()
@@ -53,23 +58,23 @@ async fn count(store: &EmbeddedStore, table: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_device_id_that_strangers_share_silences_nobody() {
+async fn a_device_id_that_many_users_share_deactivates_none_of_their_tokens() {
     let store = memory();
     for n in 0..40 {
         store.apply(&registered(&format!("t{n}"), &format!("u{n}"), Some("unknown")), v(n)).await.unwrap();
     }
-    let mut rung = Vec::new();
+    let mut active = Vec::new();
     for n in 0..40 {
         if !store.tokens_of(&UserId::new(format!("u{n}"))).await.unwrap().is_empty() {
-            rung.push(n);
+            active.push(n);
         }
     }
     // Each of the first twenty took the device from the one before; the twenty-first showed that it is none.
-    assert_eq!(rung, (19..40).collect::<Vec<_>>());
+    assert_eq!(active, (19..40).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn tokens_on_one_position_are_never_parted() {
+async fn tokens_on_one_position_are_on_one_page() {
     let store = memory();
     for n in 0..7 {
         store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await.unwrap();
@@ -93,12 +98,12 @@ async fn tokens_on_one_position_are_never_parted() {
 }
 
 #[tokio::test]
-async fn no_token_lies_on_the_smallest_position() {
+async fn no_token_has_the_smallest_position() {
     assert!((0..1000).all(|n| ring::position(&token(&n.to_string())) > i64::MIN));
 }
 
 #[tokio::test]
-async fn old_rows_are_forgotten_and_living_ones_kept() {
+async fn old_rows_are_removed_and_active_tokens_kept() {
     let store = memory();
     for (name, device) in [("dead", "d1"), ("alive", "d2")] {
         store.apply(&registered(name, "ann", Some(device)), v(1)).await.unwrap();
@@ -139,7 +144,7 @@ async fn old_rows_are_forgotten_and_living_ones_kept() {
 }
 
 #[tokio::test]
-async fn a_row_is_old_by_the_clock_that_the_store_was_given() {
+async fn rows_age_by_the_clock_of_the_store() {
     let days = Arc::new(AtomicI64::new(0));
     let clock = days.clone();
     let store = EmbeddedStore::memory_at(Arc::new(move || {
@@ -152,14 +157,14 @@ async fn a_row_is_old_by_the_clock_that_the_store_was_given() {
         if day == 0 {
             store.insert_due(Shard(0), &due).await.unwrap();
         }
-        // Old rows are removed behind a write, whichever it is.
+        // Old rows are removed after a write, whichever it is.
         store.apply(&TokenChange::Seen(token("t1")), v(1)).await.unwrap();
         assert_eq!(count(&store, "regimen_due").await, kept, "on day {day}");
     }
 }
 
 #[tokio::test]
-async fn forgetting_goes_by_small_steps() {
+async fn old_rows_are_removed_in_small_steps() {
     let store = memory();
     store
         .write("fill", |db, now| {
@@ -180,15 +185,17 @@ async fn forgetting_goes_by_small_steps() {
 }
 
 #[tokio::test]
-async fn the_walk_over_the_devices_comes_round() {
+async fn the_purge_reads_all_devices_and_begins_again() {
     let store = memory();
     store
         .write("fill", |db, _| {
             let mut insert = db.prepare(
-                "INSERT INTO devices (device_id, kind, version, position, push_token, holders) VALUES (?1, 'expo', ?2, 0, 't', 1)",
+                "INSERT INTO devices (device_id, kind, version, position, push_token, holders)
+                 VALUES (?1, 'expo', ?2, 0, 't', 1)",
             )?;
             // Every other one is old.
-            (0..1200).try_for_each(|n| insert.execute((format!("d{n:04}"), if n % 2 == 0 { 0 } else { i64::MAX })).map(drop))
+            let version = |n| if n % 2 == 0 { 0 } else { i64::MAX };
+            (0..1200).try_for_each(|n| insert.execute((format!("d{n:04}"), version(n))).map(drop))
         })
         .await
         .unwrap();
@@ -202,18 +209,19 @@ async fn the_walk_over_the_devices_comes_round() {
     assert_eq!(count(&store, "devices").await, 600);
 }
 
-/// Holds the writer until it is opened, so that whatever is asked meanwhile waits and goes into one
-/// transaction.
-async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = Result<(), StoreError>>) {
+/// Blocks the writer until the returned function is called, so that all operations that are queued meanwhile
+/// go into one transaction.
+async fn gate(store: &EmbeddedStore) -> (impl FnOnce(), impl Future<Output = StoreResult<()>>) {
     let (open, gate) = std::sync::mpsc::channel::<()>();
-    let (gate, begun) = (std::sync::Mutex::new(gate), Arc::new(tokio::sync::Notify::new()));
+    let gate = std::sync::Mutex::new(gate);
+    let begun = Arc::new(tokio::sync::Notify::new());
     let begins = begun.clone();
     let mut closed = Box::pin(store.write("wait", move |_, _| {
         begins.notify_one();
         let _opened = gate.lock().map(|gate| gate.recv());
         Ok(())
     }));
-    // The writer has taken this one alone: nobody else has asked yet.
+    // The writer has taken this one alone: no other operation is queued yet.
     assert!(futures::poll!(closed.as_mut()).is_pending());
     begun.notified().await;
     (move || drop(open), closed)
@@ -240,7 +248,8 @@ async fn an_operation_that_fails_or_panics_harms_only_itself() {
         db.execute("INSERT INTO users_deleted (user_id, version) VALUES ('half', 1)", [])?;
         panic!("on purpose")
     });
-    let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
+    let before = registered("before", "ann", None);
+    let after = registered("after", "ann", None);
     let (closed, before, fails, panics, after, ()) =
         futures::join!(closed, store.apply(&before, v(1)), fails, panics, store.apply(&after, v(2)), async {
             open()
@@ -256,7 +265,7 @@ async fn an_operation_that_fails_or_panics_harms_only_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_is_one_commit_whoever_fails_in_it() {
+async fn operations_that_wait_together_share_one_commit_even_if_some_fail() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("push.db");
     let store = open(&path);
@@ -265,7 +274,7 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
     let burst = futures::future::join_all(
         (0..300).map(async |n| store.apply(&registered(&format!("t{n}"), "ann", None), v(n)).await),
     );
-    // All of them ask before the gate opens; tokio would make a task that does so much pause in the middle.
+    // All of them are queued before the gate opens; tokio would make a task that does so much yield before.
     let burst = tokio::task::unconstrained(burst);
     let fails = store.write("fail", |db, _| db.execute("INSERT INTO nowhere VALUES (1)", []));
     let (closed, fails, burst, ()) = futures::join!(closed, fails, burst, async { open() });
@@ -276,11 +285,11 @@ async fn a_burst_is_one_commit_whoever_fails_in_it() {
     for n in 0..3 {
         store.apply(&registered(&format!("alone{n}"), "ann", None), v(n)).await.unwrap();
     }
-    assert_eq!(commits(&path) - before, 4, "who is alone has a commit of his own");
+    assert_eq!(commits(&path) - before, 4, "an operation that is alone has a commit of its own");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_that_is_lost_is_nobodys_success() {
+async fn every_operation_of_a_transaction_that_is_rolled_back_fails_as_unavailable() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = open(&folder.path().join("push.db"));
     let (open, closed) = gate(&store).await;
@@ -289,12 +298,15 @@ async fn a_transaction_that_is_lost_is_nobodys_success() {
         db.execute_batch("ROLLBACK")?;
         db.execute("INSERT INTO nowhere VALUES (1)", [])
     });
-    let (before, after) = (registered("before", "ann", None), registered("after", "ann", None));
+    let before = registered("before", "ann", None);
+    let after = registered("after", "ann", None);
     let (closed, before, ends, after, ()) =
         futures::join!(closed, store.apply(&before, v(1)), ends, store.apply(&after, v(2)), async { open() });
     closed.unwrap();
-    for answer in [before, ends.map(drop), after] {
-        assert!(format!("{:?}", answer.unwrap_err()).contains("nowhere"), "each is told why");
+    for result in [before, ends.map(drop), after] {
+        let failure = result.unwrap_err();
+        assert!(matches!(failure, StoreError::Unavailable { .. }), "{failure:?}");
+        assert!(format!("{failure:?}").contains("nowhere"), "each error names the cause: {failure:?}");
     }
     assert_eq!(count(&store, "tokens").await, 0);
     store.apply(&registered("later", "ann", None), v(3)).await.unwrap();
@@ -318,7 +330,7 @@ async fn a_commit_in_a_file_is_durable() {
 }
 
 #[tokio::test]
-async fn a_read_that_panics_leaves_the_readers_whole() {
+async fn a_read_that_panics_returns_its_connection() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = open(&folder.path().join("push.db"));
     for _ in 0..10 {
@@ -328,7 +340,7 @@ async fn a_read_that_panics_leaves_the_readers_whole() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_takes_no_reader_along() {
+async fn a_read_that_is_dropped_returns_its_connection() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = open(&folder.path().join("push.db"));
     for _ in 0..50 {
@@ -340,15 +352,72 @@ async fn a_caller_who_leaves_takes_no_reader_along() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_writer_that_has_ended_is_told() {
-    let gone = writer::Writer::ended();
-    assert!(gone.alive().is_err());
-    let refusal = gone.run("write", writer::Durability::Immediate, |_, _| Ok(())).await.unwrap_err();
-    assert!(format!("{refusal:?}").contains("thread has ended"), "{refusal:?}");
+async fn an_operation_fails_when_the_writer_has_ended() {
+    let ended = writer::Writer::ended();
+    assert!(ended.is_running().is_err());
+    let failure = ended.run("write", writer::Durability::Immediate, |_, _| Ok(())).await.unwrap_err();
+    assert!(format!("{failure:?}").contains("thread has ended"), "{failure:?}");
+}
+
+/// Registers a token, writes a regimen, runs `damage`, and reads the two by every path: through the writer
+/// and through the readers.
+async fn failures_after(damage: &'static str) -> [StoreError; 5] {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = open(&folder.path().join("push.db"));
+    let ann = UserId::new("ann");
+    let regimen = RegimenId::new("r1");
+    let definition = Regimen {
+        profile: ProfileId::new("pr1"),
+        user: ann.clone(),
+        medicine_name: "Metformin".to_owned(),
+        dosage: "1".to_owned(),
+        timezone: TimeZone::UTC,
+        rule: Rule::Times { times: vec![time(8, 0, 0, 0)], days: EveryDay::Nth(1) },
+        start_date: date(2026, 11, 1),
+        end_date: None,
+        enabled: true,
+    };
+    store.apply(&registered("t1", "ann", None), v(1)).await.unwrap();
+    store.put_regimen(&regimen, Some(&definition), v(1)).await.unwrap();
+    assert_eq!(store.tokens_of(&ann).await.unwrap().len(), 1);
+    assert_eq!(store.regimen(&regimen).await.unwrap(), Some(definition));
+    store.write("damage", move |db, _| db.execute_batch(damage)).await.unwrap();
+    [
+        store.tokens_of(&ann).await.unwrap_err(),
+        store.inspect(&token("t1")).await.unwrap_err(),
+        store.apply(&registered("t1", "ann", None), v(2)).await.unwrap_err(),
+        store.regimen(&regimen).await.unwrap_err(),
+        store.regimens(None, 10).await.unwrap_err(),
+    ]
 }
 
 #[tokio::test]
-async fn sqlite3_reads_along() {
+async fn a_row_that_no_release_wrote_is_corrupt() {
+    for damage in [
+        // Text that can't be parsed.
+        "UPDATE tokens SET platform = 'toaster'; UPDATE regimens SET rule = 'now and then'",
+        // Values of another type.
+        "UPDATE tokens SET platform = x'00'; UPDATE regimens SET timezone = x'00'",
+        // Bytes that are no UTF-8.
+        "UPDATE tokens SET platform = CAST(x'ff' AS TEXT); UPDATE regimens SET rule = CAST(x'ff' AS TEXT)",
+    ] {
+        for failure in failures_after(damage).await {
+            assert!(matches!(failure, StoreError::Corrupt { .. }), "{damage}: {failure:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_breaks_a_constraint_is_rejected() {
+    let store = memory();
+    let insert = "INSERT INTO users_deleted (user_id, version) VALUES ('ann', 1)";
+    store.write("insert", move |db, _| db.execute(insert, [])).await.unwrap();
+    let failure = store.write("insert again", move |db, _| db.execute(insert, [])).await.unwrap_err();
+    assert!(matches!(failure, StoreError::Rejected { .. }), "{failure:?}");
+}
+
+#[tokio::test]
+async fn sqlite3_can_read_at_the_same_time() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("push.db");
     let store = open(&path);

@@ -1,41 +1,41 @@
-//! Tokens: the protocol of their life.
+//! Tokens: how registrations, replacements and deletions are applied.
 //!
 //! A token's state is a function of the *set* of events that were applied, whatever their order. The event
-//! with the highest version stands. What stands and names a user or a device may still be struck out, in the
-//! odd version above it: by the deletion of that user, if that is later, and by a later registration on that
-//! device. Both leave marks (`users_deleted`, `devices`) which an event that arrives late meets, and both
-//! look for what is there already. For the latter it does not matter that the later registration's own token
-//! may have moved on since: `devices` remembers it.
+//! with the highest version wins. If it names a user or a device it may still be revoked, at the odd version
+//! above it: by the deletion of that user, if that is later, and by a later registration on that device. Both
+//! leave markers (`users_deleted`, `devices`), which an event that arrives late finds, and both read the rows
+//! that are there already. For the latter it does not matter that the later registration's own token may have
+//! moved to another device since: `devices` keeps it.
 //!
-//! A device id that many tokens take from each other is no device's ("unknown", an emulator): it is then left
-//! alone.
+//! A device id that many tokens take from each other ("unknown", an emulator) identifies no device: its
+//! tokens do not replace each other.
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{
     EmbeddedStore,
     ring::{position, positions},
-    values::{label, micros, timestamp_if_any, unreadable, word_of},
+    values::{label, micros, parse_label, timestamp_if_any, unreadable},
 };
 use crate::{
     domain::{
         DeviceId, Judged, Platform, ProviderId, Registration, Timestamp, Token, TokenChange, TokenHash,
         TokenKind, UserId, Version, limits::DEVICE_TOKENS_MAX,
     },
-    store::{Census, Registry, StoreError, TokenRow},
+    store::{Census, Registry, StoreResult, TokenRow},
 };
 
 const HOLDERS_MAX: i64 = DEVICE_TOKENS_MAX as i64;
 
-/// What an event makes of a token.
+/// The state that an event leads to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct TokenState {
     version: Version,
     standing: TokenStanding,
 }
 
-/// In this order: of two events with one version the bigger state stands, and it is better to ring than not
-/// to.
+/// In this order: of two events with the same version the greater state wins, and a message that is sent in
+/// vain is better than one that is not sent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum TokenStanding {
     Inactive { reason: String },
@@ -52,13 +52,13 @@ struct Owner {
 
 /// A row as it is before an event.
 struct KnownToken {
-    /// None = only seen.
+    /// `None` = only seen, never registered.
     state: Option<TokenState>,
     created: Option<Timestamp>,
 }
 
 impl Registry for EmbeddedStore {
-    async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), StoreError> {
+    async fn apply(&self, change: &TokenChange, version: Version) -> StoreResult<()> {
         let change = change.clone();
         self.write("apply a token event", move |db, now| match &change {
             TokenChange::Registered { token, user, platform, device, device_info, previous } => {
@@ -69,22 +69,22 @@ impl Registry for EmbeddedStore {
                     device_info: device_info.clone(),
                 };
                 if let Some(device) = device {
-                    hold(db, device, token, version, now)?;
+                    take_device(db, device, token, version, now)?;
                 }
                 register(db, token, version, owner, now)?;
                 match previous {
-                    Some(previous) if previous != token => end(db, previous, version, "replaced", now),
+                    Some(previous) if previous != token => deactivate(db, previous, version, "replaced", now),
                     _ => Ok(()),
                 }
             }
-            TokenChange::Seen(token) => see(db, token, version, now),
-            TokenChange::Unregistered(token) => end(db, token, version, "unregistered", now),
+            TokenChange::Seen(token) => record_seen(db, token, version, now),
+            TokenChange::Unregistered(token) => deactivate(db, token, version, "unregistered", now),
             TokenChange::UserDeleted(user) => delete_user(db, user, version, now),
         })
         .await
     }
 
-    async fn tokens_of(&self, user: &UserId) -> Result<Vec<Registration>, StoreError> {
+    async fn tokens_of(&self, user: &UserId) -> StoreResult<Vec<Registration>> {
         let user = user.clone();
         self.read("read a user's tokens", move |db| {
             db.prepare_cached(&format!("SELECT {REGISTRATION} FROM tokens WHERE user_id = ?1 AND active"))?
@@ -94,13 +94,14 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> Result<bool, StoreError> {
-        let (token, reason) = (token.clone(), reason.to_owned());
+    async fn revoke(&self, token: &Token, judged: Judged, reason: &str) -> StoreResult<bool> {
+        let token = token.clone();
+        let reason = reason.to_owned();
         self.write("revoke a token", move |db, now| {
             let current = known(db, &token)?.and_then(|known| known.state);
             match current {
                 Some(TokenState { version, standing: TokenStanding::Active(_) }) if judged.names(version) => {
-                    strike(db, &token, &reason, now)?;
+                    revoke_current(db, &token, &reason, now)?;
                     Ok(true)
                 }
                 _ => Ok(false),
@@ -109,17 +110,20 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn inspect(&self, token: &Token) -> Result<Option<TokenRow>, StoreError> {
+    async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
         let token = token.clone();
         self.read("inspect a token", move |db| {
-            db.prepare_cached(&format!("SELECT {TOKEN_ROW} FROM tokens WHERE position = ?1 AND push_token = ?2 AND version IS NOT NULL"))?
-                .query_row((position(&token), token.as_str()), token_row)
-                .optional()
+            db.prepare_cached(&format!(
+                "SELECT {TOKEN_ROW} FROM tokens
+                 WHERE position = ?1 AND push_token = ?2 AND version IS NOT NULL"
+            ))?
+            .query_row((position(&token), token.as_str()), token_row)
+            .optional()
         })
         .await
     }
 
-    async fn inspect_hash(&self, hash: TokenHash) -> Result<Option<TokenRow>, StoreError> {
+    async fn inspect_hash(&self, hash: TokenHash) -> StoreResult<Option<TokenRow>> {
         self.read("inspect a token by its hash", move |db| {
             let (low, high) = positions(hash);
             db.prepare_cached(&format!(
@@ -132,7 +136,7 @@ impl Registry for EmbeddedStore {
         .await
     }
 
-    async fn census(&self) -> Result<Vec<Census>, StoreError> {
+    async fn census(&self) -> StoreResult<Vec<Census>> {
         self.read("count the tokens", |db| {
             let mut census = ProviderId::ALL.map(|provider| Census { provider, active: 0, inactive: 0 });
             let mut count = db.prepare(
@@ -152,11 +156,11 @@ impl Registry for EmbeddedStore {
     }
 }
 
-// === the protocol ===
+// === events ===
 
-/// Takes the device for this token, unless a later registration holds it, and strikes out the token that held
-/// it.
-fn hold(
+/// Makes this token the holder of the device, unless a later registration holds it, and revokes the token
+/// that held it.
+fn take_device(
     db: &Connection,
     device: &DeviceId,
     token: &Token,
@@ -170,35 +174,44 @@ fn hold(
     let held_by_another = holder.as_ref().filter(|holder| holder.token != token.as_str());
     let holders = holder.as_ref().map_or(1, |holder| holder.holders) + i64::from(held_by_another.is_some());
     db.prepare_cached(
-        "INSERT INTO devices (device_id, kind, version, position, push_token, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT DO UPDATE SET version = excluded.version, position = excluded.position, push_token = excluded.push_token,
-             holders = excluded.holders",
+        "INSERT INTO devices (device_id, kind, version, position, push_token, holders)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET version = excluded.version, position = excluded.position,
+             push_token = excluded.push_token, holders = excluded.holders",
     )?
-    .execute((device.as_str(), token.kind().label(), version.as_i64(), position(token), token.as_str(), holders))?;
+    .execute((
+        device.as_str(),
+        token.kind().label(),
+        version.as_i64(),
+        position(token),
+        token.as_str(),
+        holders,
+    ))?;
     let Some(before) = held_by_another else { return Ok(()) };
     if holders > HOLDERS_MAX {
         if before.holders == HOLDERS_MAX {
             tracing::warn!(
                 device.id = %device,
-                "Device {device} was held by {holders} tokens, so it is no single device: from now on they do not replace each other"
+                "Device {device} was held by {holders} tokens, so it is no single device: from now on they \
+                 do not replace each other"
             );
         }
         return Ok(());
     }
     let before = Token::parse(&before.token).map_err(|error| unreadable(1, error))?;
-    // It may sit on another device by now; then it is none of ours.
+    // It may have moved to another device since; then it stays active.
     match known(db, &before)?.and_then(|known| known.state) {
         Some(TokenState { standing: TokenStanding::Active(owner), .. })
             if owner.device.as_ref() == Some(device) =>
         {
-            strike(db, &before, "replaced", now)
+            revoke_current(db, &before, "replaced", now)
         }
         _ => Ok(()),
     }
 }
 
-/// The token is this owner's, unless something later is known of it, or struck out by a mark that is there
-/// already.
+/// The token is this owner's, unless a later event was applied, or revoked at once if there is a marker that
+/// is later.
 fn register(
     db: &Connection,
     token: &Token,
@@ -210,8 +223,8 @@ fn register(
     let created = version.happened_at();
     let first = known.as_ref().and_then(|known| known.created).map_or(created, |known| known.min(created));
     let registered = TokenState { version, standing: TokenStanding::Active(owner) };
-    if stands(&registered, known.as_ref()) {
-        let state = match struck_out(db, token, &registered)? {
+    if supersedes(&registered, known.as_ref()) {
+        let state = match revoked_because(db, token, &registered)? {
             Some(reason) => TokenState {
                 version: version.revocation(),
                 standing: TokenStanding::Inactive { reason: reason.to_owned() },
@@ -228,8 +241,8 @@ fn register(
     }
 }
 
-/// The token is nobody's from this version on.
-fn end(
+/// The token is inactive from this version on.
+fn deactivate(
     db: &Connection,
     token: &Token,
     version: Version,
@@ -238,44 +251,50 @@ fn end(
 ) -> rusqlite::Result<()> {
     let known = known(db, token)?;
     let ended = TokenState { version, standing: TokenStanding::Inactive { reason: reason.to_owned() } };
-    if stands(&ended, known.as_ref()) {
+    if supersedes(&ended, known.as_ref()) {
         put(db, token, &ended, known.and_then(|known| known.created), now)?;
     }
     Ok(())
 }
 
-/// When the app was opened is a cell of its own. A token that was never registered is forgotten like a dead
-/// one.
-fn see(db: &Connection, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
+/// Records when the app was opened, independently of the other columns. A token that was never registered is
+/// removed after the same time as an inactive one.
+fn record_seen(db: &Connection, token: &Token, version: Version, now: Timestamp) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "INSERT INTO tokens (position, push_token, kind, active, seen_at, inactive_since) VALUES (?1, ?2, ?3, 0, ?4, ?5)
-         ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at WHERE seen_at IS NULL OR seen_at < excluded.seen_at",
+        "INSERT INTO tokens (position, push_token, kind, active, seen_at, inactive_since)
+         VALUES (?1, ?2, ?3, 0, ?4, ?5)
+         ON CONFLICT DO UPDATE SET seen_at = excluded.seen_at
+             WHERE seen_at IS NULL OR seen_at < excluded.seen_at",
     )?
-    .execute((position(token), token.as_str(), token.kind().label(), micros(version.happened_at()), micros(now)))
+    .execute((
+        position(token),
+        token.as_str(),
+        token.kind().label(),
+        micros(version.happened_at()),
+        micros(now),
+    ))
     .map(drop)
 }
 
-/// Leaves the mark and strikes out what is there; what was registered later stays.
+/// Marks the user as deleted and revokes the user's tokens; those that were registered later stay.
 fn delete_user(db: &Connection, user: &UserId, version: Version, now: Timestamp) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO users_deleted (user_id, version) VALUES (?1, ?2)
          ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
     )?
     .execute((user.as_str(), version.as_i64()))?;
-    db.prepare_cached(&format!(
-        "UPDATE tokens SET {STRUCK_OUT} WHERE user_id = ?3 AND active AND version < ?4"
-    ))?
-    .execute(("userDeleted", micros(now), user.as_str(), version.as_i64()))
-    .map(drop)
+    db.prepare_cached(&format!("UPDATE tokens SET {REVOKED} WHERE user_id = ?3 AND active AND version < ?4"))?
+        .execute(("userDeleted", micros(now), user.as_str(), version.as_i64()))
+        .map(drop)
 }
 
-/// Whether an event's state takes the place of what is known.
-fn stands(new: &TokenState, known: Option<&KnownToken>) -> bool {
+/// Whether an event's state replaces the one in the row.
+fn supersedes(new: &TokenState, known: Option<&KnownToken>) -> bool {
     known.and_then(|known| known.state.as_ref()).is_none_or(|old| new > old)
 }
 
-/// Why the marks strike a registration out, if they do.
-fn struck_out(
+/// Why a marker revokes a registration, if one does.
+fn revoked_because(
     db: &Connection,
     token: &Token,
     registered: &TokenState,
@@ -310,7 +329,8 @@ struct Holder {
 }
 
 impl Holder {
-    /// Versions of different tokens may be equal; the token then decides, for everybody in the same way.
+    /// Versions of different tokens may be equal; then the tokens are compared, so that the order of arrival
+    /// makes no difference.
     fn is_before(&self, version: Version, token: &Token) -> bool {
         (self.version, self.token.as_str()) < (version.as_i64(), token.as_str())
     }
@@ -354,18 +374,19 @@ fn put(
     created: Option<Timestamp>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let blank = Owner::default();
+    let no_owner = Owner::default();
     let (owner, reason) = match &state.standing {
         TokenStanding::Active(owner) => (owner, None),
-        TokenStanding::Inactive { reason } => (&blank, Some(reason)),
+        TokenStanding::Inactive { reason } => (&no_owner, Some(reason)),
     };
     db.prepare_cached(
-        "INSERT INTO tokens (position, push_token, kind, version, active, user_id, platform, device_id, device_info, created_at,
-             reason, inactive_since)
+        "INSERT INTO tokens (position, push_token, kind, version, active, user_id, platform, device_id,
+             device_info, created_at, reason, inactive_since)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
-         ON CONFLICT DO UPDATE SET version = excluded.version, active = excluded.active, user_id = excluded.user_id,
-             platform = excluded.platform, device_id = excluded.device_id, device_info = excluded.device_info,
-             created_at = excluded.created_at, reason = excluded.reason, inactive_since = excluded.inactive_since",
+         ON CONFLICT DO UPDATE SET version = excluded.version, active = excluded.active,
+             user_id = excluded.user_id, platform = excluded.platform, device_id = excluded.device_id,
+             device_info = excluded.device_info, created_at = excluded.created_at, reason = excluded.reason,
+             inactive_since = excluded.inactive_since",
     )?
     .execute((
         position(token),
@@ -385,11 +406,12 @@ fn put(
 }
 
 /// What a revocation writes: ?1 = reason, ?2 = now.
-const STRUCK_OUT: &str = "version = version | 1, active = 0, user_id = NULL, platform = NULL, device_id = NULL, device_info = NULL, \
-                          reason = ?1, inactive_since = ?2";
+const REVOKED: &str = "version = version | 1, active = 0, user_id = NULL, platform = NULL, \
+                       device_id = NULL, device_info = NULL, reason = ?1, inactive_since = ?2";
 
-fn strike(db: &Connection, token: &Token, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
-    db.prepare_cached(&format!("UPDATE tokens SET {STRUCK_OUT} WHERE position = ?3 AND push_token = ?4"))?
+/// Revokes the registration in the token's row.
+fn revoke_current(db: &Connection, token: &Token, reason: &str, now: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached(&format!("UPDATE tokens SET {REVOKED} WHERE position = ?3 AND push_token = ?4"))?
         .execute((reason, micros(now), position(token), token.as_str()))
         .map(drop)
 }
@@ -427,5 +449,8 @@ pub(super) fn token(row: &Row<'_>, column: usize) -> rusqlite::Result<Token> {
 }
 
 pub(super) fn platform(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Platform>> {
-    row.get_ref(column)?.as_str_or_null()?.map(|word| word_of(column, word, Platform::from_label)).transpose()
+    row.get_ref(column)?
+        .as_str_or_null()?
+        .map(|text| parse_label(column, text, Platform::from_label))
+        .transpose()
 }

@@ -1,4 +1,4 @@
-//! How the domain's values are written in columns.
+//! How the domain's values are stored in columns.
 
 use std::error::Error;
 
@@ -6,7 +6,7 @@ use rusqlite::{Row, types::Type};
 
 use crate::domain::{Counts, Timestamp};
 
-/// Whole microseconds since 1970; what is finer is cut.
+/// Whole microseconds since 1970; what is finer is cut off.
 pub(super) fn micros(at: Timestamp) -> i64 {
     at.as_microsecond()
 }
@@ -21,30 +21,30 @@ pub(super) fn timestamp_if_any(row: &Row<'_>, column: usize) -> rusqlite::Result
         .transpose()
 }
 
-/// A word out of a closed list.
+/// A value that is stored as its label.
 pub(super) fn label<T>(
     row: &Row<'_>,
     column: usize,
     from_label: impl Fn(&str) -> Option<T>,
 ) -> rusqlite::Result<T> {
-    word_of(column, row.get_ref(column)?.as_str()?, from_label)
+    parse_label(column, row.get_ref(column)?.as_str()?, from_label)
 }
 
-/// The same of a column that was read already.
-pub(super) fn word_of<T>(
+/// The same from the text of a column that was read already.
+pub(super) fn parse_label<T>(
     column: usize,
-    word: &str,
+    text: &str,
     from_label: impl Fn(&str) -> Option<T>,
 ) -> rusqlite::Result<T> {
-    from_label(word).ok_or_else(|| unreadable(column, format!("the word {word:?} is not known")))
+    from_label(text).ok_or_else(|| unreadable(column, format!("the label {text:?} is not known")))
 }
 
-/// The column holds what no release wrote.
+/// The error of a column that holds what no release wrote.
 pub(super) fn unreadable(column: usize, cause: impl Into<Box<dyn Error + Send + Sync>>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, cause.into())
 }
 
-/// SQLite's integers have a sign; no audience comes near the last bit.
+/// SQLite's integers are signed; no count comes near the highest bit.
 pub(super) fn columns(counts: &Counts) -> [i64; 5] {
     [counts.sent, counts.dead, counts.refused, counts.failed, counts.expired].map(u64::cast_signed)
 }

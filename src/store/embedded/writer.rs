@@ -1,10 +1,10 @@
 //! The one thread that writes.
 //!
-//! A flush of the disk costs milliseconds, an operation microseconds: so whatever waits when the thread comes
-//! back goes into one transaction, and one flush pays for all of it. Who is in no hurry waits a moment for
-//! company. Everybody is answered after the commit. An operation that fails or panics must not take its
-//! neighbours down: each runs in a savepoint of its own, and only that is rolled back. If the thread itself
-//! ends, every waiting caller is told so by the closing of his channel.
+//! A flush of the disk costs milliseconds, an operation microseconds: so all operations that wait when the
+//! thread is free go into one transaction, and share its flush. Operations that need not be durable at once
+//! wait a moment for others (group commit). All are answered after the commit. An operation that fails or
+//! panics must not affect the others: each runs in a savepoint of its own, and only that is rolled back. If
+//! the thread itself ends, the callers' channels close, and each of them gets an error.
 
 use std::{
     any::Any,
@@ -18,156 +18,166 @@ use std::{
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{lock::Lock, purge::Purge};
+use super::{errors::failed, lock::Lock, purge::Purge};
 use crate::{
     domain::Timestamp,
-    store::{Clock, StoreError},
+    store::{Clock, StoreError, StoreResult},
 };
 
-/// Operations that may wait; whoever comes then waits to be let in.
+/// The capacity of the queue; callers wait while it is full.
 const QUEUE_MAX: usize = 1_024;
 
 /// Operations in one transaction.
 const BATCH_MAX: usize = 1_024;
 
-/// How long those wait for others who are in no hurry. A broadcast at full speed has a checkpoint each
-/// millisecond.
-const COMPANY_WITHIN: Duration = Duration::from_millis(3);
+/// How long a batch with nothing but [`Durability::GroupCommit`] waits for more operations. A broadcast at
+/// full speed has a checkpoint each millisecond.
+const GROUP_COMMIT_WINDOW: Duration = Duration::from_millis(3);
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The way to the thread.
+/// The handle of the thread.
 pub(super) struct Writer {
     /// Taken when the store closes: the thread ends when its queue is empty and has no sender.
     queue: Option<mpsc::Sender<Box<dyn WriteJob>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// When an operation is to be durable.
+/// How soon an operation has to be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
-    /// As soon as can be.
+    /// With the next commit.
     Immediate,
     /// A few milliseconds later, if that saves a flush.
     GroupCommit,
 }
 
-/// An operation and whom to answer.
+/// An operation and the channel to its caller.
 trait WriteJob: Send {
-    /// When it is to be durable.
     fn durability(&self) -> Durability;
 
-    /// Does it, and keeps what came out. An error, in words, means that nothing it wrote may stay.
+    /// Runs the operation and keeps its result. An error, as text, means that its writes must be rolled back.
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String>;
 
-    /// Answers with what came out; with the transaction's failure, if it has failed.
+    /// Sends the result to the caller, or the transaction's failure, if that failed.
     fn answer(self: Box<Self>, transaction: Result<(), &str>);
 }
 
-struct Asked<T, F> {
+struct Operation<T, F> {
+    context: &'static str,
     work: F,
     durability: Durability,
-    outcome: Option<Result<T, String>>,
-    caller: oneshot::Sender<Result<T, String>>,
+    result: Option<StoreResult<T>>,
+    caller: oneshot::Sender<StoreResult<T>>,
 }
 
 // === impl Writer ===
 
 impl Writer {
-    /// Starts the thread. `lock` lives as long as the thread does; `clock` is asked once a transaction.
+    /// Starts the thread, which holds `lock` until it ends. `clock` is read once per transaction.
     pub(super) fn start(db: Connection, lock: Option<Lock>, clock: Clock) -> io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         // In memory there is no flush to share.
-        let company_within = if lock.is_some() { COMPANY_WITHIN } else { Duration::ZERO };
+        let window = if lock.is_some() { GROUP_COMMIT_WINDOW } else { Duration::ZERO };
         let thread = thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
-            write_all(&db, jobs, company_within, &clock);
+            write_all(&db, jobs, window, &clock);
             drop(db);
-            drop(lock); // only now may somebody else open the file
+            drop(lock); // only now may another process open the file
         })?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Runs `work` in a transaction and answers when that is durable.
+    /// Runs `work` in a transaction and returns when that is durable.
+    ///
+    /// # Errors
+    /// As [`failed`] classifies that of `work`; unavailable if the transaction fails or the thread has ended.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         context: &'static str,
         durability: Durability,
         work: impl Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> StoreResult<T> {
         let (caller, answer) = oneshot::channel();
-        let job: Box<dyn WriteJob> = Box::new(Asked { work, durability, outcome: None, caller });
-        let queue = self.queue.as_ref().ok_or_else(gone)?;
-        queue.send(job).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?.map_err(|failure| StoreError::unavailable(context, failure))
+        let job: Box<dyn WriteJob> = Box::new(Operation { context, work, durability, result: None, caller });
+        let queue = self.queue.as_ref().ok_or_else(has_ended)?;
+        queue.send(job).await.map_err(|_| has_ended())?;
+        answer.await.map_err(|_| has_ended())?
     }
 
-    /// Whether the thread still takes work.
-    pub(super) fn alive(&self) -> Result<(), StoreError> {
-        self.queue.as_ref().filter(|queue| !queue.is_closed()).map(|_| ()).ok_or_else(gone)
+    /// Fails if the thread has ended.
+    pub(super) fn is_running(&self) -> StoreResult<()> {
+        self.queue.as_ref().filter(|queue| !queue.is_closed()).map(|_| ()).ok_or_else(has_ended)
     }
 }
 
 #[cfg(test)]
 impl Writer {
-    /// One whose thread is no more.
+    /// One whose thread has ended.
     pub(super) fn ended() -> Self {
         Self { queue: Some(mpsc::channel(1).0), thread: None }
     }
 }
 
 impl Drop for Writer {
-    /// Waits for what is queued, so that the file is free and whole when the last clone of the store is gone.
+    /// Waits for the queued operations, so that the file is complete and unlocked when the last clone of the
+    /// store is dropped.
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!(
-                "The store's writer had panicked; what it had not committed was not acknowledged"
+                "The store's writer thread panicked; operations that it had not committed were not \
+                 acknowledged"
             );
         }
     }
 }
 
-// === impl Asked ===
+// === impl Operation ===
 
-impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> WriteJob for Asked<T, F> {
+impl<T: Send, F: Fn(&Connection, Timestamp) -> rusqlite::Result<T> + Send> WriteJob for Operation<T, F> {
     fn durability(&self) -> Durability {
         self.durability
     }
 
     fn run(&mut self, db: &Connection, now: Timestamp) -> Result<(), String> {
-        let outcome = match catch_unwind(AssertUnwindSafe(|| (self.work)(db, now))) {
-            Ok(outcome) => outcome.map_err(|error| error.to_string()),
-            Err(panic) => Err(format!("the operation panicked: {}", words(&*panic))),
+        let (text, failure) = match catch_unwind(AssertUnwindSafe(|| (self.work)(db, now))) {
+            Ok(Ok(value)) => {
+                self.result = Some(Ok(value));
+                return Ok(());
+            }
+            Ok(Err(err)) => (err.to_string(), failed(self.context, err)),
+            Err(panic) => {
+                let text = format!("the operation panicked: {}", panic_message(&*panic));
+                (text.clone(), StoreError::unavailable(self.context, text))
+            }
         };
-        self.outcome.insert(outcome).as_ref().map(drop).map_err(String::clone)
+        self.result = Some(Err(failure));
+        Err(text)
     }
 
     fn answer(self: Box<Self>, transaction: Result<(), &str>) {
-        let Self { outcome, caller, .. } = *self;
+        let Self { context, result, caller, .. } = *self;
         let answer = match transaction {
-            Ok(()) => outcome.unwrap_or_else(|| Err("the operation was not run".to_owned())),
-            Err(failure) => Err(failure.to_owned()),
+            Ok(()) => {
+                result.unwrap_or_else(|| Err(StoreError::unavailable(context, "the operation was not run")))
+            }
+            Err(failure) => Err(StoreError::unavailable(context, failure)),
         };
-        // A caller who no longer listens has lost nothing: his record is handled again.
-        let _caller_gone = caller.send(answer);
+        // A caller that was dropped loses nothing: its record is handled again.
+        let _caller_was_dropped = caller.send(answer);
     }
 }
 
-/// The thread's life.
-fn write_all(
-    db: &Connection,
-    mut jobs: mpsc::Receiver<Box<dyn WriteJob>>,
-    company_within: Duration,
-    clock: &Clock,
-) {
+/// Runs on the thread, until the store closes.
+fn write_all(db: &Connection, mut jobs: mpsc::Receiver<Box<dyn WriteJob>>, window: Duration, clock: &Clock) {
     let mut purge = Purge::default();
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         take_waiting(&mut jobs, &mut batch);
         if batch.iter().all(|job| job.durability() == Durability::GroupCommit) {
-            thread::sleep(company_within);
+            thread::sleep(window);
             take_waiting(&mut jobs, &mut batch);
         }
         let now = clock();
@@ -176,7 +186,10 @@ fn write_all(
             job.answer(transaction.as_ref().map(drop).map_err(String::as_str));
         }
         if let Err(error) = purge.step_if_due(db, now) {
-            tracing::warn!(error = %error, "Old rows of the store could not be removed, trying again in a minute");
+            tracing::warn!(
+                error = %error,
+                "Old rows of the store could not be removed, trying again in a minute"
+            );
         }
     }
 }
@@ -189,17 +202,17 @@ fn take_waiting(jobs: &mut mpsc::Receiver<Box<dyn WriteJob>>, batch: &mut Vec<Bo
     }
 }
 
-/// Runs all in one transaction. What fails leaves nothing behind.
+/// Runs all operations in one transaction. The writes of those that fail are rolled back.
 ///
 /// # Errors
-/// The transaction itself has failed, and nothing of it stays: a full disk, another program's lock.
+/// The transaction itself failed and was rolled back: a full disk, another program's lock.
 fn commit(db: &Connection, batch: &mut [Box<dyn WriteJob>], now: Timestamp) -> Result<(), Failure> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     for job in batch {
         transaction.prepare_cached("SAVEPOINT job")?.execute([])?;
         if let Err(failure) = job.run(&transaction, now) {
             if transaction.is_autocommit() {
-                return Err(format!("an operation has ended the transaction of many: {failure}").into());
+                return Err(format!("an operation ended the transaction that it shared: {failure}").into());
             }
             transaction.prepare_cached("ROLLBACK TO job")?.execute([])?;
         }
@@ -208,14 +221,14 @@ fn commit(db: &Connection, batch: &mut [Box<dyn WriteJob>], now: Timestamp) -> R
     Ok(transaction.commit()?)
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no words")
+        .unwrap_or("no message")
 }
 
-fn gone() -> StoreError {
-    StoreError::unavailable("reaching the writer", "its thread has ended; restart the process")
+fn has_ended() -> StoreError {
+    StoreError::unavailable("run an operation", "the writer thread has ended; restart the process")
 }

@@ -1,30 +1,28 @@
-//! How far a part is, step by step, over a row that only conditional writes change: the server's, or that of
-//! a test that lets owners race, die and hear nothing.
+//! The progress of a part, step by step, over a row that only conditional writes change: the server's, or
+//! that of a test in which owners race, end half-way and lose answers.
 //!
-//! A checkpoint that was told twice, or whose answer got lost, is found by what it says: of one epoch there
-//! is one owner, and he tells his totals one after the other, so a row that says the same was written by him.
-//! It lets cursor and counts only grow, so that one that a server still held when its successor was through
-//! does not undo it.
+//! A checkpoint that was sent twice, or whose answer got lost, is recognised by its content: an epoch has one
+//! owner, which records its totals one after the other, so a row with the same content was written by it. A
+//! checkpoint only lets cursor and counts grow, so that one that a server still held back when the next one
+//! was written does not undo it.
 
 use std::future::Future;
 
 use super::super::cas::{CasResult, CasRetry};
 use crate::{
     domain::Progress,
-    store::{Checkpoint, StoreError},
+    store::{Checkpoint, StoreResult},
 };
-
-type StoreResult<T> = Result<T, StoreError>;
 
 /// The row of a part.
 pub(crate) trait PartCells: Sync {
-    /// What it says, everything that was decided included.
+    /// A serial read: its result includes every conditional write that was done.
     fn now(&self) -> impl Future<Output = StoreResult<Option<Progress>>> + Send;
     /// Writes the first owner's row, if there is none.
     fn begin(&self) -> impl Future<Output = StoreResult<CasResult>> + Send;
-    /// Raises the epoch by one, if the row still says this.
+    /// Raises the epoch by one, if the row is still the one that was `found`.
     fn raise(&self, found: &Progress) -> impl Future<Output = StoreResult<CasResult>> + Send;
-    /// Writes an owner's progress, if it [`follows`] what the row says.
+    /// Writes an owner's progress, if it [`follows`] that of the row.
     fn record(&self, progress: &Progress) -> impl Future<Output = StoreResult<CasResult>> + Send;
 }
 
@@ -32,23 +30,23 @@ pub(crate) trait PartCells: Sync {
 pub(crate) async fn take_over(row: &impl PartCells, context: &'static str) -> StoreResult<Progress> {
     let mut cas_retry = CasRetry::new(context);
     loop {
-        let (decided, mine) = match row.now().await? {
+        let (result, mine) = match row.now().await? {
             Some(found) if found.done => return Ok(found),
-            // All that was read has to stand still: the owner may have got a page further since.
+            // On condition that nothing of it has changed: the owner may have recorded a page since.
             Some(found) => (row.raise(&found).await?, Progress { epoch: found.epoch + 1, ..found }),
             None => (row.begin().await?, Progress { epoch: 1, ..Progress::default() }),
         };
-        match decided {
+        match result {
             CasResult::Applied => return Ok(mine),
             CasResult::Refused => {}
-            // If it was done, the next round raises the epoch once more. Nobody minds.
+            // If it was done, the next round raises the epoch once more, which does no harm.
             CasResult::Unknown(err) => cas_retry.lost(err),
         }
         cas_retry.next_round().await?;
     }
 }
 
-/// Records an owner's progress, unless he is the owner no more.
+/// Records an owner's progress, unless the part has a later owner.
 pub(crate) async fn checkpoint(
     row: &impl PartCells,
     progress: &Progress,
@@ -70,8 +68,8 @@ pub(crate) async fn checkpoint(
     }
 }
 
-/// Whether an owner may write this over what he found. Of the counts those of messages that were answered are
-/// enough.
+/// Whether an owner may write this over what it found. Of the counts it is enough to compare those of
+/// messages that a provider answered.
 pub(crate) fn follows(found: &Progress, next: &Progress) -> bool {
     let is_behind = found.cursor <= next.cursor
         && found.counts.sent <= next.counts.sent

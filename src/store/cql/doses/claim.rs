@@ -1,29 +1,27 @@
-//! Who rings a dose, step by step, over a row that only conditional writes change: the server's, or that of a
-//! test that lets handlings race, die and hear nothing.
+//! The claim of a dose, step by step, over a row that only conditional writes change: the server's, or that
+//! of a test in which handlings race, end half-way and lose answers.
 
 use std::future::Future;
 
 use super::super::cas::{CasResult, CasRetry};
 use crate::{
     domain::Timestamp,
-    store::{Claim, Claimed, DoseMark, Lease, Marked, StoreError},
+    store::{Claim, Claimed, DoseMark, Lease, Marked, StoreResult},
 };
-
-type StoreResult<T> = Result<T, StoreError>;
 
 /// The row of a dose.
 pub(crate) trait DoseCells: Sync {
-    /// What it says, everything that was decided included.
+    /// A serial read: its result includes every conditional write that was done.
     fn now(&self) -> impl Future<Output = StoreResult<Option<Claimed>>> + Send;
     /// Writes the first claim, if there is none.
     fn begin(&self, lease: &Lease, now: Timestamp) -> impl Future<Output = StoreResult<CasResult>> + Send;
-    /// Puts a lease in another one's place, if that one still stands and the dose is not marked.
+    /// Replaces the lease `was`, if it is still the current one and the dose is not marked.
     fn take(&self, was: &Lease, lease: &Lease) -> impl Future<Output = StoreResult<CasResult>> + Send;
-    /// Watermarks the dose, if the lease still stands and the dose is not marked.
+    /// Marks the dose, if the lease is still the current one and the dose is not marked.
     fn mark(&self, lease: &Lease, mark: &DoseMark) -> impl Future<Output = StoreResult<CasResult>> + Send;
 }
 
-/// Claims the dose for `owner`, unless somebody else's lease runs or it is marked.
+/// Claims the dose for `owner`, unless another owner's lease runs or the dose is marked.
 pub(crate) async fn claim(
     row: &impl DoseCells,
     owner: &str,
@@ -36,11 +34,11 @@ pub(crate) async fn claim(
     loop {
         let attempt = found.as_ref().map_or(1, |found| found.lease.attempt + 1);
         let mine = Lease { owner: owner.to_owned(), attempt, until };
-        let decided = match &found {
+        let result = match &found {
             None => row.begin(&mine, now).await?,
             Some(Claimed { lease: was, .. }) => row.take(was, &mine).await?,
         };
-        let lost = match decided {
+        let lost = match result {
             CasResult::Applied => return Ok(Claim::Mine(mine)),
             CasResult::Refused => false,
             CasResult::Unknown(err) => {
@@ -54,7 +52,8 @@ pub(crate) async fn claim(
             Some(Claimed { lease, .. }) if lease.owner != owner && now <= lease.until => {
                 return Ok(Claim::Held(lease.until));
             }
-            // The answer was lost, and it was yes. By its end it is told from an earlier claim of our own.
+            // The answer was lost, and the write was done. An earlier claim of this owner ends at another
+            // time.
             Some(Claimed { lease, .. }) if lost && lease.owner == owner && lease.until == until => {
                 return Ok(Claim::Mine(lease.clone()));
             }
@@ -64,7 +63,7 @@ pub(crate) async fn claim(
     }
 }
 
-/// Watermarks the dose, unless its lease is another one's by now.
+/// Marks the dose with its outcome, unless the claim was taken over.
 pub(crate) async fn mark(
     row: &impl DoseCells,
     lease: &Lease,

@@ -1,10 +1,10 @@
-//! The protocol under handlers that race, die and come back, over three copies of each cell.
+//! The protocol under handlers that race, end half-way and start again, over three replicas of each cell.
 //!
-//! A write reaches two copies before it is acknowledged and the third one later; a read asks two. What runs
-//! next is a matter of dice: a step of some handler, a late copy, a death (its record is handled again from
-//! the start). In the end the rows must be those that the events make of them in the order of their versions,
-//! and be found by their hints. The same schedules must go wrong when a step is left out or swapped, or else
-//! they prove nothing.
+//! A write reaches two replicas before it is acknowledged and the third one later; a read asks two. What runs
+//! next is chosen at random: a step of some handler, a late write, or the end of a handler (its record is
+//! handled again from the start). In the end the rows must be those that the events make of them in the order
+//! of their versions, and be found by their hints. The same schedules must go wrong when a step is left out
+//! or swapped, or else they prove nothing.
 
 mod world;
 
@@ -17,11 +17,11 @@ use std::{
 
 use rand::prelude::*;
 
-use self::world::{Broken, Cell, FAR, Handler, Role, World, hint_cell, state, ver};
-use super::protocol::{self, Hint, Of, TokenCell};
+use self::world::{Broken, Cell, FAR, Handler, Replica, Role, World, hint_cell, state, ver};
+use super::protocol::{self, Hint, HintOwner, TokenCell};
 use crate::{
     domain::{Judged, Version},
-    store::StoreError,
+    store::StoreResult,
 };
 
 #[derive(Clone, Debug)]
@@ -51,11 +51,13 @@ enum Task {
     Send(String),
 }
 
-type Step = Pin<Box<dyn Future<Output = Result<(), StoreError>>>>;
+type Step = Pin<Box<dyn Future<Output = StoreResult<()>>>>;
 
-struct Lane {
+/// Tasks that run one after the other.
+struct Queue {
     tasks: VecDeque<Task>,
-    deaths: u32,
+    /// How often the handler may still end half-way.
+    crashes: u32,
     running: Option<Step>,
 }
 
@@ -83,17 +85,18 @@ macro_rules! goes_wrong {
     ($($name:ident: $broken:ident;)+) => {$(
         #[test]
         fn $name() {
-            let wrong = (0..20_000).find_map(|seed| Schedule::run(seed, Broken::$broken).err().map(|wrong| (seed, wrong)));
+            let run = |seed| Schedule::run(seed, Broken::$broken).err().map(|wrong| (seed, wrong));
+            let wrong = (0..20_000).find_map(run);
             println!("{wrong:?}");
-            assert!(wrong.is_some(), "the schedules do not notice it");
+            assert!(wrong.is_some(), "the schedules do not detect it");
         }
     )+};
 }
 
 goes_wrong! {
-    without_the_mark_of_a_deleted_user_it_goes_wrong: NoMark;
-    with_the_mark_read_before_the_row_is_written_it_goes_wrong: MarkReadFirst;
-    with_the_walk_before_the_mark_it_goes_wrong: WalkBeforeMark;
+    without_the_marker_of_a_deleted_user_it_goes_wrong: NoMarker;
+    with_the_marker_read_before_the_row_is_written_it_goes_wrong: MarkerReadFirst;
+    with_hints_read_before_the_marker_is_written_it_goes_wrong: HintsReadBeforeMarker;
     with_the_device_read_before_the_row_is_written_it_goes_wrong: DeviceReadFirst;
     with_the_row_before_its_hints_it_goes_wrong: RowBeforeHints;
     with_hints_deleted_at_the_version_of_the_event_it_goes_wrong: HintsDeletedAtTheEvent;
@@ -112,51 +115,52 @@ goes_wrong! {
 // === impl Schedule ===
 
 impl Schedule {
-    /// Runs the schedule of this seed to its end; says what is wrong then, or at a death.
+    /// Runs the schedule of this seed to its end. Fails with what is wrong then, or after a handler's crash.
     fn run(seed: u64, broken: Broken) -> Result<(), String> {
         let mut random = StdRng::seed_from_u64(seed);
         let (kinds, events) = scenario(&mut random);
         let world = World {
-            copies: Default::default(),
+            replicas: Default::default(),
             late: Vec::new(),
             random: StdRng::seed_from_u64(seed ^ 0x5eed),
         };
         let clock = events.iter().map(Event::ver).max().unwrap_or(0) + 101;
         let schedule =
             Self { world: Arc::new(Mutex::new(world)), broken, kinds, events, sent: Arc::default(), clock };
-        let mut lanes = schedule.lanes(&mut random);
-        while !lanes.is_empty() {
+        let mut queues = schedule.queues(&mut random);
+        while !queues.is_empty() {
             let late = schedule.world.lock().unwrap().late.len();
-            let which = random.random_range(0..lanes.len());
+            let which = random.random_range(0..queues.len());
             if late > 0 && random.random_bool(0.1) {
                 let mut world = schedule.world.lock().unwrap();
-                let (copy, cell, kept) = world.late.swap_remove(random.random_range(0..late));
-                world.write(copy, &cell, &kept);
+                let (replica, cell, kept) = world.late.swap_remove(random.random_range(0..late));
+                world.write(replica, &cell, &kept);
                 continue;
             }
-            let lane = &mut lanes[which];
-            if lane.deaths > 0 && lane.running.is_some() && random.random_bool(0.02) {
-                (lane.deaths, lane.running) = (lane.deaths - 1, None);
-                schedule.check_at_a_death()?;
+            let queue = &mut queues[which];
+            if queue.crashes > 0 && queue.running.is_some() && random.random_bool(0.02) {
+                queue.crashes -= 1;
+                queue.running = None;
+                schedule.check_after_a_crash()?;
                 continue;
             }
-            let Some(task) = lane.tasks.front() else {
-                lanes.swap_remove(which);
+            let Some(task) = queue.tasks.front() else {
+                queues.swap_remove(which);
                 continue;
             };
-            let step = lane.running.get_or_insert_with(|| schedule.handle(task.clone()));
+            let step = queue.running.get_or_insert_with(|| schedule.handle(task.clone()));
             if let Poll::Ready(done) = step.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 done.unwrap();
-                lane.running = None;
-                lane.tasks.pop_front();
+                queue.running = None;
+                queue.tasks.pop_front();
             }
         }
         schedule.check()
     }
 
-    /// Records of one key follow each other, or all are dealt out at random; some come once more as if from
-    /// the dead.
-    fn lanes(&self, random: &mut StdRng) -> Vec<Lane> {
+    /// Records of one key follow each other, or all are distributed at random; some are handled once more, as
+    /// by a process that was fenced.
+    fn queues(&self, random: &mut StdRng) -> Vec<Queue> {
         let mut keyed: BTreeMap<String, VecDeque<Task>> = BTreeMap::new();
         let mut order = self.events.clone();
         let by_key = random.random_bool(0.5);
@@ -167,19 +171,19 @@ impl Schedule {
             let key = if by_key { event.key().to_owned() } else { random.random_range(0..4).to_string() };
             keyed.entry(key).or_default().push_back(Task::Event(event));
         }
-        let lane = |tasks, deaths| Lane { tasks, deaths, running: None };
-        let mut lanes: Vec<Lane> =
-            keyed.into_values().map(|tasks| lane(tasks, *[0, 0, 1, 2].choose(random).unwrap())).collect();
+        let queue = |tasks, crashes| Queue { tasks, crashes, running: None };
+        let mut queues: Vec<Queue> =
+            keyed.into_values().map(|tasks| queue(tasks, *[0, 0, 1, 2].choose(random).unwrap())).collect();
         for event in &self.events {
             if random.random_bool(0.15) {
-                lanes.push(lane(VecDeque::from([Task::Event(event.clone())]), 0));
+                queues.push(queue(VecDeque::from([Task::Event(event.clone())]), 0));
             }
         }
         for _ in 0..random.random_range(0..3) {
-            lanes.push(lane(VecDeque::from([Task::Read(user(random))]), 0));
-            lanes.push(lane(VecDeque::from([Task::Send(user(random))]), *[0, 1].choose(random).unwrap()));
+            queues.push(queue(VecDeque::from([Task::Read(user(random))]), 0));
+            queues.push(queue(VecDeque::from([Task::Send(user(random))]), *[0, 1].choose(random).unwrap()));
         }
-        lanes
+        queues
     }
 
     fn handler(&self, role: Role, ver: i64, kind: &str) -> Handler {
@@ -200,12 +204,12 @@ impl Schedule {
                 let kind = kinds[&token];
                 let cells = self.handler(Role::Registering, ver, kind);
                 Box::pin(async move {
-                    if let (Broken::MarkReadFirst, Some(user)) = (cells.broken, &user) {
-                        let mark = cells.mark_now(user).await;
-                        cells.early.lock().unwrap().mark = Some(mark);
+                    if let (Broken::MarkerReadFirst, Some(user)) = (cells.broken, &user) {
+                        let marker = cells.marker_now(user).await;
+                        cells.early.lock().unwrap().marker = Some(marker);
                     }
                     if let (Broken::DeviceReadFirst, Some(device)) = (cells.broken, &device) {
-                        let mut hints = cells.hints_now(Of::Device(device)).await;
+                        let mut hints = cells.hints_now(HintOwner::Device(device)).await;
                         hints.push(Hint { token: token.clone(), ver });
                         cells.early.lock().unwrap().device = Some(hints);
                     }
@@ -214,7 +218,7 @@ impl Schedule {
                         user_id: user,
                         device_id: device,
                         reason: None,
-                        ..TokenCell::blank(ver, kind, "")
+                        ..TokenCell::inactive(ver, kind, "")
                     };
                     let previous = previous
                         .as_deref()
@@ -244,7 +248,8 @@ impl Schedule {
                 Box::pin(async move { protocol::tokens_of(&cells, &user).await.map(drop) })
             }
             Task::Send(user) => {
-                let (cells, sent) = (self.handler(Role::Revoking, self.clock, ""), Arc::clone(&self.sent));
+                let cells = self.handler(Role::Revoking, self.clock, "");
+                let sent = Arc::clone(&self.sent);
                 Box::pin(async move {
                     let Some((token, state)) = protocol::tokens_of(&cells, &user).await?.pop() else {
                         return Ok(());
@@ -266,8 +271,8 @@ impl Schedule {
         }
     }
 
-    /// While a handler is dead: a registration that a majority has is found by its user.
-    fn check_at_a_death(&self) -> Result<(), String> {
+    /// Before a crashed handler starts again: a registration that a majority has is found by its user.
+    fn check_after_a_crash(&self) -> Result<(), String> {
         let world = self.world.lock().unwrap();
         for token in self.kinds.keys() {
             let latest =
@@ -275,15 +280,15 @@ impl Schedule {
             let Some(Event::Registered { token: registered, user: Some(user), ver: at, .. }) = latest else {
                 continue;
             };
-            let rows = world.copies.iter().filter_map(|copy| copy.get(&Cell::Row(token.clone())));
+            let rows = world.replicas.iter().filter_map(|replica| replica.get(&Cell::Row(token.clone())));
             let versions: Vec<i64> = rows.map(|kept| kept.at).collect();
             let hint = Cell::OfUser(user.clone(), token.clone());
-            let hinted =
-                world.copies.iter().filter(|copy| copy.get(&hint).is_some_and(|kept| kept.at >= *at)).count();
-            let stands = versions.iter().filter(|version| *version == at).count() >= 2
+            let has_hint = |replica: &&Replica| replica.get(&hint).is_some_and(|kept| kept.at >= *at);
+            let hints = world.replicas.iter().filter(has_hint).count();
+            let is_current = versions.iter().filter(|version| *version == at).count() >= 2
                 && versions.iter().all(|version| version <= at);
-            if registered == token && stands && hinted < 2 {
-                return Err(format!("{token} is not found by {user} while a handler is dead"));
+            if registered == token && is_current && hints < 2 {
+                return Err(format!("{token} is not found by {user} after a handler's crash"));
             }
         }
         Ok(())
@@ -293,17 +298,18 @@ impl Schedule {
         let all = self.world.lock().unwrap().settle();
         let row = |token: &str| state(all.get(&Cell::Row(token.to_owned())));
         for token in self.kinds.keys() {
-            let (found, expected) = (row(token), self.expected(token));
+            let found = row(token);
+            let expected = self.expected(token);
             let owner = |state: &TokenCell| (state.user_id.clone(), state.device_id.clone());
             let same = match (&expected, found) {
                 (None, None) => true,
                 (Some((ver, None)), Some(found)) => found.ver == *ver && !found.active,
                 (Some((ver, Some(named))), Some(found)) => {
-                    let lives = found.ver == *ver && found.active && owner(found) == *named;
-                    lives
+                    let is_active = found.ver == *ver && found.active && owner(found) == *named;
+                    is_active
                         || (found.ver == ver + 1
                             && !found.active
-                            && self.may_be_struck_out(token, *ver, named.1.as_deref()))
+                            && self.may_be_deactivated(token, *ver, named.1.as_deref()))
                 }
                 _ => false,
             };
@@ -312,13 +318,15 @@ impl Schedule {
             }
             let Some(found) = found else { continue };
             if !found.active && owner(found) != (None, None) {
-                return Err(format!("{token} is inactive and yet somebody's: {found:?}"));
+                return Err(format!("{token} is inactive and yet has an owner: {found:?}"));
             }
-            let hinted = |of| ver(all.get(&hint_cell(of, token))).is_some();
-            if found.active && found.user_id.as_deref().is_some_and(|user| !hinted(Of::User(user))) {
+            let has_hint = |owner| ver(all.get(&hint_cell(owner, token))).is_some();
+            let user = found.user_id.as_deref().map(HintOwner::User);
+            if found.active && user.is_some_and(|user| !has_hint(user)) {
                 return Err(format!("{token} is not found by its user"));
             }
-            if found.active && found.device_id.as_deref().is_some_and(|device| !hinted(Of::Device(device))) {
+            let device = found.device_id.as_deref().map(HintOwner::Device);
+            if found.active && device.is_some_and(|device| !has_hint(device)) {
                 return Err(format!("{token} is not found by its device"));
             }
             let rival = |other: &&String| {
@@ -334,8 +342,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// What the events make of a token in the order of their versions: the last one's version, and whose it
-    /// is.
+    /// The state that the events make of a token in the order of their versions: the last one's version, and
+    /// the owner.
     #[expect(clippy::type_complexity, reason = "version, and user and device while it is active")]
     fn expected(&self, token: &str) -> Option<(i64, Option<(Option<String>, Option<String>)>)> {
         let mut expected = None;
@@ -358,8 +366,8 @@ impl Schedule {
         expected
     }
 
-    /// By a verdict on the very registration, or by a later one of its kind on its device.
-    fn may_be_struck_out(&self, token: &str, than: i64, on: Option<&str>) -> bool {
+    /// By a verdict on this very registration, or by a later one of a token of its kind on its device.
+    fn may_be_deactivated(&self, token: &str, than: i64, on: Option<&str>) -> bool {
         let sent = self.sent.lock().unwrap().contains(&(token.to_owned(), than));
         let replaced = self.events.iter().any(|event| match event {
             Event::Registered { token: other, device, ver, .. } => {
@@ -393,7 +401,7 @@ impl Event {
         }
     }
 
-    /// Whether it speaks of this token by name.
+    /// Whether it names this token.
     fn concerns(&self, of: &str) -> bool {
         match self {
             Self::Registered { token, previous, .. } => token == of || previous.as_deref() == Some(of),
@@ -407,19 +415,18 @@ fn user(random: &mut StdRng) -> String {
     (*["A", "B"].choose(random).unwrap()).to_owned()
 }
 
-/// A few names, so that they meet; versions side by side or far apart.
+/// Events about few tokens, users and devices, so that they collide; their versions adjacent or far apart.
 fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>) {
     let tokens: Vec<String> = (1..=random.random_range(1..=3)).map(|n| format!("t{n}")).collect();
     let kinds =
         tokens.iter().map(|token| (token.clone(), if random.random_bool(0.2) { "f" } else { "e" })).collect();
     let devices = [Some("D1"), Some("D2"), None];
     let dense = random.random_bool(0.3);
-    let (step, number) = (
-        *[2, 100].choose(random).unwrap(),
-        if dense { random.random_range(4..=7) } else { random.random_range(2..=6) },
-    );
+    let step = *[2, 100].choose(random).unwrap();
+    let number = if dense { random.random_range(4..=7) } else { random.random_range(2..=6) };
     let events = (1..=number).map(|n| {
-        let (token, ver) = (tokens.choose(random).unwrap().clone(), 1_000 + n * step);
+        let token = tokens.choose(random).unwrap().clone();
+        let ver = 1_000 + n * step;
         match random.random_range(0..100) {
             0..65 => Event::Registered {
                 token,
@@ -434,14 +441,14 @@ fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>)
     });
     let mut events: Vec<Event> = events.collect();
     if random.random_bool(0.2) {
-        level(&mut events);
+        make_some_versions_equal(&mut events);
     }
     (kinds, events)
 }
 
-/// Gives neighbours one version where the order of the two changes nothing: registrations of two tokens that
-/// take no other's place.
-fn level(events: &mut [Event]) {
+/// Sets adjacent events to the same version where the order of the two changes nothing: registrations of two tokens,
+/// neither of which replaces another one.
+fn make_some_versions_equal(events: &mut [Event]) {
     for pair in events.chunks_exact_mut(2) {
         if let [
             Event::Registered { token, previous: None, ver, .. },

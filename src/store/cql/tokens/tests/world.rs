@@ -1,4 +1,4 @@
-//! Three copies of each cell, and the cells as a handler sees them: right, or broken in one way.
+//! Three replicas of each cell, and the cells as a handler sees them: correct, or broken in one way.
 
 use std::{
     collections::BTreeMap,
@@ -8,16 +8,16 @@ use std::{
 
 use rand::prelude::*;
 
-use super::super::protocol::{Cells, Hint, Of, TokenCell};
-use crate::store::StoreError;
+use super::super::protocol::{Cells, Hint, HintOwner, TokenCell};
+use crate::store::StoreResult;
 
-/// What is wrong with the protocol. Each is the right protocol over cells that do something else.
+/// What is wrong with the protocol. Each is the correct protocol over cells that behave differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     Nothing,
-    NoMark,
-    MarkReadFirst,
-    WalkBeforeMark,
+    NoMarker,
+    MarkerReadFirst,
+    HintsReadBeforeMarker,
     DeviceReadFirst,
     RowBeforeHints,
     HintsDeletedAtTheEvent,
@@ -47,7 +47,8 @@ pub enum Value {
     Ver(i64),
 }
 
-/// In the order in which one stands against another: later, deleted, expiring, greater.
+/// A write as a replica keeps it. The fields are in the order in which the server compares two writes: the
+/// later one wins, then a deletion, then one that expires, then the greater value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kept {
     pub at: i64,
@@ -56,10 +57,12 @@ pub struct Kept {
     pub value: Option<Value>,
 }
 
-pub type Copies = BTreeMap<Cell, Kept>;
+/// The cells of a replica, or several merged.
+pub type Replica = BTreeMap<Cell, Kept>;
 
 pub struct World {
-    pub copies: [Copies; 3],
+    pub replicas: [Replica; 3],
+    /// Writes that have not reached their replica yet.
     pub late: Vec<(usize, Cell, Kept)>,
     pub random: StdRng,
 }
@@ -77,7 +80,7 @@ pub struct Handler {
     pub world: Arc<Mutex<World>>,
     pub broken: Broken,
     pub role: Role,
-    /// The event's version; of a revocation the clock.
+    /// The event's version; of a revocation the current time.
     pub ver: i64,
     pub kind: String,
     pub early: Mutex<Early>,
@@ -86,7 +89,7 @@ pub struct Handler {
 /// What a broken handler has read too early, or not yet written.
 #[derive(Default)]
 pub struct Early {
-    pub mark: Option<Option<i64>>,
+    pub marker: Option<Option<i64>>,
     pub device: Option<Vec<Hint>>,
     pub writes: Vec<(Cell, Kept)>,
 }
@@ -94,10 +97,10 @@ pub struct Early {
 // === impl World ===
 
 impl World {
-    pub fn write(&mut self, copy: usize, cell: &Cell, kept: &Kept) {
-        let stands = self.copies[copy].entry(cell.clone()).or_insert_with(|| kept.clone());
-        if kept > stands {
-            *stands = kept.clone();
+    pub fn write(&mut self, replica: usize, cell: &Cell, kept: &Kept) {
+        let current = self.replicas[replica].entry(cell.clone()).or_insert_with(|| kept.clone());
+        if kept > current {
+            *current = kept.clone();
         }
     }
 
@@ -107,23 +110,23 @@ impl World {
         order
     }
 
-    /// All copies as one, late writes too.
-    pub fn settle(&mut self) -> Copies {
-        for (copy, cell, kept) in std::mem::take(&mut self.late) {
-            self.write(copy, &cell, &kept);
+    /// All replicas merged, after the late writes.
+    pub fn settle(&mut self) -> Replica {
+        for (replica, cell, kept) in std::mem::take(&mut self.late) {
+            self.write(replica, &cell, &kept);
         }
-        let mut all = Copies::new();
-        for copy in &self.copies {
-            merge(&mut all, copy.clone());
+        let mut all = Replica::new();
+        for replica in &self.replicas {
+            merge(&mut all, replica.clone());
         }
         all
     }
 }
 
-pub fn merge(into: &mut Copies, from: impl IntoIterator<Item = (Cell, Kept)>) {
+pub fn merge(into: &mut Replica, from: impl IntoIterator<Item = (Cell, Kept)>) {
     for (cell, kept) in from {
         match into.get(&cell) {
-            Some(stands) if *stands >= kept => {}
+            Some(current) if *current >= kept => {}
             _ => drop(into.insert(cell, kept)),
         }
     }
@@ -155,7 +158,7 @@ pub fn deleted(at: i64) -> Kept {
 // === impl Handler ===
 
 impl Handler {
-    /// Lets others run.
+    /// Lets other handlers run.
     pub async fn turn(&self) {
         let mut turns = self.world.lock().unwrap().random.random_range(1..=2);
         std::future::poll_fn(|_| {
@@ -171,7 +174,7 @@ impl Handler {
             let mut world = self.world.lock().unwrap();
             let [first, second, third] = world.order();
             world.write(first, &cell, &kept);
-            // On their way, whatever becomes of the handler.
+            // These arrive even if the handler ends here.
             world.late.push((second, cell.clone(), kept.clone()));
             world.late.push((third, cell.clone(), kept.clone()));
             second
@@ -180,15 +183,15 @@ impl Handler {
         self.world.lock().unwrap().write(second, &cell, &kept);
     }
 
-    pub async fn read(&self, wanted: impl Fn(&Cell) -> bool) -> Copies {
-        let mut found = Copies::new();
+    pub async fn read(&self, wanted: impl Fn(&Cell) -> bool) -> Replica {
+        let mut found = Replica::new();
         let [first, second, _] = self.world.lock().unwrap().order();
-        for copy in [first, second] {
+        for replica in [first, second] {
             self.turn().await;
             let world = self.world.lock().unwrap();
             merge(
                 &mut found,
-                world.copies[copy]
+                world.replicas[replica]
                     .iter()
                     .filter(|(cell, _)| wanted(cell))
                     .map(|(cell, kept)| (cell.clone(), kept.clone())),
@@ -197,10 +200,10 @@ impl Handler {
         found
     }
 
-    pub async fn hints_now(&self, of: Of<'_>) -> Vec<Hint> {
-        let token = |cell: &Cell| match (cell, of) {
-            (Cell::OfUser(user, token), Of::User(name)) if user == name => Some(token.clone()),
-            (Cell::OfDevice(device, token), Of::Device(name)) if device == name => Some(token.clone()),
+    pub async fn hints_now(&self, owner: HintOwner<'_>) -> Vec<Hint> {
+        let token = |cell: &Cell| match (cell, owner) {
+            (Cell::OfUser(user, token), HintOwner::User(id)) if user == id => Some(token.clone()),
+            (Cell::OfDevice(device, token), HintOwner::Device(id)) if device == id => Some(token.clone()),
             _ => None,
         };
         let found = self.read(|cell| token(cell).is_some()).await;
@@ -210,28 +213,28 @@ impl Handler {
             .collect()
     }
 
-    pub async fn mark_now(&self, user: &str) -> Option<i64> {
+    pub async fn marker_now(&self, user: &str) -> Option<i64> {
         let cell = Cell::Deleted(user.to_owned());
         let found = self.read(|other| *other == cell).await;
         ver(found.get(&cell))
     }
 }
 
-pub fn hint_cell(of: Of<'_>, token: &str) -> Cell {
-    match of {
-        Of::User(user) => Cell::OfUser(user.to_owned(), token.to_owned()),
-        Of::Device(device) => Cell::OfDevice(device.to_owned(), token.to_owned()),
+pub fn hint_cell(owner: HintOwner<'_>, token: &str) -> Cell {
+    match owner {
+        HintOwner::User(user) => Cell::OfUser(user.to_owned(), token.to_owned()),
+        HintOwner::Device(device) => Cell::OfDevice(device.to_owned(), token.to_owned()),
     }
 }
 
-/// Later than everything.
+/// A version later than that of every event.
 pub const FAR: i64 = i64::MAX - 2;
 
 impl Cells for Handler {
     /// The next page begins after this token.
-    type Place = String;
+    type PageState = String;
 
-    async fn row(&self, token: &str) -> Result<Option<TokenCell>, StoreError> {
+    async fn row(&self, token: &str) -> StoreResult<Option<TokenCell>> {
         let cell = Cell::Row(token.to_owned());
         let found = self.read(|other| *other == cell).await;
         let mut found = state(found.get(&cell)).cloned();
@@ -242,13 +245,13 @@ impl Cells for Handler {
             found = found.filter(|state| state.ver != self.ver);
         }
         if self.broken == Broken::ReaderDeletesUnproven && self.role == Role::Reading {
-            found =
-                Some(found.filter(|state| state.active).unwrap_or_else(|| TokenCell::blank(FAR, "e", "")));
+            let inactive = || TokenCell::inactive(FAR, "e", "");
+            found = Some(found.filter(|state| state.active).unwrap_or_else(inactive));
         }
         Ok(found)
     }
 
-    async fn put_row(&self, token: &str, state: &TokenCell) -> Result<(), StoreError> {
+    async fn put_row(&self, token: &str, state: &TokenCell) -> StoreResult<()> {
         let mut state = state.clone();
         let replaced = state.reason.as_deref() == Some("replaced");
         match (self.broken, self.role) {
@@ -282,16 +285,16 @@ impl Cells for Handler {
 
     async fn hints(
         &self,
-        of: Of<'_>,
+        owner: HintOwner<'_>,
         from: Option<String>,
-    ) -> Result<(Vec<Hint>, Option<String>), StoreError> {
-        let early = match of {
-            Of::Device(_) => self.early.lock().unwrap().device.clone(),
-            Of::User(_) => None,
+    ) -> StoreResult<(Vec<Hint>, Option<String>)> {
+        let early = match owner {
+            HintOwner::Device(_) => self.early.lock().unwrap().device.clone(),
+            HintOwner::User(_) => None,
         };
         let all = match early {
             Some(early) => early,
-            None => self.hints_now(of).await,
+            None => self.hints_now(owner).await,
         };
         // Pages of one hint.
         let mut rest = all.into_iter().filter(|hint| from.as_ref().is_none_or(|from| hint.token > *from));
@@ -300,8 +303,9 @@ impl Cells for Handler {
         Ok((page, next))
     }
 
-    async fn put_hint(&self, of: Of<'_>, token: &str, ver: i64) -> Result<(), StoreError> {
-        let (cell, kept) = (hint_cell(of, token), live(Value::Ver(ver), ver));
+    async fn put_hint(&self, owner: HintOwner<'_>, token: &str, ver: i64) -> StoreResult<()> {
+        let cell = hint_cell(owner, token);
+        let kept = live(Value::Ver(ver), ver);
         if self.broken == Broken::RowBeforeHints {
             self.early.lock().unwrap().writes.push((cell, kept));
         } else {
@@ -310,26 +314,27 @@ impl Cells for Handler {
         Ok(())
     }
 
-    async fn delete_hint(&self, of: Of<'_>, token: &str, at: i64) -> Result<(), StoreError> {
+    async fn delete_hint(&self, owner: HintOwner<'_>, token: &str, at: i64) -> StoreResult<()> {
         let at = if self.broken == Broken::HintsDeletedAtTheEvent { at.max(self.ver) } else { at };
-        self.write(hint_cell(of, token), deleted(at)).await;
+        self.write(hint_cell(owner, token), deleted(at)).await;
         Ok(())
     }
 
-    async fn deleted_at(&self, user: &str) -> Result<Option<i64>, StoreError> {
-        let early = self.early.lock().unwrap().mark;
+    async fn deleted_at(&self, user: &str) -> StoreResult<Option<i64>> {
+        let early = self.early.lock().unwrap().marker;
         Ok(match early {
-            _ if self.broken == Broken::NoMark => None,
+            _ if self.broken == Broken::NoMarker => None,
             Some(early) => early,
-            None => self.mark_now(user).await,
+            None => self.marker_now(user).await,
         })
     }
 
-    async fn put_deleted(&self, user: &str, ver: i64) -> Result<(), StoreError> {
-        // Not at what the walk was told, if that is broken.
+    async fn put_deleted(&self, user: &str, ver: i64) -> StoreResult<()> {
+        // `DeletesNewerToo` passes a later version; the marker keeps the event's.
         let ver = ver.min(self.ver);
-        let (cell, kept) = (Cell::Deleted(user.to_owned()), live(Value::Ver(ver), ver));
-        if self.broken == Broken::WalkBeforeMark {
+        let cell = Cell::Deleted(user.to_owned());
+        let kept = live(Value::Ver(ver), ver);
+        if self.broken == Broken::HintsReadBeforeMarker {
             self.early.lock().unwrap().writes.push((cell, kept));
         } else {
             self.write(cell, kept).await;
