@@ -1,4 +1,4 @@
-//! The contract of every store, held against the embedded one in memory and in a file.
+//! The contract of every store, tested against the embedded one in memory and in a file.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -29,13 +29,13 @@ use pushcast::{
 use suite::{at, expo, login, user, v};
 use tempfile::TempDir;
 
-/// The suite's own clock, for its own dates: the machine's never decides what is old. It begins at the first of
-/// them, and each look at it finds it a minute later, so that every write is followed by a removal of old rows.
+/// The suite's own clock, for its own dates: rows never age by the machine's. It begins at the first of them
+/// and advances by a minute each time it is read, so that every write is followed by a removal of old rows.
 /// No test writes so often that its rows grow old.
 fn clock() -> Clock {
-    const MINUTE_OF_MOMENTS: i64 = 60 * 100;
-    let looks = AtomicI64::new(0);
-    Arc::new(move || at(looks.fetch_add(1, Ordering::Relaxed) * MINUTE_OF_MOMENTS))
+    const MOMENTS_PER_MINUTE: i64 = 60 * 100;
+    let reads = AtomicI64::new(0);
+    Arc::new(move || at(reads.fetch_add(1, Ordering::Relaxed) * MOMENTS_PER_MINUTE))
 }
 
 fn open(path: &Path) -> Result<EmbeddedStore, EmbeddedOpenError> {
@@ -69,7 +69,7 @@ async fn the_same_events_in_any_order_end_in_the_same_state() {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_is_there_after_reopening() {
+async fn acknowledged_writes_are_there_after_reopening() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("push.db");
     let store = open(&path).unwrap();
@@ -81,23 +81,23 @@ async fn what_was_acknowledged_is_there_after_reopening() {
 }
 
 #[tokio::test]
-async fn a_second_open_is_refused_and_names_who_has_the_file() {
+async fn a_second_open_fails_and_names_the_process_that_has_the_file() {
     let (store, folder) = in_a_file().await;
     let path = folder.path().join("push.db");
-    let refusal = open(&path).err().expect("one store a file");
+    let refusal = open(&path).err().expect("one store per file");
     assert!(matches!(refusal, EmbeddedOpenError::InUse { .. }));
     let text = refusal.to_string();
     assert!(text.contains(&format!("process {} since 20", std::process::id())), "{text}");
     assert!(text.contains("store.url"), "{text}");
-    // The refusal has done no harm to the one who has it.
+    // The store that has the file still works.
     store.apply(&TokenChange::UserDeleted(UserId::new("ann")), v(1)).await.unwrap();
     drop(store);
-    open(&path).expect("free again");
+    open(&path).expect("unlocked again");
 }
 
 #[cfg(unix)]
 #[tokio::test]
-async fn another_name_of_the_same_file_is_the_same_file() {
+async fn a_link_to_the_file_is_the_same_file() {
     let (_store, folder) = in_a_file().await;
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(folder.path().join("push.db"), &link).unwrap();
@@ -105,7 +105,7 @@ async fn another_name_of_the_same_file_is_the_same_file() {
 }
 
 #[tokio::test]
-async fn somebody_elses_file_is_left_alone() {
+async fn a_file_of_another_program_is_not_changed() {
     let folder = TempDir::new().unwrap();
     let text = folder.path().join("notes.txt");
     std::fs::write(
@@ -125,7 +125,7 @@ async fn somebody_elses_file_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_newer_release_is_left_alone() {
+async fn a_file_of_a_newer_release_is_not_opened() {
     let (store, folder) = in_a_file().await;
     let path = folder.path().join("push.db");
     drop(store);
@@ -134,7 +134,7 @@ async fn a_file_of_a_newer_release_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_is_named() {
+async fn a_missing_folder_is_named_in_the_error() {
     let folder = TempDir::new().unwrap();
     let refusal = open(&folder.path().join("missing/push.db")).err().unwrap();
     assert!(matches!(refusal, EmbeddedOpenError::NotWritable { .. }));
@@ -143,8 +143,8 @@ async fn a_folder_that_is_not_there_is_named() {
 
 /// Runs itself as a second process, which registers tokens in bursts until it is killed.
 #[test]
-fn a_killed_process_leaves_the_file_free_and_whole() {
-    const ITSELF: &str = "a_killed_process_leaves_the_file_free_and_whole";
+fn a_killed_process_leaves_the_file_unlocked_and_complete() {
+    const ITSELF: &str = "a_killed_process_leaves_the_file_unlocked_and_complete";
     const HOLD: &str = "PUSHCAST_TEST_HOLD";
     const ACKNOWLEDGED: &str = "acknowledged ";
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -166,18 +166,18 @@ fn a_killed_process_leaves_the_file_free_and_whole() {
     let lines = BufReader::new(holder.stdout.take().unwrap()).lines().map(Result::unwrap);
     // The harness may write something before the first of them, on the same line.
     let mut acknowledged = lines.filter_map(|line| line.rsplit_once(ACKNOWLEDGED)?.1.parse::<i64>().ok());
-    let mut told: Vec<i64> = acknowledged.by_ref().take(500).collect();
+    let mut written: Vec<i64> = acknowledged.by_ref().take(500).collect();
     let refusal = open(&path).err().map(|refusal| refusal.to_string());
     holder.kill().unwrap();
     holder.wait().unwrap();
-    told.extend(acknowledged);
-    assert!(told.len() >= 500, "the other process wrote");
+    written.extend(acknowledged);
+    assert!(written.len() >= 500, "the other process wrote");
     let refusal = refusal.expect("the other process has the file");
     assert!(refusal.contains(&format!("process {} since", holder.id())), "{refusal}");
 
     let store = open(&path).unwrap();
     let kept = runtime.block_on(store.tokens_of(&user("ann"))).unwrap();
     let kept: HashSet<Token> = kept.into_iter().map(|registration| registration.token).collect();
-    let lost: Vec<&i64> = told.iter().filter(|n| !kept.contains(&expo(&format!("t{n}")))).collect();
+    let lost: Vec<&i64> = written.iter().filter(|n| !kept.contains(&expo(&format!("t{n}")))).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
 }

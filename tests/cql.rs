@@ -1,9 +1,11 @@
-//! The contract of every store, held against the CQL store on a real server: the one that `make services`
-//! starts, or any that PUSHCAST_TEST_CQL names (`host:port`). Without one these tests fail: a suite that
+//! The contract of every store, tested against the CQL store on a real server: the one that `make services`
+//! starts, or one that PUSHCAST_TEST_CQL names (`host:port`). Without one these tests fail: a suite that
 //! skips proves nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "cql/corrupt.rs"]
+mod corrupt;
 #[path = "cql/encrypted.rs"]
 mod encrypted;
 #[path = "cql/faults.rs"]

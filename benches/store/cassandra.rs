@@ -13,7 +13,7 @@ use crate::{
     tokens::{Names, version},
 };
 
-/// As a broadcast is cut, and `push.page_size`.
+/// The number of parts of a broadcast, and `push.page_size`.
 pub const SLICES: u32 = 64;
 pub const PAGE: usize = 500;
 
@@ -27,7 +27,8 @@ async fn open(task: &Task) -> CqlStore {
 }
 
 pub async fn register(task: &Task) -> Figures {
-    let (store, names) = (open(task).await, Names::new());
+    let store = open(task).await;
+    let names = Names::new();
     let mut meter = Meter::begin(task.number);
     let done = stream::iter(0..task.number)
         .map(async |n| store.apply(&names.registered(n), version(n)).await.unwrap());

@@ -1,4 +1,4 @@
-//! One run, in a process of its own, and what it came to.
+//! One run, in a process of its own, and its figures.
 
 use std::process::{Command, Stdio};
 
@@ -6,26 +6,26 @@ use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    driver, embedded, ours,
+    cassandra, driver, embedded,
     process::{cpu_seconds, memory},
 };
 
-/// The argument that makes the bench a run of its own.
-pub const WORD: &str = "--worker";
+/// The argument with which the bench runs one task and prints its figures.
+pub const FLAG: &str = "--worker";
 
-/// What is to be run.
+/// The arguments of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     pub kind: Kind,
     /// A server and a keyspace (`host:port/keyspace`), or a file.
-    pub place: String,
+    pub location: String,
     /// How many tokens; 0 = as many as the time allows.
     pub number: u64,
     /// How many operations run at once.
     pub at_once: usize,
 }
 
-/// What is done, and by whom.
+/// What is measured: registrations or scans, through the store or the driver alone.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Kind {
     StoreRegisters,
@@ -35,7 +35,7 @@ pub enum Kind {
     FileRegisters,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// Tokens per second.
@@ -46,11 +46,11 @@ pub struct Figures {
     pub memory: [f64; 6],
     /// CPU seconds of the server per million of them.
     pub server_cpu: f64,
-    /// Registrations that shared a commit.
-    pub a_commit: f64,
+    /// Registrations per commit.
+    pub per_commit: f64,
 }
 
-/// Follows a run.
+/// Counts and times a run.
 pub struct Meter {
     begun: Instant,
     cpu: f64,
@@ -64,7 +64,7 @@ impl Task {
     pub fn run(&self) -> Figures {
         let task = serde_json::to_string(self).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args([WORD, &task])
+            .args([FLAG, &task])
             .stderr(Stdio::inherit())
             .output()
             .unwrap();
@@ -74,22 +74,22 @@ impl Task {
 
     /// The server and the keyspace.
     pub fn server(&self) -> (&str, &str) {
-        self.place.split_once('/').unwrap()
+        self.location.split_once('/').unwrap()
     }
 }
 
-/// The life of a run.
+/// Runs the task in this process and prints its figures.
 pub fn main(task: &str) {
     let task: Task = serde_json::from_str(task).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    // On the runtime's own threads, where pushcast does all its work; the first one only waits.
+    // On the runtime's worker threads, as in pushcast; the main thread only waits.
     let mut running = JoinSet::new();
     running.spawn_on(
         async move {
             match task.kind {
-                Kind::StoreRegisters => ours::register(&task).await,
+                Kind::StoreRegisters => cassandra::register(&task).await,
                 Kind::DriverRegisters => driver::register(&task).await,
-                Kind::StoreScans => ours::scan(&task).await,
+                Kind::StoreScans => cassandra::scan(&task).await,
                 Kind::DriverScans => driver::scan(&task).await,
                 Kind::FileRegisters => embedded::register(&task).await,
             }
@@ -101,7 +101,7 @@ pub fn main(task: &str) {
 }
 
 impl Meter {
-    /// Begins now. `number` is what will be done, where that is known.
+    /// Begins now. `number` is how many tokens the run will have, where that is known.
     pub fn begin(number: u64) -> Self {
         Self {
             begun: Instant::now(),
@@ -112,7 +112,7 @@ impl Meter {
         }
     }
 
-    /// So many more are done.
+    /// Adds so many tokens to those that are done.
     pub fn count(&mut self, tokens: u64) {
         self.done += tokens;
         while self.number > 0
@@ -123,12 +123,12 @@ impl Meter {
         }
     }
 
-    /// How many are done.
+    /// How many tokens are done.
     pub fn done(&self) -> u64 {
         self.done
     }
 
-    /// Ends now.
+    /// Ends now, and returns the figures.
     pub fn end(mut self) -> Figures {
         let seconds = self.begun.elapsed().as_secs_f64();
         let cpu = cpu_seconds("self") - self.cpu;

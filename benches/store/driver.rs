@@ -1,4 +1,4 @@
-//! The bare driver: the same statements, and no thought.
+//! The driver alone: the same statements, whose answers are not evaluated.
 
 use std::sync::Mutex;
 
@@ -11,8 +11,8 @@ use scylla::{
 };
 
 use crate::{
+    cassandra::{PAGE, SLICES},
     child::{Figures, Meter, Task},
-    ours::{PAGE, SLICES},
     tokens::{Names, State, version},
 };
 
@@ -44,8 +44,15 @@ impl Statements {
             statement
         };
         Self {
-            user_hint: prepare("INSERT INTO tokens_by_user (user_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?").await,
-            device_hint: prepare("INSERT INTO tokens_by_device (device_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?").await,
+            user_hint: prepare(
+                "INSERT INTO tokens_by_user (user_id, push_token, ver) VALUES (?, ?, ?) USING TIMESTAMP ?",
+            )
+            .await,
+            device_hint: prepare(
+                "INSERT INTO tokens_by_device (device_id, push_token, ver) VALUES (?, ?, ?)
+                 USING TIMESTAMP ?",
+            )
+            .await,
             token: prepare("SELECT st, seen_at FROM tokens WHERE push_token = ?").await,
             put_token: prepare("INSERT INTO tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?").await,
             device: prepare("SELECT push_token, ver FROM tokens_by_device WHERE device_id = ?").await,
@@ -55,12 +62,18 @@ impl Statements {
 }
 
 pub async fn register(task: &Task) -> Figures {
-    let (session, names) = (open(task).await, Names::new());
+    let session = open(task).await;
+    let names = Names::new();
     let statements = Statements::of(&session).await;
     let mut meter = Meter::begin(task.number);
     let done = stream::iter(0..task.number).map(async |n| {
-        let (s, session, version) = (&statements, &session, version(n));
-        let (token, user, device, ver) = (names.token(n), names.user(n), names.device(n), version.as_i64());
+        let s = &statements;
+        let session = &session;
+        let version = version(n);
+        let ver = version.as_i64();
+        let token = names.token(n);
+        let user = names.user(n);
+        let device = names.device(n);
         let read = async |statement, key: &str| {
             let rows = session.execute_unpaged(statement, (key,)).await.unwrap().into_rows_result().unwrap();
             rows.rows_num()
@@ -76,7 +89,7 @@ pub async fn register(task: &Task) -> Figures {
         let hints = page.into_rows_result().unwrap().rows_num();
         let rival = read(&s.token, &token).await;
         let deleted = read(&s.deleted, &user).await;
-        assert_eq!((before, after, hints, rival, deleted), (0, 1, 1, 1, 0), "what the store meets too");
+        assert_eq!((before, after, hints, rival, deleted), (0, 1, 1, 1, 0), "the rows that the store finds");
     });
     done.buffer_unordered(task.at_once).for_each(async |()| {}).await;
     meter.count(task.number);
@@ -85,7 +98,8 @@ pub async fn register(task: &Task) -> Figures {
 
 pub async fn scan(task: &Task) -> Figures {
     let session = open(task).await;
-    let text = "SELECT token(push_token), push_token, st FROM tokens WHERE token(push_token) >= ? AND token(push_token) <= ?";
+    let text = "SELECT token(push_token), push_token, st FROM tokens
+                WHERE token(push_token) >= ? AND token(push_token) <= ?";
     let mut between = session.prepare(text).await.unwrap();
     between.set_page_size(i32::try_from(PAGE).unwrap());
     let meter = Mutex::new(Meter::begin(task.number));
@@ -100,6 +114,6 @@ pub async fn scan(task: &Task) -> Figures {
         })
         .await;
     let meter = meter.into_inner().unwrap();
-    assert_eq!(meter.done(), task.number, "every token once");
+    assert_eq!(meter.done(), task.number, "each token is read once");
     meter.end()
 }

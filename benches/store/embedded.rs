@@ -24,10 +24,10 @@ use crate::{
 const MEASURED: Duration = Duration::from_secs(4);
 /// Registrations whose commits are counted.
 const COUNTED: u64 = 1_024;
-/// How many ask at once while the file is filled.
+/// Concurrent operations while the file is filled.
 const FILLED_AT_ONCE: usize = 1_024;
 
-/// A file with tokens, which is gone with the bench. On the disk that cargo builds on: folders for temporary
+/// A file with tokens, which is deleted at the end. On the disk that cargo builds on: folders for temporary
 /// files may be in memory, where a flush costs nothing.
 pub struct Filled {
     folder: TempDir,
@@ -42,7 +42,7 @@ impl Filled {
         filled
     }
 
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         self.path().into_os_string().into_string().unwrap()
     }
 
@@ -52,7 +52,8 @@ impl Filled {
 }
 
 async fn fill(path: &Path, tokens: u64) {
-    let (store, names) = (EmbeddedStore::open(path).unwrap(), Names::new());
+    let store = EmbeddedStore::open(path).unwrap();
+    let names = Names::new();
     let step = tokens.div_ceil(10);
     for from in (0..tokens).step_by(usize::try_from(step).unwrap()) {
         let begun = Instant::now();
@@ -71,8 +72,9 @@ async fn register_all(store: &EmbeddedStore, names: Names, numbers: std::ops::Ra
 }
 
 pub async fn register(task: &Task) -> Figures {
-    let path = Path::new(&task.place);
-    let (store, names) = (EmbeddedStore::open(path).unwrap(), Names::new());
+    let path = Path::new(&task.location);
+    let store = EmbeddedStore::open(path).unwrap();
+    let names = Names::new();
     let meter = Mutex::new(Meter::begin(0));
     let until = Instant::now() + MEASURED;
     let apply = async |n| {
@@ -81,12 +83,11 @@ pub async fn register(task: &Task) -> Figures {
     };
     let _time_is_over = timeout_at(until, stream::iter(0..).for_each_concurrent(task.at_once, apply)).await;
     let figures = meter.into_inner().unwrap().end();
-    Figures { a_commit: counted(&store, path, task.at_once).await, ..figures }
+    Figures { per_commit: registrations_per_commit(&store, path, task.at_once).await, ..figures }
 }
 
-/// How many registrations share a commit.
-async fn counted(store: &EmbeddedStore, path: &Path, at_once: usize) -> f64 {
-    // Whoever reads keeps the log from being begun again, so that it holds all commits of now.
+async fn registrations_per_commit(store: &EmbeddedStore, path: &Path, at_once: usize) -> f64 {
+    // A reader keeps SQLite from restarting the log, so that it holds all commits from now on.
     let reader = rusqlite::Connection::open(path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM routes").unwrap();
     let before = commits(path);
@@ -97,11 +98,12 @@ async fn counted(store: &EmbeddedStore, path: &Path, at_once: usize) -> f64 {
 }
 
 /// The salt of SQLite's log, and how many commits are in it: each ends with a page whose header says how
-/// large the file then is. Pages with another salt are left over from before the log was begun again.
+/// large the file then is. Pages with another salt are left over from before the log was restarted.
 fn commits(path: &Path) -> (Vec<u8>, usize) {
     let log = fs::read(path.with_extension("db-wal")).unwrap();
     let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
-    let (frame, salt) = (24 + number(8) as usize, &log[16..24]);
+    let frame = 24 + number(8) as usize;
+    let salt = &log[16..24];
     let is_commit = |&at: &usize| &log[at + 8..at + 16] == salt && number(at + 4) > 0;
     (
         salt.to_vec(),

@@ -1,4 +1,4 @@
-//! A Cassandra of the bench's own, and the tokens in it.
+//! A Cassandra that only the bench uses, and the tokens in it.
 
 use std::{
     path::PathBuf,
@@ -16,12 +16,12 @@ use scylla::client::{session::Session, session_builder::SessionBuilder};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    AT_ONCE, ours,
+    AT_ONCE, cassandra,
     process::cpu_seconds,
     tokens::{Names, version},
 };
 
-/// Ends with the bench, unless it is kept.
+/// Is stopped when it is dropped, unless `keep` is set.
 pub struct Server {
     address: String,
     runtime: Runtime,
@@ -38,33 +38,33 @@ impl Server {
         Self { address, runtime, session, keep }
     }
 
-    /// CPU seconds that it has used.
+    /// CPU seconds that the server has used.
     pub fn cpu_seconds(&self) -> f64 {
         cpu_seconds(std::fs::read_to_string(state().join("cassandra.pid")).unwrap().trim())
     }
 
-    /// The place of an empty keyspace.
+    /// Creates an empty keyspace; returns its location.
     pub fn keyspace(&self, name: &str) -> String {
         self.runtime.block_on(async {
             for name in [name.to_owned(), format!("{name}_lwt")] {
                 self.session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {name}"), ()).await.unwrap();
             }
-            CqlStore::init(&ours::cluster(&self.address, name), &Settings::default(), Timestamp::now())
+            CqlStore::init(&cassandra::cluster(&self.address, name), &Settings::default(), Timestamp::now())
                 .await
                 .unwrap();
         });
         format!("{}/{name}", self.address)
     }
 
-    /// The place of a keyspace with so many tokens.
+    /// The location of a keyspace with so many tokens.
     pub fn filled(&self, tokens: u64) -> String {
         let name = format!("bench_{tokens}");
         if self.runtime.block_on(self.is_filled(&name)) {
             return format!("{}/{name}", self.address);
         }
-        let place = self.keyspace(&name);
+        let location = self.keyspace(&name);
         self.runtime.block_on(self.fill(&name, tokens));
-        place
+        location
     }
 
     async fn is_filled(&self, keyspace: &str) -> bool {
@@ -77,13 +77,14 @@ impl Server {
     async fn fill(&self, keyspace: &str, tokens: u64) {
         let insert =
             format!("INSERT INTO {keyspace}.tokens (push_token, st) VALUES (?, ?) USING TIMESTAMP ?");
-        let (insert, names) = (self.session.prepare(insert).await.unwrap(), Names::new());
+        let insert = self.session.prepare(insert).await.unwrap();
+        let names = Names::new();
         let done = AtomicU64::new(0);
         stream::iter(0..tokens)
             .for_each_concurrent(AT_ONCE, async |n| {
                 let version = version(n);
                 let row = (names.token(n), names.state(n, version), version.as_i64());
-                // A small server is too busy at times.
+                // A small server is overloaded at times.
                 while self.session.execute_unpaged(&insert, &row).await.is_err() {
                     sleep(Duration::from_millis(200)).await;
                 }
@@ -108,18 +109,18 @@ impl Drop for Server {
     }
 }
 
-/// Where the server and its data are.
+/// The folder of the server and its data.
 fn state() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-services"))
 }
 
-fn services(word: &str) {
+fn services(command: &str) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
     let ended = Command::new(script)
-        .args([word, "cassandra"])
+        .args([command, "cassandra"])
         .env("SERVICES_STATE", state())
         .stdout(Stdio::null())
         .status()
         .unwrap();
-    assert!(ended.success(), "scripts/services {word}");
+    assert!(ended.success(), "scripts/services {command}");
 }

@@ -1,4 +1,4 @@
-//! The tokens of a bench, as the domain and as the tables have them.
+//! The tokens of the bench, as events and as rows.
 
 use pushcast::domain::{DeviceId, Platform, Timestamp, Token, TokenChange, UserId, Version};
 use scylla::{DeserializeValue, SerializeValue};
@@ -6,7 +6,7 @@ use scylla::{DeserializeValue, SerializeValue};
 const DEVICE_INFO: &str =
     r#"{"manufacturer":"Apple","model":"iPhone15,2","osVersion":"18.1","deviceType":"phone"}"#;
 
-/// The cell of a token, as `schemas/cql` has it.
+/// The cell of a token, as defined in `schemas/cql`.
 #[derive(SerializeValue, DeserializeValue)]
 pub struct State {
     pub ver: i64,
@@ -53,7 +53,7 @@ impl Names {
         }
     }
 
-    /// What it leaves in a token's row.
+    /// The state that the n-th registration leaves in the token's row.
     pub fn state(self, n: u64, version: Version) -> State {
         State {
             ver: version.as_i64(),
@@ -69,7 +69,7 @@ impl Names {
     }
 }
 
-/// The version of the n-th record of this moment.
+/// The version of a record with the offset `n` and the current time.
 pub fn version(n: u64) -> Version {
     Version::of_record(Timestamp::now(), n.cast_signed())
 }

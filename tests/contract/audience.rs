@@ -1,4 +1,4 @@
-//! The ring of tokens, read slice by slice.
+//! The token ring, read slice by slice.
 
 use std::collections::BTreeSet;
 
@@ -34,11 +34,12 @@ async fn rest(
     mut after: Option<Cursor>,
     limit: usize,
 ) -> (Vec<String>, Vec<Cursor>) {
-    let (mut all, mut cursors) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    let mut cursors = Vec::new();
     loop {
         let page = store.page_of_slice(ProviderId::Expo, slice, &Listeners::ALL, after, limit).await.unwrap();
         assert!(page.recipients.len() <= limit, "no two of these tokens share a position");
-        assert!(after.is_none_or(|after| after < page.end || page.last), "a page moves on");
+        assert!(after.is_none_or(|after| after < page.end || page.last), "every page advances the cursor");
         assert_eq!(page.positions.len(), page.recipients.len());
         assert!(
             page.positions.is_sorted()
@@ -53,7 +54,7 @@ async fn rest(
     }
 }
 
-pub async fn the_slices_hold_every_active_token_once(store: &impl Store) {
+pub async fn the_slices_contain_every_active_token_once(store: &impl Store) {
     let expected = populated(store).await;
     for (of, limit) in [(1, 1000), (1, 7), (4, 50), (64, 3)] {
         let mut found = Vec::new();
@@ -89,7 +90,7 @@ pub async fn a_page_resumes_where_the_one_before_ended(store: &impl Store) {
     }
 }
 
-pub async fn a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens(store: &impl Store) {
+pub async fn a_page_leaves_out_the_author_and_on_request_tokens_without_a_user(store: &impl Store) {
     for n in 0..12 {
         let login = login(&format!("t{n}")).at(1);
         match n % 3 {
@@ -98,7 +99,7 @@ pub async fn a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens(store: &
             _ => login.apply(store).await,
         }
     }
-    for (exclude, include_anonymous, heard) in [
+    for (exclude, include_anonymous, listeners) in [
         (None, true, "012"),
         (None, false, "01"),
         (Some("ann"), true, "12"),
@@ -106,7 +107,8 @@ pub async fn a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens(store: &
         (Some("cy"), true, "012"),
     ] {
         let to = Listeners { exclude: exclude.map(user), include_anonymous };
-        let (mut found, mut after) = (BTreeSet::new(), None);
+        let mut found = BTreeSet::new();
+        let mut after = None;
         loop {
             let page = store
                 .page_of_slice(ProviderId::Expo, Slice { index: 0, of: 1 }, &to, after, 2)
@@ -119,7 +121,7 @@ pub async fn a_page_leaves_out_the_author_and_if_told_so_nobodys_tokens(store: &
             }
             after = Some(page.end);
         }
-        let expected = (0..12_u32).filter(|n| heard.contains(&(n % 3).to_string()));
+        let expected = (0..12_u32).filter(|n| listeners.contains(&(n % 3).to_string()));
         assert_eq!(found, expected.map(|n| expo(&format!("t{n}")).as_str().to_owned()).collect(), "{to:?}");
     }
 }

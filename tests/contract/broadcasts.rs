@@ -25,7 +25,7 @@ fn sent(sent: u64) -> Counts {
     Counts { sent, dead: 1, refused: 2, failed: 3, expired: 4 }
 }
 
-/// What the store says that part 0 came to.
+/// The counts that are stored for part 0.
 async fn recorded(store: &impl Store) -> Counts {
     store.finish_part(&part(0)).await.unwrap();
     store.total(&broadcast(), at(9)).await.unwrap().counts
@@ -35,11 +35,11 @@ fn stopped(reason: StopReason) -> BroadcastState {
     BroadcastState::Stopped { reason }
 }
 
-pub async fn the_first_plan_stands(store: &impl Store) {
+pub async fn the_first_plan_is_kept(store: &impl Store) {
     assert_eq!(store.plan(&broadcast(), &plan("first", 64), at(1)).await.unwrap(), plan("first", 64));
     assert_eq!(store.plan(&broadcast(), &plan("second", 3), at(2)).await.unwrap(), plan("first", 64));
-    let standing = store.broadcast(&broadcast()).await.unwrap();
-    assert_eq!(standing, (Some(plan("first", 64)), Some(BroadcastState::Planned)));
+    let stored = store.broadcast(&broadcast()).await.unwrap();
+    assert_eq!(stored, (Some(plan("first", 64)), Some(BroadcastState::Planned)));
 }
 
 pub async fn an_unknown_broadcast_has_no_plan_and_no_state(store: &impl Store) {
@@ -69,7 +69,7 @@ pub async fn a_broadcast_only_moves_forward(store: &impl Store) {
     assert_eq!(state().await, Some(BroadcastState::Done));
 }
 
-pub async fn a_new_owner_takes_over_where_the_last_one_was(store: &impl Store) {
+pub async fn a_new_owner_takes_over_at_the_last_checkpoint(store: &impl Store) {
     let first = store.take_over(&part(0)).await.unwrap();
     assert_eq!(first, Progress { epoch: first.epoch, ..Progress::default() });
     let mut page = Progress { cursor: Some(Cursor(-5)), counts: sent(500), ..first };
@@ -89,7 +89,7 @@ pub async fn a_new_owner_takes_over_where_the_last_one_was(store: &impl Store) {
     );
 }
 
-pub async fn a_former_owner_can_record_nothing(store: &impl Store) {
+pub async fn a_former_owner_is_fenced(store: &impl Store) {
     let former = store.take_over(&part(0)).await.unwrap();
     let owner = store.take_over(&part(0)).await.unwrap();
     let page = Progress { cursor: Some(Cursor(7)), counts: sent(9), ..former };
@@ -113,7 +113,7 @@ pub async fn a_part_that_is_done_stays_done(store: &impl Store) {
     assert_eq!(recorded(store).await, sent(2));
 }
 
-pub async fn a_checkpoint_told_twice_counts_once(store: &impl Store) {
+pub async fn a_repeated_checkpoint_counts_once(store: &impl Store) {
     let owner = store.take_over(&part(0)).await.unwrap();
     let page = Progress { cursor: Some(Cursor(9)), counts: sent(2), ..owner };
     let end = Progress { cursor: Some(Cursor(12)), done: true, counts: sent(4), ..page.clone() };
@@ -123,7 +123,7 @@ pub async fn a_checkpoint_told_twice_counts_once(store: &impl Store) {
     assert_eq!(recorded(store).await, sent(4));
 }
 
-/// Owners take a part from each other; whatever they believe to have recorded is what the part says.
+/// Owners take a part from each other; the pages that were answered as kept are those that the part counts.
 pub async fn pages_of_many_owners_are_counted_once(store: &impl Store) {
     const OWNERS: u64 = 8;
     const PAGES: i64 = 40;
@@ -172,13 +172,13 @@ pub async fn a_part_finishes_once(store: &impl Store) {
     assert_eq!(store.finish_part(&elsewhere).await.unwrap(), 1);
 }
 
-pub async fn somebody_sees_the_last_part(store: &impl Store) {
+pub async fn one_of_many_callers_sees_the_last_part(store: &impl Store) {
     let parts: Vec<PartId> = (0..32).map(part).collect();
     let seen = join_all(parts.iter().map(|part| async { store.finish_part(part).await.unwrap() })).await;
     assert_eq!(seen.into_iter().max(), Some(32));
 }
 
-pub async fn totals_are_those_of_one_broadcast(store: &impl Store) {
+pub async fn a_total_is_that_of_one_broadcast(store: &impl Store) {
     assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, Counts::default());
     let other = PartId { broadcast: BroadcastId::new("post:p2"), ..part(0) };
     let native = PartId { provider: ProviderId::Fcm, ..part(0) };
@@ -191,18 +191,18 @@ pub async fn totals_are_those_of_one_broadcast(store: &impl Store) {
     assert_eq!(store.total(&broadcast(), at(9)).await.unwrap().counts, expected);
 }
 
-pub async fn a_total_says_the_same_each_time(store: &impl Store) {
+pub async fn a_total_is_the_same_each_time(store: &impl Store) {
     store.plan(&broadcast(), &plan("first", 1), at(1)).await.unwrap();
     let first = store.total(&broadcast(), at(9)).await.unwrap();
     assert_eq!(first.at, at(9));
     assert_eq!(
         store.total(&broadcast(), at(20)).await.unwrap(),
         first,
-        "readers take a repeat for the same record"
+        "readers recognise a repeat by its equal content"
     );
 }
 
-pub async fn how_far_a_part_is_can_be_asked_without_owning_it(store: &impl Store) {
+pub async fn progress_can_be_read_without_owning_the_part(store: &impl Store) {
     assert_eq!(store.progress(&part(0)).await.unwrap(), None);
     let begun = store.take_over(&part(0)).await.unwrap();
     assert_eq!(store.progress(&part(0)).await.unwrap().as_ref(), Some(&begun));
@@ -210,6 +210,6 @@ pub async fn how_far_a_part_is_can_be_asked_without_owning_it(store: &impl Store
     assert_eq!(store.checkpoint(&part(0), &half).await.unwrap(), Checkpoint::Kept);
     assert_eq!(store.progress(&part(0)).await.unwrap().as_ref(), Some(&half));
     assert_eq!(store.progress(&PartId { provider: ProviderId::Fcm, ..part(0) }).await.unwrap(), None);
-    // Who asks takes nothing over.
+    // Reading has taken nothing over.
     assert_eq!(store.checkpoint(&part(0), &Progress { done: true, ..half }).await.unwrap(), Checkpoint::Kept);
 }

@@ -1,8 +1,8 @@
-//! The stronger promise of a store with transactions: not only a state that is right, but the same one in any
+//! The stronger guarantee of a store with transactions: not only a correct state, but the same one in any
 //! order.
 //!
-//! Beyond the contract: a store without transactions may miss that a token, before it moved on to another
-//! device, had taken the first one's place.
+//! This is beyond the contract: a store without transactions may miss that a token had replaced another one
+//! before it moved to another device.
 
 use futures::future::join_all;
 use pushcast::{domain::Version, store::Store};
@@ -10,7 +10,7 @@ use rand::prelude::*;
 
 use crate::suite::{
     oracle::{Event, expected, replaced},
-    schedules::{apply, cast, events, rows},
+    schedules::{apply, entities, events, rows},
 };
 
 pub async fn the_same_events_in_any_order_end_in_the_same_state(store: &impl Store) {
@@ -18,11 +18,11 @@ pub async fn the_same_events_in_any_order_end_in_the_same_state(store: &impl Sto
 }
 
 async fn in_all_orders(store: &impl Store, seed: u64) {
-    let outcomes = join_all((0..12_u64).map(|order| async move {
+    let final_states = join_all((0..12_u64).map(|order| async move {
         // The same events for each order, about tokens of its own.
         let mut random = StdRng::seed_from_u64(seed);
-        let cast = cast(&mut random, &format!("c{seed}-o{order:02}"));
-        let events = events(&mut random, &cast, false);
+        let entities = entities(&mut random, &format!("c{seed}-o{order:02}"));
+        let events = events(&mut random, &entities, false);
         let mut steps = events.clone();
         match order {
             0 => {}
@@ -36,14 +36,14 @@ async fn in_all_orders(store: &impl Store, seed: u64) {
         for event in &steps {
             apply(store, event).await;
         }
-        let rows = rows(store, &cast).await;
-        for (token, row) in cast.tokens.iter().zip(&rows) {
+        let rows = rows(store, &entities).await;
+        for (token, row) in entities.tokens.iter().zip(&rows) {
             let last = expected(&events, token).pop().flatten();
-            let struck_out = last.as_ref().is_some_and(|last| {
+            let is_replaced = last.as_ref().is_some_and(|last| {
                 let device = last.owner.as_ref().and_then(|(_, device)| device.as_ref());
                 device.is_some_and(|device| replaced(&events, token, last.version, device))
             });
-            let version = last.map(|last| if struck_out { last.version.revocation() } else { last.version });
+            let version = last.map(|last| if is_replaced { last.version.revocation() } else { last.version });
             assert_eq!(
                 row.as_ref().map(|row| row.version),
                 version,
@@ -51,18 +51,18 @@ async fn in_all_orders(store: &impl Store, seed: u64) {
             );
         }
         let first = |token| events.iter().filter_map(|event| registration_of(event, token)).min();
-        for (token, row) in cast.tokens.iter().zip(&rows) {
+        for (token, row) in entities.tokens.iter().zip(&rows) {
             let created = row.as_ref().and_then(|row| row.created_at).map(|at| Version::of_record(at, 0));
             assert_eq!(created, first(token), "seed {seed}, order {order}: {steps:#?}");
         }
-        let nameless = |text: &str| text.replace(&format!("c{seed}-o{order:02}"), "");
+        let without_prefix = |text: &str| text.replace(&format!("c{seed}-o{order:02}"), "");
         rows.into_iter()
             .map(|row| {
                 row.map(|row| {
                     let owner = row.registration.map(|active| {
                         (
-                            active.user.map(|user| nameless(user.as_str())),
-                            active.device.map(|device| nameless(device.as_str())),
+                            active.user.map(|user| without_prefix(user.as_str())),
+                            active.device.map(|device| without_prefix(device.as_str())),
                         )
                     });
                     (row.version, owner)
@@ -71,7 +71,7 @@ async fn in_all_orders(store: &impl Store, seed: u64) {
             .collect::<Vec<_>>()
     }))
     .await;
-    assert!(outcomes.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: {outcomes:#?}");
+    assert!(final_states.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: {final_states:#?}");
 }
 
 fn registration_of(event: &Event, of: &pushcast::domain::Token) -> Option<Version> {

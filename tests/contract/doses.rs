@@ -1,4 +1,4 @@
-//! Regimens, due rows, marks and claims.
+//! Regimens, the due queue, its watermarks, and claims.
 
 use futures::future::join_all;
 use jiff::{
@@ -64,7 +64,7 @@ pub async fn an_older_definition_changes_nothing(store: &impl Store) {
     store.put_regimen(&id("r1"), Some(&regimen("old")), v(4)).await.unwrap();
     store.put_regimen(&id("r1"), None, v(3)).await.unwrap();
     assert_eq!(store.regimen(&id("r1")).await.unwrap(), Some(regimen("new")));
-    // Equal versions: one of the two, whichever came first.
+    // Of equal versions the same one wins, whichever came first.
     for (name, first, second) in [("r2", "a", "b"), ("r3", "b", "a")] {
         store.put_regimen(&id(name), Some(&regimen(first)), v(1)).await.unwrap();
         store.put_regimen(&id(name), Some(&regimen(second)), v(1)).await.unwrap();
@@ -72,7 +72,7 @@ pub async fn an_older_definition_changes_nothing(store: &impl Store) {
     assert_eq!(store.regimen(&id("r2")).await.unwrap(), store.regimen(&id("r3")).await.unwrap());
 }
 
-pub async fn a_removed_regimen_is_gone_for_older_definitions_too(store: &impl Store) {
+pub async fn an_older_definition_does_not_restore_a_removed_regimen(store: &impl Store) {
     store.put_regimen(&id("r1"), None, v(5)).await.unwrap();
     store.put_regimen(&id("r1"), Some(&regimen("old")), v(4)).await.unwrap();
     assert_eq!(store.regimen(&id("r1")).await.unwrap(), None);
@@ -80,24 +80,25 @@ pub async fn a_removed_regimen_is_gone_for_older_definitions_too(store: &impl St
     assert_eq!(store.regimen(&id("r1")).await.unwrap(), Some(regimen("new")));
 }
 
-pub async fn the_sweep_meets_every_regimen_once(store: &impl Store) {
+pub async fn the_pages_of_regimens_contain_each_of_them_once(store: &impl Store) {
     for n in 0..25 {
         store.put_regimen(&id(&format!("r{n:02}")), Some(&regimen(&n.to_string())), v(1)).await.unwrap();
     }
     store.put_regimen(&id("r07"), None, v(2)).await.unwrap();
     store.put_regimen(&id("r08"), Some(&Regimen { enabled: false, ..regimen("8") }), v(2)).await.unwrap();
-    let (mut met, mut after) = (Vec::new(), None);
+    let mut found = Vec::new();
+    let mut after = None;
     loop {
         let page = store.regimens(after.as_ref(), 4).await.unwrap();
         assert!(page.len() <= 4);
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
-        met.extend(page);
+        found.extend(page);
     }
-    met.sort_by(|a, b| a.0.cmp(&b.0));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
     let expected: Vec<RegimenId> = (0..25).filter(|n| *n != 7).map(|n| id(&format!("r{n:02}"))).collect();
-    assert_eq!(met.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), expected);
-    assert!(met.iter().all(|(id, regimen)| id.as_str() == format!("r{:0>2}", regimen.dosage)));
+    assert_eq!(found.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), expected);
+    assert!(found.iter().all(|(id, regimen)| id.as_str() == format!("r{:0>2}", regimen.dosage)));
 }
 
 fn due(n: i64, regimen: &str) -> DueRow {
@@ -106,7 +107,7 @@ fn due(n: i64, regimen: &str) -> DueRow {
 
 const SHARD: Shard = Shard(7);
 
-pub async fn due_rows_come_by_time_and_regimen(store: &impl Store) {
+pub async fn due_rows_are_ordered_by_time_and_regimen(store: &impl Store) {
     for row in [due(3, "b"), due(2, "z"), due(3, "a"), due(1, "a"), due(4, "a")] {
         store.insert_due(SHARD, &row).await.unwrap();
     }
@@ -120,20 +121,20 @@ pub async fn due_rows_come_by_time_and_regimen(store: &impl Store) {
 }
 
 pub async fn pages_of_due_rows_miss_none_and_repeat_none(store: &impl Store) {
-    // Over several hours, so that a store with hourly buckets crosses their borders.
+    // Over several hours, so that a store with hourly buckets reads several of them.
     let all: Vec<DueRow> = (0..60).map(|n| due(n / 5 * 200_000, &format!("r{n:02}"))).collect();
     join_all(all.iter().map(|row| async { store.insert_due(SHARD, row).await.unwrap() })).await;
     for limit in [1, 3, 7, 100] {
-        let mut met: Vec<DueRow> = Vec::new();
+        let mut found: Vec<DueRow> = Vec::new();
         loop {
-            let page = store.due_rows(SHARD, at(-1), at(3_000_000), met.last(), limit).await.unwrap();
+            let page = store.due_rows(SHARD, at(-1), at(3_000_000), found.last(), limit).await.unwrap();
             assert!(page.len() <= limit);
             if page.is_empty() {
                 break;
             }
-            met.extend(page);
+            found.extend(page);
         }
-        assert_eq!(met, all, "by {limit}");
+        assert_eq!(found, all, "by {limit}");
     }
 }
 
@@ -155,12 +156,12 @@ pub async fn a_due_row_keeps_its_payload(store: &impl Store) {
     assert_eq!(store.due_rows(SHARD, at(0), at(9), None, 10).await.unwrap(), [upstream]);
 }
 
-pub async fn missing_marks_name_the_command_that_writes_them(store: &impl Store) {
+pub async fn the_error_of_missing_watermarks_names_the_command_that_writes_them(store: &impl Store) {
     let missing = store.marks(SHARD).await.unwrap_err();
     assert!(missing.to_string().contains("pushcast init"), "{missing}");
 }
 
-pub async fn marks_only_rise(store: &impl Store) {
+pub async fn watermarks_only_rise(store: &impl Store) {
     store.init_marks(at(10)).await.unwrap();
     for shard in Shard::all() {
         assert_eq!(store.marks(shard).await.unwrap(), Watermarks { read: at(10), dispatched: at(10) });
@@ -173,7 +174,7 @@ pub async fn marks_only_rise(store: &impl Store) {
     assert_eq!(store.marks(Shard(8)).await.unwrap(), Watermarks { read: at(10), dispatched: at(10) });
 }
 
-pub async fn marks_rise_under_many_hands(store: &impl Store) {
+pub async fn a_watermark_that_many_raise_at_once_ends_at_the_highest(store: &impl Store) {
     store.init_marks(at(0)).await.unwrap();
     join_all(
         (0..50_i64)
@@ -183,7 +184,7 @@ pub async fn marks_rise_under_many_hands(store: &impl Store) {
     assert_eq!(store.marks(SHARD).await.unwrap().read, at(49));
 }
 
-pub async fn writing_the_first_marks_again_changes_nothing(store: &impl Store) {
+pub async fn writing_the_first_watermarks_again_changes_nothing(store: &impl Store) {
     store.init_marks(at(10)).await.unwrap();
     store.raise(SHARD, Watermark::Dispatched, at(12)).await.unwrap();
     store.init_marks(at(99)).await.unwrap();
@@ -218,25 +219,25 @@ async fn mark(store: &impl Doses, lease: &Lease, at: Timestamp) -> Marked {
     store.mark(&dose(ProviderId::Expo), lease, &sent(at)).await.unwrap()
 }
 
-pub async fn the_first_claim_wins_until_its_lease_is_over(store: &impl Store) {
+pub async fn the_first_claim_wins_until_its_lease_ends(store: &impl Store) {
     assert_eq!(claim(store, "a", 0, 10).await, mine("a", 1, 10));
     assert_eq!(claim(store, "b", 5, 15).await, Claim::Held(at(10)));
     assert_eq!(
         claim(store, "b", 10, 20).await,
         Claim::Held(at(10)),
-        "the lease's last moment is its owner's"
+        "the last moment still belongs to the lease"
     );
     assert_eq!(claim(store, "b", 11, 21).await, mine("b", 2, 21));
     assert_eq!(claim(store, "a", 12, 22).await, Claim::Held(at(21)));
 }
 
-pub async fn a_claim_of_ones_own_is_renewed(store: &impl Store) {
+pub async fn an_owner_renews_its_claim(store: &impl Store) {
     claim(store, "a", 0, 10).await;
     assert_eq!(claim(store, "a", 5, 15).await, mine("a", 2, 15));
     assert_eq!(claim(store, "b", 12, 22).await, Claim::Held(at(15)));
 }
 
-pub async fn a_marked_dose_is_claimed_by_nobody(store: &impl Store) {
+pub async fn a_marked_dose_cannot_be_claimed(store: &impl Store) {
     let own = lease(claim(store, "a", 0, 10).await);
     assert_eq!(mark(store, &own, at(3)).await, Marked::Kept);
     for owner in ["a", "b"] {
@@ -254,7 +255,7 @@ pub async fn a_claim_that_was_taken_over_cannot_mark(store: &impl Store) {
     assert_eq!(store.mark(&other, &older, &sent(at(14))).await.unwrap(), Marked::Lost, "never claimed");
 }
 
-pub async fn a_mark_told_twice_is_kept(store: &impl Store) {
+pub async fn a_repeated_mark_is_kept(store: &impl Store) {
     let own = lease(claim(store, "a", 0, 10).await);
     for n in [3, 4] {
         assert_eq!(mark(store, &own, at(n)).await, Marked::Kept);
@@ -281,7 +282,7 @@ pub async fn one_of_many_claimers_wins(store: &impl Store) {
     }
 }
 
-pub async fn who_claimed_a_dose_can_be_asked_without_claiming_it(store: &impl Store) {
+pub async fn a_claim_can_be_read_without_claiming_the_dose(store: &impl Store) {
     let key = DoseKey {
         profile: ProfileId::new("pr1"),
         regimen: id("r1"),
@@ -290,12 +291,12 @@ pub async fn who_claimed_a_dose_can_be_asked_without_claiming_it(store: &impl St
     };
     assert_eq!(store.claimed(&key).await.unwrap(), None);
     let Claim::Mine(lease) = store.claim(&key, "me", at(100), at(160)).await.unwrap() else {
-        panic!("it is free")
+        panic!("it is not claimed yet")
     };
     let claimed = Claimed { lease: lease.clone(), mark: None };
     assert_eq!(store.claimed(&key).await.unwrap(), Some(claimed.clone()));
     assert_eq!(store.claimed(&DoseKey { provider: ProviderId::Expo, ..key.clone() }).await.unwrap(), None);
-    // Who asks takes nothing over, not even when the lease has ended.
+    // Reading has taken nothing over, not even after the lease has ended.
     let mark =
         DoseMark { outcome: DoseOutcome::Sent, counts: Counts { sent: 2, ..Counts::default() }, at: at(101) };
     assert_eq!(store.mark(&key, &lease, &mark).await.unwrap(), Marked::Kept);

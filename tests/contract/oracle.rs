@@ -1,8 +1,8 @@
-//! Which final states of tokens are right, computed from the events alone.
+//! Which final states of tokens are correct, computed from the events alone.
 //!
-//! The rules, in the fewest words: of the events that concern a token the one with the highest version
-//! stands; the deletion of a user strikes out what was registered before it. A token may besides be struck
-//! out by a later registration on its device, or by a verdict that was passed on the very registration.
+//! The rules: of the events that concern a token the one with the highest version wins; the deletion of a
+//! user revokes earlier registrations. A token may besides be revoked by a later registration on its device,
+//! or by a verdict on this very registration.
 
 use pushcast::domain::{DeviceId, Token, UserId, Version};
 
@@ -26,17 +26,17 @@ pub enum Event {
     },
 }
 
-/// What a token's row says.
+/// The state in a token's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Final {
+pub struct FinalState {
     pub version: Version,
-    /// None = inactive.
+    /// `None` = inactive.
     pub owner: Option<(Option<UserId>, Option<DeviceId>)>,
 }
 
 /// The states that applying the events in the order of their versions may end in: one, unless versions are
 /// equal.
-pub fn expected(events: &[Event], token: &Token) -> Vec<Option<Final>> {
+pub fn expected(events: &[Event], token: &Token) -> Vec<Option<FinalState>> {
     let mut relevant: Vec<Event> = events.iter().flat_map(|event| concerning(event, token)).collect();
     relevant.sort_by_key(version);
     relevant.chunk_by(|a, b| version(a) == version(b)).fold(vec![None], |states, equals| {
@@ -53,8 +53,8 @@ pub fn expected(events: &[Event], token: &Token) -> Vec<Option<Final>> {
     })
 }
 
-/// Whether a registration on this device is later than that of `token` at `than`, and so may have struck it
-/// out.
+/// Whether a registration on this device is later than that of `token` at `than`, and so may have replaced
+/// it.
 pub fn replaced(events: &[Event], token: &Token, than: Version, on: &DeviceId) -> bool {
     events.iter().any(|event| match event {
         Event::Registered { token: other, device: Some(device), version, .. } => {
@@ -67,7 +67,7 @@ pub fn replaced(events: &[Event], token: &Token, than: Version, on: &DeviceId) -
     })
 }
 
-/// When the event happened.
+/// The version that the event was applied with.
 pub fn version(event: &Event) -> Version {
     match event {
         Event::Registered { version, .. }
@@ -89,15 +89,15 @@ fn concerning(event: &Event, of: &Token) -> Option<Event> {
     }
 }
 
-fn step(state: Option<Final>, event: &Event) -> Option<Final> {
+fn step(state: Option<FinalState>, event: &Event) -> Option<FinalState> {
     match event {
         Event::Registered { user, device, version, .. } => {
-            Some(Final { version: *version, owner: Some((user.clone(), device.clone())) })
+            Some(FinalState { version: *version, owner: Some((user.clone(), device.clone())) })
         }
-        Event::Unregistered { version, .. } => Some(Final { version: *version, owner: None }),
+        Event::Unregistered { version, .. } => Some(FinalState { version: *version, owner: None }),
         Event::UserDeleted { user, .. } => state.map(|state| match &state.owner {
             Some((Some(owner), _)) if owner == user => {
-                Final { version: state.version.revocation(), owner: None }
+                FinalState { version: state.version.revocation(), owner: None }
             }
             _ => state,
         }),

@@ -1,4 +1,4 @@
-//! The life of a token.
+//! Tokens: registered, replaced, revoked and deleted.
 
 use pushcast::{
     domain::{DeviceId, Judged, Platform, ProviderId, TokenChange},
@@ -7,8 +7,8 @@ use pushcast::{
 
 use super::{at, expo, fcm, login, login_with, user, v};
 
-/// The tokens that ring a user, by name.
-async fn rung(store: &impl Registry, name: &str) -> Vec<String> {
+/// The active tokens of a user, sorted.
+async fn active(store: &impl Registry, name: &str) -> Vec<String> {
     let mut tokens: Vec<String> = store
         .tokens_of(&user(name))
         .await
@@ -47,17 +47,17 @@ pub async fn the_same_token_twice_is_one_row(store: &impl Store) {
     for n in [1, 2, 2] {
         login("t1").by("ann").at(n).apply(store).await;
     }
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
     assert_eq!(row(store, "t1").await.version, v(2));
 }
 
-pub async fn a_token_belongs_to_whoever_logged_in_last(store: &impl Store) {
+pub async fn a_token_belongs_to_the_user_who_logged_in_last(store: &impl Store) {
     login("t1").by("ann").at(1).apply(store).await;
     login("t1").by("bob").at(2).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&[]));
-    assert_eq!(rung(store, "bob").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "bob").await, names(&["t1"]));
     login("t1").at(3).apply(store).await;
-    assert_eq!(rung(store, "bob").await, names(&[]));
+    assert_eq!(active(store, "bob").await, names(&[]));
     assert!(row(store, "t1").await.registration.is_some_and(|anonymous| anonymous.user.is_none()));
 }
 
@@ -68,11 +68,11 @@ pub async fn an_older_event_changes_nothing(store: &impl Store) {
     store.apply(&TokenChange::UserDeleted(user("bob")), v(4)).await.unwrap();
     assert_eq!(row(store, "t1").await, before);
     login("t1").by("ann").at(4).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&[]));
-    assert_eq!(rung(store, "bob").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "bob").await, names(&["t1"]));
 }
 
-pub async fn a_new_token_takes_the_place_of_its_kind_on_the_device(store: &impl Store) {
+pub async fn a_new_token_replaces_the_one_of_its_kind_on_the_device(store: &impl Store) {
     login("old").by("ann").on("phone").at(1).apply(store).await;
     login_with(fcm("native")).by("ann").on("phone").at(2).apply(store).await;
     login("elsewhere").by("ann").on("tablet").at(3).apply(store).await;
@@ -80,7 +80,7 @@ pub async fn a_new_token_takes_the_place_of_its_kind_on_the_device(store: &impl 
     let mut expected = names(&["elsewhere", "new"]);
     expected.push(fcm("native").as_str().to_owned());
     expected.sort();
-    assert_eq!(rung(store, "ann").await, expected);
+    assert_eq!(active(store, "ann").await, expected);
     let old = row(store, "old").await;
     assert_eq!(
         (old.version, old.registration, old.reason.as_deref()),
@@ -91,7 +91,7 @@ pub async fn a_new_token_takes_the_place_of_its_kind_on_the_device(store: &impl 
 pub async fn a_late_registration_does_not_take_the_device_back(store: &impl Store) {
     login("new").by("ann").on("phone").at(4).apply(store).await;
     login("old").by("ann").on("phone").at(1).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["new"]));
+    assert_eq!(active(store, "ann").await, names(&["new"]));
     assert_eq!(row(store, "old").await.version, v(1).revocation());
 }
 
@@ -101,40 +101,40 @@ pub async fn a_late_newer_registration_replaces_what_is_on_the_device(store: &im
     login("b").by("ann").on("phone").at(1).apply(store).await;
     login("d").by("ann").on("tablet").at(1).apply(store).await;
     login("c").by("ann").on("tablet").at(1).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["b", "d"]));
+    assert_eq!(active(store, "ann").await, names(&["b", "d"]));
 }
 
 pub async fn a_previous_token_is_deactivated(store: &impl Store) {
     login("old").by("ann").at(1).apply(store).await;
     login("new").by("ann").instead_of("old").at(2).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["new"]));
+    assert_eq!(active(store, "ann").await, names(&["new"]));
     let old = row(store, "old").await;
     assert_eq!((old.version, old.registration, old.reason.as_deref()), (v(2), None, Some("replaced")));
     // Its own registration may arrive after that.
     login("new2").by("bob").instead_of("old2").at(4).apply(store).await;
     login("old2").by("bob").at(3).apply(store).await;
-    assert_eq!(rung(store, "bob").await, names(&["new2"]));
+    assert_eq!(active(store, "bob").await, names(&["new2"]));
 }
 
-pub async fn a_previous_token_that_is_the_token_itself_lives(store: &impl Store) {
+pub async fn a_previous_token_that_is_the_token_itself_stays_active(store: &impl Store) {
     login("t1").by("ann").instead_of("t1").at(1).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
 }
 
 pub async fn an_old_replacement_spares_what_registered_later(store: &impl Store) {
     login("t1").by("ann").at(5).apply(store).await;
     login("t2").by("ann").instead_of("t1").at(3).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1", "t2"]));
+    assert_eq!(active(store, "ann").await, names(&["t1", "t2"]));
 }
 
-pub async fn an_unregistered_token_is_nobodys(store: &impl Store) {
+pub async fn an_unregistered_token_is_inactive(store: &impl Store) {
     login("t1").by("ann").on("phone").at(1).apply(store).await;
     store.apply(&TokenChange::Unregistered(expo("t1")), v(2)).await.unwrap();
-    assert_eq!(rung(store, "ann").await, names(&[]));
-    let gone = row(store, "t1").await;
-    assert_eq!((gone.version, gone.registration), (v(2), None));
+    assert_eq!(active(store, "ann").await, names(&[]));
+    let found = row(store, "t1").await;
+    assert_eq!((found.version, found.registration), (v(2), None));
     login("t1").by("ann").at(3).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
     assert_eq!(row(store, "t1").await.reason, None);
 }
 
@@ -144,29 +144,29 @@ pub async fn a_deleted_user_has_no_tokens_and_gets_none_of_older_events(store: &
     login("other").by("bob").at(2).apply(store).await;
     store.apply(&TokenChange::UserDeleted(user("ann")), v(4)).await.unwrap();
     login("late").by("ann").at(3).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "ann").await, names(&[]));
     for (token, n) in [("t1", 1), ("t2", 2), ("late", 3)] {
-        let gone = row(store, token).await;
-        assert_eq!((gone.version, gone.registration), (v(n).revocation(), None), "{token}");
+        let found = row(store, token).await;
+        assert_eq!((found.version, found.registration), (v(n).revocation(), None), "{token}");
     }
-    assert_eq!(rung(store, "bob").await, names(&["other"]));
+    assert_eq!(active(store, "bob").await, names(&["other"]));
 }
 
-pub async fn a_user_who_comes_back_after_the_deletion_is_rung(store: &impl Store) {
+pub async fn a_user_who_registers_after_the_deletion_has_the_token(store: &impl Store) {
     login("t1").by("ann").at(1).apply(store).await;
     store.apply(&TokenChange::UserDeleted(user("ann")), v(5)).await.unwrap();
-    // An older deletion that arrives late does not lower the mark.
+    // An older deletion that arrives late does not lower the marker's version.
     store.apply(&TokenChange::UserDeleted(user("ann")), v(2)).await.unwrap();
     login("t1").by("ann").at(6).apply(store).await;
     login("t2").by("ann").at(3).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
 }
 
 pub async fn the_deletion_of_a_former_owner_does_not_touch_the_token(store: &impl Store) {
     login("t1").by("ann").at(1).apply(store).await;
     login("t1").by("bob").at(2).apply(store).await;
     store.apply(&TokenChange::UserDeleted(user("ann")), v(3)).await.unwrap();
-    assert_eq!(rung(store, "bob").await, names(&["t1"]));
+    assert_eq!(active(store, "bob").await, names(&["t1"]));
 }
 
 pub async fn opening_the_app_changes_no_ownership(store: &impl Store) {
@@ -178,7 +178,7 @@ pub async fn opening_the_app_changes_no_ownership(store: &impl Store) {
     }
     assert_eq!(row(store, "t1").await, TokenRow { seen_at: Some(at(7)), ..before });
     login("t1").by("bob").at(5).apply(store).await;
-    assert_eq!(rung(store, "bob").await, names(&["t1"]));
+    assert_eq!(active(store, "bob").await, names(&["t1"]));
     assert_eq!(row(store, "t1").await.seen_at, Some(at(7)));
 }
 
@@ -187,7 +187,7 @@ pub async fn opening_the_app_with_an_unknown_token_registers_nothing(store: &imp
     assert_eq!(store.inspect(&expo("t1")).await.unwrap(), None);
     assert!(!store.revoke(&expo("t1"), Judged::AsOf(at(9)), "Unregistered").await.unwrap());
     login("t1").by("ann").at(2).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
     assert_eq!(row(store, "t1").await.seen_at, Some(at(4)));
 }
 
@@ -195,7 +195,7 @@ pub async fn a_verdict_revokes_the_registration_that_it_names(store: &impl Store
     login("t1").by("ann").on("phone").at(1).apply(store).await;
     assert!(store.revoke(&expo("t1"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap());
     assert!(!store.revoke(&expo("t1"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap());
-    assert_eq!(rung(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "ann").await, names(&[]));
     let revoked = row(store, "t1").await;
     assert_eq!(revoked.version, v(1).revocation());
     assert_eq!(revoked.registration, None);
@@ -210,29 +210,29 @@ pub async fn a_verdict_on_an_earlier_registration_is_ignored(store: &impl Store)
     login("t1").by("ann").at(1).apply(store).await;
     login("t1").by("ann").at(2).apply(store).await;
     assert!(!store.revoke(&expo("t1"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap());
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
-    // And a registration after the verdict brings the token back.
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
+    // And a registration after the verdict reactivates the token.
     assert!(store.revoke(&expo("t1"), Judged::Registration(v(2)), "DeviceNotRegistered").await.unwrap());
     login("t1").by("ann").at(3).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
 }
 
 pub async fn an_outsiders_verdict_spares_what_registered_later(store: &impl Store) {
     login("t1").by("ann").at(5).apply(store).await;
     assert!(!store.revoke(&expo("t1"), Judged::AsOf(at(4)), "bounced").await.unwrap());
-    assert_eq!(rung(store, "ann").await, names(&["t1"]));
+    assert_eq!(active(store, "ann").await, names(&["t1"]));
     assert!(store.revoke(&expo("t1"), Judged::AsOf(at(5)), "bounced").await.unwrap());
-    assert_eq!(rung(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "ann").await, names(&[]));
 }
 
-pub async fn a_replayed_registration_does_not_revive_a_revoked_token(store: &impl Store) {
+pub async fn a_replayed_registration_does_not_reactivate_a_revoked_token(store: &impl Store) {
     login("t1").by("ann").at(1).apply(store).await;
     store.revoke(&expo("t1"), Judged::Registration(v(1)), "DeviceNotRegistered").await.unwrap();
     login("t1").by("ann").at(1).apply(store).await;
-    assert_eq!(rung(store, "ann").await, names(&[]));
+    assert_eq!(active(store, "ann").await, names(&[]));
 }
 
-pub async fn the_first_registration_is_remembered(store: &impl Store) {
+pub async fn the_time_of_the_first_registration_is_kept(store: &impl Store) {
     login("t1").by("ann").at(1).apply(store).await;
     login("t1").by("bob").at(2).apply(store).await;
     store.apply(&TokenChange::Unregistered(expo("t1")), v(3)).await.unwrap();

@@ -11,17 +11,17 @@ use tempfile::TempDir;
 use crate::keyspace::{self, emptied};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_is_trusted_by_its_certificate() {
+async fn a_node_is_trusted_if_the_authority_of_ca_file_signed_its_certificate() {
     let (_, _alone) = emptied().await;
-    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/.services/cassandra/ca.pem").to_owned();
-    let ca_file = env::var("PUSHCAST_TEST_CQL_CA").unwrap_or(ours);
+    let of_services = concat!(env!("CARGO_MANIFEST_DIR"), "/.services/cassandra/ca.pem").to_owned();
+    let ca_file = env::var("PUSHCAST_TEST_CQL_CA").unwrap_or(of_services);
     let settings = Settings { ca_file, ..Settings::default() };
     let store = CqlStore::open(&keyspace::cluster(&keyspace::name()), &settings).await.unwrap();
     store.ping().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_is_not_trusted() {
+async fn a_node_is_not_trusted_by_another_authority() {
     let (_, _alone) = emptied().await;
     let folder = TempDir::new().unwrap();
     let open = async |pem: &str| {
@@ -33,8 +33,8 @@ async fn a_stranger_is_not_trusted() {
             .err()
             .expect("it must not trust the node")
     };
-    let refusal = open(STRANGER).await;
-    assert!(matches!(refusal, CqlOpenError::Away { .. }), "{refusal}");
+    let refusal = open(OTHER_AUTHORITY).await;
+    assert!(matches!(refusal, CqlOpenError::Unreachable { .. }), "{refusal}");
     let refusal = open("no certificate").await;
     assert!(
         matches!(refusal, CqlOpenError::Tls { .. }) && refusal.to_string().contains("ca.pem"),
@@ -42,8 +42,8 @@ async fn a_stranger_is_not_trusted() {
     );
 }
 
-/// An authority that has signed nothing.
-const STRANGER: &str = "-----BEGIN CERTIFICATE-----
+/// The certificate of an authority that has signed no node's.
+const OTHER_AUTHORITY: &str = "-----BEGIN CERTIFICATE-----
 MIIBTzCB9qADAgECAghzRY7p6adZrzAKBggqhkjOPQQDAjATMREwDwYDVQQDEwhz
 dHJhbmdlcjAgFw0yNjExMjEwNjA0NDVaGA8yMTI2MTAyODA2MDQ0NVowEzERMA8G
 A1UEAxMIc3RyYW5nZXIwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARxtDGntHdf

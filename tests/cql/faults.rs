@@ -1,6 +1,6 @@
 //! A server whose answers get lost or come too late, and one that does not answer at all.
 //!
-//! The callers do what stages do: they try again for as long as it takes.
+//! The callers try again for as long as it takes, like stages.
 
 use std::{
     fmt::Debug,
@@ -27,8 +27,8 @@ use crate::{
     suite::{at, expo, user, v},
 };
 
-/// The store over a line that may be cut.
-async fn over_a_line() -> (CqlStore, Proxy, impl Drop) {
+/// A store that reaches the server through a proxy.
+async fn through_a_proxy() -> (CqlStore, Proxy, impl Drop) {
     let (_, alone) = emptied().await;
     let mut cluster = keyspace::cluster(&keyspace::name());
     let proxy = Proxy::to(cluster.nodes.remove(0)).await;
@@ -37,7 +37,7 @@ async fn over_a_line() -> (CqlStore, Proxy, impl Drop) {
     (store, proxy, alone)
 }
 
-/// As the runtime does.
+/// Repeats an operation until it succeeds, like the consumer's runtime.
 async fn retry_until_settled<T>(work: impl AsyncFn() -> Result<T, StoreError>) -> T {
     loop {
         match work().await {
@@ -49,7 +49,7 @@ async fn retry_until_settled<T>(work: impl AsyncFn() -> Result<T, StoreError>) -
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registrations_survive_lost_answers() {
-    let (store, proxy, _alone) = over_a_line().await;
+    let (store, proxy, _alone) = through_a_proxy().await;
     proxy.lose(20);
     join_all((0..150).map(|n| {
         let store = &store;
@@ -66,7 +66,7 @@ async fn registrations_survive_lost_answers() {
         }
     }))
     .await;
-    assert!(proxy.lost() > 0, "the line was never cut");
+    assert!(proxy.lost() > 0, "no answer was lost");
     proxy.lose(0);
     for n in 0..150 {
         let found = retry_until_settled(async || store.tokens_of(&user(&format!("u{n}"))).await).await;
@@ -77,11 +77,11 @@ async fn registrations_survive_lost_answers() {
     }
 }
 
-/// Owners take a part from each other; what they record is recorded once, whatever they hear of it.
+/// Owners take a part from each other; a page is recorded once, whichever answers they get.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_are_counted_once_though_answers_get_lost() {
     const PAGES: i64 = 60;
-    let (store, proxy, _alone) = over_a_line().await;
+    let (store, proxy, _alone) = through_a_proxy().await;
     let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
     proxy.lose(100);
     let kept = join_all((0..3).map(|_| async {
@@ -107,13 +107,13 @@ async fn pages_are_counted_once_though_answers_get_lost() {
         }
     }))
     .await;
-    assert!(proxy.lost() > 0, "the line was never cut");
+    assert!(proxy.lost() > 0, "no answer was lost");
     proxy.lose(0);
     let mut kept: Vec<i64> = kept.into_iter().flatten().collect();
-    let told = kept.len();
+    let recorded = kept.len();
     kept.sort_unstable();
     kept.dedup();
-    assert_eq!(kept.len(), told, "a page was recorded by two owners");
+    assert_eq!(kept.len(), recorded, "a page was recorded by two owners");
     assert_eq!(retry_until_settled(async || store.finish_part(&part).await).await, 1);
     let total = retry_until_settled(async || store.total(&part.broadcast, at(1)).await).await;
     assert_eq!(total.counts, Counts { sent: PAGES.cast_unsigned(), ..Counts::default() });
@@ -121,7 +121,7 @@ async fn pages_are_counted_once_though_answers_get_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
-    let (store, proxy, _alone) = over_a_line().await;
+    let (store, proxy, _alone) = through_a_proxy().await;
     proxy.lose(60);
     for round in 0..8 {
         let dose = DoseKey {
@@ -154,12 +154,12 @@ async fn one_claim_wins_and_is_marked_though_answers_get_lost() {
                 .await;
         assert_eq!(later, Claim::Marked(mark));
     }
-    assert!(proxy.lost() > 0, "the line was never cut");
+    assert!(proxy.lost() > 0, "no answer was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
-    let (store, proxy, _alone) = over_a_line().await;
+async fn a_server_that_does_not_answer_is_unavailable_until_it_answers_again() {
+    let (store, proxy, _alone) = through_a_proxy().await;
     let change = TokenChange::Unregistered(expo("t1"));
     store.apply(&change, v(1)).await.unwrap();
     proxy.stop(true);
@@ -178,24 +178,25 @@ async fn a_server_that_does_not_answer_is_unavailable_and_comes_back() {
     assert_eq!(row.map(|row| row.version), Some(v(3)));
 }
 
-/// Every request is done and times out all the same; its answer comes when nobody waits for it any more.
+/// Every request is done and yet times out; its answer comes after the timeout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_server_loses_nothing() {
     const TOO_LATE: Duration = Duration::from_secs(12);
     const TOKENS: i64 = 40;
-    let (store, proxy, _alone) = over_a_line().await;
+    let (store, proxy, _alone) = through_a_proxy().await;
     let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
     let mine = store.take_over(&part).await.unwrap();
     let page = Progress { cursor: Some(Cursor(5)), counts: Counts { sent: 5, ..Counts::default() }, ..mine };
     let failures = AtomicU32::new(0);
-    let counted = |answer: Result<(), StoreError>| {
-        failures.fetch_add(u32::from(answer.is_err()), Ordering::Relaxed);
-        answer
+    let counted = |result: Result<(), StoreError>| {
+        failures.fetch_add(u32::from(result.is_err()), Ordering::Relaxed);
+        result
     };
 
     proxy.delay(TOO_LATE);
     let registrations = join_all((0..TOKENS).map(|n| {
-        let (store, counted) = (&store, &counted);
+        let store = &store;
+        let counted = &counted;
         async move {
             let token = expo(&format!("t{n}"));
             let change = TokenChange::Registered {
@@ -218,7 +219,7 @@ async fn a_slow_server_loses_nothing() {
     let failures = failures.into_inner();
     println!("{failures} failures of {TOKENS} registrations");
     assert!(failures > 0, "nothing took too long");
-    assert_eq!(kept, Checkpoint::Kept, "the owner is told that he is the owner");
+    assert_eq!(kept, Checkpoint::Kept, "the owner's checkpoint is kept");
     let found = retry_until_settled(async || store.tokens_of(&user("ann")).await).await;
     assert_eq!(found.len(), usize::try_from(TOKENS).unwrap());
     assert_eq!(
@@ -227,10 +228,10 @@ async fn a_slow_server_loses_nothing() {
     );
 }
 
-/// Time is made up while the server is silent: it passes in the length of the store's own waits.
+/// Time is paused while the server does not answer: it advances by the store's own timeouts.
 #[tokio::test]
-async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
-    let (store, proxy, _alone) = over_a_line().await;
+async fn operations_of_an_owner_fail_in_time_when_the_server_does_not_answer() {
+    let (store, proxy, _alone) = through_a_proxy().await;
     let part = PartId { broadcast: BroadcastId::new("post:p1"), provider: ProviderId::Expo, part: 0 };
     let dose = DoseKey {
         profile: ProfileId::new("pr1"),
@@ -240,7 +241,7 @@ async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
     };
     let mine = store.take_over(&part).await.unwrap();
     let Claim::Mine(lease) = store.claim(&dose, "me", at(1), at(60)).await.unwrap() else {
-        panic!("nobody else wants it")
+        panic!("there is no other claim")
     };
     let page = Progress { cursor: Some(Cursor(1)), ..mine };
     let mark =
@@ -248,21 +249,21 @@ async fn whoever_holds_something_is_told_in_time_that_nobody_answers() {
 
     proxy.stop(true);
     time::pause();
-    told_in_time(store.checkpoint(&part, &page)).await;
-    told_in_time(store.mark(&dose, &lease, &mark)).await;
-    told_in_time(store.claim(&dose, "me", at(3), at(90))).await;
-    told_in_time(store.take_over(&part)).await;
+    fails_in_time(store.checkpoint(&part, &page)).await;
+    fails_in_time(store.mark(&dose, &lease, &mark)).await;
+    fails_in_time(store.claim(&dose, "me", at(3), at(90))).await;
+    fails_in_time(store.take_over(&part)).await;
     time::resume();
     proxy.stop(false);
 
-    // What was asked in vain is done, or can be: the answers are the same either way.
+    // The operations that failed were done, or can be: the results are the same either way.
     retry_until_settled(async || store.take_over(&part).await).await;
     assert_eq!(retry_until_settled(async || store.mark(&dose, &lease, &mark).await).await, Marked::Kept);
 }
 
-async fn told_in_time<T: Debug>(asked: impl Future<Output = Result<T, StoreError>>) {
+async fn fails_in_time<T: Debug>(operation: impl Future<Output = Result<T, StoreError>>) {
     let begun = Instant::now();
-    asked.await.expect_err("nobody answers");
+    operation.await.expect_err("the server does not answer");
     let waited = begun.elapsed();
     assert!(waited <= DECIDED_WITHIN + Duration::from_millis(1), "{waited:?}");
 }

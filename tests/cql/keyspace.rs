@@ -1,6 +1,7 @@
-//! One pair of keyspaces for the whole run, emptied before each fact.
+//! One pair of keyspaces for the whole run, emptied before each test.
 //!
-//! Creating keyspaces takes seconds and emptying a table milliseconds, so facts follow each other in one.
+//! Creating keyspaces takes seconds and emptying a table milliseconds, so the tests share one pair, one after
+//! the other.
 
 use std::{env, fs, sync::LazyLock};
 
@@ -15,7 +16,7 @@ use tokio::{
     task,
 };
 
-/// The store of this run, and a way into its tables.
+/// The store of this run, and a session for its tables.
 struct Keyspace {
     name: String,
     store: CqlStore,
@@ -28,13 +29,13 @@ struct Keyspace {
 static KEYSPACE: LazyLock<Keyspace> = LazyLock::new(Keyspace::create);
 static IN_USE: Mutex<()> = Mutex::const_new(());
 
-/// The store without a row. It is the caller's alone as long as he keeps the second value.
+/// The store without a row. No other test uses it until the second value is dropped.
 pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     let alone = IN_USE.lock().await;
     let keyspace = task::spawn_blocking(|| &*KEYSPACE).await.unwrap();
     for table in &keyspace.tables {
         if table.contains("_by_") {
-            // Deleted rows show in no answer, and yet they would hide what the next fact writes with an
+            // Tombstones appear in no answer, and yet they would hide rows that the next test writes with an
             // earlier timestamp.
             keyspace.session.query_unpaged(format!("TRUNCATE {table}"), ()).await.unwrap();
             continue;
@@ -47,12 +48,12 @@ pub async fn emptied() -> (CqlStore, MutexGuard<'static, ()>) {
     (keyspace.store.clone(), alone)
 }
 
-/// Its name, once somebody has [`emptied`] it.
+/// The name of the keyspace; creates it, so call [`emptied`] before, which does that on a blocking thread.
 pub fn name() -> String {
     KEYSPACE.name.clone()
 }
 
-/// A way into its tables.
+/// A session for the tables.
 pub fn session() -> &'static Session {
     &KEYSPACE.session
 }
@@ -83,7 +84,7 @@ async fn prepared() -> (String, CqlStore, Session, Vec<String>) {
     let session = SessionBuilder::new().known_node(address()).build().await.unwrap();
     let cluster = cluster(&format!("t{:08x}", rand::random::<u32>()));
     let settings = Settings::default();
-    drop_those_of_before(&session).await;
+    drop_keyspaces_of_earlier_runs(&session).await;
     CqlStore::init(&cluster, &settings, Timestamp::now()).await.unwrap();
     let store = CqlStore::open(&cluster, &settings).await.unwrap();
     let mut tables = Vec::new();
@@ -100,8 +101,7 @@ async fn prepared() -> (String, CqlStore, Session, Vec<String>) {
     (cluster.keyspace, store, session, tables)
 }
 
-/// Runs before this one left theirs.
-async fn drop_those_of_before(session: &Session) {
+async fn drop_keyspaces_of_earlier_runs(session: &Session) {
     let rows = session
         .query_unpaged("SELECT keyspace_name FROM system_schema.keyspaces", ())
         .await

@@ -1,7 +1,7 @@
-//! A cluster that asks who we are: what is said when the login of `store.url` is missing or wrong.
+//! A cluster that requires a login: the errors when that of `store.url` is missing or wrong.
 //!
-//! The server of the tests asks nobody, so a node is played here, as far as a connection comes before it is
-//! let in. Apache Cassandra 5 with PasswordAuthenticator, tried by hand, is told of in the same words.
+//! The server of the tests requires none, so a fake node implements the protocol up to the end of the login.
+//! Apache Cassandra 5 with PasswordAuthenticator, tried by hand, led to the same errors.
 
 use pushcast::store::{
     Cluster, Login, Settings,
@@ -24,8 +24,8 @@ const BAD_CREDENTIALS: i32 = 0x0100;
 
 const REFUSAL: &str = "Provided username ada and/or password are incorrect";
 
-/// A node that knows nobody, and how to reach it.
-async fn guarded_node(tasks: &mut JoinSet<()>) -> String {
+/// Starts a node that refuses every login; returns its address.
+async fn node_that_refuses_logins(tasks: &mut JoinSet<()>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tasks.spawn(async move {
@@ -64,26 +64,27 @@ fn text(text: &str) -> Vec<u8> {
 
 async fn refusal(login: Option<Login>) -> CqlOpenError {
     let mut tasks = JoinSet::new();
-    let cluster = Cluster { nodes: vec![guarded_node(&mut tasks).await], login, keyspace: "push".to_owned() };
-    CqlStore::open(&cluster, &Settings::default()).await.err().expect("nobody is let in")
+    let nodes = vec![node_that_refuses_logins(&mut tasks).await];
+    let cluster = Cluster { nodes, login, keyspace: "push".to_owned() };
+    CqlStore::open(&cluster, &Settings::default()).await.err().expect("every login is refused")
 }
 
 #[tokio::test]
-async fn a_missing_login_is_said_to_be_missing() {
+async fn a_missing_login_is_reported() {
     let refusal = refusal(None).await;
     assert!(matches!(refusal, CqlOpenError::NoLogin), "{refusal:?}");
     assert!(refusal.to_string().contains("scylla://user:password@"), "{refusal}");
 }
 
 #[tokio::test]
-async fn a_wrong_login_is_said_to_be_wrong_and_its_password_is_not_shown() {
+async fn a_wrong_login_is_reported_without_its_password() {
     let login = Login { user: "ada".to_owned(), password: "S3CRET".to_owned().into() };
     let refusal = refusal(Some(login)).await;
-    assert!(matches!(&refusal, CqlOpenError::WrongLogin { said } if said == REFUSAL), "{refusal:?}");
-    let said = refusal.to_string();
+    assert!(matches!(&refusal, CqlOpenError::WrongLogin { message } if message == REFUSAL), "{refusal:?}");
+    let text = refusal.to_string();
     assert!(
-        said.contains("user or the password of store.url")
-            && !format!("{said} {refusal:?}").contains("S3CRET"),
-        "{said}"
+        text.contains("user or the password of store.url")
+            && !format!("{text} {refusal:?}").contains("S3CRET"),
+        "{text}"
     );
 }

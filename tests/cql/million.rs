@@ -1,7 +1,7 @@
 //! A large ring, read in slices and resumed anywhere: every active token once. A million takes minutes, so
 //! that is run by hand: `cargo test --release --test cql -- --ignored --nocapture a_million`
 //! (PUSHCAST_TEST_TOKENS: another number). What runs each time is a smaller one with the same holes:
-//! stretches of the ring on which nobody is active, longer than the rows that a page looks at.
+//! stretches of the ring without an active token, with more rows than are read for a page.
 
 use std::{collections::HashSet, env, time::Duration};
 
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::keyspace::{self, emptied};
 
-/// The cell of a token, as `schemas/cql` has it.
+/// The cell of a token, as defined in `schemas/cql`.
 #[derive(SerializeValue, DeserializeValue)]
 struct State {
     ver: i64,
@@ -32,18 +32,18 @@ struct State {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ring_with_holes_is_read_in_slices_and_resumed_anywhere() {
-    every_active_token_is_met_once(50_000).await;
+    every_active_token_is_found_once(50_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
 async fn a_million_tokens_are_read_in_slices_and_resumed_anywhere() {
     let number = env::var("PUSHCAST_TEST_TOKENS").map_or(1_000_000, |number| number.parse().unwrap());
-    every_active_token_is_met_once(number).await;
+    every_active_token_is_found_once(number).await;
 }
 
-async fn every_active_token_is_met_once(number: u32) {
-    // Each has more rows than a page looks at.
+async fn every_active_token_is_found_once(number: u32) {
+    // Each has more rows than are read for a page.
     let slices = (number / 40_000).next_power_of_two().max(2);
     let (store, _alone) = emptied().await;
     let session = keyspace::session();
@@ -53,18 +53,18 @@ async fn every_active_token_is_met_once(number: u32) {
         .await
         .unwrap();
     let begun = Instant::now();
-    // By position, so that they leave holes: on the first half of the ring nobody, on the rest all but a
-    // fifth.
+    // Chosen by position, to leave holes: none on the first half of the ring, four of five on the rest.
     let active = |token: &str| {
         let position = insert.calculate_token(&(token, None::<State>, 2_i64)).unwrap().unwrap().value();
         position >= 0 && position % 5 != 0
     };
-    let (mut rows, mut living) = (Vec::new(), HashSet::new());
+    let mut rows = Vec::new();
+    let mut expected = HashSet::new();
     for n in 0..number {
         let token = format!("ExponentPushToken[n{n}]");
         let active = active(&token);
         if active {
-            living.insert(token.clone());
+            expected.insert(token.clone());
         }
         rows.push((token, active));
     }
@@ -84,7 +84,7 @@ async fn every_active_token_is_met_once(number: u32) {
             (token, state, 2_i64)
         })
         .for_each_concurrent(64, async |row| {
-            // A small server is too busy at times.
+            // A small server is overloaded at times.
             while session.execute_unpaged(&insert, &row).await.is_err() {
                 sleep(Duration::from_millis(200)).await;
             }
@@ -94,7 +94,10 @@ async fn every_active_token_is_met_once(number: u32) {
 
     let begun = Instant::now();
     let mut random = StdRng::seed_from_u64(5);
-    let (mut met, mut pages, mut empty, mut resumed) = (HashSet::new(), 0_u64, 0_u64, 0_u64);
+    let mut found = HashSet::new();
+    let mut pages = 0_u64;
+    let mut empty = 0_u64;
+    let mut resumed = 0_u64;
     for index in 0..slices {
         let mut after = None;
         loop {
@@ -104,12 +107,12 @@ async fn every_active_token_is_met_once(number: u32) {
                 .unwrap();
             pages += 1;
             empty += u64::from(page.recipients.is_empty() && !page.last);
-            // A process dies in the middle of a page: the next one goes on after some position of it.
+            // The process crashes in the middle of a page: the next one resumes after some position of it.
             let whole = page.recipients.len();
             let kept =
                 if whole > 1 && random.random_bool(0.05) { random.random_range(1..whole) } else { whole };
             for recipient in &page.recipients[..kept] {
-                assert!(met.insert(recipient.token.as_str().to_owned()), "met twice");
+                assert!(found.insert(recipient.token.as_str().to_owned()), "found twice");
             }
             if kept < whole {
                 resumed += 1;
@@ -122,19 +125,21 @@ async fn every_active_token_is_met_once(number: u32) {
         }
     }
     let took = begun.elapsed();
-    assert!(met == living, "{} met, {} are active", met.len(), living.len());
+    assert!(found == expected, "{} found, {} are active", found.len(), expected.len());
     println!(
-        "{} active tokens in {pages} pages, {empty} of them empty, {resumed} times resumed inside one, in {took:?}",
-        met.len()
+        "{} active tokens in {pages} pages, {empty} of them empty, {resumed} times resumed inside one, \
+         in {took:?}",
+        found.len()
     );
     assert!(resumed > 0, "never resumed inside a page");
     assert!(empty > 0, "no page was empty and had a next one");
 
-    // The same rows by the driver alone, as the bar for the speed.
-    let mut scan = session
-        .prepare(format!("SELECT token(push_token), push_token, st FROM {table} WHERE token(push_token) >= ? AND token(push_token) <= ?"))
-        .await
-        .unwrap();
+    // The same rows by the driver alone, to compare the speed.
+    let select = format!(
+        "SELECT token(push_token), push_token, st FROM {table}
+         WHERE token(push_token) >= ? AND token(push_token) <= ?"
+    );
+    let mut scan = session.prepare(select).await.unwrap();
     scan.set_page_size(501);
     let begun = Instant::now();
     let mut rows = 0_u32;

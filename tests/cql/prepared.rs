@@ -1,4 +1,4 @@
-//! `pushcast init` on a keyspace that is not there, called by several at once.
+//! `pushcast init` of a new keyspace, several times at once.
 
 use pushcast::{
     domain::Timestamp,
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::keyspace::{self, emptied};
 
-/// A name that the next run takes for one of ours and drops.
+/// A name that the next run recognises as a test's and drops.
 fn unused() -> String {
     format!("t{:08x}", rand::random::<u32>())
 }
@@ -23,7 +23,7 @@ async fn drop_both(name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_may_prepare_a_keyspace_at_once() {
+async fn a_keyspace_may_be_initialised_several_times_at_once() {
     let (_, _alone) = emptied().await;
     let name = unused();
     let cluster = keyspace::cluster(&name);
@@ -37,8 +37,8 @@ async fn several_may_prepare_a_keyspace_at_once() {
         at_once.spawn(async move { CqlStore::init(&cluster, &Settings::default(), Timestamp::now()).await });
     }
     for ended in at_once.join_all().await {
-        let told: Vec<_> = ended.unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 3, "two keyspaces and a file: {told:?}");
+        let report: Vec<_> = ended.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(report.len(), 3, "two keyspaces and a file: {report:?}");
     }
 
     let store = CqlStore::open(&cluster, &Settings::default()).await.unwrap();

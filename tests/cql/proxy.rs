@@ -1,4 +1,4 @@
-//! A line to the server that can be cut, stopped and slowed down.
+//! A proxy in front of the server that can cut connections, stop and delay answers.
 
 use std::sync::{
     Arc,
@@ -12,79 +12,80 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-/// Passes bytes on, to and from the server, until it is dropped.
+/// Forwards bytes to and from the server until it is dropped.
 pub struct Proxy {
     pub address: String,
-    switch: Arc<Switch>,
+    faults: Arc<ProxyFaults>,
     _tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
-struct Switch {
-    /// Of a thousand answers so many are swallowed, and their connection with them.
+struct ProxyFaults {
+    /// How many of a thousand answers are dropped, and their connection with them.
     cut_of_thousand: AtomicU32,
     cuts: AtomicU32,
     stopped: AtomicBool,
-    /// How long answers are under way.
+    /// How long answers are delayed.
     delay_ms: AtomicU64,
 }
 
 impl Proxy {
-    /// A line to `server`.
+    /// Starts a proxy for `server`.
     pub async fn to(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let switch = Arc::new(Switch::default());
+        let faults = Arc::new(ProxyFaults::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener, server, Arc::clone(&switch)));
-        Self { address, switch, _tasks: tasks }
+        tasks.spawn(serve(listener, server, Arc::clone(&faults)));
+        Self { address, faults, _tasks: tasks }
     }
 
-    /// From now on the server does what it is asked, and so many of a thousand answers get lost.
+    /// From now on requests are done, and so many of a thousand answers get lost.
     pub fn lose(&self, of_thousand: u32) {
-        self.switch.cut_of_thousand.store(of_thousand, Ordering::Relaxed);
+        self.faults.cut_of_thousand.store(of_thousand, Ordering::Relaxed);
     }
 
     /// How many answers were lost.
     pub fn lost(&self) -> u32 {
-        self.switch.cuts.load(Ordering::Relaxed)
+        self.faults.cuts.load(Ordering::Relaxed)
     }
 
-    /// Nothing passes as long as this is true.
+    /// While this is true no byte is forwarded.
     pub fn stop(&self, stopped: bool) {
-        self.switch.stopped.store(stopped, Ordering::Relaxed);
+        self.faults.stopped.store(stopped, Ordering::Relaxed);
     }
 
-    /// From now on the server does what it is asked at once, and its answers take that long.
+    /// From now on requests are done at once, and answers are delayed by that long.
     pub fn delay(&self, delay: Duration) {
-        self.switch.delay_ms.store(u64::try_from(delay.as_millis()).unwrap(), Ordering::Relaxed);
+        self.faults.delay_ms.store(u64::try_from(delay.as_millis()).unwrap(), Ordering::Relaxed);
     }
 }
 
-async fn serve(listener: TcpListener, server: String, switch: Arc<Switch>) {
-    let mut lines = JoinSet::new();
+async fn serve(listener: TcpListener, server: String, faults: Arc<ProxyFaults>) {
+    let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.unwrap();
-        let (server, switch) = (TcpStream::connect(&server).await.unwrap(), Arc::clone(&switch));
-        lines.spawn(async move {
+        let server = TcpStream::connect(&server).await.unwrap();
+        let faults = Arc::clone(&faults);
+        connections.spawn(async move {
             let (mut from_client, mut to_client) = client.into_split();
             let (mut from_server, mut to_server) = server.into_split();
-            let asking = async {
+            let requests = async {
                 let mut bytes = vec![0; 64 * 1024];
                 while let Ok(read @ 1..) = from_client.read(&mut bytes).await {
-                    switch.wait().await;
+                    faults.wait().await;
                     if to_server.write_all(&bytes[..read]).await.is_err() {
                         return;
                     }
                 }
             };
-            let answering = async {
+            let answers = async {
                 let mut bytes = vec![0; 64 * 1024];
                 while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
-                    switch.wait().await;
-                    sleep(Duration::from_millis(switch.delay_ms.load(Ordering::Relaxed))).await;
-                    if rand::random_range(0..1_000) < switch.cut_of_thousand.load(Ordering::Relaxed) {
-                        switch.cuts.fetch_add(1, Ordering::Relaxed);
+                    faults.wait().await;
+                    sleep(Duration::from_millis(faults.delay_ms.load(Ordering::Relaxed))).await;
+                    if rand::random_range(0..1_000) < faults.cut_of_thousand.load(Ordering::Relaxed) {
+                        faults.cuts.fetch_add(1, Ordering::Relaxed);
                         return;
                     }
                     if to_client.write_all(&bytes[..read]).await.is_err() {
@@ -93,14 +94,14 @@ async fn serve(listener: TcpListener, server: String, switch: Arc<Switch>) {
                 }
             };
             tokio::select! {
-                () = asking => {}
-                () = answering => {}
+                () = requests => {}
+                () = answers => {}
             }
         });
     }
 }
 
-impl Switch {
+impl ProxyFaults {
     async fn wait(&self) {
         while self.stopped.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(10)).await;
