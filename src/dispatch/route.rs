@@ -49,9 +49,12 @@ impl Route {
     /// Closes the gate now and asks the route_sync to write it down. Called once for many refusals at the same
     /// time.
     pub fn halt(&self, why: &str) {
-        self.gate.send_replace(Gate::Closed { state: "halted" });
-        // A full channel holds an earlier refusal that says the same.
-        let _noted_before = self.halts.try_send(why.to_owned());
+        // Under the gate's lock, as in `RouteSync::follow`: in between, a row could open the gate again.
+        self.gate.send_modify(|gate| {
+            *gate = Gate::Closed { state: "halted" };
+            // A full channel holds an earlier refusal, which is written in place of this one.
+            let _queued_before = self.halts.try_send(why.to_owned());
+        });
     }
 
     /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` =
@@ -73,15 +76,17 @@ impl Route {
 // === impl RouteSync ===
 
 impl RouteSync {
-    /// What the row says. Ignored while a halt waits to be written: the row is older than the refusal.
+    /// Sets the gate to what the row says. Ignored while a halt waits to be written: the row was read before
+    /// the refusal.
     pub fn follow(&self, gate: Gate) {
-        if self.halts.is_empty() {
-            self.gate.send_if_modified(|current| {
-                let changed = *current != gate;
+        self.gate.send_if_modified(|current| {
+            // Under the gate's lock, so that no halt comes between this look and the change.
+            let changed = self.halts.is_empty() && *current != gate;
+            if changed {
                 *current = gate;
-                changed
-            });
-        }
+            }
+            changed
+        });
     }
 
     /// Follows what holds the route in this instance, for whoever looks.
@@ -97,6 +102,8 @@ impl RouteSync {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     #[tokio::test]
@@ -111,5 +118,36 @@ mod tests {
         // It is written by now, and what the row says after that counts.
         route_sync.follow(Gate::Open);
         assert_eq!(*route.gate().borrow(), Gate::Open);
+    }
+
+    #[test]
+    fn a_row_that_is_followed_during_a_refusal_does_not_open_the_gate() {
+        const ROUNDS: u32 = 20_000;
+        let (route, mut route_sync) = route();
+        let barrier = Barrier::new(2);
+        let reopened = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    route.halt("HTTP 401");
+                    barrier.wait();
+                }
+            });
+            // Counted, and asserted at the end: a panic here would leave the other thread at the barrier.
+            let mut reopened = 0;
+            for _ in 0..ROUNDS {
+                barrier.wait();
+                // Many times, because the halt is a matter of less than a microsecond.
+                for _ in 0..50 {
+                    route_sync.follow(Gate::Open);
+                }
+                barrier.wait();
+                reopened += u32::from(*route.gate().borrow() == Gate::Open);
+                let _unread = route_sync.halts.try_recv();
+                route_sync.follow(Gate::Open);
+            }
+            reopened
+        });
+        assert_eq!(reopened, 0, "of {ROUNDS} rounds");
     }
 }
