@@ -1,8 +1,8 @@
-//! From an audience's page to a final outcome for each of its messages.
+//! From a page of recipients to an outcome for each of its messages.
 //!
 //! The port [`Provider`] is what a push service looks like from here: it serialises a notification once,
-//! takes a request of messages, and says what became of them in [`Reply`] and [`Verdict`]. It never retries,
-//! never waits for a rate and never decides what follows; that is decided here, once, for all of them.
+//! makes a request of messages, and reads the answer into a [`Reply`] of [`Verdict`]s. It never retries,
+//! never waits for a rate and never decides what follows; that is decided here, once, for all providers.
 
 pub mod answer;
 mod batcher;
@@ -17,6 +17,7 @@ mod splice;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use backoff::Backoff;
 use serde::Deserialize;
 
 use crate::domain::{Notification, Platform, ProviderId, Token};
@@ -25,7 +26,7 @@ pub use self::{
     batcher::{Batcher, BatcherHandle},
     page::{Class, MessageOutcome, Returned, SubmittedPage},
     rate_limiter::{Allowance, RateLimiter, Share},
-    route::{Gate, Route, RouteSync, route},
+    route::{ClosedBy, Gate, Route, RouteSync, route},
     splice::{splice, splice_number},
 };
 
@@ -60,10 +61,13 @@ pub trait Provider: Send + Sync + 'static {
     /// The most messages that one request may carry.
     fn batch_max(&self) -> usize;
 
+    /// How long to wait after its failures.
+    fn backoff(&self) -> ProviderBackoff;
+
     /// Serialises a notification.
     ///
     /// # Errors
-    /// The provider would refuse it whoever it is for.
+    /// The provider would refuse it for every recipient.
     fn body(&self, notification: &Notification) -> Result<Self::Body, PayloadRefused>;
 
     /// Makes one request of at most [`Provider::batch_max`] messages and reads its answer. Ends within the
@@ -71,12 +75,26 @@ pub trait Provider: Send + Sync + 'static {
     fn send(&self, messages: &[PushMessage<'_, Self::Body>]) -> impl Future<Output = Reply> + Send;
 }
 
+/// How long to wait after a provider's failures, as its documentation asks. Jitter and the caps of other
+/// messages are the same for all providers (`retry`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProviderBackoff {
+    /// The pause after the first failure of a message or of a probe; doubled with each further one.
+    pub first: Duration,
+    /// The longest pause of an urgent message, unless `Retry-After` asks for a longer one. At least half as
+    /// long again as `first`, to leave room for the jitter.
+    pub urgent_cap: Duration,
+    /// The pauses of the whole route after refusals for too many messages (HTTP 429) in a row, where the
+    /// provider sends no `Retry-After`.
+    pub throttled: Backoff,
+}
+
 /// One notification to one token.
 #[derive(Debug)]
 pub struct PushMessage<'a, B> {
-    /// What.
+    /// The serialised notification.
     pub body: &'a B,
-    /// To whom.
+    /// The device.
     pub token: &'a Token,
     /// What the device runs, if known: some fields differ.
     pub platform: Option<Platform>,
@@ -84,7 +102,7 @@ pub struct PushMessage<'a, B> {
     pub ttl: Duration,
 }
 
-/// A provider would refuse this notification whoever it is for.
+/// A provider would refuse this notification for every recipient.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the payload can't be sent: {reason}")]
 pub struct PayloadRefused {
@@ -92,40 +110,42 @@ pub struct PayloadRefused {
     pub reason: String,
 }
 
-/// What a provider said to a request.
+/// A provider's answer to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// One verdict per message, in their order.
     Each(Vec<Verdict>),
     /// Too many messages for the project: the route waits.
     Throttled {
-        /// As long as the provider asks for, if it says so.
+        /// How long the provider asks us to wait, if it does.
         retry_after: Option<Duration>,
     },
-    /// 5xx, a time-out, a broken connection, a body that makes no sense.
+    /// 5xx, a time-out, a broken connection, a body that can't be read.
     Down {
-        /// Whether messages may have been taken all the same.
+        /// Whether the provider may have accepted messages all the same.
         ambiguous: bool,
-        /// As long as the provider asks for, if it says so.
+        /// How long the provider asks us to wait, if it does.
         retry_after: Option<Duration>,
         /// For the log: `HTTP 503`, `no answer within 15s`.
         why: String,
     },
-    /// Our credentials, or our project: nothing can be sent until somebody mends them.
+    /// Our credentials, or our project: nothing can be sent until an operator mends them.
     CredentialsRefused {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
-    /// Nothing was taken for want of good credentials, and by now there are new ones: the messages go again.
+    /// No message was accepted for want of good credentials, and by now there are new ones: the messages are
+    /// sent again.
     Reauthorised {
-        /// What the provider said when it refused the old ones; `None` = there were none yet.
+        /// The provider's text when it refused the old ones; `None` = there were none yet.
         refused: Option<String>,
     },
-    /// The request mixed tokens of several projects: each group goes on alone. Indices into the request.
+    /// The request mixed tokens of several projects: each group is sent in a request of its own. Indices into
+    /// the request.
     Split(Vec<Vec<usize>>),
-    /// The request was refused, by the fault of one of its messages or of all.
+    /// The request was refused because of one of its messages, or because of all.
     Refused {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
     /// An answer that we don't know. Never read as a dead token.
@@ -137,39 +157,39 @@ pub enum Reply {
     },
 }
 
-/// What a provider said of one message.
+/// A provider's answer for one message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Taken.
+    /// The provider will deliver it.
     Accepted {
-        /// To be asked about later.
+        /// By which its receipt is read later.
         ticket: Option<Arc<str>>,
     },
     /// This token is dead.
     Dead {
-        /// The provider's word: `DeviceNotRegistered`, `UNREGISTERED`.
+        /// The provider's error code: `DeviceNotRegistered`, `UNREGISTERED`.
         reason: String,
     },
-    /// The payload is refused, whoever it is for.
+    /// The payload is refused, for this recipient and for every other.
     PayloadRefused {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
-    /// Too many messages for this device; the others go on.
+    /// Too many messages for this device; those to others are not concerned.
     DeviceBusy {
-        /// As long as the provider asks for, if it says so.
+        /// How long the provider asks us to wait, if it does.
         retry_after: Option<Duration>,
     },
     /// The provider failed on this message.
     Down {
-        /// Whether it may have been taken all the same.
+        /// Whether it may have accepted the message all the same.
         ambiguous: bool,
         /// For the log.
         why: String,
     },
     /// Our credentials for this kind of device.
     CredentialsRefused {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
     /// An answer that we don't know. Never read as a dead token.
@@ -179,32 +199,33 @@ pub enum Verdict {
     },
 }
 
-/// The batcher of a provider has ended, and its process is about to.
+/// The batcher of a provider has ended while a page was submitted: the runtime shuts down, or the batcher
+/// panicked and the process is about to end.
 #[derive(Debug, thiserror::Error)]
 #[error("the batcher of {provider} has stopped")]
 pub struct BatcherStopped {
-    /// Of which provider.
+    /// Whose batcher.
     pub provider: ProviderId,
 }
 
-/// A provider did not answer.
+/// A provider did not answer a question about receipts, or its answer can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{provider} is unavailable: {context}: {why}")]
 pub struct ProviderUnavailable {
-    /// Which.
+    /// Which provider.
     pub provider: ProviderId,
-    /// What it was asked.
+    /// What was attempted: `asking Expo for 300 receipts`.
     pub context: String,
-    /// Why there is no answer.
+    /// Why there is no usable answer.
     pub why: String,
 }
 
-/// Asks a provider what became of messages that it took.
+/// Reads from a provider what became of messages that it accepted.
 pub trait ReceiptSource: Send + Sync + 'static {
     /// The receipts that are ready; an id that is not in the answer has none yet. At most 1,000 ids.
     ///
     /// # Errors
-    /// The provider did not answer.
+    /// The provider did not answer, or its answer can't be used.
     fn receipts(
         &self,
         tickets: &[Arc<str>],
@@ -217,24 +238,24 @@ impl<R: ReceiptSource> ReceiptSource for Arc<R> {
     }
 }
 
-/// What became of a message that a provider had taken.
+/// What became of a message that a provider had accepted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Receipt {
-    /// Handed on to the device's service.
+    /// The device's own service (APNs, FCM) accepted it.
     Delivered,
     /// The token is dead.
     Dead {
-        /// The provider's word.
+        /// The provider's error code.
         reason: String,
     },
     /// Our credentials for this kind of device.
     CredentialsRefused {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
-    /// Anything else that went wrong with this message: `MessageTooBig`, `MessageRateExceeded`.
+    /// Any other error of this message: `MessageTooBig`, `MessageRateExceeded`.
     Failed {
-        /// In the provider's words.
+        /// The provider's text.
         why: String,
     },
 }

@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["backoff", "domain"]),
     ("events", &["domain"]),
     ("dispatch", &["backoff", "domain", "metrics"]),
-    ("expo", &["dispatch", "domain", "metrics"]),
+    ("expo", &["backoff", "dispatch", "domain", "metrics"]),
     ("fcm", &["backoff", "dispatch", "domain", "metrics"]),
     ("stages", &["backoff", "consumer", "dispatch", "domain", "events", "metrics", "store", "telemetry"]),
     ("http", &["dispatch", "domain", "events", "metrics", "store"]),

@@ -1,4 +1,4 @@
-//! What the answers of all providers have in common: how long they ask us to wait, and words that may be
+//! What the answers of all providers have in common: how long they ask us to wait, and texts that may be
 //! logged.
 
 use std::{error::Error, time::Duration};
@@ -7,12 +7,13 @@ use jiff::fmt::rfc2822::DateTimeParser;
 
 use crate::domain::{Timestamp, Token};
 
-/// A clock behind ours may send a date that is past.
+/// A date may be past already, by a clock behind ours.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
-const WORDS_MAX: usize = 300;
+/// Characters of a provider's text that are logged and stored.
+const TEXT_MAX: usize = 300;
 
 /// How long a `Retry-After` header asks us to wait, in its two forms: seconds, or an HTTP date. `None` where
-/// there is none or it is neither. A second at least; `retry` decides how much of a long one is believed.
+/// there is none or it is neither. A second at least; `retry` limits a long one.
 pub fn retry_after(value: Option<&str>, now: Timestamp) -> Option<Duration> {
     let value = value?.trim();
     let wait = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
@@ -25,11 +26,11 @@ pub fn retry_after(value: Option<&str>, now: Timestamp) -> Option<Duration> {
     Some(wait.max(RETRY_AFTER_MIN))
 }
 
-/// A provider's words as they may be logged and stored: one line, at most 300 characters, every token
+/// A provider's text as it may be logged and stored: one line, at most 300 characters, every token
 /// replaced.
 ///
-/// Tokens of the request stand as their hash. What looks like an Expo token is blanked even if it is none of
-/// the request's, for Expo may write a token in another form than we do.
+/// Tokens of the request are replaced by their hash. What looks like an Expo token is blanked even if it is
+/// none of the request's, for Expo may write a token in another form than we do.
 pub fn words<'a>(text: &str, tokens: impl IntoIterator<Item = &'a Token>) -> String {
     let mut text = text.to_owned();
     for token in tokens {
@@ -38,20 +39,20 @@ pub fn words<'a>(text: &str, tokens: impl IntoIterator<Item = &'a Token>) -> Str
         }
     }
     let text = blank_expo_tokens(&text);
-    let mut line = String::with_capacity(text.len().min(WORDS_MAX));
+    let mut line = String::with_capacity(text.len().min(TEXT_MAX));
     for word in text.split_whitespace() {
         if !line.is_empty() {
             line.push(' ');
         }
         line.push_str(word);
     }
-    match line.char_indices().nth(WORDS_MAX) {
+    match line.char_indices().nth(TEXT_MAX) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
 }
 
-/// An error and what caused it, in one line.
+/// An error and its chain of causes, in one line.
 pub fn causes(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -112,6 +113,6 @@ mod tests {
             words(&text, [&ours]),
             format!("\"ExponentPushToken[…]\" and <{}> and ExpoPushToken[…", ours.hash())
         );
-        assert_eq!(words(&"ü".repeat(1000), []).chars().count(), WORDS_MAX + 1);
+        assert_eq!(words(&"ü".repeat(1000), []).chars().count(), TEXT_MAX + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What is handed in and what comes back: a page of one notification's messages.
+//! What is submitted to the batcher and what it returns: a page of one notification's messages.
 
 use std::sync::Arc;
 
@@ -6,83 +6,84 @@ use tokio::time::Instant;
 
 use crate::domain::{Outcome, Recipient};
 
-/// What goes first. Within a class pages keep the order in which they came.
+/// Which messages are sent first. Within a class pages keep the order in which they were submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// A dose.
+    /// Reminders of doses.
     Urgent,
     /// A broadcast's named users.
     List,
-    /// A broadcast's piece of the ring.
+    /// A broadcast's slice of the token ring.
     Slice,
 }
 
 /// Messages of one notification, at most a page of them.
 #[derive(Debug)]
 pub struct SubmittedPage<B> {
-    /// What goes first.
+    /// Which other pages it overtakes.
     pub class: Class,
-    /// What is sent.
+    /// The serialised notification.
     pub body: Arc<B>,
-    /// To whom. Shared with the requests that carry them.
+    /// Shared with the requests that carry their messages.
     pub recipients: Arc<[Recipient]>,
     /// When the notification is no longer worth sending.
     pub expires: Instant,
-    /// No request with one of these messages starts after this: the end of a dose's lease. `None` = no such
-    /// end.
+    /// No request with one of these messages starts after this: the end of a dose's lease. `None` = there is
+    /// no lease.
     pub start_before: Option<Instant>,
-    /// A page whose first request would start later than this is given back unsent, to be read again.
+    /// A page whose first request would start later than this is returned unsent, for its recipients to be
+    /// read again.
     pub stale_at: Instant,
 }
 
-/// What finally became of one message.
+/// The final outcome of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MessageOutcome {
-    /// The provider took it.
+    /// The provider accepted it.
     Sent {
-        /// To be asked about later.
+        /// By which its receipt is read later.
         ticket: Option<Arc<str>>,
     },
-    /// The provider says the token is dead.
+    /// The provider calls the token dead.
     Dead {
-        /// In its words.
+        /// The provider's error code.
         reason: String,
     },
     /// The provider refuses the message.
     Refused {
-        /// In its words.
+        /// The provider's text.
         why: String,
-        /// Whether it would refuse it whoever it is for.
-        whoever: bool,
+        /// Whether it would refuse the notification for every other recipient too.
+        for_all_recipients: bool,
     },
-    /// Its life was over.
+    /// It was not sent before the notification expired.
     Expired,
 }
 
-/// A page that came back.
+/// A page that the batcher has returned.
 #[derive(Debug)]
 pub struct Returned {
     /// The page's recipients.
     pub recipients: Arc<[Recipient]>,
-    /// What became of each message, in the page's order; `None` = nothing yet: the page was withdrawn, went
-    /// stale or ran out of its lease.
+    /// The outcome of each message, in the page's order; `None` = it has none: the page was withdrawn, went
+    /// stale or its lease ended.
     pub outcomes: Vec<Option<MessageOutcome>>,
 }
 
 impl<B> SubmittedPage<B> {
-    /// When the page goes home at the latest, but for what is on the wire.
+    /// When the page is returned at the latest, or as soon after that as none of its requests is on the wire.
     pub(super) fn deadline(&self) -> Instant {
         self.start_before.map_or(self.expires, |end| end.min(self.expires))
     }
 }
 
 impl Class {
-    /// All of them, first things first.
+    /// All classes, the most urgent first.
     pub const ALL: [Self; 3] = [Self::Urgent, Self::List, Self::Slice];
 }
 
 impl MessageOutcome {
-    /// The outcome that is counted.
+    /// The outcome under which metrics and totals count it.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Sent { .. } => Outcome::Sent,

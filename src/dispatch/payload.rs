@@ -1,4 +1,5 @@
-//! How much a notification may weigh. APNs and FCM take 4096 bytes, and both of our providers end there.
+//! How large a notification may be. APNs and FCM take 4096 bytes, and every message of our providers ends at
+//! one of them.
 
 use std::borrow::Cow;
 
@@ -7,21 +8,20 @@ use super::PayloadRefused;
 /// The most bytes that title, body and data may have together.
 pub const PAYLOAD_MAX: usize = 4096;
 
-/// Room for what the provider wraps around our text on its way to APNs. Nobody publishes how they count, so a
-/// text that has to be cut anyway is cut this much shorter.
-const WRAPPING: usize = 256;
+/// Bytes left for what the provider adds to our text on its way to APNs. How these are counted is published
+/// nowhere, so a text that has to be cut anyway is cut this much shorter.
+const WRAPPER: usize = 256;
 
 const ELLIPSIS: &str = "…";
 
 /// The body's text, cut so that it fits beside `others` bytes of title and data.
 ///
-/// Text may be cut: a person reads the rest in the app. Data may not: the app would read something else than
-/// was meant.
+/// Text may be cut: the user reads the rest in the app. Data may not: the app would read a different value.
 ///
 /// # Errors
-/// Title and data alone are too much.
+/// Title and data alone are too large.
 pub fn fit(text: &str, others: usize) -> Result<Cow<'_, str>, PayloadRefused> {
-    if others + text.len() <= PAYLOAD_MAX - WRAPPING {
+    if others + text.len() <= PAYLOAD_MAX - WRAPPER {
         return Ok(Cow::Borrowed(text));
     }
     if others > PAYLOAD_MAX - ELLIPSIS.len() {
@@ -29,7 +29,7 @@ pub fn fit(text: &str, others: usize) -> Result<Cow<'_, str>, PayloadRefused> {
             reason: format!("title and data have {others} bytes, {PAYLOAD_MAX} are allowed with the body"),
         });
     }
-    let room = (PAYLOAD_MAX - WRAPPING).saturating_sub(others).max(ELLIPSIS.len());
+    let room = (PAYLOAD_MAX - WRAPPER).saturating_sub(others).max(ELLIPSIS.len());
     if text.len() <= room {
         return Ok(Cow::Borrowed(text));
     }
@@ -47,7 +47,7 @@ mod tests {
         assert_eq!(fit("Ping", 100).unwrap(), "Ping");
         let cut = fit(&"ü".repeat(3000), 101).unwrap().into_owned();
         assert!(cut.ends_with("ü…"));
-        assert_eq!(cut.len() + 101, PAYLOAD_MAX - WRAPPING);
+        assert_eq!(cut.len() + 101, PAYLOAD_MAX - WRAPPER);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Which messages go next. Pure: no clock, no channel; the batcher asks.
+//! Which messages are sent next. Pure: no clock, no channel; the batcher asks.
 //!
-//! Urgent pages first, then lists, then slices; within a class what failed before goes first, then pages in
-//! the order they came. A batch never mixes classes, but it may take from several pages, so that requests are
-//! full.
+//! Urgent pages first, then lists, then slices; within a class first what has failed before, then pages in
+//! the order in which they were submitted. A batch never mixes classes, but it may take from several pages,
+//! so that requests are full.
 
 use std::{
     cmp::Ordering,
@@ -13,37 +13,41 @@ use tokio::time::Instant;
 
 use super::page::Class;
 
-/// A page that is handed in.
+/// A submitted page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PageId(pub u64);
 
-/// One message: a page and a place in it.
+/// One message: a page and an index into its recipients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ref {
+pub(super) struct MessageRef {
     pub page: PageId,
     pub index: u32,
 }
 
-/// Messages that go in one request.
+/// Messages of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     pub class: Class,
-    pub messages: Vec<Ref>,
-    /// How often they were tried before.
+    pub messages: Vec<MessageRef>,
+    /// How often they have been sent before.
     pub tries: u8,
-    /// When the last try was refused for its credentials, of which there are new ones.
+    /// When the last try was refused for credentials that have been replaced since.
     pub reauthorised: Option<Instant>,
 }
 
-/// Everything that waits to be sent.
+/// All messages that are not on the wire, by class.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
+    /// Never sent.
     fresh: [VecDeque<FreshPage>; 3],
-    again: [VecDeque<Batch>; 3],
+    /// To be sent again as soon as the route allows it.
+    retries: [VecDeque<Batch>; 3],
+    /// To be sent again at a time of their own.
     later: BinaryHeap<RetryLater>,
     sequence: u64,
 }
 
+/// What is left of a page: the messages from `next` to `len`.
 #[derive(Debug)]
 struct FreshPage {
     page: PageId,
@@ -56,15 +60,15 @@ struct RetryLater {
     at: Instant,
     sequence: u64,
     batch: Batch,
-    why: Why,
+    reason: RetryReason,
 }
 
-/// Why messages wait before they go again.
+/// Why messages wait before they are sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// By a reason of their own: their device is busy, their answer made no sense.
-    Own,
-    /// Their request failed as a whole: they may go as soon as the provider answers again.
+pub(super) enum RetryReason {
+    /// For a reason of their own: their device is busy, their answer is unknown.
+    Message,
+    /// Their request failed as a whole: they may be sent as soon as the provider answers again.
     Request,
 }
 
@@ -72,7 +76,7 @@ pub(super) enum Why {
 
 impl Batch {
     /// Its messages, page by page.
-    pub(super) fn by_page(&self) -> impl DoubleEndedIterator<Item = (PageId, &[Ref])> {
+    pub(super) fn by_page(&self) -> impl DoubleEndedIterator<Item = (PageId, &[MessageRef])> {
         self.messages.chunk_by(|one, next| one.page == next.page).map(|run| (run[0].page, run))
     }
 }
@@ -80,21 +84,22 @@ impl Batch {
 // === impl Queue ===
 
 impl Queue {
-    /// A page has come.
+    /// Adds a submitted page of `len` messages.
     pub(super) fn push(&mut self, class: Class, page: PageId, len: usize) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.fresh[class as usize].push_back(FreshPage { page, next: 0, len });
     }
 
-    /// These were taken and may not go yet. What was never sent is fresh again, so that the next request is a
-    /// full one whatever it may carry by then.
+    /// Puts back a batch that was taken and may not be sent yet. What was never sent is fresh again, so that
+    /// the next request is a full one whatever its size is by then.
     pub(super) fn put_back(&mut self, batch: Batch) {
         if batch.tries > 0 {
-            return self.push_again(batch);
+            return self.push_retry(batch);
         }
         let fresh = &mut self.fresh[batch.class as usize];
         for (page, run) in batch.by_page().rev() {
-            let (next, len) = (run[0].index, run[run.len() - 1].index + 1);
+            let next = run[0].index;
+            let len = run[run.len() - 1].index + 1;
             debug_assert_eq!(run.len(), (len - next) as usize, "it was taken in one piece");
             match fresh.front_mut().filter(|front| front.page == page && front.next == len) {
                 Some(front) => front.next = next,
@@ -103,69 +108,69 @@ impl Queue {
         }
     }
 
-    /// These go before anything fresh of their class.
-    pub(super) fn push_again(&mut self, batch: Batch) {
+    /// Adds messages that are sent before all others of their class.
+    pub(super) fn push_retry(&mut self, batch: Batch) {
         if !batch.messages.is_empty() {
-            self.again[batch.class as usize].push_front(batch);
+            self.retries[batch.class as usize].push_front(batch);
         }
     }
 
-    /// These go before anything fresh of their class, but after what goes again already.
-    pub(super) fn push_again_last(&mut self, batch: Batch) {
+    /// Adds messages that are sent before the fresh ones of their class, but after its other retries.
+    pub(super) fn push_retry_last(&mut self, batch: Batch) {
         if !batch.messages.is_empty() {
-            self.again[batch.class as usize].push_back(batch);
+            self.retries[batch.class as usize].push_back(batch);
         }
     }
 
-    /// These wait until `at`.
-    pub(super) fn push_later(&mut self, at: Instant, batch: Batch, why: Why) {
+    /// Adds messages that wait until `at`.
+    pub(super) fn push_later(&mut self, at: Instant, batch: Batch, reason: RetryReason) {
         if !batch.messages.is_empty() {
             self.sequence += 1;
-            self.later.push(RetryLater { at, sequence: self.sequence, batch, why });
+            self.later.push(RetryLater { at, sequence: self.sequence, batch, reason });
         }
     }
 
-    /// Whether any message of this class is here, whenever it may go.
+    /// Whether any message of this class waits, whenever it may be sent.
     pub(super) fn has(&self, class: Class) -> bool {
-        let own = |later: &RetryLater| later.batch.class == class;
+        let is_of_class = |later: &RetryLater| later.batch.class == class;
         !self.fresh[class as usize].is_empty()
-            || !self.again[class as usize].is_empty()
-            || self.later.iter().any(own)
+            || !self.retries[class as usize].is_empty()
+            || self.later.iter().any(is_of_class)
     }
 
-    /// When the next of those who wait comes due.
+    /// When the next of the messages that wait for a time is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.later.peek().map(|later| later.at)
     }
 
-    /// Moves what is due to the front of its class.
-    pub(super) fn wake(&mut self, now: Instant) {
+    /// Moves what is due to the retries of its class.
+    pub(super) fn release_due(&mut self, now: Instant) {
         while self.later.peek().is_some_and(|later| later.at <= now) {
             if let Some(later) = self.later.pop() {
-                self.again[later.batch.class as usize].push_back(later.batch);
+                self.retries[later.batch.class as usize].push_back(later.batch);
             }
         }
     }
 
-    /// What waits because its request failed goes as soon as the route lets it.
-    pub(super) fn wake_failed(&mut self) {
+    /// Moves what waits because its request failed to the retries of its class.
+    pub(super) fn release_failed_requests(&mut self) {
         let mut later = std::mem::take(&mut self.later).into_vec();
         later.sort_unstable_by_key(|later| (later.at, later.sequence));
         for one in later {
-            match one.why {
-                Why::Request => self.again[one.batch.class as usize].push_back(one.batch),
-                Why::Own => self.later.push(one),
+            match one.reason {
+                RetryReason::Request => self.retries[one.batch.class as usize].push_back(one.batch),
+                RetryReason::Message => self.later.push(one),
             }
         }
     }
 
-    /// The next messages, at most `max`, of the first of these classes that has any.
+    /// Takes the next messages, at most `max`, of the first of these classes that has any.
     pub(super) fn take(&mut self, max: usize, classes: &[Class]) -> Option<Batch> {
-        classes.iter().find_map(|&class| self.take_again(class, max).or_else(|| self.take_fresh(class, max)))
+        classes.iter().find_map(|&class| self.take_retry(class, max).or_else(|| self.take_fresh(class, max)))
     }
 
-    fn take_again(&mut self, class: Class, max: usize) -> Option<Batch> {
-        let waiting = &mut self.again[class as usize];
+    fn take_retry(&mut self, class: Class, max: usize) -> Option<Batch> {
+        let waiting = &mut self.retries[class as usize];
         let mut batch = waiting.pop_front()?;
         if batch.messages.len() > max {
             let rest = batch.messages.split_off(max);
@@ -181,7 +186,7 @@ impl Queue {
             && messages.len() < max
         {
             let n = u32::try_from(max - messages.len()).unwrap_or(u32::MAX).min(page.len - page.next);
-            messages.extend((page.next..page.next + n).map(|index| Ref { page: page.page, index }));
+            messages.extend((page.next..page.next + n).map(|index| MessageRef { page: page.page, index }));
             page.next += n;
             if page.next == page.len {
                 pages.pop_front();
@@ -190,7 +195,7 @@ impl Queue {
         (!messages.is_empty()).then_some(Batch { class, messages, tries: 0, reauthorised: None })
     }
 
-    /// Takes back everything of a page that is not on the wire.
+    /// Removes all messages of a page.
     pub(super) fn withdraw(&mut self, withdrawn: PageId) {
         for pages in &mut self.fresh {
             pages.retain(|page| page.page != withdrawn);
@@ -199,7 +204,7 @@ impl Queue {
             batch.messages.retain(|message| message.page != withdrawn);
             !batch.messages.is_empty()
         };
-        for waiting in &mut self.again {
+        for waiting in &mut self.retries {
             waiting.retain_mut(keep);
         }
         let later = std::mem::take(&mut self.later).into_vec();
@@ -208,7 +213,9 @@ impl Queue {
     }
 }
 
-// === impl RetryLater === (the heap's greatest is the earliest)
+// === impl RetryLater ===
+
+// The heap's greatest is the earliest.
 
 impl Ord for RetryLater {
     fn cmp(&self, other: &Self) -> Ordering {
@@ -237,10 +244,10 @@ mod tests {
     use super::*;
 
     fn take(queue: &mut Queue, max: usize) -> Vec<(u64, u32)> {
-        queue.take(max, &Class::ALL).as_ref().map(places).unwrap_or_default()
+        queue.take(max, &Class::ALL).as_ref().map(messages).unwrap_or_default()
     }
 
-    fn places(batch: &Batch) -> Vec<(u64, u32)> {
+    fn messages(batch: &Batch) -> Vec<(u64, u32)> {
         batch.messages.iter().map(|message| (message.page.0, message.index)).collect()
     }
 
@@ -267,11 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_before_goes_first_and_is_cut_to_size() {
+    fn what_has_failed_goes_first_and_is_split_to_size() {
         let mut queue = Queue::default();
         queue.push(Class::Slice, PageId(1), 4);
         let batch = queue.take(3, &Class::ALL).unwrap();
-        queue.push_again(batch);
+        queue.push_retry(batch);
         assert_eq!(take(&mut queue, 2), [(1, 0), (1, 1)]);
         assert_eq!(take(&mut queue, 2), [(1, 2)]);
         assert_eq!(take(&mut queue, 2), [(1, 3)]);
@@ -287,7 +294,7 @@ mod tests {
             (4, vec![(1, 0), (1, 1), (2, 0), (2, 1)]),
         ] {
             let batch = queue.take(max, &Class::ALL).unwrap();
-            assert_eq!(places(&batch), taken);
+            assert_eq!(messages(&batch), taken);
             queue.put_back(batch);
         }
         assert_eq!(take(&mut queue, 9), [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]);
@@ -299,44 +306,45 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawn_page_is_gone_wherever_it_waits() {
+    fn a_withdrawn_page_is_removed_wherever_it_waits() {
         let mut queue = Queue::default();
         let now = Instant::now();
         queue.push(Class::Slice, PageId(1), 2);
         queue.push(Class::Slice, PageId(2), 2);
         let mixed = queue.take(3, &Class::ALL).unwrap();
-        queue.push_later(now, mixed.clone(), Why::Own);
+        queue.push_later(now, mixed.clone(), RetryReason::Message);
         queue.push_later(
             now + Duration::from_secs(1),
             Batch { messages: mixed.messages[..2].to_vec(), ..mixed },
-            Why::Request,
+            RetryReason::Request,
         );
         queue.withdraw(PageId(1));
-        queue.wake(now + Duration::from_secs(2));
+        queue.release_due(now + Duration::from_secs(2));
         assert_eq!(take(&mut queue, 9), [(2, 0)]);
         assert_eq!(take(&mut queue, 9), [(2, 1)]);
         assert_eq!(take(&mut queue, 9), []);
     }
 
     #[test]
-    fn seats_kept_for_urgent_take_nothing_else() {
+    fn slots_reserved_for_urgent_messages_take_no_others() {
         let mut queue = Queue::default();
         queue.push(Class::List, PageId(1), 1);
         assert_eq!(queue.take(9, &[Class::Urgent]), None);
         queue.push(Class::Urgent, PageId(2), 1);
         assert!(queue.take(9, &[Class::Urgent]).is_some());
     }
+
     #[test]
-    fn what_waits_for_the_provider_goes_when_it_answers_and_what_waits_for_itself_does_not() {
+    fn failed_requests_are_released_when_the_provider_answers_and_other_retries_are_not() {
         let mut queue = Queue::default();
         let soon = Instant::now() + Duration::from_secs(60);
         queue.push(Class::Urgent, PageId(1), 2);
-        for why in [Why::Own, Why::Request] {
+        for reason in [RetryReason::Message, RetryReason::Request] {
             let one = queue.take(1, &Class::ALL).unwrap();
-            queue.push_later(soon, one, why);
+            queue.push_later(soon, one, reason);
         }
         assert!(queue.has(Class::Urgent) && !queue.has(Class::Slice));
-        queue.wake_failed();
+        queue.release_failed_requests();
         assert_eq!(take(&mut queue, 9), [(1, 1)]);
         assert_eq!((take(&mut queue, 9), queue.next_due()), (vec![], Some(soon)));
     }

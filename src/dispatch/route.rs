@@ -1,25 +1,34 @@
 //! Whether a provider's route is open for this instance.
 //!
 //! The state that counts lies in the store, where every instance and every operator sees it. This is this
-//! instance's copy of it, and the way a refusal of our credentials gets there: the gate closes at once, the
-//! row follows.
+//! instance's copy of it, and the way by which a refusal of our credentials gets there: the gate closes at
+//! once, the row is written afterwards.
 
 use tokio::sync::{mpsc, watch};
 
 /// Whether requests may start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// They may.
     Open,
-    /// They may not: `paused` by an operator or by `push.enabled`, `halted`, `braked`, or `unknown` until the
-    /// row is read.
-    Closed {
-        /// The state's word.
-        state: &'static str,
-    },
+    /// They may not.
+    Closed(ClosedBy),
 }
 
-/// The engine's side of a route.
+/// Why a gate is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedBy {
+    /// The row has not been read yet.
+    Unknown,
+    /// By an operator, or by `push.enabled`.
+    Paused,
+    /// The provider refuses our credentials.
+    Halted,
+    /// Too many tokens looked dead.
+    Braked,
+}
+
+/// The batcher's side of a route.
 #[derive(Clone, Debug)]
 pub struct Route {
     gate: watch::Sender<Gate>,
@@ -27,7 +36,7 @@ pub struct Route {
     local_status: watch::Sender<Option<String>>,
 }
 
-/// The route_sync's side: whoever mirrors the store's row.
+/// The side of the task that keeps the gate equal to the store's row.
 #[derive(Debug)]
 pub struct RouteSync {
     gate: watch::Sender<Gate>,
@@ -35,39 +44,54 @@ pub struct RouteSync {
     local_status: watch::Receiver<Option<String>>,
 }
 
-/// A route that is closed until its route_sync has seen the row.
+/// A route that is closed until its row has been read.
 pub fn route() -> (Route, RouteSync) {
-    let gate = watch::Sender::new(Gate::Closed { state: "unknown" });
-    let (halt, halts) = mpsc::channel(1);
-    let (told, local_status) = watch::channel(None);
-    (Route { gate: gate.clone(), halts: halt, local_status: told }, RouteSync { gate, halts, local_status })
+    let gate = watch::Sender::new(Gate::Closed(ClosedBy::Unknown));
+    let (halt_sender, halts) = mpsc::channel(1);
+    let (status_sender, local_status) = watch::channel(None);
+    let route = Route { gate: gate.clone(), halts: halt_sender, local_status: status_sender };
+    (route, RouteSync { gate, halts, local_status })
+}
+
+// === impl ClosedBy ===
+
+impl ClosedBy {
+    /// The value of the metric's label `state`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+            Self::Braked => "braked",
+        }
+    }
 }
 
 // === impl Route ===
 
 impl Route {
-    /// Closes the gate now and asks the route_sync to write it down. Called once for many refusals at the same
-    /// time.
+    /// Closes the gate at once and queues the halt, which [`RouteSync::halted`] returns to be written to the
+    /// row. Called once for many refusals at the same time.
     pub fn halt(&self, why: &str) {
         // Under the gate's lock, as in `RouteSync::follow`: in between, a row could open the gate again.
         self.gate.send_modify(|gate| {
-            *gate = Gate::Closed { state: "halted" };
+            *gate = Gate::Closed(ClosedBy::Halted);
             // A full channel holds an earlier refusal, which is written in place of this one.
             let _queued_before = self.halts.try_send(why.to_owned());
         });
     }
 
-    /// Tells what holds an open route in this instance: the provider is down, or asks us to wait. `None` =
-    /// nothing does.
-    pub fn tell(&self, local_status: Option<String>) {
-        self.local_status.send_if_modified(|told| {
-            let changed = *told != local_status;
-            *told = local_status;
+    /// Sets what stops an open route in this instance only: the provider is down, or asks us to wait. `None`
+    /// = nothing does.
+    pub fn set_local_status(&self, local_status: Option<String>) {
+        self.local_status.send_if_modified(|current| {
+            let changed = *current != local_status;
+            *current = local_status;
             changed
         });
     }
 
-    /// Follows the gate.
+    /// The gate, and each change of it.
     pub fn gate(&self) -> watch::Receiver<Gate> {
         self.gate.subscribe()
     }
@@ -89,7 +113,7 @@ impl RouteSync {
         });
     }
 
-    /// Follows what holds the route in this instance, for whoever looks.
+    /// What stops the route in this instance, for its readiness and for operators.
     pub fn local_status(&self) -> watch::Receiver<Option<String>> {
         self.local_status.clone()
     }
@@ -113,9 +137,9 @@ mod tests {
         route.halt("HTTP 401");
         route.halt("HTTP 403");
         route_sync.follow(Gate::Open);
-        assert_eq!(*route.gate().borrow(), Gate::Closed { state: "halted" });
+        assert_eq!(*route.gate().borrow(), Gate::Closed(ClosedBy::Halted));
         assert_eq!(route_sync.halted().await.as_deref(), Some("HTTP 401"));
-        // It is written by now, and what the row says after that counts.
+        // The halt is written by now, and rows that are read after that count.
         route_sync.follow(Gate::Open);
         assert_eq!(*route.gate().borrow(), Gate::Open);
     }

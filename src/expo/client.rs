@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use backoff::Backoff;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use reqwest::{
@@ -21,7 +22,8 @@ use super::{
 };
 use crate::{
     dispatch::{
-        PayloadRefused, Provider, ProviderUnavailable, PushMessage, Receipt, ReceiptSource, Reply, Verdict,
+        PayloadRefused, Provider, ProviderBackoff, ProviderUnavailable, PushMessage, Receipt, ReceiptSource,
+        Reply, Verdict,
         answer::{causes, retry_after},
     },
     domain::{Notification, ProviderId, Token},
@@ -35,6 +37,14 @@ const BATCH_MAX: usize = 100;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// Expo's documentation asks for "a few seconds" after a failure. It counts messages by the second, and takes
+/// more as soon as the rate is below its limit again.
+const BACKOFF: ProviderBackoff = ProviderBackoff {
+    first: Duration::from_secs(1),
+    urgent_cap: Duration::from_secs(5),
+    throttled: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
+};
 
 /// Expo's push service.
 #[derive(Debug)]
@@ -174,6 +184,10 @@ impl Provider for Expo {
         BATCH_MAX
     }
 
+    fn backoff(&self) -> ProviderBackoff {
+        BACKOFF
+    }
+
     fn body(&self, notification: &Notification) -> Result<Body, PayloadRefused> {
         Body::of(notification)
     }
@@ -242,4 +256,15 @@ fn in_order_of_messages(reply: Reply, order: &[usize]) -> Reply {
 fn http_url(text: &str) -> Option<Url> {
     let url = Url::parse(text.trim_end_matches('/')).ok()?;
     (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_pause_for_seconds_and_a_throttled_route_for_two_to_sixty() {
+        let throttled = [1, 2, 3, 200].map(|times| BACKOFF.throttled.pause(times, 0.0).as_secs());
+        assert_eq!((BACKOFF.first.as_secs(), BACKOFF.urgent_cap.as_secs(), throttled), (1, 5, [2, 4, 8, 60]));
+    }
 }

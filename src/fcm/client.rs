@@ -6,6 +6,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use backoff::Backoff;
 use bytes::Bytes;
 use http::{StatusCode, Uri, header::RETRY_AFTER};
 use jiff::Timestamp;
@@ -22,11 +23,18 @@ use super::{
 };
 use crate::{
     dispatch::{
-        PayloadRefused, Provider, PushMessage, Reply, Verdict,
+        PayloadRefused, Provider, ProviderBackoff, PushMessage, Reply, Verdict,
         answer::{causes, retry_after},
     },
     domain::{Notification, ProviderId, Token},
     metrics::Metrics,
+};
+
+/// Google asks for ten seconds and more after a 5xx, and for a minute after a 429 without `Retry-After`.
+const BACKOFF: ProviderBackoff = ProviderBackoff {
+    first: Duration::from_secs(10),
+    urgent_cap: Duration::from_secs(15),
+    throttled: Backoff::new(Duration::from_secs(60), Duration::from_secs(60)),
 };
 
 /// Firebase Cloud Messaging.
@@ -179,6 +187,10 @@ impl Provider for Fcm {
         1
     }
 
+    fn backoff(&self) -> ProviderBackoff {
+        BACKOFF
+    }
+
     fn body(&self, notification: &Notification) -> Result<Body, PayloadRefused> {
         Body::of(notification, self.validate_only)
     }
@@ -209,4 +221,15 @@ fn answer_of(Response { status, headers, body }: Response) -> FcmAnswer<Bytes> {
     let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let retry_after = wait.and_then(|wait| retry_after(Some(wait), Timestamp::now()));
     FcmAnswer { status: status.as_u16(), retry_after, body }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_pause_for_ten_seconds_and_more_and_a_throttled_route_for_a_minute() {
+        let throttled = [1, 2, 200].map(|times| BACKOFF.throttled.pause(times, 0.0).as_secs());
+        assert_eq!((BACKOFF.first.as_secs(), BACKOFF.urgent_cap.as_secs(), throttled), (10, 15, [60; 3]));
+    }
 }

@@ -1,4 +1,5 @@
-//! What a provider's answer means for the messages of its request: their last outcome, or when they go again.
+//! What a provider's answer means for the messages of its request: their outcome, or when they are sent
+//! again.
 
 use std::time::Duration;
 
@@ -9,19 +10,19 @@ use super::{
     super::{
         Provider, Reply, Verdict,
         page::{Class, MessageOutcome},
-        queue::{Batch, PageId, Ref, Why},
+        queue::{Batch, MessageRef, PageId, RetryReason},
         retry,
         route::Gate,
     },
-    Answered, Batcher, COMPLAIN_EVERY, OpenPage,
+    Answered, Batcher, LOG_EVERY, OpenPage,
 };
 
-/// Two refusals of our credentials mean that we are refused, if no more than that lies between them: not
-/// those before and after somebody has mended them.
-const BELIEVED_WITHIN: Duration = Duration::from_secs(60);
+/// Two refusals of our credentials within this time mean that new credentials don't help. Not two that are
+/// further apart: an operator may have mended them in between.
+const REFUSED_AGAIN_WITHIN: Duration = Duration::from_secs(60);
 
 impl<P: Provider> Batcher<P> {
-    /// What an answer means for the messages of its request.
+    /// Applies an answer to the messages of its request, and returns their pages where that finishes them.
     pub(super) fn apply(&mut self, Answered { batch, started, is_probe, reply }: Answered) {
         let pages: Vec<PageId> = batch.by_page().map(|(page, _)| page).collect();
         for (page, run) in batch.by_page() {
@@ -29,58 +30,65 @@ impl<P: Provider> Batcher<P> {
                 open.on_wire -= run.len();
             }
         }
-        self.hear(is_probe, &reply, batch.messages.len());
+        self.update_breaker(is_probe, &reply, batch.messages.len());
         self.apply_reply(batch, reply, started);
         for page in pages {
-            self.give_back_if_over(page);
+            self.return_if_finished(page);
         }
     }
 
-    /// What a reply says of the provider as a whole.
-    fn hear(&mut self, is_probe: bool, reply: &Reply, messages: usize) {
-        let (why, asked) = match reply {
+    /// Whether the reply shows that the provider is down as a whole, or up.
+    fn update_breaker(&mut self, is_probe: bool, reply: &Reply, messages: usize) {
+        let (why, retry_after) = match reply {
             Reply::Down { why, retry_after, .. } => (why.clone(), *retry_after),
             Reply::Each(verdicts) if verdicts.len() != messages => (uneven(verdicts.len(), messages), None),
             _ => {
                 if self.breaker.answered() {
-                    info!(provider = %self.id, "{} answers again: everything goes on", self.id);
+                    info!(
+                        provider = %self.id,
+                        "Provider {} answers again: the circuit breaker is closed", self.id
+                    );
                 }
                 return;
             }
         };
         self.failure = why;
-        if self.breaker.failed(is_probe, asked, Instant::now(), rand::random()) {
-            warn!(provider = %self.id, error = %self.failure, "{} is down: nothing goes but a probe now and then, until it answers", self.id);
-            self.queue.wake_failed();
+        if self.breaker.failed(is_probe, retry_after, Instant::now(), rand::random()) {
+            warn!(
+                provider = %self.id, error = %self.failure,
+                "Provider {} is down: the circuit breaker is open, only probes are sent until it answers",
+                self.id
+            );
+            self.queue.release_failed_requests();
         }
     }
 
     fn apply_reply(&mut self, mut batch: Batch, reply: Reply, started: Instant) {
         if reply == (Reply::Reauthorised { refused: None }) {
-            self.pace.unsent();
-            return self.again(batch);
+            self.rate_limiter.not_sent();
+            return self.retry(batch);
         }
         batch.tries = batch.tries.saturating_add(1);
         let reauthorised = batch.reauthorised.take();
         match reply {
             Reply::Each(verdicts) if verdicts.len() == batch.messages.len() => {
-                self.throttled.0 = 0;
+                self.throttled = 0;
                 self.apply_each(&batch, verdicts);
             }
             Reply::Each(verdicts) => {
                 let why = uneven(verdicts.len(), batch.messages.len());
-                self.failed(batch, Why::Request, true, None, &why);
+                self.failed(batch, RetryReason::Request, true, None, &why);
             }
             Reply::Throttled { retry_after } => {
                 self.slow_down(retry_after, started);
-                self.again(batch);
+                self.retry(batch);
             }
             Reply::Down { ambiguous, retry_after, why } => {
-                self.failed(batch, Why::Request, ambiguous, retry_after, &why)
+                self.failed(batch, RetryReason::Request, ambiguous, retry_after, &why)
             }
             Reply::CredentialsRefused { why } => {
                 self.halt(&why);
-                self.again(batch);
+                self.retry(batch);
             }
             Reply::Reauthorised { refused } => {
                 self.reauthorised(batch, reauthorised, &refused.unwrap_or_default())
@@ -88,34 +96,43 @@ impl<P: Provider> Batcher<P> {
             Reply::Split(groups) => self.split(batch, groups),
             Reply::Refused { why } => self.refused(batch, why),
             Reply::Unrecognised { status, why } => {
-                self.failed(batch, Why::Own, false, None, &format!("unknown answer, HTTP {status}: {why}"));
+                self.failed(
+                    batch,
+                    RetryReason::Message,
+                    false,
+                    None,
+                    &format!("unknown answer, HTTP {status}: {why}"),
+                );
             }
         }
     }
 
-    /// These go with the new credentials, at the rate like everything else. Refused a moment after they were
-    /// refused `before`, it is not the credentials that were stale: the provider won't have us.
+    /// Sends these again with the new credentials, within the rate like all others. If they were refused
+    /// `before`, a moment ago, it was not because the credentials were stale: the provider refuses us.
     fn reauthorised(&mut self, batch: Batch, before: Option<Instant>, why: &str) {
         let now = Instant::now();
-        if before.is_some_and(|before| now.duration_since(before) < BELIEVED_WITHIN) {
+        if before.is_some_and(|before| now.duration_since(before) < REFUSED_AGAIN_WITHIN) {
             self.halt(why);
-            return self.again(batch);
+            return self.retry(batch);
         }
-        self.again(Batch { reauthorised: Some(now), ..batch });
+        self.retry(Batch { reauthorised: Some(now), ..batch });
     }
 
-    /// Too fast for the provider: waits, and goes on at half the rate. Of requests that were on the wire
-    /// together one counts, because the others left before anything was learned from it.
-    fn slow_down(&mut self, asked: Option<Duration>, started: Instant) {
+    /// Too fast for the provider: the route waits, and goes on at half the rate. Of requests that were on the
+    /// wire together one counts, because the others started before the rate was halved.
+    fn slow_down(&mut self, retry_after: Option<Duration>, started: Instant) {
         let now = Instant::now();
-        let (times, learned) = self.throttled;
-        if learned.is_none_or(|at| started > at) {
-            self.throttled = (times.saturating_add(1), Some(now));
-            self.pace.cut(now);
+        if self.slowed_down_at.is_none_or(|at| started > at) {
+            self.throttled = self.throttled.saturating_add(1);
+            self.slowed_down_at = Some(now);
+            self.rate_limiter.halve(now);
         }
-        let wait = retry::throttled(self.id, self.throttled.0, asked);
-        info!(provider = %self.id, wait_seconds = wait.as_secs(), rate = self.pace.rate(), "The provider asks us to wait");
-        // Of several answers the one that asks for most counts.
+        let wait = retry::throttled(self.backoff, self.throttled, retry_after);
+        info!(
+            provider = %self.id, wait_seconds = wait.as_secs(), rate = self.rate_limiter.rate(),
+            "Provider {} throttles us: its route waits", self.id
+        );
+        // Of several answers the one that asks for the longest wait counts.
         self.waiting_until = self.waiting_until.max(Some(now + wait));
     }
 
@@ -123,43 +140,52 @@ impl<P: Provider> Batcher<P> {
         for (&message, verdict) in batch.messages.iter().zip(verdicts) {
             let alone = || Batch { messages: vec![message], ..*batch };
             match verdict {
-                Verdict::Accepted { ticket } => self.decide(message, MessageOutcome::Sent { ticket }),
-                Verdict::Dead { reason } => self.decide(message, MessageOutcome::Dead { reason }),
+                Verdict::Accepted { ticket } => self.set_outcome(message, MessageOutcome::Sent { ticket }),
+                Verdict::Dead { reason } => self.set_outcome(message, MessageOutcome::Dead { reason }),
                 Verdict::PayloadRefused { why } => {
-                    self.decide(message, MessageOutcome::Refused { why, whoever: true })
+                    self.set_outcome(message, MessageOutcome::Refused { why, for_all_recipients: true })
                 }
-                Verdict::DeviceBusy { retry_after } => {
-                    self.failed(alone(), Why::Own, false, retry_after, "the device gets too many messages")
+                Verdict::DeviceBusy { retry_after } => self.failed(
+                    alone(),
+                    RetryReason::Message,
+                    false,
+                    retry_after,
+                    "the device gets too many messages",
+                ),
+                Verdict::Down { ambiguous, why } => {
+                    self.failed(alone(), RetryReason::Message, ambiguous, None, &why)
                 }
-                Verdict::Down { ambiguous, why } => self.failed(alone(), Why::Own, ambiguous, None, &why),
-                Verdict::Unrecognised { why } => self.failed(alone(), Why::Own, false, None, &why),
+                Verdict::Unrecognised { why } => {
+                    self.failed(alone(), RetryReason::Message, false, None, &why)
+                }
                 Verdict::CredentialsRefused { why } => {
                     self.halt(&why);
-                    self.again(alone());
+                    self.retry(alone());
                 }
             }
         }
     }
 
-    fn decide(&mut self, message: Ref, fate: MessageOutcome) {
+    fn set_outcome(&mut self, message: MessageRef, outcome: MessageOutcome) {
         let Some(open) = self.pages.get_mut(&message.page) else { return };
         let slot = &mut open.outcomes[message.index as usize];
-        debug_assert!(slot.is_none(), "a message is decided once");
-        if slot.replace(fate).is_none() {
-            open.undecided -= 1;
+        debug_assert!(slot.is_none(), "a message has one outcome");
+        if slot.replace(outcome).is_none() {
+            open.without_outcome -= 1;
         }
     }
 
-    /// These go again as soon as the route lets them.
-    fn again(&mut self, batch: Batch) {
+    /// Sends these again as soon as the route allows it.
+    fn retry(&mut self, batch: Batch) {
         let batch = self.without_withdrawn(batch);
-        self.queue.push_again(batch);
+        self.queue.push_retry(batch);
     }
 
+    /// Sends these again after a pause, or where the breaker is open, when the provider answers again.
     fn failed(
         &mut self,
         batch: Batch,
-        reason: Why,
+        reason: RetryReason,
         ambiguous: bool,
         retry_after: Option<Duration>,
         why: &str,
@@ -170,12 +196,12 @@ impl<P: Provider> Batcher<P> {
                 .with_label_values(&[self.id.label()])
                 .inc_by(batch.messages.len() as u64);
         }
-        self.log_unavailable(why, &batch);
+        self.log_failed(why, &batch);
         let batch = self.without_withdrawn(batch);
-        if reason == Why::Request && self.breaker.failed_probes().is_some() {
-            return self.queue.push_again_last(batch);
+        if reason == RetryReason::Request && self.breaker.failed_probes().is_some() {
+            return self.queue.push_retry_last(batch);
         }
-        let pause = retry::pause(self.id, batch.class, batch.tries, retry_after, rand::random());
+        let pause = retry::pause(self.backoff, batch.class, batch.tries, retry_after, rand::random());
         self.queue.push_later(Instant::now() + pause, batch, reason);
     }
 
@@ -185,7 +211,7 @@ impl<P: Provider> Batcher<P> {
         batch
     }
 
-    /// Each group goes on alone, before anything else.
+    /// Sends each group in a request of its own, before all others.
     fn split(&mut self, batch: Batch, groups: Vec<Vec<usize>>) {
         let batches: Vec<Batch> = groups
             .into_iter()
@@ -199,27 +225,27 @@ impl<P: Provider> Batcher<P> {
             return self.refused(batch, "tokens of several projects in one request".to_owned());
         }
         for group in batches {
-            self.again(group);
+            self.retry(group);
         }
     }
 
-    /// A request that is refused for an unknown reason is halved until the message at fault stands alone. If
-    /// many of a page are refused alone and none is taken, the fault is the notification's: nothing more of
-    /// the page is asked about.
+    /// A request that is refused for an unknown reason is halved until the message at fault is alone. If many
+    /// of a page are refused alone and none is accepted, the notification is at fault, and no more of the
+    /// page is sent.
     fn refused(&mut self, batch: Batch, why: String) {
         if let [message] = batch.messages[..] {
-            warn!(provider = %self.id, error = %why, "The provider refuses a message");
-            let whoever = batch.class != Class::Urgent
+            warn!(provider = %self.id, error = %why, "Provider {} refused a message", self.id);
+            let for_all_recipients = batch.class != Class::Urgent
                 && self.pages.get_mut(&message.page).is_some_and(OpenPage::refused_once_more);
-            self.decide(message, MessageOutcome::Refused { why, whoever });
-            if whoever {
+            self.set_outcome(message, MessageOutcome::Refused { why, for_all_recipients });
+            if for_all_recipients {
                 self.withdraw(message.page);
             }
             return;
         }
         let (left, right) = batch.messages.split_at(batch.messages.len() / 2);
         for half in [right, left] {
-            self.again(Batch { messages: half.to_vec(), ..batch });
+            self.retry(Batch { messages: half.to_vec(), ..batch });
         }
     }
 
@@ -227,22 +253,27 @@ impl<P: Provider> Batcher<P> {
         if *self.gate.borrow_and_update() == Gate::Open {
             error!(
                 provider = %self.id, error = %why,
-                "{} refuses our credentials: its route is halted, nothing is lost; mend them, then `pushcast resume {}`", self.id, self.id
+                "Provider {} refuses our credentials: its route is halted, no message is lost. \
+                 Replace them, then run `pushcast resume {}`",
+                self.id, self.id
             );
             self.route.halt(why);
         }
     }
 
-    fn log_unavailable(&mut self, why: &str, batch: &Batch) {
+    fn log_failed(&mut self, why: &str, batch: &Batch) {
         let now = Instant::now();
-        if self.complained.is_none_or(|before| now.duration_since(before) >= COMPLAIN_EVERY) {
-            self.complained = Some(now);
-            warn!(provider = %self.id, messages = batch.messages.len(), tries = batch.tries, error = %why, "A request failed and is tried again");
+        if self.last_logged.is_none_or(|before| now.duration_since(before) >= LOG_EVERY) {
+            self.last_logged = Some(now);
+            warn!(
+                provider = %self.id, messages = batch.messages.len(), tries = batch.tries, error = %why,
+                "A request to {} failed and is tried again", self.id
+            );
         }
     }
 }
 
-/// An answer that leaves it open which message was taken.
+/// An answer that does not show which messages were accepted.
 fn uneven(verdicts: usize, messages: usize) -> String {
     format!("{verdicts} verdicts for {messages} messages")
 }

@@ -243,7 +243,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.count(record, Lane::Bulk, returned.outcomes.iter().flatten(), now);
         self.publish_all(dead_tokens(self.id(), decided(returned), now)).await;
         let refused = returned.outcomes.iter().flatten().find_map(|outcome| match outcome {
-            MessageOutcome::Refused { why, whoever: true } => Some(why),
+            MessageOutcome::Refused { why, for_all_recipients: true } => Some(why),
             _ => None,
         });
         if let Some(why) = refused {

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::retry_until_settled;
 use crate::{
-    dispatch::{Gate, RouteSync},
+    dispatch::{ClosedBy, Gate, RouteSync},
     domain::{ProviderId, Timestamp},
     store::{RouteRow, RouteState, Routes},
     telemetry::LogThrottle,
@@ -88,7 +88,8 @@ pub async fn sync_route<S: Routes>(
 fn gate(enabled: bool, state: RouteState) -> Gate {
     match state {
         RouteState::Running | RouteState::Released if enabled => Gate::Open,
-        RouteState::Running | RouteState::Released => Gate::Closed { state: RouteState::Paused.label() },
-        state => Gate::Closed { state: state.label() },
+        RouteState::Running | RouteState::Released | RouteState::Paused => Gate::Closed(ClosedBy::Paused),
+        RouteState::Halted => Gate::Closed(ClosedBy::Halted),
+        RouteState::Braked => Gate::Closed(ClosedBy::Braked),
     }
 }

@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet};
 use self::fake::{Fake, Service, registration};
 use super::*;
 use crate::{
-    dispatch::{Batcher, Gate, RateLimiter, RouteSync, Share, Verdict, route},
+    dispatch::{Batcher, ClosedBy, Gate, RateLimiter, RouteSync, Share, Verdict, route},
     domain::{
         BroadcastId, BroadcastState, Data, DoseJob, DoseOutcome, ListJob, Listeners, Notification,
         NotificationId, Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, StopReason,
@@ -376,11 +376,7 @@ impl World {
         let begun = Instant::now();
         loop {
             sleep(Duration::from_millis(100)).await;
-            self.route_sync.follow(if is_braked(self) {
-                Gate::Closed { state: "braked" }
-            } else {
-                Gate::Open
-            });
+            self.route_sync.follow(if is_braked(self) { Gate::Closed(ClosedBy::Braked) } else { Gate::Open });
             if begun.elapsed() >= Duration::from_secs(60) && is_braked(self) {
                 assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
                 self.store.state().route = Some(released());

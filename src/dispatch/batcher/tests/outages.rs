@@ -1,4 +1,4 @@
-//! A provider that is away for a while.
+//! A provider that is down for a while.
 
 use super::*;
 
@@ -6,17 +6,17 @@ fn down() -> Reply {
     Reply::Down { ambiguous: true, retry_after: None, why: "HTTP 503".into() }
 }
 
-/// A provider that fails for so long from now on.
-fn away_for(time: Duration) -> World {
-    let back = Instant::now() + time;
+/// A provider that fails for this long from now on.
+fn down_for(time: Duration) -> World {
+    let end = Instant::now() + time;
     World::new(
         0,
-        move |number, tokens| if Instant::now() < back { down() } else { accept_all(number, tokens) },
+        move |number, tokens| if Instant::now() < end { down() } else { accept_all(number, tokens) },
     )
 }
 
 impl World {
-    /// The moments of all requests that began in a span from the first one.
+    /// The requests that started between these times.
     fn requests_between(&self, from: Instant, to: Instant) -> Vec<Vec<String>> {
         self.provider
             .requests
@@ -30,48 +30,48 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_is_down_is_asked_by_single_messages_and_everything_goes_on_when_it_answers() {
+async fn a_provider_that_is_down_is_probed_with_single_messages_and_all_are_sent_when_it_answers() {
     let begun = Instant::now();
-    let back = begun + Duration::from_secs(600);
-    let w = away_for(Duration::from_secs(600));
+    let end = begun + Duration::from_secs(600);
+    let w = down_for(Duration::from_secs(600));
     let pages = (0..20).map(|i| w.handle.submit(page(Class::Slice, &format!("p{i}-"), 500), pending()));
     let returned = futures::future::join_all(pages).await;
     assert!(returned.into_iter().all(|page| page.unwrap().is_complete()));
     assert!(begun.elapsed() < Duration::from_secs(600 + 46), "{:?}", begun.elapsed());
 
-    let probes = w.requests_between(begun + Duration::from_secs(5), back);
+    let probes = w.requests_between(begun + Duration::from_secs(5), end);
     assert!((10..40).contains(&probes.len()), "{} probes in ten minutes", probes.len());
     assert!(probes.iter().all(|request| request.len() == 1), "a probe risks one message");
     let most = w.sent().into_values().max();
-    assert!(most <= Some(4), "no phone may have rung more often than that: {most:?}");
+    assert!(most <= Some(4), "no device may have been sent to more often: {most:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reminder_goes_within_seconds_of_the_providers_return() {
+async fn a_reminder_is_sent_within_seconds_of_the_end_of_an_outage() {
     let begun = Instant::now();
-    let w = away_for(Duration::from_secs(600));
+    let w = down_for(Duration::from_secs(600));
     let bulk = (0..20).map(|i| w.handle.submit(page(Class::Slice, &format!("p{i}-"), 500), pending()));
     let reminder = async {
         tokio::time::sleep(Duration::from_secs(400)).await;
         assert!(w.handle.submit(page(Class::Urgent, "dose", 3), pending()).await.unwrap().is_complete());
         begun.elapsed()
     };
-    let (_, rung) = tokio::join!(futures::future::join_all(bulk), reminder);
-    assert!((600..606).contains(&rung.as_secs()), "{rung:?}");
+    let (_, sent_after) = tokio::join!(futures::future::join_all(bulk), reminder);
+    assert!((600..606).contains(&sent_after.as_secs()), "{sent_after:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_reminder_never_waits_for_long() {
-    // Too few failures for the breaker: the message's own pauses count.
+async fn a_single_reminder_never_waits_for_long() {
+    // Too few failures for the circuit breaker: the message's own pauses count.
     let begun = Instant::now();
-    let w = away_for(Duration::from_secs(20));
+    let w = down_for(Duration::from_secs(20));
     w.handle.submit(page(Class::Urgent, "dose", 1), pending()).await.unwrap();
     assert!((20..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_breaker_shows_and_closes() {
-    let w = away_for(Duration::from_secs(60));
+async fn an_open_breaker_is_reported_until_it_closes() {
+    let w = down_for(Duration::from_secs(60));
     let metrics = Arc::clone(&w.metrics);
     let state = |state: &str| metrics.route_state.with_label_values(&["expo", state]).get();
     let bulk = (0..20).map(|i| w.handle.submit(page(Class::Slice, &format!("p{i}-"), 500), pending()));
@@ -87,26 +87,26 @@ async fn an_open_breaker_shows_and_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_brings_the_provider_down_by_itself_holds_nobody_up() {
+async fn a_message_on_which_the_provider_always_fails_does_not_delay_others() {
     let w = World::new(0, |number, tokens| {
-        if tokens.iter().any(|token| token.contains("evil")) { down() } else { accept_all(number, tokens) }
+        if tokens.iter().any(|token| token.contains("poison")) { down() } else { accept_all(number, tokens) }
     });
-    let mut evil = page(Class::Urgent, "evil", 1);
-    evil.expires = Instant::now() + Duration::from_secs(300);
+    let mut poison = page(Class::Urgent, "poison", 1);
+    poison.expires = Instant::now() + Duration::from_secs(300);
     let bulk = async {
         tokio::time::sleep(Duration::from_secs(120)).await;
         let begun = Instant::now();
         assert!(w.handle.submit(page(Class::Slice, "a", 500), pending()).await.unwrap().is_complete());
         begun.elapsed()
     };
-    let (evil, took) = tokio::join!(w.handle.submit(evil, pending()), bulk);
-    assert_eq!(outcomes(&evil.unwrap()), ["expired"]);
+    let (poison, took) = tokio::join!(w.handle.submit(poison, pending()), bulk);
+    assert_eq!(outcomes(&poison.unwrap()), ["expired"]);
     assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_page_goes_stale_while_its_provider_is_down() {
-    let w = away_for(Duration::from_secs(100));
+    let w = down_for(Duration::from_secs(100));
     let begun = Instant::now();
     let mut old = page(Class::Slice, "a", 500);
     old.stale_at = begun + Duration::from_secs(60);
@@ -118,12 +118,12 @@ async fn a_page_goes_stale_while_its_provider_is_down() {
     );
     assert!(
         outcomes(&old.unwrap()).iter().all(|outcome| *outcome == "-"),
-        "nobody was reached: the page is read again"
+        "no device was reached: the page is read again"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_allows_less_than_we_think_is_asked_for_less() {
+async fn a_provider_that_allows_less_than_the_configured_rate_is_sent_less() {
     let window = Mutex::new(std::collections::VecDeque::<(Instant, usize)>::new());
     let refused = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&refused);
@@ -141,7 +141,8 @@ async fn a_provider_that_allows_less_than_we_think_is_asked_for_less() {
     let begun = Instant::now();
     let pages = (0..40).map(|i| w.handle.submit(page(Class::Slice, &format!("p{i}-"), 500), pending()));
     assert!(futures::future::join_all(pages).await.into_iter().all(|page| page.unwrap().is_complete()));
-    let (refused, all) = (refused.load(Ordering::Relaxed), w.requests().len());
+    let refused = refused.load(Ordering::Relaxed);
+    let all = w.requests().len();
     assert!(refused * 50 < all, "{refused} of {all} requests were too many");
     assert!(begun.elapsed() < Duration::from_secs(20_000 / 300 * 2), "{:?}", begun.elapsed());
 }

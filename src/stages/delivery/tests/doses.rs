@@ -112,7 +112,7 @@ async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_opens() {
     let w = World::new();
-    w.route_sync.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed(ClosedBy::Paused));
     let dose = w.devices(&["a"]);
     let reopen = async {
         sleep(Duration::from_secs(100)).await;
@@ -127,7 +127,7 @@ async fn a_dose_on_a_closed_route_renews_its_claim_and_rings_when_the_route_open
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_expires_in_time() {
     let w = World::new();
-    w.route_sync.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed(ClosedBy::Paused));
     let job = job(w.devices(&["a"]), Timestamp::now() + Duration::from_secs(20));
     let begun = Instant::now();
     assert_eq!(w.handle_job(&job, &CancellationToken::default()).await, Fate::Done);

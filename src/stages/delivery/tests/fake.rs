@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
+use backoff::Backoff;
+
 use crate::{
-    dispatch::{PayloadRefused, Provider, PushMessage, Reply, Verdict},
+    dispatch::{PayloadRefused, Provider, ProviderBackoff, PushMessage, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
         PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, StopReason,
@@ -21,6 +23,13 @@ use crate::{
 };
 
 type StoreResult<T> = Result<T, StoreError>;
+
+/// Like Expo's.
+pub const BACKOFF: ProviderBackoff = ProviderBackoff {
+    first: Duration::from_secs(1),
+    urgent_cap: Duration::from_secs(5),
+    throttled: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
+};
 
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
@@ -333,6 +342,10 @@ impl Provider for Service {
 
     fn batch_max(&self) -> usize {
         100
+    }
+
+    fn backoff(&self) -> ProviderBackoff {
+        BACKOFF
     }
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {

@@ -23,7 +23,7 @@ use super::{
     *,
 };
 use crate::{
-    dispatch::{PayloadRefused, PushMessage, Reply},
+    dispatch::{PayloadRefused, ProviderBackoff, PushMessage, Reply},
     domain::{Counts, Cursor, Lane, Registration},
     stages::fakes::handle,
 };
@@ -460,6 +460,10 @@ impl Provider for Service {
 
     fn batch_max(&self) -> usize {
         100
+    }
+
+    fn backoff(&self) -> ProviderBackoff {
+        super::fake::BACKOFF
     }
 
     fn body(&self, _: &Notification) -> Result<(), PayloadRefused> {
