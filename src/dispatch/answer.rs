@@ -31,7 +31,7 @@ pub fn retry_after(value: Option<&str>, now: Timestamp) -> Option<Duration> {
 ///
 /// Tokens of the request are replaced by their hash. What looks like an Expo token is blanked even if it is
 /// none of the request's, for Expo may write a token in another form than we do.
-pub fn words<'a>(text: &str, tokens: impl IntoIterator<Item = &'a Token>) -> String {
+pub fn redacted<'a>(text: &str, tokens: impl IntoIterator<Item = &'a Token>) -> String {
     let mut text = text.to_owned();
     for token in tokens {
         if text.contains(token.as_str()) {
@@ -106,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn words_hold_no_token_and_stay_on_one_line() {
+    fn a_redacted_text_holds_no_token_and_stays_on_one_line() {
         let ours = Token::parse(&"Fcm_0".repeat(20)).unwrap();
         let text = format!("\"ExponentPushToken[secret]\" and\n\t{} and ExpoPushToken[other", ours.as_str());
         assert_eq!(
-            words(&text, [&ours]),
+            redacted(&text, [&ours]),
             format!("\"ExponentPushToken[…]\" and <{}> and ExpoPushToken[…", ours.hash())
         );
-        assert_eq!(words(&"ü".repeat(1000), []).chars().count(), TEXT_MAX + 1);
+        assert_eq!(redacted(&"ü".repeat(1000), []).chars().count(), TEXT_MAX + 1);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use super::wire::{ReceiptsResponse, RequestError, SendResponse, Ticket, same_device};
 use crate::{
-    dispatch::{Receipt, Reply, Verdict, answer::words},
+    dispatch::{Receipt, Reply, Verdict, answer::redacted},
     domain::Token,
 };
 
@@ -96,7 +96,7 @@ fn request_error(
     tokens: &[&Token],
 ) -> Reply {
     let text = error.message.as_ref().map_or("", |text| &text.0);
-    let why = format!("HTTP {status} {}: {}", error.code(), words(text, tokens.iter().copied()));
+    let why = format!("HTTP {status} {}: {}", error.code(), redacted(text, tokens.iter().copied()));
     match (status, error.code()) {
         (_, "TOO_MANY_REQUESTS") => Reply::Throttled { retry_after },
         (401 | 403, _) | (_, "UNAUTHORIZED") => Reply::CredentialsRefused { why },
@@ -140,10 +140,10 @@ fn verdict(ticket: Ticket<'_>, token: &Token, VerdictReader { dead, receipts }: 
     let details = ticket.details();
     let error = details.error.as_ref().map_or("", |error| error.0.as_ref());
     let text = ticket.message.as_ref().map_or("", |message| message.0.as_ref());
-    let why = format!("{error}: {}", words(text, [token]));
+    let why = format!("{error}: {}", redacted(text, [token]));
     if ticket.status.0 != "error" {
         return Verdict::Unrecognised {
-            why: format!("a ticket with status {:?}: {why}", words(&ticket.status.0, [token])),
+            why: format!("a ticket with status {:?}: {why}", redacted(&ticket.status.0, [token])),
         };
     }
     if is_dead(error, dead) {
@@ -175,7 +175,7 @@ fn receipt(ticket: &Ticket<'_>, dead: &[String]) -> Receipt {
     let details = ticket.details();
     let error = details.error.as_ref().map_or("", |error| error.0.as_ref());
     let text = ticket.message.as_ref().map_or("", |message| message.0.as_ref());
-    let why = format!("{error}: {}", words(text, []));
+    let why = format!("{error}: {}", redacted(text, []));
     match error {
         error if ticket.status.0 == "error" && is_dead(error, dead) => {
             Receipt::Dead { reason: error.to_owned() }
@@ -197,7 +197,7 @@ fn is_markup(body: &[u8]) -> bool {
 
 /// An answer for the log, without tokens.
 fn describe(status: u16, body: &[u8], tokens: &[&Token]) -> String {
-    format!("HTTP {status}: {}", words(&String::from_utf8_lossy(body), tokens.iter().copied()))
+    format!("HTTP {status}: {}", redacted(&String::from_utf8_lossy(body), tokens.iter().copied()))
 }
 
 #[cfg(test)]

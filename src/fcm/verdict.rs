@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::wire::{Failure, SendResponse};
 use crate::{
-    dispatch::{Reply, Verdict, answer::words},
+    dispatch::{Reply, Verdict, answer::redacted},
     domain::Token,
 };
 
@@ -40,7 +40,7 @@ pub(super) fn reply<B: AsRef<[u8]>>(answer: &FcmAnswer<B>, token: &Token) -> Rep
     let code = failure.as_ref().and_then(Failure::fcm_code).unwrap_or_default();
     let why = failure.as_ref().map_or_else(
         || describe(status, body, token),
-        |failure| format!("HTTP {status} {} {code}: {}", failure.status, words(&failure.message, [token])),
+        |failure| format!("HTTP {status} {} {code}: {}", failure.status, redacted(&failure.message, [token])),
     );
     match (status, code) {
         // A token of another project can't be told from a dead one of ours; when there are many, the brake
@@ -96,7 +96,7 @@ fn one(verdict: Verdict) -> Reply {
 
 /// An answer for the log, without the token.
 fn describe(status: u16, body: &[u8], token: &Token) -> String {
-    format!("HTTP {status}: {}", words(&String::from_utf8_lossy(body), [token]))
+    format!("HTTP {status}: {}", redacted(&String::from_utf8_lossy(body), [token]))
 }
 
 #[cfg(test)]
