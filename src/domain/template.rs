@@ -1,7 +1,7 @@
 //! The texts of notifications are made from templates: how these are filled, and what a placeholder is.
 //!
-//! A placeholder is a name in braces, `{author_name}`: letters, digits and underscores. Anything else in braces
-//! is text.
+//! A placeholder is a name in braces, `{author_name}`: letters, digits and underscores. Anything else in
+//! braces is text.
 
 /// A stretch of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
