@@ -29,7 +29,7 @@ async fn a_provider_that_answers_503_for_a_while_loses_and_duplicates_no_message
             w.post("p1").by("ann").await;
             assert_eq!(w.outcome_of("post:p1").await, sent(300));
             let seen = w.sandbox.statistics().expo;
-            assert_eq!((seen.distinct_tokens, seen.doubles, seen.statuses.get(&503)), (300, 0, Some(&4)));
+            assert_eq!((seen.distinct_tokens, seen.duplicates, seen.statuses.get(&503)), (300, 0, Some(&4)));
         })
         .await;
 }

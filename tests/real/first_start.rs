@@ -296,7 +296,7 @@ fn nothing_else_is_sent(world: &World) {
         "a first start sends nothing of yesterday"
     );
     let seen = world.sandbox.statistics();
-    assert_eq!((seen.expo.doubles, seen.fcm.doubles), (0, 0));
+    assert_eq!((seen.expo.duplicates, seen.fcm.duplicates), (0, 0));
 }
 
 // === What they need ===

@@ -1,4 +1,4 @@
-//! The paths, and those under `/sandbox/` that tell the fakes what to do and ask what they saw.
+//! The routes of the fakes, and the control API under `/sandbox/`: faults, statistics, messages.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::Deserialize as _;
 
-use super::{Faults, FaultsHandle, Shared, Statistics, TakenMessage, expo, fcm, held, oauth};
+use super::{Faults, FaultsHandle, Shared, Statistics, TakenMessage, expo, fcm, lock, oauth};
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
@@ -40,7 +40,7 @@ async fn set_faults(State(shared): State<Arc<Shared>>, body: Bytes) -> Response 
             handle.set(faults);
             Json(handle.get()).into_response()
         }
-        Err(err) => (StatusCode::BAD_REQUEST, format!("these are no faults: {err}\n")).into_response(),
+        Err(err) => (StatusCode::BAD_REQUEST, format!("invalid faults: {err}\n")).into_response(),
     }
 }
 
@@ -54,7 +54,7 @@ async fn messages(
 ) -> Json<Vec<TakenMessage>> {
     let token = query.into_iter().find_map(|(name, value)| (name == "token").then_some(value));
     let wanted = |message: &&TakenMessage| token.as_ref().is_none_or(|token| message.token == *token);
-    Json(held(&shared.remembered).iter().filter(wanted).cloned().collect())
+    Json(lock(&shared.remembered).iter().filter(wanted).cloned().collect())
 }
 
 async fn reset(State(shared): State<Arc<Shared>>) -> StatusCode {

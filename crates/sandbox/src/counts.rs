@@ -1,8 +1,7 @@
-//! What a fake provider has seen: exact, and small enough for many millions of messages.
+//! The counters of a fake provider: exact, and small enough for many millions of messages.
 //!
-//! Of a token, and of a notification to a token, only a 64-bit hash is kept (9 to 18 bytes each). Two
-//! different ones with the same hash would hide a token or invent a double; among ten million that is a
-//! chance of 1 in 400,000.
+//! Of a token, and of a notification to a token, only a 64-bit hash is kept (9 to 18 bytes each). A collision
+//! would hide a token or count a duplicate that is none; among ten million its probability is 1 in 400,000.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -18,7 +17,7 @@ use axum::http::Version;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Answer, FailureMode, ProviderStatistics, held, reply::HttpReply};
+use super::{Answer, FailureMode, ProviderStatistics, lock, reply::HttpReply};
 
 /// A hash that is the same in every run.
 pub(super) fn hash(value: impl Hash) -> u64 {
@@ -31,10 +30,10 @@ pub(super) fn hash(value: impl Hash) -> u64 {
 #[derive(Debug, Default)]
 pub(super) struct MessageCounts {
     taken: AtomicU64,
-    doubles: AtomicU64,
+    duplicates: AtomicU64,
     answers: [AtomicU64; Answer::ALL.len()],
-    tokens: SeenTokens,
-    sent: SeenTokens,
+    tokens: ShardedHashSet,
+    sent: ShardedHashSet,
     requests: Mutex<Requests>,
 }
 
@@ -52,52 +51,52 @@ struct Requests {
 // === impl MessageCounts ===
 
 impl MessageCounts {
-    /// A request with so many messages has come.
+    /// Counts a request with that many messages.
     pub fn arrived(&self, messages: u64, version: Version, at: Timestamp) {
-        let mut requests = held(&self.requests);
+        let mut requests = lock(&self.requests);
         requests.count += 1;
         *requests.versions.entry(version_label(version)).or_default() += 1;
         if messages > 0 {
-            // Taken under the lock, so that the window's times never run backwards.
+            // The clock is read under the lock, so that the window's times never decrease.
             requests.arrived.add(Instant::now(), messages);
             requests.first_at.get_or_insert(at);
             requests.last_at = Some(at);
         }
     }
 
-    /// A request gets this answer.
+    /// Counts the answer to a request.
     pub fn replied(&self, reply: &HttpReply) {
-        let mut requests = held(&self.requests);
+        let mut requests = lock(&self.requests);
         *requests.statuses.entry(reply.seen_status()).or_default() += 1;
-        if let Some(manner) = reply.outage {
-            *requests.outages.entry(manner).or_default() += 1;
+        if let Some(mode) = reply.failure_mode {
+            *requests.outages.entry(mode).or_default() += 1;
         }
     }
 
-    /// So many messages were answered like this.
+    /// Counts messages by the answer that they got.
     pub fn answered(&self, answer: Answer, messages: u64) {
         self.answers[answer as usize].fetch_add(messages, Relaxed);
     }
 
-    /// A message was taken. `identity` is the hash of what makes two notifications the same.
+    /// Counts a message that was taken. Messages with the same token and `identity` are duplicates.
     pub fn take(&self, token: &str, identity: u64) {
         let token = hash(token);
         self.taken.fetch_add(1, Relaxed);
         self.tokens.insert(token);
-        // Odd multiplier: the pair (a, b) and the pair (b, a) must not meet.
+        // Multiplied, so that the pairs (a, b) and (b, a) do not collide; an odd factor loses no bits.
         if !self.sent.insert(token ^ identity.wrapping_mul(0x9E37_79B9_7F4A_7C15)) {
-            self.doubles.fetch_add(1, Relaxed);
+            self.duplicates.fetch_add(1, Relaxed);
         }
     }
 
-    /// Forgets everything.
+    /// Sets everything to zero.
     pub fn reset(&self) {
-        for counter in self.answers.iter().chain([&self.taken, &self.doubles]) {
+        for counter in self.answers.iter().chain([&self.taken, &self.duplicates]) {
             counter.store(0, Relaxed);
         }
         self.tokens.clear();
         self.sent.clear();
-        *held(&self.requests) = Requests::default();
+        *lock(&self.requests) = Requests::default();
     }
 
     pub fn statistics(&self) -> ProviderStatistics {
@@ -106,11 +105,11 @@ impl MessageCounts {
             .map(|(answer, count)| (answer, count.load(Relaxed)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        let requests = held(&self.requests);
+        let requests = lock(&self.requests);
         ProviderStatistics {
             taken: self.taken.load(Relaxed),
             distinct_tokens: self.tokens.len(),
-            doubles: self.doubles.load(Relaxed),
+            duplicates: self.duplicates.load(Relaxed),
             answers,
             requests: requests.count,
             statuses: requests.statuses.clone(),
@@ -127,7 +126,7 @@ impl MessageCounts {
     }
 }
 
-/// The name of a version of HTTP.
+/// `HTTP/1.1`, `HTTP/2.0`.
 pub(super) fn version_label(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
@@ -136,7 +135,7 @@ pub(super) fn version_label(version: Version) -> &'static str {
     }
 }
 
-/// How much came in the last second, and the most that ever came in a second.
+/// A count over the last second, and the maximum that it ever had.
 #[derive(Debug, Default)]
 pub(super) struct RateWindow {
     entries: VecDeque<(Instant, u64)>,
@@ -146,7 +145,7 @@ pub(super) struct RateWindow {
 
 impl RateWindow {
     const WIDTH: Duration = Duration::from_secs(1);
-    /// What comes within this time of each other shares an entry: at most 10,000 entries, whatever the rate.
+    /// Arrivals this close to each other share an entry: at most 10,000 entries, whatever the rate.
     const GRAIN: Duration = Duration::from_micros(100);
 
     pub fn add(&mut self, now: Instant, count: u64) {
@@ -159,7 +158,7 @@ impl RateWindow {
         self.peak = self.peak.max(self.sum);
     }
 
-    /// What came in the second that ends now.
+    /// The count over the second that ends now.
     pub fn sum(&mut self, now: Instant) -> u64 {
         self.slide(now);
         self.sum
@@ -172,39 +171,39 @@ impl RateWindow {
     }
 }
 
-/// A set of hashes that many threads fill.
+/// A set of 64-bit hashes that many threads fill.
 #[derive(Debug)]
-struct SeenTokens([Mutex<HashSet<u64, BuildHasherDefault<Already>>>; 64]);
+struct ShardedHashSet([Mutex<HashSet<u64, BuildHasherDefault<IdentityHasher>>>; 64]);
 
-impl Default for SeenTokens {
+impl Default for ShardedHashSet {
     fn default() -> Self {
         Self(std::array::from_fn(|_| Mutex::default()))
     }
 }
 
-impl SeenTokens {
-    /// Whether it was not there before.
+impl ShardedHashSet {
+    /// Returns whether the hash is new.
     fn insert(&self, hash: u64) -> bool {
-        // Neither the low bits nor the top seven: the set itself goes by those.
-        held(&self.0[(hash >> 40) as usize % self.0.len()]).insert(hash)
+        // Neither the low bits nor the top seven: `HashSet` uses those within a shard.
+        lock(&self.0[(hash >> 40) as usize % self.0.len()]).insert(hash)
     }
 
     fn len(&self) -> u64 {
-        self.0.iter().map(|shard| held(shard).len() as u64).sum()
+        self.0.iter().map(|shard| lock(shard).len() as u64).sum()
     }
 
     fn clear(&self) {
         for shard in &self.0 {
-            *held(shard) = HashSet::default();
+            *lock(shard) = HashSet::default();
         }
     }
 }
 
-/// The hasher of what is a hash already.
+/// Returns a `u64` unchanged: the keys are hashes already.
 #[derive(Debug, Default)]
-struct Already(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for Already {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -232,7 +231,7 @@ mod tests {
         }
         assert_eq!(window.peak, 31, "900 to 1,899: neither the 5 before nor the 2 after");
         assert_eq!(window.sum(at(5_999)), 3);
-        assert_eq!(window.sum(at(6_000)), 0, "a second later it is out");
+        assert_eq!(window.sum(at(6_000)), 0, "a second later it no longer counts");
     }
 
     #[test]
@@ -247,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn a_double_is_the_same_notification_to_the_same_token() {
+    fn a_duplicate_is_the_same_notification_to_the_same_token() {
         let counts = MessageCounts::default();
         for (token, notification) in [("a", "x"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "x")] {
             counts.take(token, hash(notification));
         }
         let statistics = counts.statistics();
-        assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.doubles), (5, 2, 2));
+        assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.duplicates), (5, 2, 2));
     }
 }

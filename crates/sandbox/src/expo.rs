@@ -13,12 +13,12 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use self::{
-    ticket::{TicketFate, TicketId},
+    ticket::{ReceiptStatus, TicketId},
     wire::Batch,
 };
 use super::{
-    Answer, FailureMode, Faults, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, held,
-    reply::{HttpReply, RequestArrival, Reset, read},
+    Answer, FailureMode, Faults, Outage, Provider, ProviderFaults, Shared, TakenMessage, TokenFault, lock,
+    reply::{ConnectionReset, HttpReply, RequestArrival, read},
 };
 
 mod ticket;
@@ -31,34 +31,36 @@ const PAYLOAD_MAX: usize = 4096;
 /// `POST /--/api/v2/push/send`
 pub(super) async fn send(
     State(shared): State<Arc<Shared>>,
-    Extension(reset): Extension<Reset>,
+    Extension(reset): Extension<ConnectionReset>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
+    let faults = shared.faults();
+    let arrival = RequestArrival::new(parts);
     let reply = match &body {
         Ok(body) => ExpoRequest { shared: &shared, faults: &faults.expo, arrival: &arrival }.answer(body),
         Err(status) => unreadable(*status),
     };
     shared.expo.counts.replied(&reply);
-    reply.give(faults.expo.latency, &reset).await
+    reply.send(faults.expo.latency, &reset).await
 }
 
 /// `POST /--/api/v2/push/getReceipts`
 pub(super) async fn receipts(
     State(shared): State<Arc<Shared>>,
-    Extension(reset): Extension<Reset>,
+    Extension(reset): Extension<ConnectionReset>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
+    let faults = shared.faults();
+    let arrival = RequestArrival::new(parts);
     let reply = match &body {
         Ok(body) => answer_receipts(&shared, &faults, &arrival, body),
         Err(status) => unreadable(*status),
     };
-    reply.give(faults.expo.latency, &reset).await
+    reply.send(faults.expo.latency, &reset).await
 }
 
 struct ExpoRequest<'a> {
@@ -68,8 +70,8 @@ struct ExpoRequest<'a> {
 }
 
 impl ExpoRequest<'_> {
-    /// The checks in the order in which a request meets them: who asks, is anybody there, is it well formed,
-    /// is it too much, is it for one project. Then each message on its own.
+    /// The checks, in this order: the credential, an outage, the form, the rate limit, one project for the
+    /// whole request. Then each message on its own.
     fn answer(&self, body: &[u8]) -> HttpReply {
         let counts = &self.shared.expo.counts;
         let batch = Batch::parse(body);
@@ -83,12 +85,14 @@ impl ExpoRequest<'_> {
         if unauthorised(self.shared, self.faults, self.arrival) {
             return answered(Answer::CredentialsRefused, refused_credentials());
         }
-        if let Some(outage) = self.shared.expo.down.meets(Instant::now()) {
+        if let Some(outage) = self.shared.expo.outage.on_request(Instant::now()) {
             let taken = match &batch {
-                Ok(batch) if outage.take_anyway => Some(self.tickets(batch, &self.found(batch), body).body),
+                Ok(batch) if outage.take_anyway => {
+                    Some(self.tickets(batch, &self.token_faults(batch), body).body)
+                }
                 _ => None,
             };
-            return answered(Answer::Down, down(&outage, taken));
+            return answered(Answer::Down, outage_reply(&outage, taken));
         }
         let batch = match &batch {
             Ok(batch) => batch,
@@ -100,65 +104,65 @@ impl ExpoRequest<'_> {
             );
             return answered(Answer::Invalid, error(400, "PUSH_TOO_MANY_NOTIFICATIONS", &why, None));
         }
-        let found = self.found(batch);
+        let token_faults = self.token_faults(batch);
         let malformed = |(token, fault): &(&str, &Option<TokenFault>)| {
             !wire::is_token(token) || **fault == Some(TokenFault::Malformed)
         };
-        if let Some((token, _)) = batch.tokens().zip(&found).find(malformed) {
+        if let Some((token, _)) = batch.tokens().zip(&token_faults).find(malformed) {
             return answered(
                 Answer::Invalid,
                 error(400, "VALIDATION_ERROR", &format!("\"{token}\" is not a valid Expo push token"), None),
             );
         }
-        if !self.shared.expo.admitted.admit(messages as u64, self.faults.rate_limit) {
-            return answered(Answer::Throttled, too_many(self.faults));
+        if !self.shared.expo.admission.admit(messages as u64, self.faults.rate_limit) {
+            return answered(Answer::Throttled, rate_limited(self.faults));
         }
-        if let Some(reply) = several_projects(batch, &found) {
+        if let Some(reply) = several_projects(batch, &token_faults) {
             return answered(Answer::Foreign, reply);
         }
-        let tickets = self.tickets(batch, &found, body);
+        let tickets = self.tickets(batch, &token_faults, body);
         counts.answered(Answer::Ok, tickets.taken);
         counts.answered(Answer::Dead, tickets.dead);
         HttpReply::json(200, tickets.body)
     }
 
-    /// What is wrong with each token, in their order.
-    fn found(&self, batch: &Batch) -> Vec<Option<TokenFault>> {
-        batch.tokens().map(|token| self.faults.of(token)).collect()
+    /// The fault of each token, in the order of the tokens.
+    fn token_faults(&self, batch: &Batch) -> Vec<Option<TokenFault>> {
+        batch.tokens().map(|token| self.faults.fault_of(token)).collect()
     }
 
-    /// Judges each message, takes the good ones, and writes the tickets.
-    fn tickets(&self, batch: &Batch, found: &[Option<TokenFault>], body: &[u8]) -> Tickets {
+    /// Writes a ticket for each message, and counts and keeps those that are taken.
+    fn tickets(&self, batch: &Batch, token_faults: &[Option<TokenFault>], body: &[u8]) -> Tickets {
         let mut tickets = Tickets { body: Vec::with_capacity(32 + 64 * batch.len()), taken: 0, dead: 0 };
         let answer = &mut tickets.body;
         let (open, close) = if batch.is_lone() { ("{\"data\":", "}") } else { ("{\"data\":[", "]}") };
         answer.extend_from_slice(open.as_bytes());
         let at_ms = self.arrival.at.as_millisecond().unsigned_abs();
-        let first = self.shared.numbers(batch.len() as u64);
+        let first = self.shared.reserve_numbers(batch.len() as u64);
         let messages =
             batch.messages().enumerate().map(|(index, message)| (index, message, message.identity()));
         let each = messages.flat_map(|(index, message, identity)| {
             message.to.iter().map(move |token| (index, message, identity, token))
         });
-        for (((index, message, identity, token), fault), sequence) in each.zip(found).zip(first..) {
+        for (((index, message, identity, token), fault), sequence) in each.zip(token_faults).zip(first..) {
             if sequence > first {
                 answer.push(b',');
             }
-            let later = match fault {
+            let receipt = match fault {
                 Some(TokenFault::Dead) => {
                     tickets.dead += 1;
                     answer.extend_from_slice(dead_ticket(token).as_bytes());
                     continue;
                 }
-                Some(TokenFault::Ghost) => TicketFate::DeviceNotRegistered,
-                Some(TokenFault::Busy) => TicketFate::MessageRateExceeded,
-                Some(TokenFault::Uncredentialed) => TicketFate::InvalidCredentials,
-                _ if message.payload() > PAYLOAD_MAX => TicketFate::MessageTooBig,
-                _ => TicketFate::Ok,
+                Some(TokenFault::DeadOnReceipt) => ReceiptStatus::DeviceNotRegistered,
+                Some(TokenFault::Busy) => ReceiptStatus::MessageRateExceeded,
+                Some(TokenFault::Uncredentialed) => ReceiptStatus::InvalidCredentials,
+                _ if message.payload() > PAYLOAD_MAX => ReceiptStatus::MessageTooBig,
+                _ => ReceiptStatus::Ok,
             };
             tickets.taken += 1;
             answer.extend_from_slice(b"{\"status\":\"ok\",\"id\":\"");
-            answer.extend_from_slice(&TicketId { at_ms, later, sequence }.text());
+            answer.extend_from_slice(&TicketId { at_ms, receipt, sequence }.to_uuid());
             answer.extend_from_slice(b"\"}");
             self.shared.expo.counts.take(token, identity);
             if self.shared.options.remember > 0 {
@@ -186,38 +190,38 @@ impl ExpoRequest<'_> {
     }
 }
 
-/// The tickets of a request, and how they came out.
+/// The answer to a request, and how many of its messages were taken or had a dead token.
 struct Tickets {
     body: Vec<u8>,
     taken: u64,
     dead: u64,
 }
 
-/// The refusal of a request whose tokens are of two projects. Only foreign ones are fine: they are sent to
-/// theirs.
-fn several_projects(batch: &Batch, found: &[Option<TokenFault>]) -> Option<HttpReply> {
+/// The error for a request whose tokens are of two projects. A request of foreign tokens only is valid: it is
+/// for their project.
+fn several_projects(batch: &Batch, token_faults: &[Option<TokenFault>]) -> Option<HttpReply> {
     let is_foreign = |fault: &Option<TokenFault>| *fault == Some(TokenFault::Foreign);
-    let foreign = found.iter().filter(|fault| is_foreign(fault)).count();
-    if foreign == 0 || foreign == found.len() {
+    let foreign = token_faults.iter().filter(|fault| is_foreign(fault)).count();
+    if foreign == 0 || foreign == token_faults.len() {
         return None;
     }
     let mut projects = BTreeMap::<_, Vec<_>>::new();
-    for (token, fault) in batch.tokens().zip(found) {
-        let project = if is_foreign(fault) { "@stranger/other" } else { "@pushcast/sandbox" };
+    for (token, fault) in batch.tokens().zip(token_faults) {
+        let project = if is_foreign(fault) { "@other/app" } else { "@sandbox/app" };
         projects.entry(project).or_default().push(token);
     }
-    let why = "All push notification messages in the same request must be for the same project; check the details field to \
-               investigate conflicting tokens.";
+    let why = "All push notification messages in the same request must be for the same project; \
+               check the details field to investigate conflicting tokens.";
     Some(error(400, "PUSH_TOO_MANY_EXPERIENCE_IDS", why, Some(json!(projects))))
 }
 
 fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &RequestArrival, body: &[u8]) -> HttpReply {
-    held(&shared.receipts).requests += 1;
+    lock(&shared.receipts).requests += 1;
     if unauthorised(shared, &faults.expo, arrival) {
         return refused_credentials();
     }
-    if let Some(outage) = shared.receipts_down.meets(Instant::now()) {
-        return down(&outage, None);
+    if let Some(outage) = shared.receipts_outage.on_request(Instant::now()) {
+        return outage_reply(&outage, None);
     }
     let ids = match serde_json::from_slice::<wire::Ids>(body) {
         Ok(wire::Ids { ids }) => ids,
@@ -231,17 +235,18 @@ fn answer_receipts(shared: &Shared, faults: &Faults, arrival: &RequestArrival, b
         return error(400, "PUSH_TOO_MANY_RECEIPTS", &why, None);
     }
     let now = Timestamp::now();
-    let found: BTreeMap<_, _> = ids
+    let receipts: BTreeMap<_, _> = ids
         .iter()
-        .filter_map(|id| Some((id, TicketId::parse(id)?.receipt(now, faults.expo.receipt_delay)?)))
+        .filter_map(|id| Some((id, TicketId::parse(id)?.receipt_at(now, faults.expo.receipt_delay)?)))
         .collect();
-    let mut statistics = held(&shared.receipts);
+    let mut statistics = lock(&shared.receipts);
     statistics.asked += ids.len() as u64;
-    statistics.given += found.len() as u64;
-    statistics.bad += found.values().filter(|later| **later != TicketFate::Ok).count() as u64;
+    statistics.given += receipts.len() as u64;
+    statistics.bad += receipts.values().filter(|receipt| **receipt != ReceiptStatus::Ok).count() as u64;
     drop(statistics);
-    let found: BTreeMap<_, _> = found.into_iter().map(|(id, later)| (id, later.receipt())).collect();
-    HttpReply::json(200, json!({ "data": found }).to_string())
+    let receipts: BTreeMap<_, _> =
+        receipts.into_iter().map(|(id, receipt)| (id, receipt.to_json())).collect();
+    HttpReply::json(200, json!({ "data": receipts }).to_string())
 }
 
 fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &RequestArrival) -> bool {
@@ -250,40 +255,35 @@ fn unauthorised(shared: &Shared, faults: &ProviderFaults, arrival: &RequestArriv
 }
 
 fn refused_credentials() -> HttpReply {
-    error(
-        403,
-        "UNAUTHORIZED",
-        "Insufficient permissions to send push notifications to @pushcast/sandbox",
-        None,
-    )
+    error(403, "UNAUTHORIZED", "Insufficient permissions to send push notifications to @sandbox/app", None)
 }
 
-fn too_many(faults: &ProviderFaults) -> HttpReply {
+fn rate_limited(faults: &ProviderFaults) -> HttpReply {
     let limit = faults.rate_limit.unwrap_or_default();
     let why = format!("Exceeded {limit} notifications per second, please try again.");
     error(429, "TOO_MANY_REQUESTS", &why, None).retry_after(faults.retry_after)
 }
 
-/// `taken` is what a success would say, if the messages were taken all the same.
-fn down(outage: &Outage, taken: Option<Vec<u8>>) -> HttpReply {
+/// `taken` is the body of a success, if the outage takes the messages all the same.
+fn outage_reply(outage: &Outage, taken: Option<Vec<u8>>) -> HttpReply {
     let reply = match (outage.manner, taken) {
         (FailureMode::Html, _) => HttpReply::html(outage.status),
-        (FailureMode::Short, taken) => HttpReply::json(200, without_the_last(&taken.unwrap_or_default())),
+        (FailureMode::Short, taken) => HttpReply::json(200, without_last_ticket(&taken.unwrap_or_default())),
         (FailureMode::Drip, Some(taken)) => HttpReply::json(200, taken),
-        _ => error_of(outage.status),
+        _ => error_with(outage.status),
     };
-    reply.retry_after(outage.retry_after).of_outage(outage.manner)
+    reply.retry_after(outage.retry_after).with_failure_mode(outage.manner)
 }
 
-/// The tickets of an answer but for the last one.
-fn without_the_last(answer: &[u8]) -> String {
+/// An answer without its last ticket.
+fn without_last_ticket(answer: &[u8]) -> String {
     let answer: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
     let tickets =
         answer["data"].as_array().and_then(|tickets| tickets.split_last()).map(|(_last, others)| others);
     json!({ "data": tickets.unwrap_or_default() }).to_string()
 }
 
-fn error_of(status: u16) -> HttpReply {
+fn error_with(status: u16) -> HttpReply {
     match status {
         429 => {
             error(429, "TOO_MANY_REQUESTS", "Exceeded 600 notifications per second, please try again.", None)

@@ -10,10 +10,10 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use self::wire::{Envelope, Fault, Target};
+use self::wire::{Envelope, PayloadError, Target};
 use super::{
     Answer, FailureMode, Faults, Outage, Provider, Shared, TakenMessage, TokenFault,
-    reply::{HttpReply, RequestArrival, Reset, read},
+    reply::{ConnectionReset, HttpReply, RequestArrival, read},
 };
 
 mod wire;
@@ -21,19 +21,20 @@ mod wire;
 /// `POST /v1/projects/{project}/messages:send`
 pub(super) async fn send(
     State(shared): State<Arc<Shared>>,
-    Extension(reset): Extension<Reset>,
+    Extension(reset): Extension<ConnectionReset>,
     Path(project): Path<String>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let body = read(&parts.headers, body).await;
-    let (faults, arrival) = (shared.faults(), RequestArrival::new(parts));
+    let faults = shared.faults();
+    let arrival = RequestArrival::new(parts);
     let reply = match &body {
         Ok(body) => FcmRequest { shared: &shared, faults: &faults, arrival: &arrival }.answer(&project, body),
         Err(status) => error(status.as_u16(), "INVALID_ARGUMENT", "The request body could not be read.", &[]),
     };
     shared.fcm.counts.replied(&reply);
-    reply.give(faults.fcm.latency, &reset).await
+    reply.send(faults.fcm.latency, &reset).await
 }
 
 struct FcmRequest<'a> {
@@ -43,8 +44,8 @@ struct FcmRequest<'a> {
 }
 
 impl FcmRequest<'_> {
-    /// The checks in the order in which a request meets them: who asks, is anybody there, is there such a
-    /// project, is it well formed, is it too much. Then the token.
+    /// The checks, in this order: the credential, an outage, the project, the form, the rate limit. Then the
+    /// token.
     fn answer(&self, project: &str, body: &[u8]) -> HttpReply {
         let counts = &self.shared.fcm.counts;
         let message = Envelope::parse(body);
@@ -54,18 +55,18 @@ impl FcmRequest<'_> {
             reply
         };
 
-        if self.unauthenticated() {
+        if self.is_unauthenticated() {
             return answered(Answer::CredentialsRefused, unauthenticated());
         }
-        if let Some(outage) = self.shared.fcm.down.meets(Instant::now()) {
+        if let Some(outage) = self.shared.fcm.outage.on_request(Instant::now()) {
             let taken = match &message {
                 Ok(envelope) if outage.take_anyway => Some(self.take(project, envelope, body)),
                 _ => None,
             };
-            return answered(Answer::Down, self.down(&outage, taken));
+            return answered(Answer::Down, self.outage_reply(&outage, taken));
         }
         if project != self.shared.options.project_id {
-            // No FcmError: it says nothing about the token.
+            // Without an FcmError: the answer is not about the token.
             return answered(
                 Answer::CredentialsRefused,
                 error(404, "NOT_FOUND", "Requested entity was not found.", &[]),
@@ -73,15 +74,15 @@ impl FcmRequest<'_> {
         }
         let envelope = match &message {
             Ok(envelope) => envelope,
-            Err(fault) => return refused(fault),
+            Err(err) => return invalid_payload(err),
         };
-        if !self.shared.fcm.admitted.admit(1, self.faults.fcm.rate_limit) {
+        if !self.shared.fcm.admission.admit(1, self.faults.fcm.rate_limit) {
             return answered(Answer::Throttled, self.project_quota());
         }
-        self.judge(project, envelope, body)
+        self.answer_by_token(project, envelope, body)
     }
 
-    fn judge(&self, project: &str, envelope: &Envelope, body: &[u8]) -> HttpReply {
+    fn answer_by_token(&self, project: &str, envelope: &Envelope, body: &[u8]) -> HttpReply {
         let (answer, reply) = match self.fault(&envelope.target) {
             Some(TokenFault::Dead) => (
                 Answer::Dead,
@@ -103,7 +104,7 @@ impl FcmRequest<'_> {
                     error(401, "UNAUTHENTICATED", why, &[fcm_error("THIRD_PARTY_AUTH_ERROR")]),
                 )
             }
-            Some(TokenFault::Ghost) | None => {
+            Some(TokenFault::DeadOnReceipt) | None => {
                 (Answer::Ok, HttpReply::json(200, self.take(project, envelope, body)))
             }
         };
@@ -114,12 +115,12 @@ impl FcmRequest<'_> {
     fn fault(&self, target: &Target) -> Option<TokenFault> {
         match target {
             Target::Device(token) if !wire::is_token(token) => Some(TokenFault::Malformed),
-            Target::Device(token) => self.faults.fcm.of(token),
+            Target::Device(token) => self.faults.fcm.fault_of(token),
             Target::Group(_) => None,
         }
     }
 
-    /// Takes a message, unless it is only to be validated, and writes the answer.
+    /// Takes a message, unless it is `validate_only`, and writes the answer.
     fn take(&self, project: &str, envelope: &Envelope, body: &[u8]) -> String {
         if envelope.validate_only {
             return format!("{{\"name\":\"projects/{project}/messages/fake_message_id\"}}");
@@ -128,14 +129,15 @@ impl FcmRequest<'_> {
         if self.shared.options.remember > 0 {
             self.remember(envelope, body);
         }
-        let (at, number) = (self.arrival.at.as_microsecond(), self.shared.numbers(1));
+        let at = self.arrival.at.as_microsecond();
+        let number = self.shared.reserve_numbers(1);
         format!("{{\"name\":\"projects/{project}/messages/0:{at}%{number:016x}\"}}")
     }
 
     fn remember(&self, envelope: &Envelope, body: &[u8]) {
         let request: Value = serde_json::from_slice(body).unwrap_or_default();
         let raw = &request["message"];
-        // Both spellings are JSON forms of these fields.
+        // A text is in one of two fields: the one for all platforms or Android's own.
         let text =
             |paths: &[&str]| paths.iter().find_map(|path| raw.pointer(path)?.as_str()).map(str::to_owned);
         self.shared.remember(TakenMessage {
@@ -153,24 +155,24 @@ impl FcmRequest<'_> {
         });
     }
 
-    fn unauthenticated(&self) -> bool {
-        let known = || self.arrival.bearer().is_some_and(|bearer| self.shared.oauth.knows(bearer));
+    fn is_unauthenticated(&self) -> bool {
+        let known = || self.arrival.bearer().is_some_and(|bearer| self.shared.oauth.accepts(bearer));
         self.faults.fcm.credentials_refused || (self.shared.options.require_bearer && !known())
     }
 
-    /// `taken` is what a success would say, if the message was taken all the same.
-    fn down(&self, outage: &Outage, taken: Option<String>) -> HttpReply {
+    /// `taken` is the body of a success, if the outage takes the message all the same.
+    fn outage_reply(&self, outage: &Outage, taken: Option<String>) -> HttpReply {
         let reply = match (outage.manner, taken) {
             (FailureMode::Html, _) => HttpReply::html(outage.status),
             (FailureMode::Short, _) => HttpReply::json(200, "{}"),
             (FailureMode::Drip, Some(taken)) => HttpReply::json(200, taken),
-            _ => self.error_of(outage.status),
+            _ => self.error_with(outage.status),
         };
         let after = outage.retry_after.or(reply.retry_after);
-        reply.retry_after(after).of_outage(outage.manner)
+        reply.retry_after(after).with_failure_mode(outage.manner)
     }
 
-    fn error_of(&self, status: u16) -> HttpReply {
+    fn error_with(&self, status: u16) -> HttpReply {
         match status {
             401 => unauthenticated(),
             403 => error(
@@ -192,11 +194,11 @@ impl FcmRequest<'_> {
         }
     }
 
-    /// What a project gets that sends too much: without an FcmError, as seen in the wild.
+    /// The answer beyond the project's rate: without an FcmError, as FCM's answers in production.
     fn project_quota(&self) -> HttpReply {
         let limit = self.faults.fcm.rate_limit.unwrap_or_default();
-        let why = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service 'fcm.googleapis.com' \
-                   for consumer 'project_number:1234567890'.";
+        let why = "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' \
+                   of service 'fcm.googleapis.com' for consumer 'project_number:1234567890'.";
         let info = json!({
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
             "reason": "RATE_LIMIT_EXCEEDED",
@@ -223,7 +225,7 @@ impl FcmRequest<'_> {
     }
 }
 
-/// What one device gets that is sent too much.
+/// The answer beyond the rate of one device.
 fn device_quota(target: &Target) -> HttpReply {
     let violation = json!({
         "@type": "type.googleapis.com/google.rpc.QuotaFailure",
@@ -241,25 +243,29 @@ fn device_quota(target: &Target) -> HttpReply {
 }
 
 fn unauthenticated() -> HttpReply {
-    let why = "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication \
-               credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.";
+    let why = "Request had invalid authentication credentials. \
+               Expected OAuth 2 access token, login cookie or other valid authentication credential. \
+               See https://developers.google.com/identity/sign-in/web/devconsole-project.";
     let info = json!({
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "ACCESS_TOKEN_TYPE_UNSUPPORTED",
         "domain": "googleapis.com",
-        "metadata": { "method": "google.firebase.fcm.v1.FcmService.SendMessage", "service": "fcm.googleapis.com" },
+        "metadata": {
+            "method": "google.firebase.fcm.v1.FcmService.SendMessage",
+            "service": "fcm.googleapis.com",
+        },
     });
     error(401, "UNAUTHENTICATED", why, &[info])
 }
 
-/// A payload that FCM refuses, whoever it is for.
-fn refused(fault: &Fault) -> HttpReply {
+/// The answer to a payload that FCM refuses for any token.
+fn invalid_payload(err: &PayloadError) -> HttpReply {
     let violation = json!({
         "@type": "type.googleapis.com/google.rpc.BadRequest",
-        "fieldViolations": [{ "field": fault.field, "description": fault.why }],
+        "fieldViolations": [{ "field": err.field, "description": err.why }],
     });
-    let details = if fault.by_fcm { vec![fcm_error("INVALID_ARGUMENT"), violation] } else { vec![violation] };
-    error(400, "INVALID_ARGUMENT", &fault.why, &details)
+    let details = if err.by_fcm { vec![fcm_error("INVALID_ARGUMENT"), violation] } else { vec![violation] };
+    error(400, "INVALID_ARGUMENT", &err.why, &details)
 }
 
 fn fcm_error(code: &str) -> Value {
@@ -270,7 +276,7 @@ fn error(code: u16, status: &str, message: &str, details: &[Value]) -> HttpReply
     HttpReply::json(code, google_error(code, status, message, details).to_string())
 }
 
-/// The form that all of Google's errors have.
+/// The JSON that all of Google's errors have in common.
 pub(super) fn google_error(code: u16, status: &str, message: &str, details: &[Value]) -> Value {
     let mut error = json!({ "code": code, "message": message, "status": status });
     if !details.is_empty() {

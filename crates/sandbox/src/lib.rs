@@ -1,23 +1,4 @@
-//! Fake Expo and FCM on one port of this machine, with scripted faults, for the demo, tests, benchmarks and
-//! `pushcast sandbox`.
-//!
-//! They answer as the real ones do where that is known (bodies, codes, limits), do wrong what [`Faults`]
-//! says, and count what they took ([`Statistics`]): above all doubles, and the most messages in any second.
-//! Where the real answer is not known the harder one is given. Imports nothing else of this crate, so that no
-//! mistake of ours is mirrored here.
-//!
-//! | path | what |
-//! |---|---|
-//! | `POST /--/api/v2/push/send`, `…/getReceipts` | Expo |
-//! | `POST /v1/projects/{project}/messages:send` | FCM |
-//! | `POST /token` | OAuth, for the service account of `GET /sandbox/service-account` |
-//! | `GET`, `PUT /sandbox/faults` | the faults; what a `PUT` leaves out becomes the default |
-//! | `GET /sandbox/statistics` | what was seen |
-//! | `GET /sandbox/messages?token=` | the messages taken, if they are remembered |
-//! | `POST /sandbox/reset` | forgets what was seen and remembered; faults and credentials stay |
-//! | `POST /sandbox/revoke-credentials` | FCM no longer knows the access tokens issued so far |
-//!
-//! Memory: a ticket's receipt is in its id, tokens are counted by hash, remembered messages have a bound.
+#![doc = include_str!("../README.md")]
 
 use std::{
     collections::VecDeque,
@@ -50,23 +31,26 @@ pub use self::{
     },
 };
 
-/// How a sandbox is started.
+/// Everything that is fixed for the life of a [`Sandbox`]; what can change while it runs is in [`Faults`].
+///
+/// The default listens on a free port of 127.0.0.1, has no faults but those of the token words
+/// ([`TokenRule::words`]), keeps no messages, and has FCM demand an access token.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Its origin as others write it, where they reach it by another name than the address that it listens
-    /// on.
+    /// The origin in the URLs that the sandbox writes, where clients reach it by another name than the
+    /// address that it listens on (`http://sandbox:8085`); none = `http://` and that address.
     pub url: Option<String>,
-    /// How many of the latest messages taken are kept whole; 0 = none, which is what benchmarks want.
+    /// How many of the latest messages taken are kept whole; 0 = none, as benchmarks need it.
     pub remember: usize,
-    /// Faults from the start.
+    /// The faults at the start.
     pub faults: Faults,
-    /// The Firebase project. FCM knows no other.
+    /// The Firebase project. A request to FCM for another one is answered with 404.
     pub project_id: String,
-    /// Whether FCM wants an access token that the sandbox has issued.
+    /// Whether FCM demands an access token that the sandbox has issued.
     pub require_bearer: bool,
-    /// The access token that Expo wants, as with push security on; none = Expo wants none.
+    /// The access token that Expo demands, as with enhanced push security on; none = any request is taken.
     pub expo_access_token: Option<String>,
 }
 
@@ -85,13 +69,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// For tests that look at messages: the latest 100,000 are kept.
+    /// The default, but the latest 100,000 messages are kept: for tests that look at messages.
     pub fn remembering() -> Self {
         Self { remember: 100_000, ..Self::default() }
     }
 }
 
-/// Running fake providers. Dropping it cuts their connections and frees the port.
+/// Running fake providers. Dropping it closes their connections and frees the port.
 #[derive(Debug)]
 pub struct Sandbox {
     address: SocketAddr,
@@ -104,7 +88,7 @@ impl Sandbox {
     /// Starts the fake providers on the current runtime.
     ///
     /// # Errors
-    /// The address can't be listened on.
+    /// Listening on [`Options::listen`] failed: the port is in use, or the address is not this machine's.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
@@ -116,7 +100,7 @@ impl Sandbox {
         Ok(Self { address, shared, stop, tasks })
     }
 
-    /// Where it listens.
+    /// The address that it listens on, with the port that was taken.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -126,82 +110,81 @@ impl Sandbox {
         self.shared.url.clone()
     }
 
-    /// What `expo.url` is to be: the full URL for sending.
+    /// The full URL for sending through Expo.
     pub fn expo_url(&self) -> String {
         format!("{}/--/api/v2/push/send", self.shared.url)
     }
 
-    /// What `fcm.url` is to be: an origin.
+    /// The origin of FCM: a client appends `/v1/projects/…`.
     pub fn fcm_url(&self) -> String {
         self.shared.url.clone()
     }
 
-    /// A service account whose tokens this sandbox issues, as the JSON file that Firebase gives out. Its key
-    /// is made at the first call, which takes a moment.
+    /// The service account that the OAuth endpoint accepts, in the format of Firebase's JSON file. Its RSA
+    /// key is generated at the first call, which takes a moment.
     pub fn service_account(&self) -> String {
         self.shared.oauth.service_account(&self.shared.options.project_id, &self.shared.url)
     }
 
-    /// Sets faults while it runs.
+    /// A handle that reads and sets the faults while the sandbox runs.
     pub fn faults(&self) -> FaultsHandle {
         FaultsHandle(self.shared.clone())
     }
 
-    /// What it has seen since its start or the last reset.
+    /// What the fakes have counted since the start or the last reset.
     pub fn statistics(&self) -> Statistics {
         self.shared.statistics()
     }
 
-    /// The latest messages taken, oldest first: as many as [`Options::remember`] says.
+    /// The latest messages taken, oldest first, at most [`Options::remember`].
     pub fn messages(&self) -> Vec<TakenMessage> {
-        held(&self.shared.remembered).iter().cloned().collect()
+        lock(&self.shared.remembered).iter().cloned().collect()
     }
 
-    /// The messages taken since the last call, oldest first, as far as they are remembered; they are then
-    /// forgotten.
+    /// Removes and returns the kept messages, oldest first. The statistics still count them.
     pub fn drain_messages(&self) -> Vec<TakenMessage> {
-        std::mem::take(&mut *held(&self.shared.remembered)).into()
+        std::mem::take(&mut *lock(&self.shared.remembered)).into()
     }
 
-    /// Forgets what it has seen and remembered; faults and credentials stay.
+    /// Clears the statistics and the kept messages; faults and credentials stay.
     pub fn reset(&self) {
         self.shared.reset();
     }
 
-    /// FCM no longer knows the access tokens issued so far.
+    /// Makes every access token that was issued so far invalid.
     pub fn revoke_credentials(&self) {
         self.shared.oauth.revoke();
     }
 
-    /// Cuts all connections, frees the port, and waits until that is done.
+    /// Closes all connections, frees the port, and waits until that is done.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
-/// What all requests share.
+/// The state that all requests share.
 #[derive(Debug)]
 struct Shared {
     options: Options,
     url: String,
     faults: RwLock<Arc<Faults>>,
-    expo: Side,
-    fcm: Side,
-    receipts_down: faults::Down,
+    expo: ProviderState,
+    fcm: ProviderState,
+    receipts_outage: faults::OutageState,
     receipts: Mutex<ReceiptStatistics>,
     oauth: oauth::Oauth,
-    oauth_down: faults::Down,
+    oauth_outage: faults::OutageState,
     remembered: Mutex<VecDeque<TakenMessage>>,
     sequence: AtomicU64,
 }
 
-/// What a provider keeps.
+/// The state of one fake provider.
 #[derive(Debug, Default)]
-struct Side {
+struct ProviderState {
     counts: counts::MessageCounts,
-    down: faults::Down,
-    admitted: faults::Admitted,
+    outage: faults::OutageState,
+    admission: faults::Admission,
 }
 
 impl Shared {
@@ -210,12 +193,12 @@ impl Shared {
             url: options.url.clone().unwrap_or_else(|| format!("http://{address}")),
             options,
             faults: RwLock::default(),
-            expo: Side::default(),
-            fcm: Side::default(),
-            receipts_down: faults::Down::default(),
+            expo: ProviderState::default(),
+            fcm: ProviderState::default(),
+            receipts_outage: faults::OutageState::default(),
             receipts: Mutex::default(),
             oauth: oauth::Oauth::default(),
-            oauth_down: faults::Down::default(),
+            oauth_outage: faults::OutageState::default(),
             remembered: Mutex::default(),
             sequence: AtomicU64::new(1),
         }
@@ -225,14 +208,14 @@ impl Shared {
         self.faults.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The first of so many numbers that nobody else gets.
-    fn numbers(&self, count: u64) -> u64 {
+    /// Reserves that many consecutive numbers, unique in this sandbox, and returns the first.
+    fn reserve_numbers(&self, count: u64) -> u64 {
         self.sequence.fetch_add(count, Relaxed)
     }
 
-    /// Keeps a message, and drops the oldest beyond the bound.
+    /// Keeps a message, and drops the oldest one beyond [`Options::remember`].
     fn remember(&self, message: TakenMessage) {
-        let mut remembered = held(&self.remembered);
+        let mut remembered = lock(&self.remembered);
         if remembered.len() >= self.options.remember {
             remembered.pop_front();
         }
@@ -243,7 +226,7 @@ impl Shared {
         Statistics {
             expo: self.expo.counts.statistics(),
             fcm: self.fcm.counts.statistics(),
-            receipts: held(&self.receipts).clone(),
+            receipts: lock(&self.receipts).clone(),
             credentials_issued: self.oauth.issued(),
         }
     }
@@ -252,12 +235,12 @@ impl Shared {
         self.expo.counts.reset();
         self.fcm.counts.reset();
         self.oauth.reset_count();
-        *held(&self.receipts) = ReceiptStatistics::default();
-        held(&self.remembered).clear();
+        *lock(&self.receipts) = ReceiptStatistics::default();
+        lock(&self.remembered).clear();
     }
 }
 
-/// Locks; a panic elsewhere while it was locked leaves counters that are good enough for a fake.
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks, poisoned or not: the counters that a panic leaves behind are good enough for a fake.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

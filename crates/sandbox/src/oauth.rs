@@ -1,4 +1,4 @@
-//! The fake OAuth endpoint: a service account, and the access tokens that its key gets.
+//! The fake OAuth endpoint: exchanges an assertion signed by the service account for an access token.
 
 use std::{
     collections::VecDeque,
@@ -36,22 +36,22 @@ use tokio::time::Instant;
 use super::{
     FailureMode, Outage, Shared,
     fcm::google_error,
-    held,
-    reply::{HttpReply, Reset},
+    lock,
+    reply::{ConnectionReset, HttpReply},
 };
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 /// JWTs come with and without padding.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, PAD_INDIFFERENT);
-/// The most access tokens that are known at a time.
-const KNOWN_MAX: usize = 1000;
+/// How many access tokens are valid at a time; a further one replaces the oldest.
+const VALID_MAX: usize = 1000;
 
-/// The service account and what it was given.
+/// The service account and its access tokens.
 #[derive(Default)]
 pub(super) struct Oauth {
     account: OnceLock<IssuedAccount>,
-    /// Access tokens and when they expire.
-    known: Mutex<VecDeque<(String, Instant)>>,
+    /// Access tokens and when they expire, oldest first.
+    valid: Mutex<VecDeque<(String, Instant)>>,
     issued: AtomicU64,
 }
 
@@ -63,23 +63,23 @@ struct IssuedAccount {
 /// `POST /token`
 pub(super) async fn token(
     State(shared): State<Arc<Shared>>,
-    Extension(reset): Extension<Reset>,
+    Extension(reset): Extension<ConnectionReset>,
     body: Bytes,
 ) -> Response {
     let faults = shared.faults();
-    let reply = match shared.oauth_down.meets(Instant::now()) {
-        Some(outage) => down(&outage),
-        None if faults.oauth.refused => refused("Invalid grant: account not found"),
+    let reply = match shared.oauth_outage.on_request(Instant::now()) {
+        Some(outage) => outage_reply(&outage),
+        None if faults.oauth.refused => invalid_grant("Invalid grant: account not found"),
         None => match shared.oauth.check(&body, &shared.options.project_id, &shared.url, Timestamp::now()) {
             Ok(()) => shared.oauth.issue(faults.oauth.lifetime),
-            Err(why) => refused(why),
+            Err(why) => invalid_grant(why),
         },
     };
-    reply.give(faults.oauth.latency, &reset).await
+    reply.send(faults.oauth.latency, &reset).await
 }
 
 impl Oauth {
-    /// The JSON file of the service account. The first call makes its key.
+    /// The JSON file of the service account. The first call generates its key.
     pub fn service_account(&self, project: &str, url: &str) -> String {
         let account = self.account.get_or_init(IssuedAccount::generate);
         let json = json!({
@@ -95,14 +95,14 @@ impl Oauth {
         format!("{json:#}\n")
     }
 
-    /// Whether FCM may be used with this access token.
-    pub fn knows(&self, bearer: &str) -> bool {
+    /// Whether this access token was issued here, has not expired and was not revoked.
+    pub fn accepts(&self, bearer: &str) -> bool {
         let now = Instant::now();
-        held(&self.known).iter().rev().any(|(known, expires)| known == bearer && now < *expires)
+        lock(&self.valid).iter().rev().any(|(token, expires)| token == bearer && now < *expires)
     }
 
     pub fn revoke(&self) {
-        held(&self.known).clear();
+        lock(&self.valid).clear();
     }
 
     pub fn issued(&self) -> u64 {
@@ -116,23 +116,24 @@ impl Oauth {
     fn issue(&self, lifetime: Duration) -> HttpReply {
         let token = format!("ya29.sandbox-{:032x}", rand::random::<u128>());
         let now = Instant::now();
-        let mut known = held(&self.known);
-        known.retain(|(_, expires)| now < *expires);
-        if known.len() == KNOWN_MAX {
-            known.pop_front();
+        let mut valid = lock(&self.valid);
+        valid.retain(|(_, expires)| now < *expires);
+        if valid.len() == VALID_MAX {
+            valid.pop_front();
         }
-        known.push_back((token.clone(), now + lifetime));
+        valid.push_back((token.clone(), now + lifetime));
         self.issued.fetch_add(1, Relaxed);
         let body = json!({ "access_token": token, "expires_in": lifetime.as_secs(), "token_type": "Bearer" });
         HttpReply::json(200, body.to_string())
     }
 
-    /// Whether a form holds an assertion that the service account's key has signed, for here and now.
+    /// Checks that a form holds an assertion signed by the service account, for this endpoint, not expired.
     fn check(&self, form: &[u8], project: &str, url: &str, now: Timestamp) -> Result<(), &'static str> {
         let assertion = assertion(form).ok_or("Invalid grant_type or missing assertion")?;
         let (signed, signature) = assertion.rsplit_once('.').ok_or("Invalid JWT")?;
         let (header, claims) = signed.split_once('.').ok_or("Invalid JWT")?;
-        let (header, claims) = (decode(header).ok_or("Invalid JWT")?, decode(claims).ok_or("Invalid JWT")?);
+        let header = decode(header).ok_or("Invalid JWT")?;
+        let claims = decode(claims).ok_or("Invalid JWT")?;
         if header["alg"] != "RS256" {
             return Err("Invalid JWT: unexpected algorithm");
         }
@@ -156,7 +157,7 @@ impl Oauth {
 impl IssuedAccount {
     #[expect(
         clippy::expect_used,
-        reason = "a sandbox without a key is no use, and making one fails only without memory"
+        reason = "a sandbox without a key is of no use, and generating one fails only without memory"
     )]
     fn generate() -> Self {
         let key = KeyPair::generate(KeySize::Rsa2048).expect("a fresh RSA key");
@@ -175,14 +176,14 @@ impl fmt::Debug for Oauth {
 }
 
 fn client_email(project: &str) -> String {
-    format!("pushcast@{project}.iam.gserviceaccount.com")
+    format!("sandbox@{project}.iam.gserviceaccount.com")
 }
 
 fn token_uri(url: &str) -> String {
     format!("{url}/token")
 }
 
-/// The assertion of a form of the right grant. A form is written like a URL's query.
+/// The assertion of a form with the JWT bearer grant. A form is encoded like a URL's query.
 fn assertion(form: &[u8]) -> Option<String> {
     let uri = Uri::try_from([b"/?", form].concat()).ok()?;
     let Query(fields) = Query::<Vec<(String, String)>>::try_from_uri(&uri).ok()?;
@@ -194,24 +195,24 @@ fn decode(part: &str) -> Option<Value> {
     serde_json::from_slice(&BASE64URL.decode(part).ok()?).ok()
 }
 
-fn refused(why: &str) -> HttpReply {
+fn invalid_grant(why: &str) -> HttpReply {
     HttpReply::json(400, json!({ "error": "invalid_grant", "error_description": why }).to_string())
 }
 
-fn down(outage: &Outage) -> HttpReply {
+fn outage_reply(outage: &Outage) -> HttpReply {
     let reply = match outage.manner {
         FailureMode::Html => HttpReply::html(outage.status),
         FailureMode::Short => {
             HttpReply::json(200, json!({ "expires_in": 3599, "token_type": "Bearer" }).to_string())
         }
         FailureMode::Error | FailureMode::Hang | FailureMode::Reset | FailureMode::Drip => {
-            error_of(outage.status)
+            error_with(outage.status)
         }
     };
-    reply.retry_after(outage.retry_after).of_outage(outage.manner)
+    reply.retry_after(outage.retry_after).with_failure_mode(outage.manner)
 }
 
-fn error_of(code: u16) -> HttpReply {
+fn error_with(code: u16) -> HttpReply {
     let status = if code == 503 { "UNAVAILABLE" } else { "INTERNAL" };
     HttpReply::json(
         code,

@@ -1,4 +1,4 @@
-//! A request as it is read, an answer as it is written.
+//! The HTTP side of every fake: what is known of a request, and how an answer is written.
 
 use std::{collections::BTreeMap, convert::Infallible, future, io::Read as _, time::Duration};
 
@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{FailureMode, counts::version_label};
 
-/// How long a dripping answer waits before each byte.
+/// The pause before each byte of a [`FailureMode::Drip`].
 const DRIP: Duration = Duration::from_secs(1);
 
-/// Resets the connection that a request came on.
+/// Cancelled, it resets the connection that a request came on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reset(pub CancellationToken);
+pub(super) struct ConnectionReset(pub CancellationToken);
 
-/// The most bytes that a body may have, before and after decompression.
+/// Bytes that a body may have, before and after decompression.
 const BODY_MAX: usize = 8 << 20;
 
-/// What is known of a request beside its body.
+/// A request without its body.
 #[derive(Debug)]
 pub(super) struct RequestArrival {
     pub version: Version,
@@ -42,10 +42,10 @@ impl RequestArrival {
         self.headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
     }
 
-    /// The headers to be remembered: all but the credential.
+    /// All headers but the credential.
     pub fn remembered_headers(&self) -> BTreeMap<String, String> {
-        let shown = self.headers.iter().filter(|(name, _)| **name != header::AUTHORIZATION);
-        shown
+        let harmless = self.headers.iter().filter(|(name, _)| **name != header::AUTHORIZATION);
+        harmless
             .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
             .collect()
     }
@@ -55,7 +55,7 @@ impl RequestArrival {
     }
 }
 
-/// Reads a body, decompressed; the error is the status to answer.
+/// Reads and decompresses a body; the error is the status to answer with.
 pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, StatusCode> {
     let body = to_bytes(body, BODY_MAX).await.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
     match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
@@ -69,28 +69,29 @@ pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Statu
     }
 }
 
-/// An answer.
+/// An answer that is not sent yet.
 #[derive(Debug)]
 pub(super) struct HttpReply {
     pub status: u16,
     pub body: Vec<u8>,
     pub html: bool,
     pub retry_after: Option<Duration>,
-    /// The outage that it is of.
-    pub outage: Option<FailureMode>,
+    /// How it fails; none = as it stands.
+    pub failure_mode: Option<FailureMode>,
 }
 
 impl HttpReply {
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, body: body.into(), html: false, retry_after: None, outage: None }
+        Self { status, body: body.into(), html: false, retry_after: None, failure_mode: None }
     }
 
-    /// What a proxy in front of a provider says.
+    /// The error page of a proxy in front of a provider.
     pub fn html(status: u16) -> Self {
         let reason =
             StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
         let body = format!(
-            "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n<center><h1>{status} {reason}</h1></center>\r\n\
+            "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n\
+             <center><h1>{status} {reason}</h1></center>\r\n\
              <hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
         );
         Self { html: true, ..Self::json(status, body) }
@@ -101,40 +102,43 @@ impl HttpReply {
         self
     }
 
-    /// The answer of an outage.
-    pub fn of_outage(mut self, manner: FailureMode) -> Self {
-        self.outage = Some(manner);
+    pub fn with_failure_mode(mut self, mode: FailureMode) -> Self {
+        self.failure_mode = Some(mode);
         self
     }
 
-    /// The status that whoever asked gets to see; 0 = none.
+    /// The status that the client receives; 0 = no answer at all.
     pub fn seen_status(&self) -> u16 {
-        if matches!(self.outage, Some(FailureMode::Hang | FailureMode::Reset)) { 0 } else { self.status }
+        if matches!(self.failure_mode, Some(FailureMode::Hang | FailureMode::Reset)) {
+            0
+        } else {
+            self.status
+        }
     }
 
-    /// Gives the answer, after the scripted latency and in the outage's manner.
-    pub async fn give(self, latency: Duration, reset: &Reset) -> Response {
+    /// The response, after `latency`, failing as [`Self::failure_mode`] says.
+    pub async fn send(self, latency: Duration, reset: &ConnectionReset) -> Response {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        match self.outage {
+        match self.failure_mode {
             Some(FailureMode::Hang) => future::pending().await,
             Some(FailureMode::Reset) => {
                 reset.0.cancel();
                 future::pending().await
             }
-            Some(FailureMode::Drip) => self.dripping(),
+            Some(FailureMode::Drip) => self.into_slow_response(),
             Some(FailureMode::Error | FailureMode::Html | FailureMode::Short) | None => self.into_response(),
         }
     }
 
-    fn dripping(mut self) -> Response {
+    fn into_slow_response(mut self) -> Response {
         let bytes = std::mem::take(&mut self.body).into_iter();
-        let drops = stream::unfold(bytes, async |mut bytes| {
+        let chunks = stream::unfold(bytes, async |mut bytes| {
             tokio::time::sleep(DRIP).await;
             bytes.next().map(|byte| (Ok::<_, Infallible>(Bytes::from(vec![byte])), bytes))
         });
-        self.into_response().map(|_empty| Body::from_stream(drops))
+        self.into_response().map(|_empty| Body::from_stream(chunks))
     }
 }
 
@@ -147,7 +151,7 @@ impl IntoResponse for HttpReply {
             if self.html { "text/html; charset=UTF-8" } else { "application/json; charset=utf-8" };
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(after) = self.retry_after {
-            // Whole seconds are all that the header can say; never less than what is meant.
+            // The header has whole seconds: rounded up, so that a client never comes back too early.
             response.headers_mut().insert(
                 header::RETRY_AFTER,
                 after.as_millis().div_ceil(1000).to_string().parse().unwrap_or(HeaderValue::from_static("1")),

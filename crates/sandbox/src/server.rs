@@ -1,7 +1,7 @@
 //! One listener that speaks HTTP/1.1 and HTTP/2 with prior knowledge.
 //!
-//! Not `axum::serve`: its connections outlive it, and it can't be told how many streams a connection may
-//! carry. A stop cuts every connection at once, as a provider that vanishes would.
+//! Not `axum::serve`: its connections outlive it, and it has no limit of streams per connection. A stop
+//! closes every connection at once, as the crash of a provider would.
 
 use std::{
     io,
@@ -23,12 +23,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reply::Reset;
+use super::reply::ConnectionReset;
 
-/// What FCM allows on a connection.
+/// FCM's `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const STREAMS_MAX: u32 = 100;
 
-/// Serves until `stop`.
+/// Accepts connections until `stop`, then closes them all.
 pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
@@ -38,46 +38,46 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _peer)) => drop(connections.spawn(converse(stream, router.clone()))),
-            // Out of file descriptors, most likely: they come back when connections end.
+            Ok((stream, _peer)) => drop(connections.spawn(serve_connection(stream, router.clone()))),
+            // Out of file descriptors, most likely; connections that end free some.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
     connections.shutdown().await;
 }
 
-async fn converse(stream: TcpStream, router: Router) {
+async fn serve_connection(stream: TcpStream, router: Router) {
     if stream.set_nodelay(true).is_err() {
-        return; // gone already
+        return; // closed already
     }
-    let reset = Reset::default();
+    let reset = ConnectionReset::default();
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http2().max_concurrent_streams(STREAMS_MAX);
     let service = TowerToHyperService::new(router.layer(Extension(reset.clone())));
-    let stream = GatheredReads { stream, reset: reset.clone() };
-    // A connection that breaks is the client's affair; it knows.
+    let stream = GatheredWrites { stream, reset: reset.clone() };
+    // The client sees for itself that a connection broke.
     let _broken = reset.0.run_until_cancelled(server.serve_connection(TokioIo::new(stream), service)).await;
 }
 
-/// A stream that gathers small writes. `h2` hands each frame of a vectored stream to the socket as it is
-/// made, one system call an answer; to this one it writes what it has once a turn, which makes small answers
-/// several times cheaper.
-struct GatheredReads {
+/// A stream without vectored writes. `h2` writes each frame of a vectored stream to the socket as soon as it
+/// is encoded, one system call an answer; without them it buffers, and writes once per poll. That makes small
+/// answers several times cheaper.
+struct GatheredWrites {
     stream: TcpStream,
-    reset: Reset,
+    reset: ConnectionReset,
 }
 
-impl Drop for GatheredReads {
+impl Drop for GatheredWrites {
     fn drop(&mut self) {
         if self.reset.0.is_cancelled() {
-            // What is closed without lingering is reset. If that fails the client sees an early end, which is
-            // as bad.
+            // A socket closed with zero linger sends RST. If that fails, the client sees an early end of the
+            // stream, which is as bad.
             let _closed = self.stream.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for GatheredReads {
+impl AsyncRead for GatheredWrites {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,7 +87,7 @@ impl AsyncRead for GatheredReads {
     }
 }
 
-impl AsyncWrite for GatheredReads {
+impl AsyncWrite for GatheredWrites {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

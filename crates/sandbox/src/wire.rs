@@ -1,4 +1,4 @@
-//! What is said at `/sandbox/…`: the faults that can be scripted, and what the sandbox has seen.
+//! The JSON of `/sandbox/…`: the faults that can be set, and what the sandbox has counted.
 
 use std::{
     borrow::Cow,
@@ -13,19 +13,19 @@ use serde_json::Value;
 
 use super::counts;
 
-/// Everything that the sandbox does wrong on purpose. The default: nothing, but for the tokens that carry a
-/// telling word ([`TokenRule::words`]).
+/// Everything that the sandbox does wrong on purpose. By default only tokens that contain one of the token
+/// words ([`TokenRule::words`]) have a fault.
 ///
-/// In JSON each key may be absent and then has its default; an unknown one is refused. Durations read
+/// In JSON each key may be absent and then has its default; an unknown one is refused. Durations are written
 /// `"50ms"`, `"15m"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Faults {
-    /// Of the fake Expo.
+    /// Faults of the fake Expo.
     pub expo: ProviderFaults,
-    /// Of the fake FCM.
+    /// Faults of the fake FCM.
     pub fcm: ProviderFaults,
-    /// Of the OAuth endpoint that FCM's credentials come from.
+    /// Faults of the OAuth endpoint that issues FCM's access tokens.
     pub oauth: OauthFaults,
 }
 
@@ -37,19 +37,19 @@ pub struct ProviderFaults {
     /// answered.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub latency: Duration,
-    /// Messages allowed in any second; a request that goes beyond is answered with 429 as a whole. None = no
+    /// Messages allowed in any second; a request that exceeds it is answered with 429 as a whole. None = no
     /// limit.
     pub rate_limit: Option<u32>,
-    /// `Retry-After` of a 429. FCM says 1 s when absent, Expo says nothing.
+    /// `Retry-After` of a 429. None = 1 s from FCM, no header from Expo.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
     pub retry_after: Option<Duration>,
     /// An outage of sending.
     pub down: Option<Outage>,
     /// Every credential is refused.
     pub credentials_refused: bool,
-    /// Tokens that get something else than a success. The first rule that holds decides.
+    /// Tokens with faults. The first rule that matches decides.
     pub tokens: Vec<TokenRule>,
-    /// How long a receipt is not ready. Expo only.
+    /// Time from a ticket until its receipt is ready. Expo only.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub receipt_delay: Duration,
     /// An outage of receipts. Expo only.
@@ -71,17 +71,17 @@ impl Default for ProviderFaults {
     }
 }
 
-/// Requests answered with an error, whatever they ask. It lasts for `requests` or for `lasting`, whichever
-/// ends first; with neither, until the faults are set anew.
+/// Every request fails, whatever it contains. It lasts for `requests` or for `lasting`, whichever ends first;
+/// with neither, until the faults are set again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Outage {
-    /// How it shows.
+    /// How the requests fail.
     #[serde(skip_serializing_if = "FailureMode::is_error")]
     pub manner: FailureMode,
     /// HTTP status of the answers, where there are any.
     pub status: u16,
-    /// How many requests it hits.
+    /// How many requests fail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
     /// How long it lasts from now.
@@ -90,7 +90,7 @@ pub struct Outage {
         skip_serializing_if = "Option::is_none"
     )]
     pub lasting: Option<Duration>,
-    /// The messages are taken all the same: the answer is a lie, as an ambiguous 503 or 504 can be.
+    /// The messages are taken although the requests fail, as behind an ambiguous 503 or 504.
     pub take_anyway: bool,
     /// `Retry-After` of the answers.
     #[serde(
@@ -113,23 +113,23 @@ impl Default for Outage {
     }
 }
 
-/// How an outage shows to whoever asks.
+/// How a request fails in an outage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FailureMode {
     /// The provider's own error.
     #[default]
     Error,
-    /// A proxy's page in HTML.
+    /// The HTML error page of a proxy.
     Html,
-    /// The request is read, and no answer ever comes.
+    /// The request is read and never answered.
     Hang,
-    /// The request is read, and then its connection is reset, with every other request that it carries.
+    /// The request is read, then its connection is reset, with every other request on it.
     Reset,
-    /// The answer comes a byte a second: a success if the messages are taken, else the error.
+    /// The answer arrives at one byte a second: a success if the messages are taken, else the error.
     Drip,
-    /// A success that says too little: Expo leaves out the last ticket, FCM the message's name, OAuth the
-    /// access token.
+    /// A success that is incomplete: Expo omits the last ticket, FCM the message's name, OAuth the access
+    /// token.
     Short,
 }
 
@@ -146,19 +146,19 @@ pub struct TokenRule {
     /// Which tokens.
     #[serde(flatten)]
     pub which: Which,
-    /// What is wrong with them.
+    /// The fault that they have.
     pub fault: TokenFault,
 }
 
 impl TokenRule {
-    /// The default rules: a token whose text contains `dead`, `ghost`, `foreign`, `busy`, `malformed` or
-    /// `uncredentialed` has that fault. Set [`ProviderFaults::tokens`] to an empty list when tokens are
-    /// random text.
+    /// The default rules, by token word: a token that contains `dead`, `ghost`, `foreign`, `busy`,
+    /// `malformed` or `uncredentialed` has that fault. Set [`ProviderFaults::tokens`] to an empty list when
+    /// tokens are random text.
     pub fn words() -> Vec<Self> {
         use TokenFault::*;
         [
             ("dead", Dead),
-            ("ghost", Ghost),
+            ("ghost", DeadOnReceipt),
             ("foreign", Foreign),
             ("busy", Busy),
             ("malformed", Malformed),
@@ -168,7 +168,7 @@ impl TokenRule {
         .to_vec()
     }
 
-    /// These tokens have this fault.
+    /// A rule that gives exactly these tokens this fault.
     pub fn of<T: Into<String>>(fault: TokenFault, tokens: impl IntoIterator<Item = T>) -> Self {
         Self { which: Which::Tokens(tokens.into_iter().map(Into::into).collect()), fault }
     }
@@ -178,11 +178,11 @@ impl TokenRule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Which {
-    /// These.
+    /// Exactly these.
     Tokens(HashSet<String>),
     /// Those whose text contains this.
     Containing(String),
-    /// That part of all tokens, between 0 and 1: always the same ones, chosen by their hash.
+    /// This fraction of all tokens, between 0 and 1: always the same ones, chosen by their hash.
     Fraction(f64),
 }
 
@@ -190,19 +190,21 @@ pub enum Which {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum TokenFault {
-    /// Gone: Expo's ticket says DeviceNotRegistered, FCM 404 UNREGISTERED.
+    /// Not registered: Expo's ticket has DeviceNotRegistered, FCM answers 404 UNREGISTERED.
     Dead,
-    /// Gone, and Expo learns of it late: the ticket is ok, the receipt says DeviceNotRegistered. FCM just
-    /// takes it.
-    Ghost,
-    /// Of another project: in a mixed request Expo says PUSH_TOO_MANY_EXPERIENCE_IDS, FCM 403
+    /// Not registered, which Expo finds out late: the ticket is ok, the receipt has DeviceNotRegistered. FCM,
+    /// which has no receipts, takes the message.
+    #[serde(rename = "ghost")]
+    DeadOnReceipt,
+    /// Of another project: Expo answers a mixed request with PUSH_TOO_MANY_EXPERIENCE_IDS, FCM answers 403
     /// SENDER_ID_MISMATCH.
     Foreign,
-    /// Gets too many messages: FCM 429 with a QuotaFailure, Expo's receipt says MessageRateExceeded.
+    /// Over the rate of one device: Expo's receipt has MessageRateExceeded, FCM answers 429 with a
+    /// QuotaFailure.
     Busy,
-    /// Not a token: Expo refuses the request with 400, FCM says that it is not a valid registration token.
+    /// Not a token: Expo answers the whole request with 400, FCM answers 400 INVALID_ARGUMENT.
     Malformed,
-    /// Its device's service refuses our key: Expo's receipt says InvalidCredentials, FCM 401
+    /// APNs or Web Push refuses the app's credentials: Expo's receipt has InvalidCredentials, FCM answers 401
     /// THIRD_PARTY_AUTH_ERROR.
     Uncredentialed,
 }
@@ -218,7 +220,7 @@ pub struct OauthFaults {
     pub down: Option<Outage>,
     /// The service account is refused: 400 `invalid_grant`.
     pub refused: bool,
-    /// How long an access token lives.
+    /// How long an access token is valid.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub lifetime: Duration,
 }
@@ -229,44 +231,45 @@ impl Default for OauthFaults {
     }
 }
 
-/// What the sandbox has seen since its start or the last reset.
+/// What the sandbox has counted since its start or the last reset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Statistics {
-    /// By the fake Expo.
+    /// Messages sent to Expo.
     pub expo: ProviderStatistics,
-    /// By the fake FCM.
+    /// Messages sent to FCM.
     pub fcm: ProviderStatistics,
-    /// Receipts that Expo was asked for.
+    /// Receipts requested from Expo.
     pub receipts: ReceiptStatistics,
     /// Access tokens that the OAuth endpoint has issued.
     pub credentials_issued: u64,
 }
 
-/// What one fake provider has seen.
+/// What one fake provider has counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProviderStatistics {
-    /// Messages taken, those of a lying outage included.
+    /// Messages taken, those of an [`Outage::take_anyway`] included.
     pub taken: u64,
-    /// How many tokens took at least one.
+    /// Tokens that took at least one message.
     pub distinct_tokens: u64,
-    /// Messages taken whose token had taken the same notification before. Notifications are told apart by
-    /// Expo's `tag` or `collapseId`, FCM's `android.notification.tag` or `apns-collapse-id`, else by their
-    /// text.
-    pub doubles: u64,
-    /// What the messages were answered. A message of a request that could not be read is not in here.
+    /// Messages taken whose token had taken the same notification before. Two notifications are the same if
+    /// they agree in Expo's `tag` or `collapseId`, FCM's `android.notification.tag` or `apns-collapse-id`,
+    /// or, with none of these, in their text. In JSON: `doubles`.
+    #[serde(rename = "doubles")]
+    pub duplicates: u64,
+    /// Messages by their answer, without those of a request that could not be parsed.
     pub answers: BTreeMap<Answer, u64>,
-    /// Requests that wanted to send.
+    /// Requests to send.
     pub requests: u64,
-    /// What those requests were answered, by HTTP status; 0 = nothing.
+    /// Those requests by the HTTP status of the answer; 0 = not answered.
     pub statuses: BTreeMap<u16, u64>,
-    /// Those that met an outage, by its manner.
+    /// Those requests that fell into an outage, by its failure mode.
     pub outages: BTreeMap<FailureMode, u64>,
-    /// Those requests, by the version of HTTP.
+    /// Those requests by the version of HTTP.
     pub http_versions: BTreeMap<String, u64>,
-    /// The most messages that arrived in any second, whatever they were answered. Exact to a ten-thousandth
-    /// of a second.
+    /// The most messages that arrived in any second, whatever the answer. Exact to a ten-thousandth of a
+    /// second.
     pub peak_per_second: u64,
     /// When the first message arrived.
     pub first_at: Option<Timestamp>,
@@ -281,19 +284,19 @@ impl ProviderStatistics {
     }
 }
 
-/// What a message was answered.
+/// How a message was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
     /// Taken.
     Ok,
-    /// The token is gone.
+    /// The token is not registered.
     Dead,
     /// The token is of another project.
     Foreign,
-    /// Too many messages for the device.
+    /// The rate of the device is exceeded.
     Busy,
-    /// Too many messages for the project.
+    /// The rate of the project is exceeded.
     Throttled,
     /// The request or the payload is wrong.
     Invalid,
@@ -316,17 +319,17 @@ impl Answer {
     ];
 }
 
-/// What Expo was asked about tickets.
+/// Requests for receipts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptStatistics {
-    /// Requests.
+    /// Requests, answered or not.
     pub requests: u64,
-    /// Ticket ids in them.
+    /// Ticket ids in the requests that were answered.
     pub asked: u64,
-    /// Receipts given, good and bad.
+    /// Receipts returned, errors included.
     pub given: u64,
-    /// Bad ones among them.
+    /// Receipts returned with an error.
     pub bad: u64,
 }
 
@@ -340,36 +343,36 @@ pub enum Provider {
     Fcm,
 }
 
-/// A message that was taken, kept when [`super::Options::remember`] asks for it.
+/// A message that was taken, as kept by [`Options::remember`](crate::Options::remember).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TakenMessage {
-    /// By whom.
+    /// The fake that took it.
     pub provider: Provider,
-    /// To whom.
+    /// The recipient; of a message to FCM perhaps a topic or a condition.
     pub token: String,
-    /// First line, if it has one.
+    /// The title, from `notification` or `android.notification` with FCM.
     pub title: Option<String>,
-    /// Text, if it has one.
+    /// The text, from the same place.
     pub body: Option<String>,
-    /// What the app receives beside the text; null if nothing.
+    /// `data`; null if there is none.
     pub data: Value,
-    /// Android's tag.
+    /// Expo's `tag`, FCM's `android.notification.tag`.
     pub tag: Option<String>,
     /// Expo's `collapseId`, FCM's `apns-collapse-id`.
     pub collapse_id: Option<String>,
-    /// The message as it was sent.
+    /// The message as it was sent: with FCM, what is in `message`.
     pub raw: Value,
     /// The request's headers, without `authorization`.
     pub headers: BTreeMap<String, String>,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub http_version: String,
-    /// When it arrived.
+    /// When the request was read.
     pub received_at: Timestamp,
 }
 
 impl Which {
-    pub(super) fn holds(&self, token: &str) -> bool {
+    pub(super) fn matches(&self, token: &str) -> bool {
         match self {
             Self::Tokens(tokens) => tokens.contains(token),
             Self::Containing(word) => token.contains(word.as_str()),
@@ -379,7 +382,7 @@ impl Which {
     }
 }
 
-/// A text that borrows from what was sent where it can. (An `Option<Cow<str>>` never would.)
+/// A text that borrows from the request where it can. (serde makes an owned one of an `Option<Cow<str>>`.)
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);

@@ -45,7 +45,7 @@ impl World {
         Self { sandbox, http1: Client::builder().http1_only().build().unwrap(), http2 }
     }
 
-    /// FCM wants no access token here.
+    /// FCM demands no access token, and messages are kept.
     async fn open() -> Self {
         Self::start(Options { require_bearer: false, ..Options::remembering() }).await
     }

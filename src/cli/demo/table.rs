@@ -68,7 +68,7 @@ impl ReportTable<'_> {
             let of = self.statistics(provider);
             of.answered(Answer::Down) + of.answered(Answer::Throttled)
         });
-        counted(table, "doubles seen by the sandbox", |provider| self.statistics(provider).doubles);
+        counted(table, "doubles seen by the sandbox", |provider| self.statistics(provider).duplicates);
         counted(table, "doses rung, reminders included", |provider| {
             self.found
                 .pushes

@@ -119,7 +119,7 @@ fn statistics(findings: &mut Findings, expected: &Expected, found: &Found, provi
         tokens.len() as u64,
         of.distinct_tokens,
     );
-    findings.agree(format!("doubles that {provider} saw"), 0, of.doubles);
+    findings.agree(format!("doubles that {provider} saw"), 0, of.duplicates);
     findings.agree(
         format!("messages to dead tokens at {provider}"),
         expected.dead(provider),

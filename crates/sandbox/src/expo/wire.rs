@@ -1,4 +1,4 @@
-//! What Expo is sent, read without copying.
+//! Requests to Expo, parsed without copying.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -20,9 +20,9 @@ pub(super) struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// # Errors
-    /// What is wrong with it, in words.
+    /// Expo's message about what is wrong with the request.
     pub fn parse(body: &'a [u8]) -> Result<Self, String> {
-        // Checked once for all: parsing bytes would check each string on its own.
+        // UTF-8 is checked once here; parsing bytes would check each string on its own.
         let body = str::from_utf8(body).map_err(|err| err.to_string())?;
         let array = body.trim_start().starts_with('[');
         let parsed = if array {
@@ -41,12 +41,12 @@ impl<'a> Batch<'a> {
         Ok(Self { messages, array, recipients })
     }
 
-    /// How many notifications it makes: each recipient counts.
+    /// The number of notifications: each recipient counts.
     pub fn len(&self) -> usize {
         self.recipients
     }
 
-    /// One object to one recipient: its ticket does not come in an array.
+    /// One object with one recipient: its ticket is returned alone, not in an array.
     pub fn is_lone(&self) -> bool {
         !self.array && self.recipients == 1
     }
@@ -60,7 +60,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// One message to one or several recipients. Fields that are not here are not looked at.
+/// One message to one or several recipients. Other fields are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(dead_code, reason = "some fields are only read for their type")]
@@ -114,7 +114,7 @@ impl Message<'_> {
         Ok(())
     }
 
-    /// What makes two notifications the same.
+    /// Equal for two notifications that count as the same: by `tag`, else `collapseId`, else the text.
     pub fn identity(&self) -> u64 {
         match self.tag.as_deref().or(self.collapse_id.as_deref()) {
             Some(id) => counts::hash(id),
@@ -122,7 +122,7 @@ impl Message<'_> {
         }
     }
 
-    /// Bytes that count towards the limit; the exact accounting is not published.
+    /// Bytes that count towards the limit; Expo does not publish the exact rule.
     pub fn payload(&self) -> usize {
         let text = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.len());
         text(&self.title)
@@ -132,7 +132,7 @@ impl Message<'_> {
     }
 }
 
-/// Whether a text looks like an Expo push token: one of the three forms.
+/// Whether a text has one of the three forms of an Expo push token.
 pub(super) fn is_token(text: &str) -> bool {
     let bracketed = ["ExponentPushToken[", "ExpoPushToken["].iter().any(|start| text.starts_with(start))
         && text.ends_with(']');
@@ -147,7 +147,7 @@ fn is_uuid_like(text: &str) -> bool {
         })
 }
 
-/// The message at that place, whole. Slow: for remembering only.
+/// The message at that index, with all its fields. Slow: only for messages that are kept.
 pub(super) fn nth(body: &[u8], index: usize) -> Value {
     match serde_json::from_slice(body) {
         Ok(Value::Array(mut messages)) if index < messages.len() => messages.swap_remove(index),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_told() {
+    fn the_error_names_what_is_malformed() {
         for (body, why) in [
             ("[]", "at least 1 items"),
             ("[{\"body\":\"x\"}]", "missing field `to`"),

@@ -1,5 +1,5 @@
-//! What FCM is sent, read without copying and as strictly as FCM does: it refuses names that it does not know
-//! and values of another type.
+//! Requests to FCM, parsed without copying and as strictly as FCM does: unknown names and values of another
+//! type are refused.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -14,16 +14,16 @@ use crate::{counts, wire::Text};
 const PAYLOAD_MAX: usize = 4096;
 const TTL_MAX: f64 = 2_419_200.0;
 
-/// A message that FCM would take, if its token is good.
+/// A message that FCM takes, unless its token has a fault.
 #[derive(Debug)]
 pub(super) struct Envelope<'a> {
     pub validate_only: bool,
     pub target: Target<'a>,
-    /// Hash of what makes two notifications the same.
+    /// Equal for two notifications that count as the same: by tag, else collapse id, else the text.
     pub identity: u64,
 }
 
-/// Whom a message is for.
+/// The recipient of a message.
 #[derive(Debug)]
 pub(super) enum Target<'a> {
     /// A registration token or an installation id.
@@ -42,20 +42,20 @@ impl Target<'_> {
 
 /// Why a payload is refused.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct PayloadError {
     pub field: String,
     pub why: String,
-    /// FCM itself says it, not the JSON layer before it.
+    /// FCM itself reports it, rather than the JSON layer in front of it.
     pub by_fcm: bool,
 }
 
-impl Fault {
-    fn of_fcm(field: &str, why: impl Into<String>) -> Self {
+impl PayloadError {
+    fn from_fcm(field: &str, why: impl Into<String>) -> Self {
         Self { field: field.to_owned(), why: why.into(), by_fcm: true }
     }
 
-    /// The JSON layer's words for what serde found.
-    fn of_json(err: &serde_json::Error) -> Self {
+    /// Words serde's error as Google's JSON layer does.
+    fn from_json(err: &serde_json::Error) -> Self {
         let text = err.to_string();
         let text = text.split(" at line ").next().unwrap_or_default();
         let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
@@ -73,23 +73,23 @@ impl Fault {
 
 impl<'a> Envelope<'a> {
     /// # Errors
-    /// FCM would refuse it, whoever it is for.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Fault> {
-        let not_text = |_| Fault {
+    /// FCM refuses the payload for any token.
+    pub fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
+        let not_text = |_| PayloadError {
             field: "message".to_owned(),
             why: "Invalid JSON payload received. Not UTF-8.".to_owned(),
             by_fcm: false,
         };
-        // Checked once for all: parsing bytes would check each string on its own.
+        // UTF-8 is checked once here; parsing bytes would check each string on its own.
         let body = str::from_utf8(body).map_err(not_text)?;
-        let request: Request<'a> = serde_json::from_str(body).map_err(|err| Fault::of_json(&err))?;
+        let request: Request<'a> = serde_json::from_str(body).map_err(|err| PayloadError::from_json(&err))?;
         let message = request.message;
         let identity = message.check()?;
         Ok(Self { validate_only: request.validate_only, identity, target: message.target()? })
     }
 }
 
-/// FCM knows more characters than these in no token that was ever seen.
+/// Not documented by FCM: no token with another character is known.
 pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":_-".contains(&byte))
 }
@@ -105,7 +105,7 @@ struct Request<'a> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "some fields are only there to be known, or for their type")]
+#[expect(dead_code, reason = "some fields are only checked for their name and type")]
 struct Message<'a> {
     #[serde(borrow)]
     token: Option<Text<'a>>,
@@ -131,7 +131,7 @@ struct Message<'a> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "some fields are only there to be known, or for their type")]
+#[expect(dead_code, reason = "some fields are only checked for their name and type")]
 struct Notification<'a> {
     #[serde(borrow)]
     title: Option<Text<'a>>,
@@ -142,7 +142,7 @@ struct Notification<'a> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "some fields are only there to be known, or for their type")]
+#[expect(dead_code, reason = "some fields are only checked for their name and type")]
 struct Android<'a> {
     #[serde(alias = "collapseKey")]
     collapse_key: Option<IgnoredAny>,
@@ -209,7 +209,7 @@ const OTHER_ANDROID_FIELDS: [&str; 26] = [
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "some fields are only there to be known, or for their type")]
+#[expect(dead_code, reason = "some fields are only checked for their name and type")]
 struct Apns<'a> {
     #[serde(borrow)]
     headers: Option<Entries<'a>>,
@@ -222,19 +222,23 @@ struct Apns<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The identity of a message that may be sent.
-    fn check(&self) -> Result<u64, Fault> {
+    /// The identity of a valid message.
+    fn check(&self) -> Result<u64, PayloadError> {
         if let Some(key) =
             self.data.iter().flat_map(|data| &data.0).map(|(key, _)| key).find(|key| is_reserved(key))
         {
-            return Err(Fault::of_fcm("message.data", format!("Invalid data payload key: {}", &**key)));
+            return Err(PayloadError::from_fcm(
+                "message.data",
+                format!("Invalid data payload key: {}", &**key),
+            ));
         }
         let ttl = self.android.as_ref().and_then(|android| android.ttl.as_deref());
         if let Some(ttl) = ttl.filter(|ttl| !is_ttl(ttl)) {
             let why = format!(
-                "Invalid value at 'message.android.ttl' (type.googleapis.com/google.protobuf.Duration), \"{ttl}\""
+                "Invalid value at 'message.android.ttl' \
+                 (type.googleapis.com/google.protobuf.Duration), \"{ttl}\""
             );
-            return Err(Fault { field: "message.android.ttl".to_owned(), why, by_fcm: false });
+            return Err(PayloadError { field: "message.android.ttl".to_owned(), why, by_fcm: false });
         }
         if self
             .apns
@@ -244,24 +248,25 @@ impl<'a> Message<'a> {
         {
             let why = "Invalid value at 'message.apns.payload' (type.googleapis.com/google.protobuf.Struct)"
                 .to_owned();
-            return Err(Fault { field: "message.apns.payload".to_owned(), why, by_fcm: false });
+            return Err(PayloadError { field: "message.apns.payload".to_owned(), why, by_fcm: false });
         }
         if self.payload() > PAYLOAD_MAX {
-            return Err(Fault::of_fcm("message", "Android message is too big"));
+            return Err(PayloadError::from_fcm("message", "Android message is too big"));
         }
         Ok(self.identity())
     }
 
-    fn target(self) -> Result<Target<'a>, Fault> {
+    fn target(self) -> Result<Target<'a>, PayloadError> {
         let devices = [self.token, self.fid].into_iter().flatten().map(|text| Target::Device(text.0));
         let groups = [self.topic, self.condition].into_iter().flatten().map(|text| Target::Group(text.0));
         let mut targets = devices.chain(groups);
         match (targets.next(), targets.next()) {
             (Some(target), None) => Ok(target),
-            (None, _) => Err(Fault::of_fcm("message", "Recipient of the message is not set.")),
+            (None, _) => Err(PayloadError::from_fcm("message", "Recipient of the message is not set.")),
             (Some(_), Some(_)) => {
-                let why = "Invalid value at 'message' (oneof), oneof field 'target' is already set. Cannot set another one.";
-                Err(Fault { field: "message".to_owned(), why: why.to_owned(), by_fcm: false })
+                let why = "Invalid value at 'message' (oneof), oneof field 'target' is already set. \
+                           Cannot set another one.";
+                Err(PayloadError { field: "message".to_owned(), why: why.to_owned(), by_fcm: false })
             }
         }
     }
@@ -307,7 +312,7 @@ fn is_ttl(text: &str) -> bool {
     seconds.is_some_and(|seconds| (0.0..=TTL_MAX).contains(&seconds))
 }
 
-/// A map whose values are strings; the values stay as they were written.
+/// A map whose values are strings, kept as raw JSON.
 #[derive(Debug)]
 struct Entries<'a>(Vec<(Text<'a>, &'a RawValue)>);
 

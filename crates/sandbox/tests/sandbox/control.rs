@@ -1,4 +1,4 @@
-//! What the sandbox tells of itself, and how its faults are ordered.
+//! The control API: statistics, messages, faults, start and stop.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use super::{World, answered, expo_token, messages, text_to};
 
 #[tokio::test]
-async fn doubles_are_told_apart_by_tag_or_collapse_id_else_by_text() {
+async fn duplicates_are_found_by_tag_or_collapse_id_else_by_text() {
     let world = World::open().await;
     let expo = |fields: Value| {
         let mut message = json!([{ "to": expo_token("a"), "body": "x" }]);
         message[0].as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         message
     };
-    for (fields, doubles) in [
+    for (fields, duplicates) in [
         (json!({ "tag": "t1" }), 0),
         (json!({ "tag": "t2" }), 0),
         (json!({ "tag": "t1", "body": "y" }), 1),
@@ -26,12 +26,12 @@ async fn doubles_are_told_apart_by_tag_or_collapse_id_else_by_text() {
         (json!({}), 3),
     ] {
         world.expo(expo(fields.clone())).await;
-        assert_eq!(world.expo_statistics().doubles, doubles, "{fields}");
+        assert_eq!(world.expo_statistics().duplicates, duplicates, "{fields}");
     }
 }
 
 #[tokio::test]
-async fn the_peak_counts_what_arrives_whatever_it_is_answered() {
+async fn the_peak_counts_what_arrives_whatever_the_answer() {
     let world = World::open().await;
     world.set(|faults| faults.expo.rate_limit = Some(0));
     for _ in 0..3 {
@@ -41,17 +41,18 @@ async fn the_peak_counts_what_arrives_whatever_it_is_answered() {
         );
     }
     let statistics = world.expo_statistics();
-    // On a slow machine the three may lie in different seconds, but five messages came at once.
+    // On a slow machine the three may fall into different seconds, but five messages arrive at once.
     assert!([5, 10, 15].contains(&statistics.peak_per_second), "{statistics:?}");
     assert_eq!(statistics.requests, 3);
     assert!(statistics.first_at.unwrap() < statistics.last_at.unwrap());
 }
 
 #[tokio::test]
-async fn a_remembered_message_is_whole() {
+async fn a_kept_message_has_all_its_fields() {
     let world = World::open().await;
     let message = json!({
-        "to": expo_token("a"), "title": "T", "body": "B", "data": { "post_id": "p1" }, "tag": "t", "collapseId": "c", "priority": "high",
+        "to": expo_token("a"), "title": "T", "body": "B", "data": { "post_id": "p1" },
+        "tag": "t", "collapseId": "c", "priority": "high",
     });
     let request = world
         .http1
@@ -89,7 +90,7 @@ async fn a_remembered_message_is_whole() {
 }
 
 #[tokio::test]
-async fn only_the_latest_messages_are_remembered() {
+async fn only_the_latest_messages_are_kept() {
     let world = World::start(Options { remember: 2, ..Options::default() }).await;
     world.expo(messages(&["a", "b", "c"])).await;
     let tokens: Vec<_> = world.sandbox.messages().into_iter().map(|message| message.token).collect();
@@ -101,7 +102,7 @@ async fn only_the_latest_messages_are_remembered() {
 }
 
 #[tokio::test]
-async fn messages_that_are_drained_are_forgotten_and_still_counted() {
+async fn messages_that_are_drained_are_removed_and_still_counted() {
     let world = World::open().await;
     let drained =
         || world.sandbox.drain_messages().into_iter().map(|message| message.token).collect::<Vec<_>>();
@@ -112,7 +113,7 @@ async fn messages_that_are_drained_are_forgotten_and_still_counted() {
 }
 
 #[tokio::test]
-async fn faults_can_be_put_and_seen_over_http() {
+async fn faults_can_be_set_and_read_over_http() {
     let world = World::open().await;
     let url = format!("{}/sandbox/faults", world.sandbox.url());
     let put = async |body: Value| answered(world.http1.put(&url).body(body.to_string())).await;
@@ -120,7 +121,11 @@ async fn faults_can_be_put_and_seen_over_http() {
         "expo": {
             "latency": "1ms", "rateLimit": 5, "receiptDelay": "15m",
             "down": { "status": 502, "requests": 3, "takeAnyway": true },
-            "tokens": [{ "containing": "x", "fault": "dead" }, { "fraction": 0.5, "fault": "ghost" }, { "tokens": ["t"], "fault": "busy" }],
+            "tokens": [
+                { "containing": "x", "fault": "dead" },
+                { "fraction": 0.5, "fault": "ghost" },
+                { "tokens": ["t"], "fault": "busy" },
+            ],
         },
     });
     assert_eq!(put(script).await.status, StatusCode::OK);
@@ -191,8 +196,8 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
     };
     let all = async { tokio::join!(expo, fcm, stop) };
     let (expo, fcm, ()) =
-        tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop cuts what is under way");
-    assert!(expo.is_err() && fcm.is_err(), "their connections were cut");
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("a stop ends requests in flight");
+    assert!(expo.is_err() && fcm.is_err(), "their connections were closed");
     drop((http1, http2));
     let ended = async {
         while alive.num_alive_tasks() > 0 {
@@ -204,7 +209,7 @@ async fn a_stop_ends_every_task_and_frees_the_port() {
 }
 
 #[tokio::test]
-async fn a_sandbox_goes_by_the_name_that_others_have_for_it() {
+async fn every_url_that_the_sandbox_writes_has_the_origin_of_its_options() {
     let options = Options { url: Some("http://localhost:1".to_owned()), ..Options::default() };
     let sandbox = Sandbox::start(options).await.unwrap();
     assert_eq!(sandbox.expo_url(), "http://localhost:1/--/api/v2/push/send");

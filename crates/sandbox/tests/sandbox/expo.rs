@@ -14,7 +14,7 @@ fn error_code(body: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn expo_gives_a_ticket_per_recipient_in_their_order() {
+async fn expo_returns_a_ticket_per_recipient_in_their_order() {
     let world = World::open().await;
     let body = json!([
         { "to": [expo_token("a"), expo_token("dead-b")], "body": "x" },
@@ -41,7 +41,7 @@ async fn expo_gives_a_ticket_per_recipient_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_lone_message_to_expo_gets_a_lone_ticket() {
+async fn the_ticket_of_a_single_message_to_expo_is_not_in_an_array() {
     let world = World::open().await;
     let tickets = world.expo(json!({ "to": expo_token("a"), "body": "x" })).await.json();
     assert_eq!(tickets["data"]["status"], "ok");
@@ -66,7 +66,7 @@ async fn expo_reads_gzip_and_http2() {
 }
 
 #[tokio::test]
-async fn expo_refuses_what_is_malformed_or_too_much() {
+async fn expo_refuses_what_is_malformed_or_too_large() {
     let world = World::open().await;
     let hundred_and_one: Vec<_> = (0..101).map(expo_token).collect();
     for (body, code) in [
@@ -87,12 +87,13 @@ async fn expo_refuses_what_is_malformed_or_too_much() {
 }
 
 #[tokio::test]
-async fn expo_refuses_a_request_for_two_projects_and_tells_which_tokens_are_whose() {
+async fn expo_refuses_a_request_for_two_projects_and_lists_the_tokens_of_each() {
     let world = World::open().await;
     let answer = world.expo(messages(&["a", "foreign", "b"])).await;
     let body = answer.json();
     assert_eq!((answer.status.as_u16(), error_code(&body)), (400, "PUSH_TOO_MANY_EXPERIENCE_IDS"));
-    let expected = json!({ "@pushcast/sandbox": [expo_token("a"), expo_token("b")], "@stranger/other": [expo_token("foreign")] });
+    let expected =
+        json!({ "@sandbox/app": [expo_token("a"), expo_token("b")], "@other/app": [expo_token("foreign")] });
     assert_eq!(body["errors"][0]["details"], expected);
     assert_eq!(world.expo_statistics().answered(Answer::Foreign), 3);
 
@@ -104,7 +105,7 @@ async fn expo_refuses_a_request_for_two_projects_and_tells_which_tokens_are_whos
 }
 
 #[tokio::test]
-async fn expo_refuses_what_goes_beyond_the_rate_and_takes_nothing_of_it() {
+async fn expo_refuses_a_request_over_the_rate_and_takes_nothing_of_it() {
     let world = World::open().await;
     world.set(|faults| faults.expo.rate_limit = Some(3));
     let answer = world.expo(messages(&["a", "b", "c", "d"])).await;
@@ -122,7 +123,7 @@ async fn expo_refuses_what_goes_beyond_the_rate_and_takes_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn expo_wants_its_access_token() {
+async fn expo_demands_its_access_token() {
     let world =
         World::start(Options { expo_access_token: Some("secret".to_owned()), ..Options::remembering() })
             .await;
@@ -140,7 +141,7 @@ async fn expo_wants_its_access_token() {
 }
 
 #[tokio::test]
-async fn an_outage_of_expo_hits_so_many_requests_with_html() {
+async fn an_outage_of_expo_answers_that_many_requests_with_html() {
     let world = World::open().await;
     let outage = Outage {
         status: 502,
@@ -165,7 +166,7 @@ async fn an_outage_of_expo_hits_so_many_requests_with_html() {
 }
 
 #[tokio::test]
-async fn an_outage_lasts_until_the_faults_are_set_anew() {
+async fn an_outage_lasts_until_the_faults_are_set_again() {
     let world = World::open().await;
     world.set(|faults| faults.expo.down = Some(Outage { status: 500, ..Outage::default() }));
     for _ in 0..3 {
@@ -177,7 +178,7 @@ async fn an_outage_lasts_until_the_faults_are_set_anew() {
 }
 
 #[tokio::test]
-async fn a_lying_outage_takes_the_messages_and_the_repeat_is_a_double() {
+async fn an_outage_may_take_the_messages_and_the_repeat_is_a_duplicate() {
     let world = World::open().await;
     let outage = Outage { status: 504, requests: Some(1), take_anyway: true, ..Outage::default() };
     world.set(|faults| faults.expo.down = Some(outage));
@@ -185,7 +186,7 @@ async fn a_lying_outage_takes_the_messages_and_the_repeat_is_a_double() {
     assert_eq!(world.expo_statistics().taken, 2);
     assert_eq!(world.expo(messages(&["a", "b", "dead"])).await.status, StatusCode::OK);
     let statistics = world.expo_statistics();
-    assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.doubles), (4, 2, 2));
+    assert_eq!((statistics.taken, statistics.distinct_tokens, statistics.duplicates), (4, 2, 2));
     assert_eq!(
         (
             statistics.answered(Answer::Down),
@@ -197,7 +198,7 @@ async fn a_lying_outage_takes_the_messages_and_the_repeat_is_a_double() {
 }
 
 #[tokio::test]
-async fn receipts_tell_what_became_of_the_tickets() {
+async fn receipts_report_what_became_of_the_tickets() {
     let world = World::open().await;
     let body = json!([
         { "to": expo_token("a"), "body": "x" },
@@ -207,10 +208,10 @@ async fn receipts_tell_what_became_of_the_tickets() {
         { "to": expo_token("b"), "body": "x".repeat(4097) },
     ]);
     let tickets = ids(&world.expo(body).await.json());
-    let stranger = "XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX".to_owned();
-    let receipts = world.receipts(&[&tickets[..], &[stranger]].concat()).await.json();
+    let unknown = "XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX".to_owned();
+    let receipts = world.receipts(&[&tickets[..], &[unknown]].concat()).await.json();
     let found = receipts["data"].as_object().unwrap();
-    assert_eq!(found.len(), 5, "a stranger's id is not there");
+    assert_eq!(found.len(), 5, "an unknown id has no receipt");
     assert_eq!(found[&tickets[0]], json!({ "status": "ok" }));
     let errors: Vec<_> =
         tickets[1..].iter().map(|id| found[id]["details"]["error"].as_str().unwrap()).collect();

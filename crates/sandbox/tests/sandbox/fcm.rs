@@ -63,7 +63,7 @@ async fn fcm_answers_each_fault_of_a_token_in_its_own_way() {
 }
 
 #[tokio::test]
-async fn fcm_tells_a_bad_payload_from_a_bad_token() {
+async fn fcm_answers_an_invalid_payload_unlike_an_invalid_token() {
     let world = World::open().await;
     let body = world.fcm(json!({ "token": "a", "data": { "count": 5 } })).await.json();
     assert_eq!(details(&body), ["BadRequest"]);
@@ -81,11 +81,11 @@ async fn fcm_knows_one_project() {
     let url = format!("{}/v1/projects/another/messages:send", world.sandbox.fcm_url());
     let answer = answered(world.http2.post(url).body(json!({ "message": text_to("a") }).to_string())).await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
-    assert_eq!(answer.json()["error"]["details"], Value::Null, "nothing that speaks of the token");
+    assert_eq!(answer.json()["error"]["details"], Value::Null, "nothing about the token");
 }
 
 #[tokio::test]
-async fn fcm_refuses_what_goes_beyond_the_rate_without_an_fcm_error() {
+async fn fcm_refuses_a_message_over_the_rate_without_an_fcm_error() {
     let world = World::open().await;
     world.set(|faults| faults.fcm.rate_limit = Some(0));
     let answer = world.fcm(text_to("a")).await;
@@ -99,9 +99,9 @@ async fn fcm_refuses_what_goes_beyond_the_rate_without_an_fcm_error() {
 }
 
 #[tokio::test]
-async fn an_outage_of_fcm_speaks_as_google_does() {
+async fn an_outage_of_fcm_has_googles_status() {
     let world = World::open().await;
-    for (status, word) in
+    for (status, name) in
         [(500, "INTERNAL"), (503, "UNAVAILABLE"), (429, "RESOURCE_EXHAUSTED"), (401, "UNAUTHENTICATED")]
     {
         let outage = Outage {
@@ -113,7 +113,7 @@ async fn an_outage_of_fcm_speaks_as_google_does() {
         world.set(|faults| faults.fcm.down = Some(outage));
         let answer = world.fcm(text_to("a")).await;
         assert_eq!((answer.status.as_u16(), answer.retry_after.as_deref()), (status, Some("7")));
-        assert_eq!(answer.json()["error"]["status"], word);
+        assert_eq!(answer.json()["error"]["status"], name);
     }
     let outage = Outage { requests: Some(1), take_anyway: true, ..Outage::default() };
     world.set(|faults| faults.fcm.down = Some(outage));
@@ -121,11 +121,11 @@ async fn an_outage_of_fcm_speaks_as_google_does() {
         assert_eq!(world.fcm(text_to("a")).await.status, status);
     }
     let statistics = world.sandbox.statistics().fcm;
-    assert_eq!((statistics.taken, statistics.doubles), (2, 1));
+    assert_eq!((statistics.taken, statistics.duplicates), (2, 1));
 }
 
 #[tokio::test]
-async fn validating_takes_nothing() {
+async fn a_message_that_is_only_validated_is_not_taken() {
     let world = World::open().await;
     let body = json!({ "validate_only": true, "message": text_to("a") }).to_string();
     assert_eq!(answered(world.fcm_request(&json!({})).body(body)).await.status, StatusCode::OK);
@@ -148,7 +148,7 @@ async fn a_connection_carries_as_many_requests_at_once_as_fcm_allows() {
 // === credentials ===
 
 #[tokio::test]
-async fn fcm_wants_an_access_token_that_the_service_account_gets() {
+async fn fcm_demands_an_access_token_of_the_service_account() {
     let world = World::start(Options::default()).await;
     let send = async |bearer: &str| answered(world.fcm_request(&text_to("a")).bearer_auth(bearer)).await;
     let refused = world.fcm(text_to("a")).await;
@@ -171,7 +171,7 @@ async fn fcm_wants_an_access_token_that_the_service_account_gets() {
 async fn an_access_token_expires() {
     let world = World::start(Options::default()).await;
     world.set(|faults| faults.oauth.lifetime = Duration::ZERO);
-    // yup-oauth2 would keep asking for one that lives on; this one is dead on arrival.
+    // Zero, because yup-oauth2 replaces a token before it expires.
     let bearer = world.access_token().await.unwrap();
     assert_eq!(
         answered(world.fcm_request(&text_to("a")).bearer_auth(bearer)).await.status,
@@ -180,10 +180,10 @@ async fn an_access_token_expires() {
 }
 
 #[tokio::test]
-async fn a_service_account_of_another_key_gets_nothing() {
+async fn a_service_account_with_another_key_is_refused() {
     let world = World::start(Options::default()).await;
-    let stranger = Sandbox::start(Options::default()).await.unwrap();
-    let mut key: ServiceAccountKey = serde_json::from_str(&stranger.service_account()).unwrap();
+    let other = Sandbox::start(Options::default()).await.unwrap();
+    let mut key: ServiceAccountKey = serde_json::from_str(&other.service_account()).unwrap();
     let own: Value = serde_json::from_str(&world.sandbox.service_account()).unwrap();
     key.token_uri = own["token_uri"].as_str().unwrap().to_owned();
     let authenticator = ServiceAccountAuthenticator::builder(key).build().await.unwrap();

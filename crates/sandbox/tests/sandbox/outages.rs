@@ -1,4 +1,4 @@
-//! The manners of an outage: what the client sees, what was taken, what the control API tells.
+//! The failure modes of an outage: what the client sees, what is taken, what the control API reports.
 
 use std::time::Duration;
 
@@ -9,7 +9,6 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{World, answered, expo_token, messages, text_to};
 
-/// A request to each fake provider: their names, and what they have seen.
 impl World {
     fn down(&self, outage: &Outage) {
         self.set(|faults| {
@@ -19,15 +18,11 @@ impl World {
         });
     }
 
-    fn asks_expo(&self) -> RequestBuilder {
+    fn expo_request(&self) -> RequestBuilder {
         self.http1.post(self.sandbox.expo_url()).body(messages(&["a", "b"]).to_string())
     }
 
-    fn asks_fcm(&self) -> RequestBuilder {
-        self.fcm_request(&text_to("a"))
-    }
-
-    /// By the control API, as an operator would ask.
+    /// From the control API, as an operator reads it.
     async fn seen(&self) -> [ProviderStatistics; 2] {
         let statistics =
             answered(self.http1.get(format!("{}/sandbox/statistics", self.sandbox.url()))).await.json();
@@ -40,11 +35,11 @@ fn once(manner: FailureMode) -> Outage {
 }
 
 #[tokio::test]
-async fn a_proxys_page_may_come_with_any_status() {
+async fn a_proxys_error_page_may_have_any_status() {
     let world = World::open().await;
     for status in [200, 400, 404, 502] {
         world.down(&Outage { status, ..once(FailureMode::Html) });
-        for request in [world.asks_expo(), world.asks_fcm()] {
+        for request in [world.expo_request(), world.fcm_request(&text_to("a"))] {
             let answer = answered(request).await;
             assert_eq!(
                 (answer.status.as_u16(), answer.text.starts_with("<html>")),
@@ -63,47 +58,51 @@ async fn a_proxys_page_may_come_with_any_status() {
 async fn a_request_that_hangs_is_read_and_never_answered() {
     let world = World::open().await;
     world.down(&Outage { take_anyway: true, ..once(FailureMode::Hang) });
-    for request in [world.asks_expo(), world.asks_fcm()] {
+    for request in [world.expo_request(), world.fcm_request(&text_to("a"))] {
         let error = request.timeout(Duration::from_millis(300)).send().await.unwrap_err();
         assert!(error.is_timeout(), "{error:?}");
     }
     let [expo, fcm] = world.seen().await;
     assert_eq!((expo.taken, expo.statuses), (2, [(0, 1)].into()));
     assert_eq!((fcm.taken, fcm.outages), (1, [(FailureMode::Hang, 1)].into()));
-    // And the next one is.
-    assert_eq!(answered(world.asks_expo()).await.status, StatusCode::OK);
+    // The next one is answered.
+    assert_eq!(answered(world.expo_request()).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_reset_takes_the_connection_and_all_that_it_carries() {
+async fn a_reset_ends_the_connection_and_every_request_on_it() {
     let world = World::open().await;
     world.set(|faults| faults.fcm.latency = Duration::from_secs(3600));
-    let mut carried = JoinSet::new();
-    carried.spawn(world.asks_fcm().send());
+    let mut in_flight = JoinSet::new();
+    in_flight.spawn(world.fcm_request(&text_to("a")).send());
     while world.sandbox.statistics().fcm.taken == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     world.set(|faults| faults.fcm.latency = Duration::ZERO);
     world.down(&once(FailureMode::Reset));
-    for request in [world.asks_expo(), world.asks_fcm()] {
+    for request in [world.expo_request(), world.fcm_request(&text_to("a"))] {
         let error = request.send().await.unwrap_err();
         assert!(!error.is_connect() && !error.is_timeout(), "{error:?}");
         assert!(format!("{error:?}").contains("ConnectionReset"), "{error:?}");
     }
-    assert!(carried.join_next().await.unwrap().unwrap().is_err(), "it was on the same connection");
+    assert!(in_flight.join_next().await.unwrap().unwrap().is_err(), "it was on the same connection");
     for (seen, taken) in world.seen().await.iter().zip([0, 1]) {
         assert_eq!((seen.taken, &seen.outages), (taken, &[(FailureMode::Reset, 1)].into()));
     }
-    assert_eq!(answered(world.asks_fcm()).await.status, StatusCode::OK, "a new connection is as good as any");
+    assert_eq!(
+        answered(world.fcm_request(&text_to("a"))).await.status,
+        StatusCode::OK,
+        "a new connection works"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dripping_answer_is_whole_in_the_end() {
+async fn an_answer_that_drips_is_complete_in_the_end() {
     let world = World::open().await;
     for (take_anyway, status, taken) in [(false, 503, 0), (true, 200, 1)] {
         world.down(&Outage { take_anyway, ..once(FailureMode::Drip) });
         let begun = Instant::now();
-        let answer = answered(world.asks_fcm()).await;
+        let answer = answered(world.fcm_request(&text_to("a"))).await;
         assert_eq!(answer.status.as_u16(), status);
         assert!(answer.json().is_object());
         assert!(
@@ -116,16 +115,16 @@ async fn a_dripping_answer_is_whole_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_short_answer_is_a_success_that_lacks_something() {
+async fn a_short_answer_is_an_incomplete_success() {
     let world = World::open().await;
     world.down(&Outage { take_anyway: true, ..once(FailureMode::Short) });
-    let tickets = answered(world.asks_expo()).await;
+    let tickets = answered(world.expo_request()).await;
     assert_eq!(
         (tickets.status.as_u16(), tickets.json()["data"].as_array().unwrap().len()),
         (200, 1),
         "for two messages"
     );
-    let answer = answered(world.asks_fcm()).await;
+    let answer = answered(world.fcm_request(&text_to("a"))).await;
     assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({})));
     let token = answered(world.http1.post(format!("{}/token", world.sandbox.url()))).await;
     assert_eq!((token.status.as_u16(), token.json().get("access_token")), (200, None));
@@ -134,7 +133,7 @@ async fn a_short_answer_is_a_success_that_lacks_something() {
 }
 
 #[tokio::test]
-async fn the_manner_is_ordered_over_http() {
+async fn the_failure_mode_is_set_over_http() {
     let world = World::open().await;
     let url = format!("{}/sandbox/faults", world.sandbox.url());
     let put = async |body: Value| answered(world.http1.put(&url).body(body.to_string())).await;

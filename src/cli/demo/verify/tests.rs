@@ -133,7 +133,7 @@ fn what_the_sandbox_counted_otherwise_is_found() {
         ["tokens that expo took messages for: expected 3, found 2"]
     );
     assert_eq!(
-        said(|found| found.statistics.expo.doubles = 1),
+        said(|found| found.statistics.expo.duplicates = 1),
         ["doubles that expo saw: expected 0, found 1"]
     );
     assert_eq!(

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn parse(message: Value) -> Result<u64, Fault> {
+fn parse(message: Value) -> Result<u64, PayloadError> {
     let body = json!({ "message": message }).to_string();
     Envelope::parse(body.as_bytes()).map(|envelope| envelope.identity)
 }
@@ -18,13 +18,16 @@ fn a_full_message_is_taken() {
             "ttl": "86400s",
             "notification": { "channel_id": "default", "sound": "default", "tag": "t1" },
         },
-        "apns": { "headers": { "apns-collapse-id": "t1", "apns-priority": "10" }, "payload": { "aps": { "sound": "default" } } },
+        "apns": {
+            "headers": { "apns-collapse-id": "t1", "apns-priority": "10" },
+            "payload": { "aps": { "sound": "default" } },
+        },
     });
     assert_eq!(parse(message), Ok(counts::hash("t1")));
 }
 
 #[test]
-fn what_fcm_refuses_is_refused_in_its_words() {
+fn a_refusal_has_the_wording_of_fcm() {
     for (message, by_fcm, why) in [
         (json!({ "notification": {} }), true, "Recipient of the message is not set."),
         (json!({ "token": "a", "fid": "b" }), false, "oneof field 'target' is already set"),
@@ -56,15 +59,15 @@ fn what_fcm_refuses_is_refused_in_its_words() {
             "Android message is too big",
         ),
     ] {
-        let fault = parse(message).unwrap_err();
-        assert!(fault.why.contains(why) && fault.by_fcm == by_fcm, "{fault:?}");
+        let err = parse(message).unwrap_err();
+        assert!(err.why.contains(why) && err.by_fcm == by_fcm, "{err:?}");
     }
 }
 
 #[test]
-fn the_field_at_fault_is_named() {
-    let fault = parse(json!({ "token": "a", "data": { "n": 5 } })).unwrap_err();
-    assert_eq!(fault.field, "message.data[0].value");
+fn the_invalid_field_is_named() {
+    let err = parse(json!({ "token": "a", "data": { "n": 5 } })).unwrap_err();
+    assert_eq!(err.field, "message.data[0].value");
 }
 
 #[test]
