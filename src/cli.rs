@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line: one file per command.
 
 mod cancel;
 mod check;
@@ -20,8 +20,8 @@ use pushcast::config::Config;
 use tokio_util::sync::CancellationToken;
 
 const AFTER_HELP: &str = "\
-Settings: config/default.toml lists them all. A file given with --config goes on top, and the environment on top of that:
-  PUSHCAST__EXPO__RATE_PER_SECOND=300 sets expo.rate_per_second.
+Settings: config/default.toml lists them all. A file given with --config overrides it, and the environment
+overrides both: PUSHCAST__EXPO__RATE_PER_SECOND=300 sets expo.rate_per_second.
 
 Exit codes: 0 done, 1 failed, 2 invalid configuration or command line.";
 
@@ -29,7 +29,7 @@ Exit codes: 0 done, 1 failed, 2 invalid configuration or command line.";
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// A TOML file that goes over the defaults
+    /// A TOML file that overrides the default settings
     #[arg(long, value_name = "FILE", env = "PUSHCAST_CONFIG", global = true)]
     pub config: Option<PathBuf>,
 
@@ -38,12 +38,12 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What pushcast can do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the stages until SIGTERM or SIGINT
+    /// Run the stages until SIGTERM or SIGINT, then drain
     Run(run::Args),
-    /// Create what is missing in Kafka and in the store; change nothing that exists
+    /// Create the topics, offsets and tables that are missing; change nothing that exists
     Init,
     /// Check the configuration, Kafka, the store, the providers' settings and FCM's credentials
     Check,
@@ -51,38 +51,37 @@ pub enum Command {
     Produce(produce::Args),
     /// Write a clock tick to medication-ticks
     Tick(tick::Args),
-    /// Run fake push services with faults to order
+    /// Run fake push services whose faults can be set
     Sandbox(sandbox::Args),
-    /// See it work: everything in one process, nothing to install
+    /// Show pushcast at work under faults: everything in one process, nothing to install
     Demo(demo::Args),
     /// Send one test message to one token
     Send(send::Args),
-    /// Ask a running instance what it knows
+    /// Show what a running instance knows of a token, user, broadcast, dose or route
     Inspect(inspect::Args),
-    /// Stop what has not been sent of a post's broadcast
+    /// Cancel a post's broadcast: messages not sent yet are not sent
     Cancel(cancel::Args),
-    /// Send nothing through a provider until `resume`; jobs wait in Kafka
+    /// Stop sending through a provider until `resume`; its jobs wait in Kafka
     Pause(route::Args),
-    /// Send through a provider again: after a pause, or when refused credentials have been mended
+    /// Send through a provider again after a pause, or after refused credentials were replaced
     Resume(route::Args),
-    /// Send through a provider again after its brake, once somebody has looked at the dead tokens
+    /// Send through a provider again after its brake; look at the dead tokens first
     Release(route::Release),
 }
 
 impl Command {
-    /// Whether it brings its own settings: nothing configured for production touches it.
+    /// Whether it ignores the configured settings, so that it cannot touch anything in production.
     pub fn stands_alone(&self) -> bool {
         matches!(self, Self::Demo(_) | Self::Sandbox(_))
     }
 
-    /// The logs that it shows unless `PUSHCAST__LOG__FILTER` says otherwise, if not those of the default
-    /// settings.
+    /// Its own default for `PUSHCAST__LOG__FILTER`, if it has one.
     pub fn log_filter(&self) -> Option<&'static str> {
-        // What it attacks on purpose is told by itself; a warning in between would tear its bars.
+        // The demo reports the faults that it causes; warnings about them would break its progress bars.
         matches!(self, Self::Demo(_)).then_some("error")
     }
 
-    /// Runs it to its end. What runs for long ends in good order after `stop`; the rest is dropped.
+    /// Runs the command until it ends. After `stop` a long-running command drains; any other is dropped.
     pub async fn run(self, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
         match self {
             Self::Run(args) => run::run(args, config, stop).await,
@@ -102,6 +101,7 @@ impl Command {
     }
 }
 
+/// Fails at `stop`, for commands that have nothing to drain.
 async fn or_stop(
     command: impl Future<Output = anyhow::Result<()>>,
     stop: &CancellationToken,

@@ -1,4 +1,4 @@
-//! The operational life of pushcast: load, build, run, drain, exit code.
+//! The operational life of pushcast: configuration, log, build, run, drain, exit code.
 
 mod cli;
 
@@ -18,23 +18,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Cli;
 
-/// A page of a broadcast is some thousand small strings; this makes and frees them in half the time of the
-/// system's.
+/// A page of a broadcast is some thousand small strings; mimalloc allocates and frees them in half the time of
+/// the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The command failed. What was durable stays so.
+/// Exit code: the command failed. What it had made durable stays.
 const FAILED: u8 = 1;
 
-/// The command line or the configuration is invalid: nothing was begun.
+/// Exit code: the command line or the configuration is invalid. Nothing was started.
 const INVALID: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match load(&cli) {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("invalid configuration:\n{mistakes}");
+        Err(errors) => {
+            eprintln!("invalid configuration:\n{errors}");
             return ExitCode::from(INVALID);
         }
     };
@@ -53,7 +53,7 @@ fn load(cli: &Cli) -> Result<Config, ConfigErrors> {
     let mut environment: Environment =
         std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
     if cli.command.stands_alone() {
-        // What a shell has set for production must not reach a demonstration.
+        // Settings that a shell exports for production must not reach the demo or the sandbox.
         environment.retain(|name, _| name.starts_with("PUSHCAST__LOG__"));
         if let Some(filter) = cli.command.log_filter() {
             environment.entry("PUSHCAST__LOG__FILTER".to_owned()).or_insert_with(|| filter.to_owned());
@@ -68,17 +68,18 @@ fn run(cli: Cli, config: Config) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
-        let (token, mut signals) = (CancellationToken::new(), Signals::listen()?);
-        let command = cli.command.run(config, token.clone());
-        until_stopped_twice(command, &mut signals, &token).await
+        let stop = CancellationToken::new();
+        let mut signals = Signals::listen()?;
+        let command = cli.command.run(config, stop.clone());
+        until_stopped_twice(command, &mut signals, &stop).await
     });
-    // The command has joined what it started. What may be left is a thread that reads standard input, which
-    // nothing ends.
+    // The command has joined its tasks. A thread that is blocked reading standard input may be left; it cannot
+    // be ended, so the runtime does not wait for it.
     runtime.shutdown_background();
     ended
 }
 
-/// The first signal asks the command to end in good order; a second one does not wait for that.
+/// The first signal lets the command drain; the second one ends it at once.
 async fn until_stopped_twice(
     command: impl Future<Output = anyhow::Result<()>>,
     signals: &mut Signals,
@@ -87,12 +88,14 @@ async fn until_stopped_twice(
     let mut command = pin!(command);
     select! {
         ended = &mut command => return ended,
-        name = signals.next() => tracing::info!("{name}: stopping in good order; a second signal stops at once"),
+        name = signals.next() => tracing::info!("Received {name}, draining; a second signal stops at once"),
     }
     stop.cancel();
     select! {
         ended = command => ended,
-        name = signals.next() => anyhow::bail!("{name} again: stopped at once; what was unfinished is done again by the next start"),
+        name = signals.next() => anyhow::bail!(
+            "received {name} while draining: stopped at once; unfinished work is repeated after the next start"
+        ),
     }
 }
 

@@ -35,45 +35,45 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[test]
-fn an_invalid_configuration_ends_every_command_with_two_and_all_its_mistakes() {
+fn an_invalid_configuration_ends_every_command_with_code_two_and_all_errors() {
     for command in [&["check"][..], &["run"], &["tick"], &["inspect", "user", "ada"]] {
         let ended =
             pushcast(command, &[("PUSHCAST__POSTS__SLICES", "48"), ("PUSHCAST__PUSH__ENABLED", "maybe")]);
-        let said = text(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(2), "{command:?}: {said}");
+        let stderr = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{command:?}: {stderr}");
         assert!(
-            said.contains("PUSHCAST__POSTS__SLICES") && said.contains("PUSHCAST__PUSH__ENABLED"),
-            "{command:?}: {said}"
+            stderr.contains("PUSHCAST__POSTS__SLICES") && stderr.contains("PUSHCAST__PUSH__ENABLED"),
+            "{command:?}: {stderr}"
         );
     }
 }
 
 #[test]
-fn an_unknown_command_or_stage_ends_with_two() {
+fn an_unknown_command_or_stage_ends_with_code_two() {
     for line in [&["sned"][..], &["run", "--stages", "tokens,mail"]] {
         assert_eq!(pushcast(line, &[]).status.code(), Some(2), "{line:?}");
     }
 }
 
 #[test]
-fn the_help_tells_the_exit_codes() {
+fn the_help_lists_the_exit_codes() {
     let help = pushcast(&["--help"], &[]);
     assert!(text(&help.stdout).contains("Exit codes: 0 done, 1 failed, 2 invalid"), "{}", text(&help.stdout));
 }
 
 #[test]
-fn a_valid_configuration_is_said_to_be_fine() {
+fn check_prints_each_setting_with_its_source_and_no_secret() {
     let ended = pushcast(
         &["check"],
         &[("PUSHCAST__EXPO__RATE_PER_SECOND", "300"), ("PUSHCAST__EXPO__ACCESS_TOKEN", "S3CRET")],
     );
-    let said = text(&ended.stdout);
-    assert!(said.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{said}");
-    assert!(!said.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{said}");
+    let stdout = text(&ended.stdout);
+    assert!(stdout.contains("expo.rate_per_second = 300 (PUSHCAST__EXPO__RATE_PER_SECOND)"), "{stdout}");
+    assert!(!stdout.contains("S3CRET") && !text(&ended.stderr).contains("S3CRET"), "{stdout}");
 }
 
 #[test]
-fn produce_writes_what_stands_before_a_bad_line_and_nothing_behind_it() {
+fn produce_writes_the_lines_before_an_invalid_one_and_none_behind_it() {
     let broker = Broker::start([("t", 1)]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let lines = folder.path().join("lines");
@@ -85,11 +85,12 @@ fn produce_writes_what_stands_before_a_bad_line_and_nothing_behind_it() {
         .env("PUSHCAST__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers())
         .output()
         .unwrap();
-    let said = text(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{said}");
+    let stderr = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
     assert!(
-        said.contains("2 records were written to t, but not all") && said.contains("line 4: no \":\" in it"),
-        "{said}"
+        stderr.contains("2 records were written to t, but not all")
+            && stderr.contains("line 4: no \":\" in it"),
+        "{stderr}"
     );
     let reader: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers()).create().unwrap();
@@ -102,10 +103,11 @@ async fn check_tries_the_credentials_of_fcm() {
     let folder = tempfile::tempdir().unwrap();
     let account = folder.path().join("fcm.json");
     std::fs::write(&account, sandbox.service_account()).unwrap();
-    // Not for its own sake: `check` waits ten seconds for a Kafka that is away.
+    // Only because `check` waits ten seconds for a Kafka that is unreachable.
     let broker = topology::embedded_broker(16).unwrap();
     let check = async || {
-        let (account, servers) = (account.to_str().unwrap().to_owned(), broker.bootstrap_servers());
+        let account = account.to_str().unwrap().to_owned();
+        let servers = broker.bootstrap_servers();
         let checking = move || {
             let environment = [
                 ("PUSHCAST__FCM__CREDENTIALS_FILE", account.as_str()),
@@ -116,25 +118,28 @@ async fn check_tries_the_credentials_of_fcm() {
         };
         tokio::task::spawn_blocking(checking).await.unwrap()
     };
-    let said = check().await;
-    assert!(said.contains("fcm            fine: its credentials got an OAuth token"), "{said}");
+    let stdout = check().await;
+    assert!(
+        stdout.contains("fcm            ok: Google issued an access token for its credentials"),
+        "{stdout}"
+    );
 
     sandbox.faults().change(|faults| faults.oauth.refused = true);
-    let said = check().await;
-    assert!(said.contains("fcm            Google refuses the service account: "), "{said}");
+    let stdout = check().await;
+    assert!(stdout.contains("fcm            Google refuses the service account: "), "{stdout}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn inspect_prints_what_the_instance_answers_and_fails_when_it_refuses() {
+async fn inspect_prints_the_answer_of_the_instance_and_fails_with_its_error() {
     let token = async |Path(token): Path<String>| (StatusCode::OK, Json(json!({ "asked": token })));
     let user = async |Path(_): Path<String>| {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "the store is away" })))
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": "the store is unavailable" })))
     };
     let routes =
         Router::new().route("/inspect/token/{token}", get(token)).route("/inspect/user/{user}", get(user));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let asking = tokio::task::spawn_blocking(move || {
+    let commands = tokio::task::spawn_blocking(move || {
         let variables = [("PUSHCAST__HTTP__ADMIN_LISTEN", address.as_str())];
         (
             pushcast(&["inspect", "token", "ExponentPushToken[a/b]"], &variables),
@@ -142,21 +147,24 @@ async fn inspect_prints_what_the_instance_answers_and_fails_when_it_refuses() {
         )
     });
     let (answered, refused) = tokio::select! {
-        ended = asking => ended.unwrap(),
+        ended = commands => ended.unwrap(),
         _ = axum::serve(listener, routes).into_future() => unreachable!("it serves for ever"),
     };
     assert_eq!(
         serde_json::from_slice::<Value>(&answered.stdout).unwrap(),
         json!({"asked": "ExponentPushToken[a/b]"})
     );
-    assert_eq!((refused.status.code(), text(&refused.stderr)), (Some(1), "error: the store is away\n"));
+    assert_eq!(
+        (refused.status.code(), text(&refused.stderr)),
+        (Some(1), "error: the store is unavailable\n")
+    );
 }
 
 #[test]
-fn inspect_shows_no_token_when_nobody_answers() {
-    // Port 1 of this machine: nobody listens there.
+fn inspect_shows_no_token_when_no_instance_answers() {
+    // Nothing listens on port 1 of this machine.
     let ended = pushcast(&["inspect", "--admin", "127.0.0.1:1", "token", "ExponentPushToken[ada]"], &[]);
-    let said = text(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert!(said.contains("no instance answers on 127.0.0.1:1") && !said.contains("ada"), "{said}");
+    let stderr = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("no instance answers on 127.0.0.1:1") && !stderr.contains("ada"), "{stderr}");
 }

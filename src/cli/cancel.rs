@@ -1,4 +1,4 @@
-//! `pushcast cancel`: what has not been sent of a broadcast is not sent any more.
+//! `pushcast cancel`: messages of a broadcast that have not been sent are not sent any more.
 
 use pushcast::config::Config;
 use serde_json::json;
@@ -8,14 +8,14 @@ use super::instance::Instance;
 /// Which broadcast.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The post's id, or the broadcast's (post:…)
+    /// The id of the post, or of its broadcast (post:…)
     pub id: String,
 
     #[command(flatten)]
     instance: Instance,
 }
 
-/// Stops it, as a `cancelled` event in posts-created does.
+/// Cancels it, as a `cancelled` event in posts-created does.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     println!("{:#}", args.instance.post(&config, &["broadcast", &args.id, "cancel"], &json!({})).await?);
     Ok(())

@@ -1,4 +1,4 @@
-//! `pushcast check`: would it run?
+//! `pushcast check`: would `pushcast run` work with this configuration?
 
 use std::sync::Arc;
 
@@ -14,30 +14,30 @@ use pushcast::{
 
 use super::run::{OpenStore, open};
 
-/// Tells what is set, and tries Kafka, the store and FCM's credentials; Expo has nothing to try that rings
-/// nobody. A configuration with a mistake never comes this far: all its mistakes are printed, with exit code
-/// 2.
+/// Prints the settings, and tries Kafka, the store and FCM's credentials. Expo has no request that would try
+/// its credentials without sending a notification. An invalid configuration does not get here: `main` prints
+/// all its errors and exits with code 2.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    println!("configuration  fine: {}", config.redacted());
+    println!("configuration  ok: {}", config.redacted());
     let metrics = Arc::new(Metrics::new());
-    let kafka = topology::check(&config.kafka).await.map(|topics| format!("fine: {} topics", topics.len()));
+    let kafka = topology::check(&config.kafka).await.map(|topics| format!("ok: {} topics", topics.len()));
     let store = match open(&config).await {
         Err(err) if matches!(err.downcast_ref(), Some(EmbeddedOpenError::InUse { .. })) => {
-            Ok(format!("fine: {:#}", err.root_cause()))
+            Ok(format!("ok: {:#}", err.root_cause()))
         }
         Err(err) => Err(err),
         Ok(OpenStore::Embedded(store)) => {
-            store.ping().await.map(|()| "fine".to_owned()).map_err(anyhow::Error::from)
+            store.ping().await.map(|()| "ok".to_owned()).map_err(anyhow::Error::from)
         }
         Ok(OpenStore::Cql(store)) => store
             .ping()
             .await
-            .map(|()| "fine: it has this release's tables".to_owned())
+            .map(|()| "ok: it has this release's tables".to_owned())
             .map_err(anyhow::Error::from),
     };
     let expo = match config.expo.enabled {
         true => Expo::new(&config.expo, Arc::clone(&metrics))
-            .map(|_| format!("set: {}", config.expo.url))
+            .map(|_| format!("not tried: {}", config.expo.url))
             .map_err(anyhow::Error::from),
         false => Ok("off".to_owned()),
     };
@@ -45,20 +45,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(Some(fcm)) => fcm
             .authorised()
             .await
-            .map(|()| "fine: its credentials got an OAuth token".to_owned())
+            .map(|()| "ok: Google issued an access token for its credentials".to_owned())
             .map_err(anyhow::Error::from),
         Ok(None) => Ok("off: no credentials".to_owned()),
         Err(err) => Err(err.into()),
     };
-    let mut wrong = 0;
-    for (what, found) in [("kafka", kafka), ("store", store), ("expo", expo), ("fcm", fcm)] {
-        match found {
-            Ok(fine) => println!("{what:13}  {fine}"),
+    let mut failed = 0;
+    for (name, result) in [("kafka", kafka), ("store", store), ("expo", expo), ("fcm", fcm)] {
+        match result {
+            Ok(status) => println!("{name:13}  {status}"),
             Err(err) => {
-                wrong += 1;
-                println!("{what:13}  {err:#}");
+                failed += 1;
+                println!("{name:13}  {err:#}");
             }
         }
     }
-    if wrong > 0 { bail!("{wrong} of 4 would not work") } else { Ok(()) }
+    if failed > 0 { bail!("{failed} of 4 checks failed") } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! `pushcast init`: what has to be there before the first `run`.
+//! `pushcast init`: creates what the first `run` needs.
 
 use anyhow::Context;
 use consumer::admin::{self, GroupOffsets, TopicState};
@@ -11,7 +11,7 @@ use pushcast::{
 
 use super::run::{OpenStore, open};
 
-/// Creates missing topics, first offsets, the store's tables and its first rows, and tells what it did.
+/// Creates missing topics, first offsets, the store's tables and its first rows, and prints what it did.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let report =
         admin::init(&config.kafka, &topology::topics(config.kafka.partitions), &topology::subscriptions())
@@ -29,7 +29,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 format!("begins at the {} of {partitions} partitions", subscription.from.label())
             }
             GroupOffsets::Exist => "has its offsets".to_owned(),
-            GroupOffsets::GroupActive => "is being read".to_owned(),
+            GroupOffsets::GroupActive => "has running members".to_owned(),
         };
         println!("group  {group:30} {:24} {offsets}", subscription.topic);
     }
@@ -48,7 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             store.init_marks(now).await?;
             println!("store  ready");
         }
-        // Whoever has it open has prepared it.
+        // The process that has it open has created its tables and rows.
         Err(err) if matches!(err.downcast_ref(), Some(EmbeddedOpenError::InUse { .. })) => {
             println!("store  {:#}", err.root_cause())
         }

@@ -1,24 +1,24 @@
-//! `pushcast inspect`: what a running instance knows, as JSON on standard output.
+//! `pushcast inspect`: the state of a running instance and of the store, as JSON on standard output.
 
 use pushcast::{config::Config, domain::ProviderId};
 
 use super::{instance::Instance, route::provider};
 
-/// What to ask, and whom.
+/// What to show, and from which instance.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     instance: Instance,
 
-    /// About what
+    /// What to show
     #[command(subcommand)]
     pub subject: Subject,
 }
 
-/// What can be asked about.
+/// What can be shown.
 #[derive(Debug, clap::Subcommand)]
 pub enum Subject {
-    /// A device token, or the hash that stands for it in the logs
+    /// A device token, by itself or by the hash that the logs show
     Token {
         /// The token or its hash
         token: String,
@@ -28,21 +28,21 @@ pub enum Subject {
         /// The user's id
         user: String,
     },
-    /// A broadcast: what was sent, what is left, when it will be done, and why it stands still
+    /// A broadcast: what was sent, what is left, when it will be done, and why it does not advance
     Broadcast {
-        /// The post's id, or the broadcast's (post:…)
+        /// The id of the post, or of its broadcast (post:…)
         id: String,
     },
-    /// A dose: whether it was to ring, how far it is, and what became of it
+    /// A dose: whether a reminder was due, how far it has come, and its outcome
     Dose {
-        /// Whose dose: the profile's id
+        /// The id of the profile
         profile: String,
-        /// The regimen's id
+        /// The id of the regimen
         regimen: String,
-        /// When it is due, like 2026-11-20T08:00:00Z
+        /// The time at which it is due, like 2026-11-20T08:00:00Z
         time: String,
     },
-    /// Whether a provider's route sends, since when, and who set it
+    /// A provider's route: whether it sends, since when, and who set it
     Route {
         /// expo or fcm
         #[arg(value_parser = provider)]
@@ -50,7 +50,7 @@ pub enum Subject {
     },
 }
 
-/// Asks and prints the answer.
+/// Prints the instance's answer.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let path: &[&str] = match &args.subject {
         Subject::Token { token } => &["inspect", "token", token],

@@ -1,4 +1,4 @@
-//! How commands speak with a running instance: through its admin listener.
+//! The client of a running instance's admin listener.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,7 +7,7 @@ use pushcast::config::Config;
 use reqwest::{Client, Method, Url};
 use serde_json::Value;
 
-/// Finding a token by its hash reads the whole table.
+/// Long, because finding a token by its hash reads the whole table.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Which instance.
@@ -19,14 +19,14 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Asks a question.
+    /// The answer to a `GET`.
     pub async fn get(&self, config: &Config, path: &[&str]) -> anyhow::Result<Value> {
-        ask(self.address(config)?, Method::GET, path, None).await
+        request(self.address(config)?, Method::GET, path, None).await
     }
 
-    /// Asks for a change.
+    /// The answer to a `POST`.
     pub async fn post(&self, config: &Config, path: &[&str], body: &Value) -> anyhow::Result<Value> {
-        ask(self.address(config)?, Method::POST, path, Some(body)).await
+        request(self.address(config)?, Method::POST, path, Some(body)).await
     }
 
     fn address(&self, config: &Config) -> anyhow::Result<SocketAddr> {
@@ -34,7 +34,7 @@ impl Instance {
     }
 }
 
-async fn ask(
+async fn request(
     address: SocketAddr,
     method: Method,
     path: &[&str],
@@ -43,7 +43,7 @@ async fn ask(
     let mut url = Url::parse(&format!("http://{address}"))?;
     url.path_segments_mut().ok().context("an address has a path")?.extend(path);
     let client = Client::builder().no_proxy().timeout(ANSWER_WITHIN).build()?;
-    // The path may hold a token, so no error of the request shows its URL.
+    // The path may contain a token, so no error shows the URL.
     let mut request = client.request(method, url);
     if let Some(body) = body {
         request = request.header("content-type", "application/json").body(body.to_string());
@@ -55,16 +55,16 @@ async fn ask(
     let status = answer.status();
     let text = answer.text().await.map_err(reqwest::Error::without_url)?;
     match serde_json::from_str::<Value>(&text) {
-        Ok(told) if status.is_success() => Ok(told),
-        Ok(told) => bail!("{}", told["error"].as_str().unwrap_or(&text)),
-        Err(_) => bail!("{address} answered {status}, which is not pushcast's way"),
+        Ok(value) if status.is_success() => Ok(value),
+        Ok(value) => bail!("{}", value["error"].as_str().unwrap_or(&text)),
+        Err(_) => bail!("{address} answered {status} without JSON: is it pushcast's http.admin_listen?"),
     }
 }
 
-/// Where an instance with this setting can be reached from the same machine.
+/// The address at which an instance with this setting can be reached from the same machine.
 fn address_of(admin_listen: &str) -> anyhow::Result<SocketAddr> {
     if admin_listen.is_empty() {
-        bail!("http.admin_listen is empty: the instance answers no questions");
+        bail!("http.admin_listen is empty: the instance has no admin listener");
     }
     let mut address: SocketAddr = admin_listen.parse().context("http.admin_listen")?;
     if address.ip().is_unspecified() {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_that_listens_everywhere_is_asked_on_this_machine() {
+    fn an_instance_that_listens_on_every_address_is_reached_through_the_loopback() {
         assert_eq!(address_of("0.0.0.0:9464").unwrap().to_string(), "127.0.0.1:9464");
         assert_eq!(address_of("[::]:9464").unwrap().to_string(), "[::1]:9464");
         assert_eq!(address_of("10.0.0.5:9464").unwrap().to_string(), "10.0.0.5:9464");

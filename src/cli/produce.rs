@@ -1,4 +1,4 @@
-//! `pushcast produce TOPIC`: for those without kcat.
+//! `pushcast produce TOPIC`: writes records where kcat is not installed.
 
 use std::{future::ready, pin::pin};
 
@@ -9,7 +9,7 @@ use pushcast::config::Config;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio_util::sync::CancellationToken;
 
-/// Lines on their way to Kafka at once.
+/// Records that Kafka has not acknowledged yet.
 const IN_FLIGHT: usize = 1_000;
 
 /// Where to write.
@@ -18,16 +18,15 @@ pub struct Args {
     /// The topic
     pub topic: String,
 
-    /// What separates a key from its value in a line; without it lines have no key. A key with nothing behind
-    /// it is a tombstone
+    /// The text between key and value of a line; without it records have no key. A key with an empty value
+    /// makes a tombstone
     #[arg(long, value_name = "TEXT")]
     pub key_separator: Option<String>,
 }
 
 /// Writes each line of standard input as a record, and returns when Kafka has acknowledged the last one.
-/// Empty lines are left out. A bad line is the end: what stands before it is written, and nothing behind it
-/// is. When Kafka refuses a line, some behind it are on their way already: these are waited for and counted
-/// too.
+/// Empty lines are skipped. At an invalid line it stops: the lines before it are written, none behind it is.
+/// When Kafka refuses a record, some behind it are in flight already: these are waited for and counted too.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let producer = Producer::new(&config.kafka)?;
     let lines = BufReader::new(stdin()).lines();
@@ -55,9 +54,11 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
             }
         })
         .buffered(IN_FLIGHT);
-    let (mut written, mut count, mut failed) = (pin!(written), 0_usize, None);
-    while let Some(one) = written.next().await {
-        match one {
+    let mut written = pin!(written);
+    let mut count = 0_usize;
+    let mut failed = None;
+    while let Some(result) = written.next().await {
+        match result {
             Ok(()) => count += 1,
             Err(error) => {
                 stop.cancel();
@@ -105,7 +106,7 @@ mod tests {
         assert_eq!(
             message(&args(Some("|")), "a:b").unwrap_err().to_string(),
             r#"no "|" in it"#,
-            "it may hold a token"
+            "without the line, which may contain a token"
         );
     }
 }

@@ -13,7 +13,7 @@ pub struct Args {
     #[arg(value_parser = provider)]
     pub provider: ProviderId,
 
-    /// Why, for whoever looks next
+    /// The reason, which `inspect route` shows
     #[arg(long, default_value = "")]
     pub why: String,
 
@@ -21,48 +21,49 @@ pub struct Args {
     instance: Instance,
 }
 
-/// Which route is released from what.
+/// Which route, and what has closed it.
 #[derive(Debug, clap::Args)]
 pub struct Release {
     #[command(flatten)]
     args: Args,
 
-    /// What holds it
+    /// What has closed the route
     #[arg(value_enum)]
     hold: Hold,
 }
 
-/// What an operator releases after a look.
+/// What an operator releases.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Hold {
-    /// Too many tokens looked dead
+    /// The brake: too many tokens were answered as dead
     Brake,
 }
 
 /// Nothing is sent through the provider until `resume`; jobs wait in Kafka.
 pub async fn pause(args: Args, config: Config) -> anyhow::Result<()> {
-    wish(args, config, "pause").await
+    change(args, config, "pause").await
 }
 
 /// The provider's route sends again.
 pub async fn resume(args: Args, config: Config) -> anyhow::Result<()> {
-    wish(args, config, "resume").await
+    change(args, config, "resume").await
 }
 
 /// The provider's route sends again after the brake.
 pub async fn release(release: Release, config: Config) -> anyhow::Result<()> {
     let Hold::Brake = release.hold;
-    wish(release.args, config, "release").await
+    change(release.args, config, "release").await
 }
 
-async fn wish(args: Args, config: Config, wish: &str) -> anyhow::Result<()> {
+async fn change(args: Args, config: Config, action: &str) -> anyhow::Result<()> {
     let by = std::env::var("USER").unwrap_or_else(|_| "an operator".to_owned());
-    let said = json!({ "by": by, "why": args.why });
-    println!("{:#}", args.instance.post(&config, &["route", args.provider.label(), wish], &said).await?);
+    let request = json!({ "by": by, "why": args.why });
+    let route = args.instance.post(&config, &["route", args.provider.label(), action], &request).await?;
+    println!("{route:#}");
     Ok(())
 }
 
-/// Reads a provider's name.
+/// Parses a provider's name.
 pub(super) fn provider(name: &str) -> Result<ProviderId, String> {
-    ProviderId::from_label(name).ok_or_else(|| "there are expo and fcm".to_owned())
+    ProviderId::from_label(name).ok_or_else(|| "expected expo or fcm".to_owned())
 }

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these stages, separated by commas; "delivery" and "delivery.expo" mean all below them [default:
-    /// all]
+    /// Only these stages, separated by commas; "delivery" and "delivery.expo" include all stages below
+    /// [default: all]
     #[arg(long, value_name = "STAGES")]
     pub stages: Option<Stages>,
 }
@@ -24,7 +24,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     let stages = args.stages.unwrap_or_else(Stages::all);
     match open(&config).await? {
         OpenStore::Embedded(store) => {
-            // Its only owner may begin it; for a store that is shared `pushcast init` does.
+            // No other process can use it, so it is initialised here; a shared store is by `pushcast init`.
             store.init_marks(Timestamp::now()).await?;
             App::new(config, store, stages).run(stop).await
         }
@@ -32,9 +32,9 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> anyhow:
     }
 }
 
-/// One of the stores.
+/// The store that is configured.
 pub enum OpenStore {
-    /// A file or memory of this process's own.
+    /// A file or memory that this process alone uses.
     Embedded(EmbeddedStore),
     /// A cluster that all processes share.
     Cql(CqlStore),

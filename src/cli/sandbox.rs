@@ -1,4 +1,4 @@
-//! `pushcast sandbox`: fake Expo and FCM, and with `--kafka` a broker too.
+//! `pushcast sandbox`: fakes of Expo and FCM, and with `--kafka` an embedded broker.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -10,24 +10,24 @@ use tokio_util::sync::CancellationToken;
 /// What to fake, and where.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the fake services listen
+    /// The address that the fake services listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8085")]
     pub listen: SocketAddr,
 
-    /// The origin by which others reach it, where that is not the address that it listens on:
+    /// The origin at which clients reach it, if that is not the address that it listens on, like
     /// http://sandbox:8085
     #[arg(long, value_name = "URL", value_parser = origin)]
     pub url: Option<String>,
 
-    /// Run an embedded Kafka broker too, with all topics; it forgets everything when it ends
+    /// Run an embedded Kafka broker too, with all topics; it keeps its records in memory only
     #[arg(long)]
     pub kafka: bool,
 
-    /// How many of the latest messages to keep, for GET /sandbox/messages
+    /// How many of the latest messages GET /sandbox/messages shows
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     pub remember: usize,
 
-    /// Write the service account that the fake FCM accepts to this file
+    /// Write the service account of the fake FCM to this file
     #[arg(long, value_name = "FILE")]
     pub credentials: Option<PathBuf>,
 }
@@ -60,14 +60,14 @@ pub async fn run(args: Args, partitions: i32, stop: CancellationToken) -> anyhow
     Ok(())
 }
 
-/// An origin without the slash at its end, which paths bring along.
+/// An origin without a trailing slash: the paths that are appended begin with one.
 fn origin(text: &str) -> Result<String, String> {
     let url = reqwest::Url::parse(text).map_err(|err| err.to_string())?;
     let is_origin = matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none();
     if is_origin {
         Ok(url.origin().ascii_serialization())
     } else {
-        Err("expected http:// or https://, a host, perhaps a port, and no path".to_owned())
+        Err("expected http:// or https://, a host, an optional port, and no path".to_owned())
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_has_no_path_and_no_slash_at_its_end() {
+    fn an_origin_has_no_path_and_no_trailing_slash() {
         assert_eq!(origin("http://sandbox:8085/"), Ok("http://sandbox:8085".to_owned()));
         assert_eq!(origin("https://sandbox"), Ok("https://sandbox".to_owned()));
         for wrong in ["sandbox:8085", "http://sandbox/path", "http://sandbox/?a=b", "ftp://sandbox", ""] {

@@ -1,4 +1,4 @@
-//! `pushcast send TOKEN`: does this phone ring?
+//! `pushcast send TOKEN`: does a message reach this device?
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use pushcast::{
     metrics::Metrics,
 };
 
-/// How long the provider may keep trying.
-const LIFE: Duration = Duration::from_secs(3600);
+/// How long the provider may keep trying to reach the device.
+const TTL: Duration = Duration::from_secs(3600);
 
-/// What to send to whom.
+/// What to send, and to which token.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The device token
@@ -31,10 +31,10 @@ pub struct Args {
     pub body: String,
 }
 
-/// Sends one message past Kafka and the store, and tells what the provider said.
+/// Sends one message without Kafka and the store, and reports the provider's verdict.
 pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     let token =
-        Token::parse(&args.token).context("a token looks like ExponentPushToken[…], or is one of FCM's")?;
+        Token::parse(&args.token).context("expected ExponentPushToken[…] or an FCM registration token")?;
     let metrics = Arc::new(Metrics::new());
     let now = Timestamp::now();
     let notification = Notification {
@@ -44,7 +44,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
         data: Data::new(),
         sound: Some(config.posts.sound.clone()),
         channel: config.posts.channel.clone(),
-        expires_at: now + LIFE,
+        expires_at: now + TTL,
     };
     let reply = match token.kind().provider() {
         ProviderId::Expo => send(&Expo::new(&config.expo, metrics)?, &notification, &token).await?,
@@ -57,10 +57,10 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<()> {
     };
     match reply {
         Reply::Each(verdicts) if matches!(verdicts[..], [Verdict::Accepted { .. }]) => {
-            println!("{} took the message for {token}", token.kind().provider());
+            println!("{} accepted the message for {token}", token.kind().provider());
             Ok(())
         }
-        other => bail!("{} did not take the message for {token}: {other:?}", token.kind().provider()),
+        other => bail!("{} did not accept the message for {token}: {other:?}", token.kind().provider()),
     }
 }
 
@@ -72,7 +72,7 @@ async fn send<P: Provider>(
     let body = provider.body(notification)?;
     let mut reauthorised = false;
     loop {
-        match provider.send(&[PushMessage { body: &body, token, platform: None, ttl: LIFE }]).await {
+        match provider.send(&[PushMessage { body: &body, token, platform: None, ttl: TTL }]).await {
             Reply::Reauthorised { refused: Some(why) } if reauthorised => {
                 return Ok(Reply::CredentialsRefused { why });
             }

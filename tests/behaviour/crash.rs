@@ -82,9 +82,9 @@ async fn a_process_killed_in_the_middle_of_each_broadcast_loses_no_message() {
         let outcome = outcome_of(&deployment, &format!("post:p{round}")).await;
         deployment.wait_until_settled().await;
         let seen = deployment.statistics().await.expo;
-        println!("round {round}: killed when Expo had taken {}, {} duplicates", before.taken, seen.doubles);
+        println!("round {round}: killed when Expo had taken {}, {} duplicates", before.taken, seen.duplicates);
         assert_eq!((seen.distinct_tokens, &outcome["sent"]), (PHONES, &json!(PHONES)));
-        assert!(seen.doubles <= PAGES * PAGE + 2, "{} duplicates", seen.doubles);
+        assert!(seen.duplicates <= PAGES * PAGE + 2, "{} duplicates", seen.duplicates);
         for (phone, at) in doses {
             assert_eq!(outcome_of(&deployment, &dose_id(&phone.0, at)).await["outcome"], "sent");
             let messages = deployment.messages_to(phone).await;

@@ -346,7 +346,7 @@ impl World {
             panic!("the test does not expect these dead letters: {letters:#?}");
         }
         let seen = self.sandbox.statistics();
-        assert_eq!(seen.expo.doubles + seen.fcm.doubles, 0, "a message was sent twice: {seen:#?}");
+        assert_eq!(seen.expo.duplicates + seen.fcm.duplicates, 0, "a message was sent twice: {seen:#?}");
     }
 }
 

@@ -101,7 +101,7 @@ async fn providers_that_throttle_below_our_limit_are_sent_everything_once() {
     assert!(all_sent(&outcomes.0) && all_sent(&outcomes.1));
     let seen = sandbox.statistics();
     for (seen, phones, provider) in [(seen.expo, 10_000, "Expo"), (seen.fcm, 3_000, "FCM")] {
-        assert_eq!((seen.distinct_tokens, seen.doubles), (phones, 0), "{provider}");
+        assert_eq!((seen.distinct_tokens, seen.duplicates), (phones, 0), "{provider}");
         let throttled = seen.answered(Answer::Throttled);
         assert!(
             (1..phones / 5).contains(&throttled),

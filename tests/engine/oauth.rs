@@ -45,7 +45,7 @@ async fn a_token_endpoint_that_fails_in_any_mode_halts_no_route_and_loses_no_mes
         assert!(all_sent(&sender.broadcast(others).await), "{mode:?}");
         let seen = sandbox.statistics();
         assert_eq!(
-            (seen.fcm.distinct_tokens, seen.fcm.doubles, seen.credentials_issued),
+            (seen.fcm.distinct_tokens, seen.fcm.duplicates, seen.credentials_issued),
             (600, 0, 2),
             "{mode:?}"
         );
@@ -85,7 +85,7 @@ async fn messages_that_have_waited_for_connections_to_open_are_sent_at_the_rate_
         let sender = fcm_sender_at(&sandbox, url, LIMIT).await;
         assert!(all_sent(&sender.broadcast(phones(ProviderId::Fcm, 3_000)).await));
         let seen = sandbox.statistics().fcm;
-        assert_eq!((seen.doubles, sender.ambiguous()), (0, 0));
+        assert_eq!((seen.duplicates, sender.ambiguous()), (0, 0));
         assert!(
             seen.peak_per_second <= u64::from(LIMIT),
             "{handshake} ms: {} in one second",
@@ -117,7 +117,7 @@ async fn messages_that_have_waited_for_an_access_token_are_sent_at_the_rate_limi
         let seen = sandbox.statistics();
         let refused = seen.fcm.answered(Answer::CredentialsRefused);
         assert!(all_sent(&outcomes) && (refused > 0) == revoked, "{refused} were refused");
-        assert_eq!((seen.fcm.distinct_tokens, seen.fcm.doubles, sender.ambiguous()), (5_000, 0, 0));
+        assert_eq!((seen.fcm.distinct_tokens, seen.fcm.duplicates, sender.ambiguous()), (5_000, 0, 0));
         assert!(
             seen.fcm.peak_per_second <= u64::from(LIMIT),
             "{} in one second, {refused} refused",
@@ -154,5 +154,5 @@ async fn an_fcm_that_refuses_every_access_token_halts_the_route_until_an_operato
     let (outcomes, ()) = tokio::join!(sender.broadcast(phones(ProviderId::Fcm, 2_000)), operator);
     assert!(all_sent(&outcomes));
     let seen = sandbox.statistics().fcm;
-    assert_eq!((seen.distinct_tokens, seen.doubles), (2_000, 0));
+    assert_eq!((seen.distinct_tokens, seen.duplicates), (2_000, 0));
 }

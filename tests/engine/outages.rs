@@ -56,7 +56,7 @@ async fn expo_down_for_ten_minutes_in_any_failure_mode_loses_no_message() {
         let sender = expo_sender(&sandbox, 0);
         survives(&sender, || sandbox.statistics().expo, &format!("{mode:?}")).await;
         let seen = sandbox.statistics().expo;
-        assert_eq!(seen.doubles, 0, "{mode:?}: {seen:?}");
+        assert_eq!(seen.duplicates, 0, "{mode:?}: {seen:?}");
         assert!(seen.outages[&mode] >= 10, "{mode:?}: {seen:?}");
     }
 }
@@ -67,7 +67,7 @@ async fn fcm_down_for_ten_minutes_in_any_failure_mode_loses_no_message() {
         let sandbox = sandbox(|faults| faults.fcm = down(mode, false)).await;
         let sender = fcm_sender(&sandbox, 0).await;
         survives(&sender, || sandbox.statistics().fcm, &format!("{mode:?}")).await;
-        assert_eq!(sandbox.statistics().fcm.doubles, 0, "{mode:?}");
+        assert_eq!(sandbox.statistics().fcm.duplicates, 0, "{mode:?}");
     }
 }
 
@@ -82,8 +82,8 @@ async fn an_outage_that_takes_what_it_refuses_duplicates_few_messages() {
         let seen = sandbox.statistics().expo;
         // Ten failures open the breaker, eight requests are on the wire by then; a probe is one message.
         let bound = (10 + 8) * 100 + 100;
-        assert!((1..=bound).contains(&seen.doubles), "{mode:?}: {} duplicates", seen.doubles);
-        assert!(seen.doubles <= sender.ambiguous(), "{mode:?}: each of them was counted as ambiguous");
+        assert!((1..=bound).contains(&seen.duplicates), "{mode:?}: {} duplicates", seen.duplicates);
+        assert!(seen.duplicates <= sender.ambiguous(), "{mode:?}: each of them was counted as ambiguous");
     }
 }
 
@@ -107,7 +107,7 @@ async fn a_connection_that_is_reset_fails_only_what_it_carried() {
     assert_eq!((seen.distinct_tokens, seen.outages.get(&FailureMode::Reset)), (5_000, Some(&1)));
     // A connection carries a hundred.
     assert!((1..=100).contains(&sender.ambiguous()), "{} were on the connection", sender.ambiguous());
-    assert!(seen.doubles <= sender.ambiguous(), "{} duplicates", seen.doubles);
+    assert!(seen.duplicates <= sender.ambiguous(), "{} duplicates", seen.duplicates);
 }
 
 /// With a broadcast, of which the first failures open the breaker, and without one.
@@ -138,7 +138,7 @@ async fn reminders_are_sent_within_two_seconds_of_the_end_of_a_short_outage() {
             futures::future::join_all((0..40).map(reminder)).await
         };
         let (outcomes, delays) = tokio::join!(sender.broadcast(phones(ProviderId::Expo, bulk)), reminders);
-        assert_eq!((outcomes.len(), all_sent(&outcomes), sandbox.statistics().expo.doubles), (bulk, true, 0));
+        assert_eq!((outcomes.len(), all_sent(&outcomes), sandbox.statistics().expo.duplicates), (bulk, true, 0));
         let first = delays.iter().min().unwrap();
         let last = delays.iter().max().unwrap();
         assert!(

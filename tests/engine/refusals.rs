@@ -41,7 +41,7 @@ async fn tokens_of_another_project_cost_one_refusal_each_request_and_no_message(
     let sender = expo_sender(&sandbox, 0);
     assert!(all_sent(&sender.broadcast(phones(ProviderId::Expo, 2_000)).await));
     let seen = sandbox.statistics().expo;
-    assert_eq!((seen.distinct_tokens, seen.doubles), (2_000, 0));
+    assert_eq!((seen.distinct_tokens, seen.duplicates), (2_000, 0));
     // Twenty requests, and what a refusal has reported is not asked again.
     assert!(seen.statuses[&400] <= 20, "{seen:?}");
 }

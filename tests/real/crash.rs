@@ -60,12 +60,12 @@ pub fn kills_repeat_little(world: &World, phones: &[Phone], mut running: Running
     let duplicates_max = KILLS * AGAIN_MAX;
     println!(
         "duplicates: Expo {}, FCM {}; at most {duplicates_max} each, {KILLS} kills x 4 open pages x 250",
-        seen.expo.doubles, seen.fcm.doubles
+        seen.expo.duplicates, seen.fcm.duplicates
     );
     for (seen, tokens) in [(&seen.expo, by_expo), (&seen.fcm, by_fcm)] {
         assert_eq!(seen.distinct_tokens, tokens, "every token is sent to");
-        assert_eq!(seen.taken, tokens + seen.doubles);
-        assert!(seen.doubles <= duplicates_max, "{} duplicates", seen.doubles);
+        assert_eq!(seen.taken, tokens + seen.duplicates);
+        assert!(seen.duplicates <= duplicates_max, "{} duplicates", seen.duplicates);
     }
     for outcome in &outcomes {
         assert_eq!(

@@ -124,7 +124,7 @@ fn each_takes_part_in_doses(world: &World, members: &[Member]) {
     assert_eq!((outcomes.len(), distinct.len()), (DOSES, DOSES), "each once");
     assert!(outcomes.iter().all(|outcome| outcome["outcome"] == "sent"), "{outcomes:?}");
     let seen = world.sandbox.statistics().expo;
-    assert_eq!((seen.taken, seen.distinct_tokens, seen.doubles), (DOSES as u64, DOSES as u64, 0));
+    assert_eq!((seen.taken, seen.distinct_tokens, seen.duplicates), (DOSES as u64, DOSES as u64, 0));
     let sent: Vec<u64> = members.iter().map(|member| member.sent("expo", "urgent")).collect();
     println!("expo: {sent:?} of the doses");
     assert!(sent.iter().all(|sent| *sent > 0), "each takes part: {sent:?}");
@@ -144,10 +144,10 @@ fn a_kill_in_the_middle_repeats_little(world: &World, members: [Member; 3]) -> [
     check_total(world, "second");
 
     let seen = world.sandbox.statistics();
-    println!("duplicates: Expo {}, FCM {}; at most {AGAIN_MAX} each", seen.expo.doubles, seen.fcm.doubles);
+    println!("duplicates: Expo {}, FCM {}; at most {AGAIN_MAX} each", seen.expo.duplicates, seen.fcm.duplicates);
     for seen in [&seen.expo, &seen.fcm] {
         assert_eq!(seen.distinct_tokens, TOKENS, "no token missed");
-        assert!(seen.doubles <= AGAIN_MAX, "{} duplicates", seen.doubles);
+        assert!(seen.duplicates <= AGAIN_MAX, "{} duplicates", seen.duplicates);
     }
     each_has_partitions(world, members.len());
     members
@@ -163,7 +163,7 @@ fn broadcast(world: &World, id: &str) {
     let seen = world.sandbox.statistics();
     for provider in [Provider::Expo, Provider::Fcm] {
         let seen = if provider == Provider::Expo { &seen.expo } else { &seen.fcm };
-        assert_eq!((seen.taken, seen.distinct_tokens, seen.doubles), (TOKENS, TOKENS, 0));
+        assert_eq!((seen.taken, seen.distinct_tokens, seen.duplicates), (TOKENS, TOKENS, 0));
     }
 }
 
