@@ -1,9 +1,9 @@
-//! `pushcast demo`: all of it in one process, and the promises attacked while you watch.
+//! `pushcast demo`: all of pushcast in one process, under faults, with everything checked at the end.
 //!
 //! Kafka is librdkafka's mock cluster, the store is SQLite in memory, Expo and FCM are the sandbox; between
-//! them runs what `pushcast run` runs, with settings that come the way that everybody's come. `scenario` says
-//! what is published, `acts` when and under which attacks, `expected` what must come of it, and `verify`
-//! whether it did. What is expected follows from what was published alone.
+//! them run the stages of `pushcast run`, with settings from environment variables. `scenario` defines what
+//! is published, `script` when and under which faults, `expected` the result, and `verify` compares it with
+//! what is found. What is expected follows from what was published alone.
 
 mod expected;
 mod keep;
@@ -28,63 +28,64 @@ use self::{
     screen::Screen,
     script::Runner,
     table::ReportTable,
-    verify::{Disagreement, verify},
+    verify::{Mismatch, verify},
     watch::Watch,
     world::{RunningWorld, World},
 };
 
-/// What is not done by then is told as not done. A minute of it may be the wait for the doses' minute.
+/// The whole script. Up to a minute of it is spent waiting for the full minute at which doses are due.
 const DEADLINE: Duration = Duration::from_secs(85);
 
-/// How it ends.
+/// What to do at the end.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Leave it running, and print lines to paste into a shell
+    /// Keep it running after the script, and print commands to paste into a shell
     #[arg(long)]
     pub keep: bool,
 }
 
-/// Runs until it has shown everything, or until `stop`. It fails if what was found is not what must come of
-/// what was published.
+/// Runs the script, or until `stop`. Fails if what is found is not what follows from what was published.
 pub async fn run(args: Args, _: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let screen = Screen::new();
     let (world, mut running) = World::start(args.keep).await?;
     let ended = select! {
         ended = show(&world, &screen, &args) => ended,
-        broken = running.broken() => Err(broken),
+        failure = running.ended_early() => Err(failure),
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
     };
     let ended = match ended {
-        Ok(verdict) if args.keep => stay(&world, &mut running, &stop).await.and(verdict),
-        Ok(verdict) => verdict,
+        Ok(verified) if args.keep => keep_running(&world, &mut running, &stop).await.and(verified),
+        Ok(verified) => verified,
         Err(err) => Err(err),
     };
     running.stop().await;
-    world.end().await;
+    world.stop().await;
     ended
 }
 
-/// The demonstration. `Ok(Err(_))` = it went to its end, and something does not agree.
+/// Runs the script and prints the report. `Ok(Err(_))` = it ran to the end, and something does not agree.
 async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<anyhow::Result<()>> {
     let watch = Watch::new(world);
-    let play = Runner::new(world, &watch, screen);
-    let acts = async {
-        match timeout(DEADLINE, play.all()).await {
+    let runner = Runner::new(world, &watch, screen);
+    let script = async {
+        match timeout(DEADLINE, runner.run()).await {
             Ok(ended) => ended.map(|()| None),
-            Err(_) => Ok(Some(play.doing())),
+            Err(_) => Ok(Some(runner.waiting_for())),
         }
     };
-    let late = select! {
-        ended = acts => ended?,
-        never = watch.keep_looking() => match never {},
+    let unfinished = select! {
+        ended = script => ended?,
+        never = watch.poll_forever() => match never {},
     };
-    let (expected, found, measured) = (play.expected(), play.found().await?, play.measured());
-    let mut disagreements = verify(&expected, &found);
-    if let Some(doing) = late {
-        let found = format!("it still waited for {doing}");
-        disagreements.insert(
+    let expected = runner.expected();
+    let found = runner.found().await?;
+    let measured = runner.measured();
+    let mut mismatches = verify(&expected, &found);
+    if let Some(condition) = unfinished {
+        let found = format!("still waiting for {condition}");
+        mismatches.insert(
             0,
-            Disagreement { about: "the end".to_owned(), expected: format!("within {DEADLINE:?}"), found },
+            Mismatch { about: "the end".to_owned(), expected: format!("within {DEADLINE:?}"), found },
         );
     }
     println!(
@@ -102,28 +103,33 @@ async fn show(world: &World, screen: &Screen, args: &Args) -> anyhow::Result<any
         let program = std::env::current_exe().context("finding this program")?;
         println!("\n{}", keep::lines(world, &program, Timestamp::now()));
     }
-    Ok(judge(&disagreements))
+    Ok(report(&mismatches))
 }
 
-fn judge(disagreements: &[Disagreement]) -> anyhow::Result<()> {
-    if disagreements.is_empty() {
+fn report(mismatches: &[Mismatch]) -> anyhow::Result<()> {
+    if mismatches.is_empty() {
         println!(
-            "What the sandbox counted, what the store holds and what pushcast published agree with what was published."
+            "The sandbox's counts, the rows of the store and pushcast's own topics agree with the records \
+             that were published."
         );
         return Ok(());
     }
-    for disagreement in disagreements {
-        println!("DISAGREEMENT  {disagreement}");
+    for mismatch in mismatches {
+        println!("MISMATCH  {mismatch}");
     }
-    bail!("{} things do not agree with what was published", disagreements.len())
+    bail!("{} things do not agree with the records that were published", mismatches.len())
 }
 
-/// Stays until `stop`, and shows every push.
-async fn stay(world: &World, running: &mut RunningWorld, stop: &CancellationToken) -> anyhow::Result<()> {
-    println!("It goes on running until Ctrl-C.");
+/// Keeps everything running until `stop`, and prints every push.
+async fn keep_running(
+    world: &World,
+    running: &mut RunningWorld,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    println!("Running until Ctrl-C.");
     select! {
-        never = keep::show_pushes(world) => match never {},
-        broken = running.broken() => Err(broken),
+        never = keep::print_pushes(world) => match never {},
+        failure = running.ended_early() => Err(failure),
         () = stop.cancelled() => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
-//! What must come of the records that were published: a fold over them in their order, by the promises alone.
-//! It never looks at what happened.
+//! The result that follows from the records that were published: a fold over them in their order, by the
+//! documented guarantees alone. Nothing that was observed goes into it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use pushcast::{
 
 use super::scenario::{Condition, Phone, ScenarioStep, profile};
 
-/// A notification, as the sandbox can tell it apart: `post:walk` or `dose:daily-1`.
+/// A notification by what its message contains: `post:walk` or `dose:daily-1`.
 pub type Name = String;
 
 /// What must be found at the end.
@@ -19,28 +19,28 @@ pub type Name = String;
 pub struct Expected {
     /// The tokens that take each notification, once each.
     pub pushes: BTreeMap<Name, BTreeSet<(ProviderId, String)>>,
-    /// How many messages of each notification a provider answers with "not registered".
+    /// Messages of each notification that a provider answers with "not registered".
     pub dead: BTreeMap<(Name, ProviderId), u64>,
     /// The tokens in `invalid-tokens`.
     pub invalid: BTreeSet<String>,
-    /// What `push-outcomes` says of each notification, and for doses of each provider.
+    /// The records of `push-outcomes`, by notification, and for doses by provider.
     pub outcomes: BTreeMap<(String, Option<ProviderId>), ExpectedOutcome>,
     /// Records in `dead-letters`.
     pub dead_letters: u64,
-    /// What the store holds.
+    /// The tokens in the store.
     pub census: Vec<Census>,
 }
 
-/// The outcome of a notification, as far as it does not depend on the time.
+/// The outcome of a notification without its times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpectedOutcome {
-    /// Of a dose.
+    /// None for a broadcast.
     pub of_dose: Option<DoseOutcome>,
-    /// Its messages.
+    /// Its messages by outcome.
     pub counts: Counts,
 }
 
-/// The phones as they are while records come.
+/// The phones after the records so far.
 #[derive(Default)]
 struct Phones(BTreeMap<Phone, PhoneState>);
 
@@ -49,25 +49,26 @@ struct PhoneState {
     is_active: bool,
 }
 
-/// A dose of a regimen that waits for its minute.
+/// A dose of a regimen before its due minute.
 struct PendingDose<'a> {
     user: &'a str,
     due: Timestamp,
-    rings: bool,
+    is_sent: bool,
 }
 
 impl Expected {
-    /// What must come of these records.
+    /// The result that follows from these records.
     pub fn of(steps: &[ScenarioStep]) -> Self {
-        let (mut expected, mut phones) = (Self::default(), Phones::default());
-        let mut waiting: BTreeMap<&str, PendingDose> = BTreeMap::new();
+        let mut expected = Self::default();
+        let mut phones = Phones::default();
+        let mut pending: BTreeMap<&str, PendingDose> = BTreeMap::new();
         for step in steps {
             match step {
                 ScenarioStep::Registered { phone, owner, previous } => {
                     phones.register(*phone, owner.clone(), *previous)
                 }
-                ScenarioStep::Unregistered { phone } => phones.end(*phone),
-                ScenarioStep::UserDeleted { user } => phones.end_all_of(user),
+                ScenarioStep::Unregistered { phone } => phones.deactivate(*phone),
+                ScenarioStep::UserDeleted { user } => phones.deactivate_all_of(user),
                 ScenarioStep::Posted { post, author, users } => {
                     expected.broadcast(&mut phones, post, author, users.as_deref())
                 }
@@ -76,13 +77,13 @@ impl Expected {
                     let is_over = last_day.is_some_and(|last| {
                         TimeZone::get(zone).is_ok_and(|zone| due.to_zoned(zone).date() > last)
                     });
-                    waiting.insert(id, PendingDose { user, due: *due, rings: !is_over });
+                    pending.insert(id, PendingDose { user, due: *due, is_sent: !is_over });
                 }
-                ScenarioStep::RegimenRemoved { id } => drop(waiting.remove(id.as_str())),
+                ScenarioStep::RegimenRemoved { id } => drop(pending.remove(id.as_str())),
                 ScenarioStep::Unreadable => expected.dead_letters += 1,
             }
         }
-        for (id, dose) in waiting.into_iter().filter(|(_, dose)| dose.rings) {
+        for (id, dose) in pending.into_iter().filter(|(_, dose)| dose.is_sent) {
             expected.dose(&phones, id, dose.user, dose.due);
         }
         expected.census = phones.census();
@@ -106,7 +107,8 @@ impl Expected {
         taken + self.dead.get(&(name.to_owned(), provider)).copied().unwrap_or_default()
     }
 
-    /// The post goes to everybody but its author, or to the users whom it names. The same post twice is one.
+    /// A post is sent to every user but its author, or to the users that it lists. The same post twice is one
+    /// broadcast.
     fn broadcast(&mut self, phones: &mut Phones, post: &str, author: &str, users: Option<&[String]>) {
         let name = format!("post:{post}");
         if self.pushes.contains_key(&name) {
@@ -117,9 +119,9 @@ impl Expected {
         let mut taken = BTreeSet::new();
         for (phone, state) in phones.0.iter_mut().filter(|(_, state)| state.is_active) {
             let owner = state.owner.as_deref();
-            let is_asked =
+            let is_addressed =
                 named.as_ref().is_none_or(|named| owner.is_some_and(|owner| named.contains(owner)));
-            if !is_asked || owner == Some(author) {
+            if !is_addressed || owner == Some(author) {
                 continue;
             }
             let condition = phone.condition();
@@ -139,13 +141,13 @@ impl Expected {
         self.pushes.insert(name, taken);
     }
 
-    /// The dose rings every phone of its user once, however often it is published. Whoever is to be rung here
-    /// has no phone that is dead.
+    /// A dose sends one reminder to every phone of its user, however often it is published. In the scenario no
+    /// such phone is dead.
     fn dose(&mut self, phones: &Phones, regimen: &str, user: &str, at: Timestamp) {
-        let rung: BTreeSet<_> = phones.of(user).map(|phone| (phone.provider, phone.token())).collect();
+        let recipients: BTreeSet<_> = phones.of(user).map(|phone| (phone.provider, phone.token())).collect();
         let id = format!("dose:{}:{regimen}:{at:.0}", profile(user));
         let mut by_provider = BTreeMap::<_, u64>::new();
-        for (provider, _) in &rung {
+        for (provider, _) in &recipients {
             *by_provider.entry(*provider).or_default() += 1;
         }
         for (provider, sent) in &by_provider {
@@ -155,31 +157,31 @@ impl Expected {
                 ExpectedOutcome { of_dose: Some(DoseOutcome::Sent), counts },
             );
         }
-        if rung.is_empty() {
+        if recipients.is_empty() {
             self.outcomes.insert(
                 (id, None),
                 ExpectedOutcome { of_dose: Some(DoseOutcome::NoTokens), counts: Counts::default() },
             );
         }
-        self.pushes.insert(format!("dose:{regimen}"), rung);
+        self.pushes.insert(format!("dose:{regimen}"), recipients);
     }
 }
 
 impl Phones {
     fn register(&mut self, phone: Phone, owner: Option<String>, previous: Option<Phone>) {
         if let Some(previous) = previous {
-            self.end(previous);
+            self.deactivate(previous);
         }
         self.0.insert(phone, PhoneState { owner, is_active: true });
     }
 
-    fn end(&mut self, phone: Phone) {
+    fn deactivate(&mut self, phone: Phone) {
         if let Some(state) = self.0.get_mut(&phone) {
             state.is_active = false;
         }
     }
 
-    fn end_all_of(&mut self, user: &str) {
+    fn deactivate_all_of(&mut self, user: &str) {
         for state in self.0.values_mut().filter(|state| state.owner.as_deref() == Some(user)) {
             state.is_active = false;
         }
@@ -220,12 +222,12 @@ mod tests {
         ScenarioStep::Registered { phone: phone(number), owner: Some(owner.to_owned()), previous: None }
     }
 
-    fn takers(expected: &Expected, name: &str) -> Vec<String> {
+    fn recipients(expected: &Expected, name: &str) -> Vec<String> {
         expected.pushes[name].iter().map(|(_, token)| token.clone()).collect()
     }
 
     #[test]
-    fn a_post_reaches_all_who_live_but_its_author_and_the_next_one_spares_the_dead() {
+    fn a_post_is_sent_to_all_but_its_author_and_the_next_one_to_no_dead_token() {
         let steps = [
             registered(0, "ann"),
             registered(2, "bob"),
@@ -236,8 +238,8 @@ mod tests {
             ScenarioStep::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
         ];
         let expected = Expected::of(&steps);
-        assert_eq!(takers(&expected, "post:a"), [phone(0), phone(2), phone(29)].map(Phone::token));
-        assert_eq!(takers(&expected, "post:b"), [phone(0).token()]);
+        assert_eq!(recipients(&expected, "post:a"), [phone(0), phone(2), phone(29)].map(Phone::token));
+        assert_eq!(recipients(&expected, "post:b"), [phone(0).token()]);
         assert_eq!(expected.dead, BTreeMap::from([(("post:a".to_owned(), EXPO), 1)]));
         assert_eq!((expected.messages_of("post:a", EXPO), expected.messages_of("post:b", EXPO)), (4, 1));
         assert_eq!(expected.invalid, BTreeSet::from([phone(13), phone(29)].map(Phone::token)));
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phone_that_has_moved_rings_for_its_new_owner_only() {
+    fn a_phone_that_has_moved_is_notified_for_its_new_owner_only() {
         let to = |user: &str| vec![user.to_owned()];
         let post = |post: &str, users| ScenarioStep::Posted {
             post: post.to_owned(),
@@ -262,12 +264,12 @@ mod tests {
             post("a", to("ann")),
             post("b", to("bob")),
         ]);
-        assert_eq!(takers(&expected, "post:a"), [""; 0]);
-        assert_eq!(takers(&expected, "post:b"), [phone(0).token()]);
+        assert_eq!(recipients(&expected, "post:a"), [""; 0]);
+        assert_eq!(recipients(&expected, "post:b"), [phone(0).token()]);
     }
 
     #[test]
-    fn who_is_gone_logged_out_or_replaced_is_not_told() {
+    fn a_token_that_is_deleted_unregistered_or_replaced_is_not_notified() {
         let steps = [
             registered(0, "ann"),
             registered(2, "bob"),
@@ -277,11 +279,11 @@ mod tests {
             ScenarioStep::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
             scenario::post_for_everybody("a", 9),
         ];
-        assert_eq!(takers(&Expected::of(&steps), "post:a"), [phone(6).token()]);
+        assert_eq!(recipients(&Expected::of(&steps), "post:a"), [phone(6).token()]);
     }
 
     #[test]
-    fn a_dose_rings_once_and_not_after_its_end_nor_when_it_is_removed() {
+    fn a_dose_is_sent_once_and_not_after_the_end_or_the_removal_of_its_regimen() {
         let at: Timestamp = "2026-11-20T01:00:00Z".parse().unwrap();
         let mut steps = vec![
             registered(3_000, "user-3000"),
@@ -291,11 +293,11 @@ mod tests {
         steps.extend(scenario::dose_twice(at));
         steps.extend(scenario::regimens(at));
         let expected = Expected::of(&steps);
-        assert_eq!(takers(&expected, "dose:twice"), [phone(3_000).token()]);
+        assert_eq!(recipients(&expected, "dose:twice"), [phone(3_000).token()]);
         assert!(!expected.pushes.contains_key("dose:ended") && !expected.pushes.contains_key("dose:removed"));
         let twice = ("dose:of-user-3000:twice:2026-11-20T01:00:00Z".to_owned(), Some(EXPO));
         assert_eq!(expected.outcomes[&twice].of_dose, Some(DoseOutcome::Sent));
-        let nobody = ("dose:of-user-1000:daily-0:2026-11-20T01:00:00Z".to_owned(), None);
-        assert_eq!(expected.outcomes[&nobody].of_dose, Some(DoseOutcome::NoTokens));
+        let without_phone = ("dose:of-user-1000:daily-0:2026-11-20T01:00:00Z".to_owned(), None);
+        assert_eq!(expected.outcomes[&without_phone].of_dose, Some(DoseOutcome::NoTokens));
     }
 }

@@ -1,4 +1,4 @@
-//! `--keep`: it stays, and whatever others write to its topics shows up as a push.
+//! `--keep`: the demo keeps running, and prints the pushes that records from other programs cause.
 
 use std::{convert::Infallible, path::Path, time::Duration};
 
@@ -9,15 +9,15 @@ use tokio::time::sleep;
 
 use super::{watch::Push, world::World};
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Messages that are shown of one look; a post for everybody has thousands.
+const POLL_EVERY: Duration = Duration::from_millis(100);
+/// Messages printed per poll; a post for everybody has thousands.
 const SHOWN_MAX: usize = 10;
 
-/// Lines to paste into a shell, for each topic.
+/// Shell commands that write to and read from each topic.
 pub fn lines(world: &World, program: &Path, now: Timestamp) -> String {
     let servers = world.broker.bootstrap_servers();
     let mut text =
-        "# Paste a line, by kcat or without it; what it causes shows up here as a push.\n".to_owned();
+        "# Paste a line, with kcat or without it; the pushes that it causes are printed here.\n".to_owned();
     for (topic, value) in examples(now) {
         let echo = format!("echo '{value}'");
         text += &format!("\n# {topic}\n{echo} | kcat -P -b {servers} -t {topic}\n");
@@ -26,7 +26,7 @@ pub fn lines(world: &World, program: &Path, now: Timestamp) -> String {
             program.display()
         );
     }
-    text += "\n# What pushcast says of it\n";
+    text += "\n# What pushcast publishes, measures and knows\n";
     for topic in [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS] {
         text += &format!("kcat -C -b {servers} -t {topic} -o -5 -e -q\n");
     }
@@ -36,8 +36,7 @@ pub fn lines(world: &World, program: &Path, now: Timestamp) -> String {
     text
 }
 
-/// A line for each topic that others may write to. They belong together: the first registers the phone of the
-/// others.
+/// A record for each topic that other programs may write to. The first one registers the phone for the rest.
 fn examples(now: Timestamp) -> Vec<(&'static str, Value)> {
     let soon = now.to_zoned(TimeZone::UTC).datetime().saturating_add(jiff::SignedDuration::from_secs(90));
     let this_second = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -46,12 +45,13 @@ fn examples(now: Timestamp) -> Vec<(&'static str, Value)> {
         "medicineName": "Vitamin D", "dosage": "one drop",
     });
     let regimen = json!({
-        "regimenId": "mine", "profileId": "me", "userId": "me", "medicineName": "Vitamin D", "dosage": "one drop",
+        "regimenId": "mine", "profileId": "me", "userId": "me",
+        "medicineName": "Vitamin D", "dosage": "one drop",
         "timezone": "UTC", "times": [soon.strftime("%H:%M").to_string()],
     });
     let post = json!({
-        "postId": format!("hello-{}", now.as_second()), "authorId": "you", "authorName": "You", "title": "Hello",
-        "audience": { "users": ["me"] },
+        "postId": format!("hello-{}", now.as_second()), "authorId": "you", "authorName": "You",
+        "title": "Hello", "audience": { "users": ["me"] },
     });
     vec![
         (
@@ -61,29 +61,26 @@ fn examples(now: Timestamp) -> Vec<(&'static str, Value)> {
         (topics::POSTS_CREATED, post),
         (topics::MEDICATION_TICKS, json!({ "dose": dose })),
         (topics::MEDICATION_REGIMENS, regimen),
-        (
-            topics::INVALID_TOKENS,
-            json!({ "token": "ExponentPushToken[hello]", "reason": "because I say so" }),
-        ),
+        (topics::INVALID_TOKENS, json!({ "token": "ExponentPushToken[hello]", "reason": "uninstalled" })),
     ]
 }
 
-/// Prints each message that the sandbox takes; never ends.
-pub async fn show_pushes(world: &World) -> Infallible {
+/// Prints the messages that the sandbox takes; never ends.
+pub async fn print_pushes(world: &World) -> Infallible {
     loop {
         let pushes: Vec<Push> = world.sandbox.drain_messages().into_iter().map(Push::from).collect();
         for push in pushes.iter().take(SHOWN_MAX) {
-            println!("{}", shown(push));
+            println!("{}", line_of(push));
         }
         if let Some(more) = pushes.len().checked_sub(SHOWN_MAX).filter(|more| *more > 0) {
             println!("   and {more} more");
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_EVERY).await;
     }
 }
 
-/// A push in a line. Shows a token's hash, as `inspect` takes it.
-fn shown(push: &Push) -> String {
+/// A push in one line, with its token's hash, which `inspect` accepts.
+fn line_of(push: &Push) -> String {
     let token = Token::parse(&push.token).map(|token| token.hash().to_string()).unwrap_or_default();
     format!("push  {:.0}  {:4} → {token}  {}  [{}]", push.at, push.provider.label(), push.text, push.name)
 }
@@ -97,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lines_that_are_printed_are_what_their_topics_want_and_safe_in_a_shell() {
+    fn the_example_records_are_valid_and_can_be_single_quoted_in_a_shell() {
         for (topic, value) in examples("2026-11-20T23:59:01Z".parse().unwrap()) {
             let text = value.to_string();
             assert!(!text.contains('\''), "{text}");
@@ -115,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_is_shown_without_its_token() {
+    fn a_push_is_printed_without_its_token() {
         let push = Push {
             provider: pushcast::domain::ProviderId::Expo,
             token: "ExponentPushToken[hello]".to_owned(),
@@ -123,7 +120,7 @@ mod tests {
             at: "2026-11-20T01:00:00Z".parse().unwrap(),
             text: "New Reflection from You: Hello".to_owned(),
         };
-        let line = shown(&push);
+        let line = line_of(&push);
         assert!(
             line.contains("expo")
                 && line.contains("New Reflection from You: Hello")

@@ -1,5 +1,5 @@
-//! How fast it was: samples are taken from the record's publishing to the message's arrival at the sandbox,
-//! one by one; nothing is read from a histogram.
+//! Latencies and rates. Each latency is measured by itself, from the publication of the record to the arrival
+//! of the message at the sandbox; none is read from a histogram.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -12,12 +12,13 @@ use super::{
     watch::{Push, Sample},
 };
 
-/// An attack is felt that long after its end: a request that met it pauses before its next try.
-const FELT_AFTER: Duration = Duration::from_millis(1_500);
-/// A reminder that is published that short before an attack may meet it.
-const FELT_BEFORE: Duration = Duration::from_millis(200);
+/// A reminder published within this time after a fault may be late: a request that failed waits before its
+/// next attempt.
+const AFFECTED_AFTER: Duration = Duration::from_millis(1_500);
+/// A reminder published within this time before a fault may reach the provider during it.
+const AFFECTED_BEFORE: Duration = Duration::from_millis(200);
 
-/// The times of what was published.
+/// When the script did what.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     /// When each reminder was published.
@@ -26,48 +27,48 @@ pub struct Measured {
     pub posts: BTreeMap<Name, Timestamp>,
     /// When the doses of the regimens are due.
     pub due: Option<Timestamp>,
-    /// What was done to the providers.
-    pub attacks: Vec<Attack>,
-    /// From when to when a provider was busy with a broadcast and not attacked.
+    /// When the providers had faults.
+    pub faults: Vec<FaultPeriod>,
+    /// From when to when a provider was busy with a broadcast and had no fault.
     pub busy: BTreeMap<ProviderId, (Instant, Instant)>,
 }
 
-/// A time in which a provider does not do as it promised.
+/// A time in which a provider has a fault.
 #[derive(Clone, Copy, Debug)]
-pub struct Attack {
-    /// Which.
+pub struct FaultPeriod {
+    /// The provider with the fault.
     pub provider: ProviderId,
-    /// Its beginning.
+    /// When the fault is set.
     pub from: Timestamp,
-    /// Its end.
+    /// When it is cleared.
     pub until: Timestamp,
 }
 
-/// How long messages took.
+/// The latency of a set of messages. Shown as `p50 / p99`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Latency {
-    /// Half of them at most that long.
+    /// The median.
     pub p50: Duration,
-    /// All but one in a hundred at most that long.
+    /// The 99th percentile.
     pub p99: Duration,
-    /// The slowest.
+    /// The maximum.
     pub max: Duration,
-    /// Of how many.
+    /// The number of messages.
     pub of: usize,
 }
 
 impl Measured {
-    /// From a reminder's record to its provider, of those that were published while the provider was
-    /// attacked, or not.
-    pub fn reminders(&self, pushes: &[Push], provider: ProviderId, attacked: bool) -> Option<Latency> {
-        let is_attacked = |at: Timestamp| {
-            self.attacks.iter().any(|attack| {
+    /// From a reminder's record to its provider, of those published during a fault of that provider, or of
+    /// the others.
+    pub fn reminders(&self, pushes: &[Push], provider: ProviderId, during_fault: bool) -> Option<Latency> {
+        let is_affected = |at: Timestamp| {
+            self.faults.iter().any(|attack| {
                 attack.provider == provider
-                    && attack.from - FELT_BEFORE <= at
-                    && at <= attack.until + FELT_AFTER
+                    && attack.from - AFFECTED_BEFORE <= at
+                    && at <= attack.until + AFFECTED_AFTER
             })
         };
-        let published = self.reminders.iter().filter(|(_, at)| is_attacked(**at) == attacked);
+        let published = self.reminders.iter().filter(|(_, at)| is_affected(**at) == during_fault);
         latency(pushes, provider, &published.map(|(name, at)| (name.as_str(), *at)).collect())
     }
 
@@ -76,46 +77,48 @@ impl Measured {
         latency(pushes, provider, &self.posts.iter().map(|(name, at)| (name.as_str(), *at)).collect())
     }
 
-    /// From a dose's minute to its provider.
+    /// From the minute at which a regimen's dose is due to its provider.
     pub fn doses(&self, pushes: &[Push], provider: ProviderId, regimens: &[&str]) -> Option<Latency> {
         let due = self.due?;
         latency(pushes, provider, &regimens.iter().map(|name| (*name, due)).collect())
     }
 
-    /// Messages per second that arrived at a provider while it was busy and not attacked.
+    /// Messages per second that arrived at a provider while it was busy and had no fault.
     pub fn rate(&self, samples: &[Sample], provider: ProviderId) -> Option<f64> {
         let (from, until) = self.busy.get(&provider)?;
-        let side = usize::from(provider == ProviderId::Fcm);
+        let index = usize::from(provider == ProviderId::Fcm);
         let within = samples.iter().filter(|sample| (*from..=*until).contains(&sample.at));
-        kept(&within.map(|sample| (sample.at, sample.arrived[side])).collect::<Vec<_>>())
+        sustained(&within.map(|sample| (sample.at, sample.arrived[index])).collect::<Vec<_>>())
     }
 }
 
-/// How far arrivals ever ran ahead of the allowed rate: so long it would have taken to let what came too
-/// early come in time. Over any stretch of time, however short or long.
-pub fn ahead(samples: &[Sample], provider: ProviderId, rate: u32) -> Duration {
-    let (mut ahead, mut least) = (0.0_f64, f64::INFINITY);
+/// The most by which arrivals were ahead of the rate limit, as the time that the messages in excess take at
+/// that rate. The maximum over all intervals, however short or long.
+pub fn lead(samples: &[Sample], provider: ProviderId, rate: u32) -> Duration {
+    let mut lead = 0.0_f64;
+    let mut least = f64::INFINITY;
     let Some(first) = samples.first() else { return Duration::ZERO };
     for sample in samples {
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 messages")]
         let taken = sample.arrived[usize::from(provider == ProviderId::Fcm)] as f64;
         let beyond = taken / f64::from(rate) - (sample.at - first.at).as_secs_f64();
         least = least.min(beyond);
-        ahead = ahead.max(beyond - least);
+        lead = lead.max(beyond - least);
     }
-    Duration::from_secs_f64(ahead)
+    Duration::from_secs_f64(lead)
 }
 
 fn latency(pushes: &[Push], provider: ProviderId, published: &BTreeMap<&str, Timestamp>) -> Option<Latency> {
     let of = pushes.iter().filter(|push| push.provider == provider);
     let taken = of.filter_map(|push| Some(push.at.duration_since(*published.get(push.name.as_str())?)));
-    // A clock that is set back must not make a message early.
+    // A clock that is set back must not make a latency negative.
     Latency::of(taken.map(|taken| Duration::try_from(taken).unwrap_or_default()).collect())
 }
 
-/// The rate between the first and the last tenth of what came: neither the start nor the last few slices.
-fn kept(arrived: &[(Instant, u64)]) -> Option<f64> {
-    let ((_, first), (_, last)) = (arrived.first()?, arrived.last()?);
+/// The rate between the first and the last tenth of the arrivals: without the start and the last slices.
+fn sustained(arrived: &[(Instant, u64)]) -> Option<f64> {
+    let (_, first) = arrived.first()?;
+    let (_, last) = arrived.last()?;
     let tenth = (last - first) / 10;
     let begin = arrived.iter().find(|(_, count)| *count >= first + tenth)?;
     let end = arrived.iter().find(|(_, count)| *count >= last - tenth)?;
@@ -136,12 +139,12 @@ impl Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} / {}", shown(self.p50), shown(self.p99))
+        write!(f, "{} / {}", format_duration(self.p50), format_duration(self.p99))
     }
 }
 
-/// A time as people say it.
-pub fn shown(time: Duration) -> String {
+/// `40 ms`, `1.5 s`.
+pub fn format_duration(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
     } else {
@@ -171,10 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn reminders_are_told_apart_by_whether_their_own_provider_was_attacked() {
+    fn reminders_are_divided_by_whether_their_own_provider_had_a_fault() {
         let measured = Measured {
             reminders: [("a", 0), ("b", 2_000)].map(|(name, ms)| (name.to_owned(), at(ms))).into(),
-            attacks: vec![Attack { provider: ProviderId::Expo, from: at(1_900), until: at(5_000) }],
+            faults: vec![FaultPeriod { provider: ProviderId::Expo, from: at(1_900), until: at(5_000) }],
             ..Measured::default()
         };
         let pushes = [
@@ -183,41 +186,41 @@ mod tests {
             push(ProviderId::Fcm, "b", 2_020),
             push(ProviderId::Fcm, "post:walk", 9_000),
         ];
-        let max = |provider, attacked| {
-            measured.reminders(&pushes, provider, attacked).map(|latency| latency.max.as_millis())
+        let max = |provider, during_fault| {
+            measured.reminders(&pushes, provider, during_fault).map(|latency| latency.max.as_millis())
         };
         assert_eq!([max(ProviderId::Expo, false), max(ProviderId::Expo, true)], [Some(10), Some(3_000)]);
         assert_eq!([max(ProviderId::Fcm, false), max(ProviderId::Fcm, true)], [Some(20), None]);
     }
 
     #[test]
-    fn who_runs_ahead_of_the_rate_is_seen_whatever_went_before() {
+    fn arrivals_ahead_of_the_rate_are_found_whatever_came_before() {
         let start = Instant::now();
         let sample = |ms, expo| Sample { at: start + Duration::from_millis(ms), arrived: [expo, 0] };
-        let ahead = |samples: &[Sample]| ahead(samples, ProviderId::Expo, 100).as_millis();
+        let lead = |samples: &[Sample]| lead(samples, ProviderId::Expo, 100).as_millis();
         assert_eq!(
-            ahead(&[sample(0, 0), sample(1_000, 100), sample(9_000, 500)]),
+            lead(&[sample(0, 0), sample(1_000, 100), sample(9_000, 500)]),
             0,
-            "a pause is not made up for later"
+            "a pause allows no burst after it"
         );
         assert_eq!(
-            ahead(&[sample(0, 0), sample(5_000, 100), sample(6_000, 300)]),
+            lead(&[sample(0, 0), sample(5_000, 100), sample(6_000, 300)]),
             1_000,
-            "200 in a second: one too early"
+            "200 in a second: one second too early"
         );
-        assert_eq!(ahead(&[]), 0);
+        assert_eq!(lead(&[]), 0);
     }
 
     #[test]
-    fn the_rate_is_that_of_the_middle() {
+    fn the_sustained_rate_is_that_of_the_middle() {
         let start = Instant::now();
-        // Nothing for a second, 100 a second for ten, and then a straggler.
+        // Nothing for a second, 100 a second for ten, and one message much later.
         let arrived = |ms: u64| if ms < 1_000 { 0 } else { (ms / 10 - 100).min(1_000) };
         let mut samples: Vec<_> =
             (0..=20_000).step_by(100).map(|ms| (start + Duration::from_millis(ms), arrived(ms))).collect();
         samples.push((start + Duration::from_secs(60), 1_001));
-        let rate = kept(&samples).unwrap();
+        let rate = sustained(&samples).unwrap();
         assert!((99.0..101.0).contains(&rate), "{rate}");
-        assert_eq!(kept(&samples[..1]), None);
+        assert_eq!(sustained(&samples[..1]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What is shown while it runs, on stderr: bars where there is a terminal, plain lines where there is none.
+//! Progress on standard error: bars on a terminal, plain lines elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -7,42 +7,42 @@ use tokio::time::Instant;
 
 const BAR: &str = "{msg:24} {bar:32} {pos:>6}/{len:6} {eta:>4}";
 
-/// The screen.
+/// Standard error, with a clock.
 pub struct Screen {
     bars: MultiProgress,
     started: Instant,
 }
 
-/// A bar on it.
+/// A progress bar, removed when it is dropped.
 pub struct Bar<'a> {
     screen: &'a Screen,
-    shown: ProgressBar,
-    /// The last quarter that a plain line was written for.
+    bar: ProgressBar,
+    /// The last quarter that a plain line was printed for.
     quarter: AtomicU64,
 }
 
 impl Screen {
-    /// An empty one. Its clock begins.
+    /// Starts the clock.
     pub fn new() -> Self {
         Self { bars: MultiProgress::new(), started: Instant::now() }
     }
 
-    /// A line that stays, with the seconds since the start.
-    pub fn say(&self, line: impl AsRef<str>) {
+    /// Prints a line with the seconds since the start.
+    pub fn print(&self, line: impl AsRef<str>) {
         self.write(&format!("{:5.1} s  {}", self.started.elapsed().as_secs_f64(), line.as_ref()));
     }
 
-    /// A bar, from nothing to `len`.
-    pub fn bar(&self, what: impl Into<String>, len: u64) -> Bar<'_> {
+    /// Adds a bar from 0 to `len`.
+    pub fn bar(&self, name: impl Into<String>, len: u64) -> Bar<'_> {
         let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let shown = self.bars.add(
-            ProgressBar::new(len).with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_message(what.into()),
+        let bar = self.bars.add(
+            ProgressBar::new(len).with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_message(name.into()),
         );
-        Bar { screen: self, shown, quarter: AtomicU64::new(0) }
+        Bar { screen: self, bar, quarter: AtomicU64::new(0) }
     }
 
     fn write(&self, line: &str) {
-        // A screen that can't be written to is not worth failing for.
+        // The demo does not fail because its progress can't be printed.
         if self.bars.is_hidden() {
             eprintln!("{line}");
         } else {
@@ -52,20 +52,20 @@ impl Screen {
 }
 
 impl Bar<'_> {
-    /// So far.
-    pub fn at(&self, position: u64) {
-        self.shown.set_position(position);
-        let quarter = quarter(position, self.shown.length().unwrap_or_default());
+    /// Moves the bar to this position.
+    pub fn set(&self, position: u64) {
+        self.bar.set_position(position);
+        let quarter = quarter(position, self.bar.length().unwrap_or_default());
         if self.screen.bars.is_hidden() && self.quarter.swap(quarter, Relaxed) < quarter {
-            self.screen.say(format!("{:24} {:3} %  {position}", self.shown.message(), quarter * 25));
+            self.screen.print(format!("{:24} {:3} %  {position}", self.bar.message(), quarter * 25));
         }
     }
 }
 
 impl Drop for Bar<'_> {
-    /// It goes; what came of it is said in a line.
+    /// The result is printed as a line, so the bar is removed.
     fn drop(&mut self) {
-        self.shown.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quarters_are_reached_when_they_are_full() {
+    fn a_quarter_is_reached_when_it_is_full() {
         assert_eq!([0, 24, 25, 99, 100, 101].map(|position| quarter(position, 100)), [0, 0, 1, 3, 4, 4]);
         assert_eq!(quarter(0, 0), 4);
     }

@@ -1,4 +1,4 @@
-//! The table at the end.
+//! The table of results that is printed at the end.
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use pushcast::domain::{Outcome, ProviderId};
@@ -6,31 +6,31 @@ use sandbox::{Answer, ProviderStatistics};
 
 use super::{
     expected::Expected,
-    measure::{Latency, Measured, shown},
+    measure::{Latency, Measured, format_duration},
     verify::Found,
     watch::Sample,
     world::World,
 };
 
-/// What there is to tell.
+/// The data of the table.
 pub struct ReportTable<'a> {
-    /// For pushcast's own counts.
+    /// For pushcast's metrics and settings.
     pub world: &'a World,
-    /// What was published.
+    /// What follows from what was published.
     pub expected: &'a Expected,
     /// What was found.
     pub found: &'a Found,
     /// When it was published.
     pub measured: &'a Measured,
-    /// When how much had arrived.
+    /// How much had arrived when.
     pub samples: &'a [Sample],
 }
 
 impl ReportTable<'_> {
-    /// The table.
+    /// Builds the table.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED).set_header(["", "Expo", "FCM", "together"]);
+        table.load_style(UTF8_FULL_CONDENSED).set_header(["", "Expo", "FCM", "total"]);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -47,7 +47,7 @@ impl ReportTable<'_> {
             census(provider).map_or(0, |of| of.active + of.inactive)
         });
         counted(table, "tokens active at the end", |provider| census(provider).map_or(0, |of| of.active));
-        let invalid = &self.found.noted.invalid;
+        let invalid = &self.found.collected.invalid;
         let of =
             |provider| invalid.iter().filter(|dead| dead.token.kind().provider() == provider).count() as u64;
         counted(table, "invalid tokens published", of);
@@ -64,12 +64,12 @@ impl ReportTable<'_> {
                 self.world.messages(provider, outcome.label())
             });
         }
-        counted(table, "messages tried again: 503, 429", |provider| {
+        counted(table, "messages answered with 503 or 429", |provider| {
             let of = self.statistics(provider);
             of.answered(Answer::Down) + of.answered(Answer::Throttled)
         });
-        counted(table, "doubles seen by the sandbox", |provider| self.statistics(provider).duplicates);
-        counted(table, "doses rung, reminders included", |provider| {
+        counted(table, "duplicates seen by the sandbox", |provider| self.statistics(provider).duplicates);
+        counted(table, "reminders sent, for doses and regimens", |provider| {
             self.found
                 .pushes
                 .iter()
@@ -80,24 +80,25 @@ impl ReportTable<'_> {
 
     fn rates(&self, table: &mut Table) {
         each(table, "rate allowed, messages/s", |provider| grouped(u64::from(self.world.rate(provider))));
-        each(table, "rate kept while there was work", |provider| {
+        each(table, "rate sustained during a broadcast", |provider| {
             let allowed = f64::from(self.world.rate(provider));
-            let kept = self.measured.rate(self.samples, provider);
-            kept.map_or("–".to_owned(), |kept| format!("{kept:.0} ({:.1} %)", 100.0 * kept / allowed))
+            let rate = self.measured.rate(self.samples, provider);
+            rate.map_or("–".to_owned(), |rate| format!("{rate:.0} ({:.1} %)", 100.0 * rate / allowed))
         });
-        each(table, "most in any second", |provider| grouped(self.statistics(provider).peak_per_second));
+        each(table, "most messages in any second", |provider| {
+            grouped(self.statistics(provider).peak_per_second)
+        });
     }
 
-    /// Times are measured from the record to the sandbox, one by one.
     fn times(&self, table: &mut Table) {
         let pushes = &self.found.pushes;
-        let told = |latency: Option<Latency>| latency.map_or("–".to_owned(), |latency| latency.to_string());
-        each(table, "reminder: record → provider, p50 / p99", |provider| {
-            told(self.measured.reminders(pushes, provider, false))
+        let cell = |latency: Option<Latency>| latency.map_or("–".to_owned(), |latency| latency.to_string());
+        each(table, "dose published: record → provider, p50 / p99", |provider| {
+            cell(self.measured.reminders(pushes, provider, false))
         });
-        each(table, "… the slowest while its provider was attacked", |provider| {
+        each(table, "… the slowest during a fault of the provider", |provider| {
             let slowest = self.measured.reminders(pushes, provider, true);
-            slowest.map_or("–".to_owned(), |latency| shown(latency.max))
+            slowest.map_or("–".to_owned(), |latency| format_duration(latency.max))
         });
         let regimens: Vec<&str> = self
             .expected
@@ -110,11 +111,11 @@ impl ReportTable<'_> {
                     && !self.measured.reminders.contains_key(*name)
             })
             .collect();
-        each(table, "dose: its minute → provider (a tick a second)", |provider| {
-            told(self.measured.doses(pushes, provider, &regimens))
+        each(table, "dose of a regimen: due minute → provider", |provider| {
+            cell(self.measured.doses(pushes, provider, &regimens))
         });
-        each(table, "post: record → provider, p50 / p99", |provider| {
-            told(self.measured.posts(pushes, provider))
+        each(table, "post published: record → provider, p50 / p99", |provider| {
+            cell(self.measured.posts(pushes, provider))
         });
     }
 
@@ -139,7 +140,7 @@ fn counted(table: &mut Table, name: &str, of: impl Fn(ProviderId) -> u64) {
     row(table, name, [expo, fcm, expo + fcm].map(grouped));
 }
 
-/// A number with a comma between thousands.
+/// A number with commas between thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_told_apart() {
+    fn thousands_are_separated() {
         assert_eq!(
             [0, 999, 1_000, 20_000, 1_234_567].map(grouped),
             ["0", "999", "1,000", "20,000", "1,234,567"]

@@ -1,4 +1,4 @@
-//! Whether what was seen is what must come of what was published.
+//! Compares what was found with what follows from the records that were published.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +14,8 @@ use sandbox::{Answer, ProviderStatistics, Statistics};
 
 use super::{
     expected::{Expected, ExpectedOutcome},
-    measure::shown,
-    watch::{Noted, Push},
+    measure::format_duration,
+    watch::{Collected, Push},
 };
 
 /// Everything that was found at the end.
@@ -26,36 +26,36 @@ pub struct Found {
     /// What the sandbox counted.
     pub statistics: Statistics,
     /// What pushcast published.
-    pub noted: Noted,
+    pub collected: Collected,
     /// What the store holds.
     pub census: Vec<Census>,
-    /// How far arrivals ran ahead of the rate that each provider allows.
-    pub ahead: BTreeMap<ProviderId, Duration>,
+    /// The most by which arrivals were ahead of each provider's rate limit.
+    pub lead: BTreeMap<ProviderId, Duration>,
 }
 
-/// How far arrivals may run ahead of the rate. pushcast keeps it where messages leave; a busy machine holds
-/// some of them up on their way and lets them arrive together, here at most that long.
-const AHEAD_MAX: Duration = Duration::from_millis(500);
+/// The most by which arrivals may be ahead of the rate limit. pushcast keeps the limit where it sends; a busy
+/// machine delays some messages in between, so that they arrive together with later ones.
+const LEAD_MAX: Duration = Duration::from_millis(500);
 
-/// Two that should agree and do not.
+/// Two values that should agree and do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disagreement {
-    /// About what.
+pub struct Mismatch {
+    /// What was compared.
     pub about: String,
-    /// What follows from what was published.
+    /// The value that follows from what was published.
     pub expected: String,
-    /// What there is.
+    /// The value that was found.
     pub found: String,
 }
 
-impl fmt::Display for Disagreement {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: expected {}, found {}", self.about, self.expected, self.found)
     }
 }
 
-/// Everything that does not agree.
-pub fn verify(expected: &Expected, found: &Found) -> Vec<Disagreement> {
+/// All mismatches, in a fixed order.
+pub fn verify(expected: &Expected, found: &Found) -> Vec<Mismatch> {
     let mut findings = Findings::default();
     pushes(&mut findings, expected, &found.pushes);
     for provider in ProviderId::ALL {
@@ -63,22 +63,22 @@ pub fn verify(expected: &Expected, found: &Found) -> Vec<Disagreement> {
         let of = |census: &[Census]| {
             census.iter().find(|of| of.provider == provider).map(|of| (of.active, of.inactive))
         };
-        let told = |of: Option<(u64, u64)>| {
+        let text = |of: Option<(u64, u64)>| {
             of.map_or("nothing".to_owned(), |(active, inactive)| format!("{active} active, {inactive} not"))
         };
-        findings.agree(
+        findings.compare(
             format!("tokens of {provider} in the store"),
-            told(of(&expected.census)),
-            told(of(&found.census)),
+            text(of(&expected.census)),
+            text(of(&found.census)),
         );
     }
-    outcomes(&mut findings, expected, &found.noted.outcomes);
-    invalid_tokens(&mut findings, expected, &found.noted);
-    findings.agree("records in dead-letters", expected.dead_letters, found.noted.dead_letters);
+    outcomes(&mut findings, expected, &found.collected.outcomes);
+    invalid_tokens(&mut findings, expected, &found.collected);
+    findings.compare("records in dead-letters", expected.dead_letters, found.collected.dead_letters);
     findings.0
 }
 
-/// Every notification reached exactly the phones that it is for.
+/// Every notification reached exactly its recipients, once each.
 fn pushes(findings: &mut Findings, expected: &Expected, pushes: &[Push]) {
     let mut taken: BTreeMap<&str, BTreeMap<(ProviderId, &str), u64>> = BTreeMap::new();
     for push in pushes {
@@ -96,48 +96,49 @@ fn pushes(findings: &mut Findings, expected: &Expected, pushes: &[Push]) {
             .collect();
         let got = taken.remove(name).unwrap_or_default();
         let missing = wanted.iter().filter(|phone| !got.contains_key(phone)).count();
-        let uninvited = got.keys().filter(|phone| !wanted.contains(phone)).count();
-        let again = got.values().filter(|times| **times > 1).count();
-        if missing + uninvited + again > 0 {
-            let found =
-                format!("{missing} of them not rung, {uninvited} others rung, {again} rung more than once");
-            findings.disagree(name, format!("{} phones rung once", wanted.len()), found);
+        let others = got.keys().filter(|phone| !wanted.contains(phone)).count();
+        let repeated = got.values().filter(|times| **times > 1).count();
+        if missing + others + repeated > 0 {
+            let found = format!(
+                "{missing} of them not notified, {others} others notified, {repeated} notified more than once"
+            );
+            findings.mismatch(name, format!("{} phones notified once", wanted.len()), found);
         }
     }
 }
 
-/// The sandbox's own count, which knows nothing of names.
+/// The sandbox's own counts, which do not distinguish notifications.
 fn statistics(findings: &mut Findings, expected: &Expected, found: &Found, provider: ProviderId) {
     let of: &ProviderStatistics = match provider {
         ProviderId::Expo => &found.statistics.expo,
         ProviderId::Fcm => &found.statistics.fcm,
     };
     let tokens: BTreeSet<_> = expected.pushes.values().flatten().filter(|(of, _)| *of == provider).collect();
-    findings.agree(format!("messages that {provider} took"), expected.sent(provider), of.taken);
-    findings.agree(
+    findings.compare(format!("messages that {provider} took"), expected.sent(provider), of.taken);
+    findings.compare(
         format!("tokens that {provider} took messages for"),
         tokens.len() as u64,
         of.distinct_tokens,
     );
-    findings.agree(format!("doubles that {provider} saw"), 0, of.duplicates);
-    findings.agree(
+    findings.compare(format!("duplicates that {provider} saw"), 0, of.duplicates);
+    findings.compare(
         format!("messages to dead tokens at {provider}"),
         expected.dead(provider),
         of.answered(Answer::Dead),
     );
-    let ahead = found.ahead.get(&provider).copied().unwrap_or_default();
-    if ahead > AHEAD_MAX {
-        findings.disagree(
+    let lead = found.lead.get(&provider).copied().unwrap_or_default();
+    if lead > LEAD_MAX {
+        findings.mismatch(
             format!("the rate at {provider}"),
             "kept",
-            format!("messages came {} too early", shown(ahead)),
+            format!("messages came {} too early", format_duration(lead)),
         );
     }
 }
 
-/// `push-outcomes` tells each outcome, with the same content however often.
+/// `push-outcomes` has each outcome, perhaps repeatedly, but always with the same content.
 fn outcomes(findings: &mut Findings, expected: &Expected, reports: &[Report]) {
-    let mut told: BTreeMap<(String, Option<ProviderId>), Vec<ExpectedOutcome>> = BTreeMap::new();
+    let mut published: BTreeMap<(String, Option<ProviderId>), Vec<ExpectedOutcome>> = BTreeMap::new();
     for report in reports {
         let (key, outcome) = match report {
             Report::Broadcast { notification, counts, .. } => {
@@ -148,20 +149,20 @@ fn outcomes(findings: &mut Findings, expected: &Expected, reports: &[Report]) {
                 ExpectedOutcome { of_dose: Some(*outcome), counts: *counts },
             ),
         };
-        let of_key = told.entry(key).or_default();
+        let of_key = published.entry(key).or_default();
         if !of_key.contains(&outcome) {
             of_key.push(outcome);
         }
     }
     for (key, wanted) in &expected.outcomes {
-        let got = told.remove(key).unwrap_or_default();
+        let got = published.remove(key).unwrap_or_default();
         if got != [*wanted] {
             let found = if got.is_empty() { "none".to_owned() } else { format!("{got:?}") };
-            findings.disagree(outcome_of(key), format!("{wanted:?}"), found);
+            findings.mismatch(outcome_of(key), format!("{wanted:?}"), found);
         }
     }
-    for (key, got) in told {
-        findings.disagree(outcome_of(&key), "none", format!("{got:?}"));
+    for (key, got) in published {
+        findings.mismatch(outcome_of(&key), "none", format!("{got:?}"));
     }
 }
 
@@ -170,14 +171,14 @@ fn outcome_of((notification, provider): &(String, Option<ProviderId>)) -> String
     format!("the outcome of {notification}{by}")
 }
 
-/// `invalid-tokens` names every dead token, and no other.
-fn invalid_tokens(findings: &mut Findings, expected: &Expected, noted: &Noted) {
-    let told: BTreeSet<&str> = noted.invalid.iter().map(|dead| dead.token.as_str()).collect();
-    let untold = expected.invalid.iter().filter(|token| !told.contains(token.as_str())).count();
-    let slandered = told.iter().filter(|token| !expected.invalid.contains(**token)).count();
-    if untold + slandered > 0 {
-        let found = format!("{untold} of them untold, {slandered} others told");
-        findings.disagree(
+/// `invalid-tokens` has every dead token and no other.
+fn invalid_tokens(findings: &mut Findings, expected: &Expected, collected: &Collected) {
+    let published: BTreeSet<&str> = collected.invalid.iter().map(|dead| dead.token.as_str()).collect();
+    let missing = expected.invalid.iter().filter(|token| !published.contains(token.as_str())).count();
+    let others = published.iter().filter(|token| !expected.invalid.contains(**token)).count();
+    if missing + others > 0 {
+        let found = format!("{missing} of them missing, {others} others");
+        findings.mismatch(
             "tokens in invalid-tokens",
             format!("the {} dead ones", expected.invalid.len()),
             found,
@@ -186,20 +187,20 @@ fn invalid_tokens(findings: &mut Findings, expected: &Expected, noted: &Noted) {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Disagreement>);
+struct Findings(Vec<Mismatch>);
 
 impl Findings {
-    fn disagree(&mut self, about: impl Into<String>, expected: impl ToString, found: impl ToString) {
-        self.0.push(Disagreement {
+    fn mismatch(&mut self, about: impl Into<String>, expected: impl ToString, found: impl ToString) {
+        self.0.push(Mismatch {
             about: about.into(),
             expected: expected.to_string(),
             found: found.to_string(),
         });
     }
 
-    fn agree<T: PartialEq + ToString>(&mut self, about: impl Into<String>, expected: T, found: T) {
+    fn compare<T: PartialEq + ToString>(&mut self, about: impl Into<String>, expected: T, found: T) {
         if expected != found {
-            self.disagree(about, expected, found);
+            self.mismatch(about, expected, found);
         }
     }
 }

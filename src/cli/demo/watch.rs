@@ -1,4 +1,4 @@
-//! What is seen: the messages that reach the sandbox, and what pushcast publishes for others.
+//! What is observed: the messages that reach the sandbox, and the records that pushcast publishes.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -17,81 +17,81 @@ use tokio_util::sync::CancellationToken;
 
 use super::{expected::Name, world::World};
 
-/// How often the sandbox is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(40);
+/// The interval at which the sandbox is polled.
+const POLL_EVERY: Duration = Duration::from_millis(40);
 
 /// A message that a provider took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Push {
-    /// Who.
+    /// The provider that took it.
     pub provider: ProviderId,
-    /// To whom.
+    /// Its recipient.
     pub token: String,
-    /// What: `post:walk`, `dose:daily-1`; whatever else it is has its text here.
+    /// `post:walk`, `dose:daily-1`; for any other message its text.
     pub name: Name,
     /// When it arrived.
     pub at: Timestamp,
-    /// The first line and the text, as a phone would show them.
+    /// The title and the text, as a phone shows them.
     pub text: String,
 }
 
-/// How many messages had arrived at a moment, taken or not: first Expo's, then FCM's.
+/// The number of messages that had arrived, taken or not: first Expo's, then FCM's.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// When.
+    /// When the sandbox was polled.
     pub at: Instant,
-    /// How many.
+    /// Messages since the start.
     pub arrived: [u64; 2],
 }
 
-/// Everything that was seen at the providers.
+/// Everything that was observed at the providers.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// In the order of their arrival.
     pub pushes: Vec<Push>,
-    /// Ever since the start.
+    /// One per poll since the start.
     pub samples: Vec<Sample>,
 }
 
-/// Watches the world.
+/// Polls the sandbox.
 pub struct Watch<'a> {
     world: &'a World,
     seen: Mutex<Seen>,
 }
 
-/// What pushcast has published for others: a reader like any of theirs.
+/// Collects the records that pushcast publishes, as any consumer of its topics would.
 #[derive(Debug, Default)]
-pub struct Collector(Mutex<Noted>);
+pub struct Collector(Mutex<Collected>);
 
-/// The records that were read.
+/// The records that were consumed.
 #[derive(Clone, Debug, Default)]
-pub struct Noted {
-    /// Of `push-outcomes`.
+pub struct Collected {
+    /// The records of `push-outcomes`.
     pub outcomes: Vec<Report>,
-    /// Of `invalid-tokens`.
+    /// The records of `invalid-tokens`.
     pub invalid: Vec<DeadToken>,
-    /// Of `dead-letters`.
+    /// The number of records in `dead-letters`.
     pub dead_letters: u64,
 }
 
 // === impl Watch ===
 
 impl<'a> Watch<'a> {
-    /// Has seen nothing yet.
+    /// A watch that has observed nothing yet.
     pub fn new(world: &'a World) -> Self {
         Self { world, seen: Mutex::default() }
     }
 
-    /// Looks again and again; never ends.
-    pub async fn keep_looking(&self) -> std::convert::Infallible {
+    /// Polls until it is dropped.
+    pub async fn poll_forever(&self) -> std::convert::Infallible {
         loop {
-            self.look();
-            sleep(LOOK_EVERY).await;
+            self.poll();
+            sleep(POLL_EVERY).await;
         }
     }
 
-    /// Takes up what the sandbox has seen since the last look.
-    pub fn look(&self) {
+    /// Fetches what the sandbox has counted and taken since the last poll.
+    pub fn poll(&self) {
         let Statistics { expo, fcm, .. } = self.world.sandbox.statistics();
         let sample = Sample { at: Instant::now(), arrived: [arrived(&expo), arrived(&fcm)] };
         let new = self.world.sandbox.drain_messages();
@@ -100,15 +100,15 @@ impl<'a> Watch<'a> {
         seen.pushes.extend(new.into_iter().map(Push::from));
     }
 
-    /// What was seen so far.
+    /// Everything that was observed so far.
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
-        held(&self.seen)
+        lock(&self.seen)
     }
 
-    /// When this notification reached a phone through that provider.
+    /// When this notification last reached that provider.
     pub fn arrival(&self, name: &str, provider: ProviderId) -> Option<Timestamp> {
-        let is_it = |push: &&Push| push.provider == provider && push.name == name;
-        self.seen().pushes.iter().rev().find(is_it).map(|push| push.at)
+        let matches = |push: &&Push| push.provider == provider && push.name == name;
+        self.seen().pushes.iter().rev().find(matches).map(|push| push.at)
     }
 }
 
@@ -136,57 +136,57 @@ impl From<TakenMessage> for Push {
 // === impl Collector ===
 
 impl Collector {
-    /// What was read so far.
-    pub fn noted(&self) -> MutexGuard<'_, Noted> {
-        held(&self.0)
+    /// The records that were consumed so far.
+    pub fn collected(&self) -> MutexGuard<'_, Collected> {
+        lock(&self.0)
     }
 }
 
 impl Handler for Collector {
-    type Event = Noticed;
+    type Event = CollectedRecord;
 
-    fn read(&self, record: &Record) -> Result<Noticed, Rejected> {
+    fn read(&self, record: &Record) -> Result<CollectedRecord, Rejected> {
         let key = record.key.as_deref();
         let value = record.value.as_deref();
         Ok(match &*record.topic {
-            topics::PUSH_OUTCOMES => Noticed::Outcome(push_outcomes::read(key, value)?),
-            topics::INVALID_TOKENS => Noticed::Invalid(invalid_tokens::read(key, value)?),
-            _ => Noticed::DeadLetter,
+            topics::PUSH_OUTCOMES => CollectedRecord::Outcome(push_outcomes::read(key, value)?),
+            topics::INVALID_TOKENS => CollectedRecord::Invalid(invalid_tokens::read(key, value)?),
+            _ => CollectedRecord::DeadLetter,
         })
     }
 
-    fn key(&self, _: &Noticed) -> Option<OrderingKey> {
+    fn key(&self, _: &CollectedRecord) -> Option<OrderingKey> {
         None
     }
 
     async fn handle(
         &self,
-        noticed: Noticed,
+        noticed: CollectedRecord,
         _: &Record,
         _: &CancellationToken,
     ) -> Result<Fate, HandlerError> {
-        let mut noted = self.noted();
+        let mut collected = self.collected();
         match noticed {
-            Noticed::Outcome(report) => noted.outcomes.push(report),
-            Noticed::Invalid(dead) => noted.invalid.push(dead),
-            Noticed::DeadLetter => noted.dead_letters += 1,
+            CollectedRecord::Outcome(report) => collected.outcomes.push(report),
+            CollectedRecord::Invalid(dead) => collected.invalid.push(dead),
+            CollectedRecord::DeadLetter => collected.dead_letters += 1,
         }
         Ok(Fate::Done)
     }
 }
 
-/// What the topics for others say.
+/// A record that pushcast has published.
 #[derive(Debug)]
-pub enum Noticed {
+pub enum CollectedRecord {
     /// A record of `push-outcomes`.
     Outcome(Report),
     /// A record of `invalid-tokens`.
     Invalid(DeadToken),
-    /// A dead letter, whatever it holds.
+    /// A record of `dead-letters`, whatever it contains.
     DeadLetter,
 }
 
-/// Locks; a panic elsewhere can't leave half a push behind.
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks, poisoned or not: a panic elsewhere can't leave half a push behind.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The world of the demonstration: the embedded Kafka, the store in memory, the sandbox, and all of pushcast
+//! The surroundings of the demo: the embedded Kafka, the store in memory, the sandbox, and all of pushcast
 //! between them.
 
 use std::{sync::Arc, time::Duration};
@@ -22,32 +22,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::watch::Collector;
 
-/// The longest that the stop may take; whatever is left then is dropped with the world.
+/// How long a stop may take; tasks that are left then are dropped.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// More messages than one look of [`super::watch`] finds.
+/// More messages than arrive between two polls of [`super::watch`].
 const REMEMBERED: usize = 60_000;
 
-/// What can be seen and touched. Only the broadcasts' providers are fake; everything else is what `run` runs.
+/// The parts that the demo uses. The broker and the providers are fakes; the stages are those of `run`.
 pub struct World {
-    /// Kafka.
+    /// The embedded Kafka broker.
     pub broker: Broker,
     /// Expo and FCM.
     pub sandbox: Sandbox,
-    /// What pushcast remembers.
+    /// pushcast's store.
     pub store: EmbeddedStore,
-    /// What upstream writes with.
+    /// The producer of the upstream services.
     pub producer: Producer,
     /// pushcast's metrics.
     pub metrics: Arc<Metrics>,
     /// pushcast's health.
     pub health: Health,
-    /// What pushcast has published for others.
-    pub notes: Arc<Collector>,
+    /// The records that pushcast has published.
+    pub collector: Arc<Collector>,
     /// pushcast's settings.
     pub config: Config,
 }
 
-/// What runs in it.
+/// Its tasks.
 pub struct RunningWorld {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     stop: CancellationToken,
@@ -71,20 +71,20 @@ impl World {
         let producer = Producer::new(&config.kafka)?;
 
         let app = App::new(config.clone(), store.clone(), Stages::all());
-        let (metrics, health) = (app.metrics(), app.health());
-        let notes = Arc::new(Collector::default());
-        let of =
-            [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS].map(str::to_owned).to_vec();
+        let metrics = app.metrics();
+        let health = app.health();
+        let collector = Arc::new(Collector::default());
+        let published = [topics::PUSH_OUTCOMES, topics::INVALID_TOKENS, topics::DEAD_LETTERS];
         let spec = StageSpec {
             name: "demo".to_owned(),
-            topics: of,
+            topics: published.map(str::to_owned).to_vec(),
             in_flight: 1_024,
             dead_letters: topology::dead_letters(),
         };
-        let reader = Stage::new(
+        let stage = Stage::new(
             &config.kafka,
             spec,
-            Arc::clone(&notes),
+            Arc::clone(&collector),
             producer.clone(),
             Arc::new(ConsumerMetrics::default()),
         )?;
@@ -94,12 +94,12 @@ impl World {
         running.tasks.spawn(async move { ("pushcast", app.run(stop).await) });
         let stop = running.stop.clone();
         running.tasks.spawn(async move {
-            ("the reader of outcomes", reader.run(stop).await.map_err(anyhow::Error::new))
+            ("the consumer of outcomes", stage.run(stop).await.map_err(anyhow::Error::new))
         });
-        Ok((Self { broker, sandbox, store, producer, metrics, health, notes, config }, running))
+        Ok((Self { broker, sandbox, store, producer, metrics, health, collector, config }, running))
     }
 
-    /// Messages per second that the settings allow.
+    /// The configured rate limit in messages per second.
     pub fn rate(&self, provider: ProviderId) -> u32 {
         match provider {
             ProviderId::Expo => self.config.expo.rate_per_second,
@@ -107,12 +107,12 @@ impl World {
         }
     }
 
-    /// Messages of broadcasts that have their outcome, or only those with this one.
+    /// Messages of broadcasts that have an outcome.
     pub fn bulk_messages(&self, provider: ProviderId) -> u64 {
         self.counted(provider, "bulk", None)
     }
 
-    /// Messages with this outcome, by pushcast's own count.
+    /// Messages with this outcome, by pushcast's metrics.
     pub fn messages(&self, provider: ProviderId, outcome: &str) -> u64 {
         ["bulk", "urgent"].into_iter().map(|lane| self.counted(provider, lane, Some(outcome))).sum()
     }
@@ -126,39 +126,39 @@ impl World {
         .sum()
     }
 
-    /// Events that were applied to tokens.
+    /// Token events with this effect that were applied, by pushcast's metrics.
     pub fn token_changes(&self, change: &str) -> u64 {
         self.metrics.token_changes_total.with_label_values(&[change]).get()
     }
 
-    /// Ends what the world is made of.
-    pub async fn end(self) {
+    /// Stops the sandbox and the broker.
+    pub async fn stop(self) {
         self.sandbox.stop().await;
     }
 }
 
 impl RunningWorld {
-    /// Returns when a part ends that nobody has asked to end.
-    pub async fn broken(&mut self) -> anyhow::Error {
+    /// Returns when a task ends before [`Self::stop`].
+    pub async fn ended_early(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {
-            Some(Ok((name, Ok(())))) => anyhow::anyhow!("{name} ended, although nobody asked it to"),
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("{name} ended without having been stopped"),
             Some(Ok((name, Err(err)))) => err.context(format!("{name} failed")),
             Some(Err(panicked)) => anyhow::anyhow!(panicked).context("a task panicked"),
-            None => anyhow::anyhow!("nothing runs"),
+            None => anyhow::anyhow!("no task is running"),
         }
     }
 
-    /// Stops everything in good order.
+    /// Drains all tasks, for at most [`STOP_WITHIN`].
     pub async fn stop(mut self) {
         self.stop.cancel();
         let ended = timeout(STOP_WITHIN, async { while self.tasks.join_next().await.is_some() {} });
         if ended.await.is_err() {
-            tracing::warn!("The demonstration does not stop within {STOP_WITHIN:?}: it is cut short");
+            tracing::warn!("The demo did not drain within {STOP_WITHIN:?}; its tasks are dropped");
         }
     }
 }
 
-/// The settings, by the road that every user's take.
+/// The settings, as the environment variables that a deployment sets.
 async fn settings(broker: &Broker, sandbox: &Sandbox, admin: bool) -> anyhow::Result<Environment> {
     let account: serde_json::Value = serde_json::from_str(&sandbox.service_account())?;
     let of_account = |name: &str| account[name].as_str().unwrap_or_default().to_owned();
@@ -168,16 +168,16 @@ async fn settings(broker: &Broker, sandbox: &Sandbox, admin: bool) -> anyhow::Re
         ("KAFKA__PROPERTIES", serde_json::to_string(&Broker::properties())?),
         ("STORE__URL", "embedded:memory".to_owned()),
         ("EXPO__URL", sandbox.expo_url()),
-        // Not Expo's quarter of an hour: ghosts are to be found before the second broadcast.
+        // Not Expo's quarter of an hour: tokens dead on receipt are to be found before the second broadcast.
         ("EXPO__RECEIPT_DELAY", "3s".to_owned()),
         ("FCM__URL", sandbox.fcm_url()),
         ("FCM__PROJECT_ID", of_account("project_id")),
         ("FCM__CLIENT_EMAIL", of_account("client_email")),
         ("FCM__PRIVATE_KEY", of_account("private_key")),
         ("FCM__TOKEN_URL", of_account("token_uri")),
-        // Less than the default: a small machine plays all the parts, and there is to be time to watch.
+        // Less than the default: one small machine runs everything, and a broadcast should take some seconds.
         ("FCM__RATE_PER_SECOND", "2000".to_owned()),
-        // Over before the first broadcast, so that the rate that is kept can be told.
+        // Over before the first broadcast, so that the sustained rate can be measured.
         ("FCM__RAMP_UP", "1s".to_owned()),
         ("MEDICATION__TICK_EVERY", "1s".to_owned()),
         ("HTTP__ADMIN_LISTEN", admin_listen),
@@ -185,7 +185,7 @@ async fn settings(broker: &Broker, sandbox: &Sandbox, admin: bool) -> anyhow::Re
     Ok(settings.into_iter().map(|(name, value)| (format!("PUSHCAST__{name}"), value)).collect())
 }
 
-/// An address that nobody listens on now.
+/// An address with a port that is free now.
 async fn free_address() -> anyhow::Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string())
 }

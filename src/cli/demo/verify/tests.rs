@@ -5,8 +5,8 @@ use crate::cli::demo::scenario::{Phone, ScenarioStep, dose_twice, post_for_every
 
 const AT: &str = "2026-11-20T01:00:00Z";
 
-/// Four phones, one of them dead and one a ghost; a post; a dose that comes twice; a line that makes no
-/// sense.
+/// Four phones, one of them dead and one dead on receipt; a post; a dose that is published twice; a record
+/// that is not JSON.
 fn published() -> Expected {
     let registered = |number: u32, owner: &str| ScenarioStep::Registered {
         phone: Phone { provider: ProviderId::Expo, number },
@@ -25,7 +25,7 @@ fn published() -> Expected {
     Expected::of(&steps)
 }
 
-/// What is found when all goes well, written down by hand.
+/// What is found without any mismatch, written by hand.
 fn found() -> Found {
     let push = |number: u32, name: &str| Push {
         provider: ProviderId::Expo,
@@ -71,133 +71,147 @@ fn found() -> Found {
             push(3_000, "dose:twice"),
         ],
         statistics: Statistics { expo, ..Statistics::default() },
-        noted: Noted { outcomes, invalid: vec![dead(13), dead(29)], dead_letters: 1 },
+        collected: Collected { outcomes, invalid: vec![dead(13), dead(29)], dead_letters: 1 },
         census: vec![
             Census { provider: ProviderId::Expo, active: 2, inactive: 2 },
             Census { provider: ProviderId::Fcm, active: 0, inactive: 0 },
         ],
-        ahead: BTreeMap::new(),
+        lead: BTreeMap::new(),
     }
 }
 
-/// What is said when one thing is spoiled.
-fn said(spoil: impl FnOnce(&mut Found)) -> Vec<String> {
+/// The mismatches after one change of what is found.
+fn mismatches_with(change: impl FnOnce(&mut Found)) -> Vec<String> {
     let mut found = found();
-    spoil(&mut found);
-    verify(&published(), &found).iter().map(Disagreement::to_string).collect()
+    change(&mut found);
+    verify(&published(), &found).iter().map(Mismatch::to_string).collect()
 }
 
 #[test]
-fn what_is_as_it_must_be_agrees() {
-    assert_eq!(said(|_| {}), [""; 0]);
+fn what_is_as_expected_has_no_mismatch() {
+    assert_eq!(mismatches_with(|_| {}), [""; 0]);
 }
 
 #[test]
-fn an_outcome_told_twice_with_the_same_content_agrees() {
-    assert_eq!(said(|found| found.noted.outcomes.extend(found.noted.outcomes.clone())), [""; 0]);
+fn an_outcome_published_twice_with_the_same_content_is_no_mismatch() {
+    assert_eq!(
+        mismatches_with(|found| found.collected.outcomes.extend(found.collected.outcomes.clone())),
+        [""; 0]
+    );
 }
 
 #[test]
-fn a_message_too_few_too_many_or_to_somebody_else_is_found() {
-    let rung = |missing, others, again| {
+fn a_message_that_is_missing_repeated_or_to_another_token_is_found() {
+    let of_post = |missing, others, repeated| {
         [format!(
-            "post:walk: expected 3 phones rung once, found {missing} of them not rung, {others} others rung, {again} rung more than once"
+            "post:walk: expected 3 phones notified once, found {missing} of them not notified, \
+             {others} others notified, {repeated} notified more than once"
         )]
     };
-    assert_eq!(said(|found| drop(found.pushes.remove(0))), rung(1, 0, 0));
-    assert_eq!(said(|found| found.pushes.push(found.pushes[0].clone())), rung(0, 0, 1));
-    assert_eq!(said(|found| found.pushes[0].token = "ExponentPushToken[else]".to_owned()), rung(1, 1, 0));
-}
-
-#[test]
-fn a_notification_that_must_not_ring_is_found() {
-    let said =
-        said(|found| found.pushes.push(Push { name: "dose:ended".to_owned(), ..found.pushes[0].clone() }));
+    assert_eq!(mismatches_with(|found| drop(found.pushes.remove(0))), of_post(1, 0, 0));
+    assert_eq!(mismatches_with(|found| found.pushes.push(found.pushes[0].clone())), of_post(0, 0, 1));
     assert_eq!(
-        said,
-        [
-            "dose:ended: expected 0 phones rung once, found 0 of them not rung, 1 others rung, 0 rung more than once"
-        ]
+        mismatches_with(|found| found.pushes[0].token = "ExponentPushToken[else]".to_owned()),
+        of_post(1, 1, 0)
     );
 }
 
 #[test]
-fn what_the_sandbox_counted_otherwise_is_found() {
+fn a_notification_that_must_not_be_sent_is_found() {
+    let mismatches = mismatches_with(|found| {
+        found.pushes.push(Push { name: "dose:ended".to_owned(), ..found.pushes[0].clone() })
+    });
     assert_eq!(
-        said(|found| found.statistics.expo.taken = 5),
+        mismatches,
+        ["dose:ended: expected 0 phones notified once, found 0 of them not notified, \
+             1 others notified, 0 notified more than once"]
+    );
+}
+
+#[test]
+fn a_different_count_of_the_sandbox_is_found() {
+    assert_eq!(
+        mismatches_with(|found| found.statistics.expo.taken = 5),
         ["messages that expo took: expected 4, found 5"]
     );
-    assert_eq!(said(|found| found.statistics.fcm.taken = 1), ["messages that fcm took: expected 0, found 1"]);
     assert_eq!(
-        said(|found| found.statistics.expo.distinct_tokens = 2),
+        mismatches_with(|found| found.statistics.fcm.taken = 1),
+        ["messages that fcm took: expected 0, found 1"]
+    );
+    assert_eq!(
+        mismatches_with(|found| found.statistics.expo.distinct_tokens = 2),
         ["tokens that expo took messages for: expected 3, found 2"]
     );
     assert_eq!(
-        said(|found| found.statistics.expo.duplicates = 1),
-        ["doubles that expo saw: expected 0, found 1"]
+        mismatches_with(|found| found.statistics.expo.duplicates = 1),
+        ["duplicates that expo saw: expected 0, found 1"]
     );
     assert_eq!(
-        said(|found| found.statistics.expo.answers.clear()),
+        mismatches_with(|found| found.statistics.expo.answers.clear()),
         ["messages to dead tokens at expo: expected 1, found 0"]
     );
 }
 
 #[test]
-fn a_rate_that_is_not_kept_is_found_and_a_machine_that_stumbles_is_not_blamed() {
-    let ahead = |ms| said(|found| found.ahead.extend([(ProviderId::Expo, Duration::from_millis(ms))]));
-    assert_eq!(ahead(501), ["the rate at expo: expected kept, found messages came 501 ms too early"]);
-    assert_eq!(ahead(500), [""; 0]);
+fn a_rate_limit_that_is_exceeded_is_found_and_half_a_second_is_left_to_a_busy_machine() {
+    let lead =
+        |ms| mismatches_with(|found| found.lead.extend([(ProviderId::Expo, Duration::from_millis(ms))]));
+    assert_eq!(lead(501), ["the rate at expo: expected kept, found messages came 501 ms too early"]);
+    assert_eq!(lead(500), [""; 0]);
 }
 
 #[test]
-fn a_store_that_holds_something_else_is_found() {
-    let active = |active| said(|found| found.census[0].active = active);
+fn a_store_with_other_tokens_is_found() {
+    let active = |active| mismatches_with(|found| found.census[0].active = active);
     assert_eq!(active(3), ["tokens of expo in the store: expected 2 active, 2 not, found 3 active, 2 not"]);
     assert_eq!(
-        said(|found| found.census.truncate(1)),
+        mismatches_with(|found| found.census.truncate(1)),
         ["tokens of fcm in the store: expected 0 active, 0 not, found nothing"]
     );
 }
 
 #[test]
-fn an_outcome_that_is_missing_wrong_or_of_nothing_is_found() {
-    let missing = said(|found| drop(found.noted.outcomes.remove(0)));
+fn an_outcome_that_is_missing_wrong_or_unexpected_is_found() {
+    let missing = mismatches_with(|found| drop(found.collected.outcomes.remove(0)));
     assert!(
         missing.len() == 1
             && missing[0].starts_with("the outcome of post:walk: ")
             && missing[0].ends_with("found none"),
         "{missing:?}"
     );
-    let wrong = said(|found| {
-        let Report::Broadcast { counts, .. } = &mut found.noted.outcomes[0] else { panic!() };
+    let wrong = mismatches_with(|found| {
+        let Report::Broadcast { counts, .. } = &mut found.collected.outcomes[0] else { panic!() };
         counts.expired = 1;
     });
     assert!(wrong.len() == 1 && wrong[0].contains("expired: 1"), "{wrong:?}");
-    let of_nothing = said(|found| {
-        let Report::Dose { provider, .. } = &mut found.noted.outcomes[1] else { panic!() };
+    let unexpected = mismatches_with(|found| {
+        let Report::Dose { provider, .. } = &mut found.collected.outcomes[1] else { panic!() };
         *provider = Some(ProviderId::Fcm);
     });
-    assert_eq!(of_nothing.len(), 2, "the one that is missing and the one too many: {of_nothing:?}");
+    assert_eq!(unexpected.len(), 2, "one is missing and one unexpected: {unexpected:?}");
 }
 
 #[test]
-fn a_dead_token_that_is_untold_and_one_that_lives_and_is_told_are_found() {
-    let untold = said(|found| drop(found.noted.invalid.pop()));
+fn a_dead_token_that_is_not_published_and_a_live_one_that_is_are_found() {
+    let missing = mismatches_with(|found| drop(found.collected.invalid.pop()));
     assert_eq!(
-        untold,
-        ["tokens in invalid-tokens: expected the 2 dead ones, found 1 of them untold, 0 others told"]
+        missing,
+        ["tokens in invalid-tokens: expected the 2 dead ones, found 1 of them missing, 0 others"]
     );
-    let slandered = said(|found| {
+    let other = mismatches_with(|found| {
         let alive = Token::parse(&found.pushes[0].token).unwrap();
-        found.noted.invalid.push(DeadToken { token: alive, ..found.noted.invalid[0].clone() });
+        found.collected.invalid.push(DeadToken { token: alive, ..found.collected.invalid[0].clone() });
     });
     assert_eq!(
-        slandered,
-        ["tokens in invalid-tokens: expected the 2 dead ones, found 0 of them untold, 1 others told"]
+        other,
+        ["tokens in invalid-tokens: expected the 2 dead ones, found 0 of them missing, 1 others"]
     );
 }
 
 #[test]
-fn a_dead_letter_too_many_is_found() {
-    assert_eq!(said(|found| found.noted.dead_letters = 2), ["records in dead-letters: expected 1, found 2"]);
+fn an_unexpected_dead_letter_is_found() {
+    assert_eq!(
+        mismatches_with(|found| found.collected.dead_letters = 2),
+        ["records in dead-letters: expected 1, found 2"]
+    );
 }
