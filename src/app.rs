@@ -1,9 +1,9 @@
 //! Ties everything together: the only place that knows all types.
 //!
-//! A process is a set of named tasks in one `JoinSet` ([`tasks`]): a consumer per stage, a batcher per provider,
-//! and the small loops beside them. The first to end before the stop ends the process, with its name. The order
-//! of a stop follows from who listens to it: consumers, timers and listeners do; a batcher ends when the last
-//! handler that could submit a page is gone, and then the producer is flushed.
+//! A process is a set of named tasks in one `JoinSet` ([`tasks`]): a consumer per stage, a batcher per
+//! provider, and the small loops beside them. The first to end before the stop ends the process, with its
+//! name. The order of a stop follows from what reacts to it: consumers, timers and listeners do; a batcher
+//! ends when the last handler that could submit a page has ended, and then the producer is flushed.
 
 mod delivery;
 mod edges;
@@ -69,12 +69,12 @@ impl<S: Store> App<S> {
         Self { config, store, stages, metrics, health: Health::new(Vec::<String>::new()) }
     }
 
-    /// Its metrics.
+    /// The metrics that its admin listener serves.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
     }
 
-    /// Its health.
+    /// Its readiness and the details beside it, as the admin listener reports them.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
@@ -135,8 +135,8 @@ impl<S: Store> App<S> {
 }
 
 impl<S: Store> RunningProcess<S> {
-    /// Starts a stage's consumer, unless it is not selected. Returns which partitions it owns, as they come and
-    /// go.
+    /// Starts a stage's consumer, unless it is not selected. Returns which partitions are assigned to it, now
+    /// and later.
     fn stage<H: Handler>(
         &mut self,
         entry: StageEntry,
@@ -183,7 +183,7 @@ impl<S: Store> RunningProcess<S> {
             warn!(
                 slices,
                 partitions,
-                "posts.slices = {slices} is no multiple of the {partitions} partitions that the bulk topics have: \
+                "posts.slices = {slices} is no multiple of the {partitions} partitions of the bulk topics: \
                  some get more work of a broadcast than others"
             );
         }
@@ -194,7 +194,7 @@ impl<S: Store> RunningProcess<S> {
         let providers: Vec<_> = self.providers.iter().map(|id| id.label()).collect();
         info!(?providers, "pushcast is running");
         let early = self.tasks.first_to_end(&self.stop).await;
-        info!("Stopping: requests on the wire are waited for");
+        info!("Stopping: waiting for requests in flight");
         self.stop.cancel();
         self.tasks.drain(grace(self.app.config.kafka.drain_timeout)).await;
         let flushed = self.producer.flush(FLUSH_WITHIN).await.map_err(anyhow::Error::from);

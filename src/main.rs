@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::Cli;
 
-/// A page of a broadcast is some thousand small strings; mimalloc allocates and frees them in half the time of
-/// the system's allocator.
+/// A page of a broadcast is some thousand small strings; mimalloc allocates and frees them in half the time
+/// of the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -73,8 +73,8 @@ fn run(cli: Cli, config: Config) -> anyhow::Result<()> {
         let command = cli.command.run(config, stop.clone());
         until_stopped_twice(command, &mut signals, &stop).await
     });
-    // The command has joined its tasks. A thread that is blocked reading standard input may be left; it cannot
-    // be ended, so the runtime does not wait for it.
+    // The command has joined its tasks. A thread that is blocked reading standard input may be left; it
+    // cannot be ended, so the runtime does not wait for it.
     runtime.shutdown_background();
     ended
 }
@@ -94,7 +94,8 @@ async fn until_stopped_twice(
     select! {
         ended = command => ended,
         name = signals.next() => anyhow::bail!(
-            "received {name} while draining: stopped at once; unfinished work is repeated after the next start"
+            "received {name} while draining: stopped at once; unfinished work is repeated after the next \
+             start"
         ),
     }
 }

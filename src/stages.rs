@@ -20,13 +20,13 @@ use crate::{
     store::StoreError,
 };
 
-/// When and where an event came into the world: a replayed dead letter carries its original's place in its
-/// headers.
+/// When and where an event was first written: a replayed dead letter carries its original's timestamp and
+/// offset in its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordOrigin {
-    /// When it was written.
+    /// The timestamp of the record, or of the original of a replayed one.
     pub timestamp: Timestamp,
-    /// Where it stood.
+    /// The offset of the record in its partition, or of the original.
     pub offset: i64,
 }
 
@@ -35,7 +35,7 @@ impl RecordOrigin {
     ///
     /// # Errors
     /// It lies more than [`AHEAD_MAX_MS`] ahead of the clock, and would win over everything that is yet to
-    /// come; or the headers of a replayed record make no sense.
+    /// come; or the headers of a replayed record can't be read.
     pub fn of(record: &Record, now: Timestamp) -> Result<Self, Rejected> {
         let timestamp = match number(record, topics::ORIGIN_TIMESTAMP)? {
             Some(ms) => Timestamp::from_millisecond(ms)
@@ -68,8 +68,8 @@ impl From<Unreadable> for Rejected {
     }
 }
 
-/// Whatever a store answers, the record is tried again: a rejected question and a corrupt row are waited for
-/// like an unavailable store.
+/// Whatever the error of a store, the record is tried again: a rejected statement and a corrupt row are
+/// retried like an unavailable store.
 impl From<StoreError> for HandlerError {
     fn from(error: StoreError) -> Self {
         let context = error.to_string();

@@ -1,5 +1,5 @@
-//! Every stage and every topic, once: what `init` creates, `run` reads, `check` looks for, the embedded broker
-//! starts with and the docs list. The topics' names are [`events::topics`](crate::events::topics)'.
+//! Every stage and every topic, once: what `init` creates, `run` reads, `check` looks for, the embedded
+//! broker starts with and the docs list. The topics' names are [`events::topics`](crate::events::topics)'.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ pub const RECEIPTS: StageEntry =
 pub const CLEANUP: StageEntry =
     StageEntry { name: "cleanup", reads: &[(names::INVALID_TOKENS, FirstOffset::Beginning)] };
 
-/// Every stage, in the order of a record's life.
+/// Every stage, in the order in which a notification passes them.
 pub const STAGES: [StageEntry; 9] = [
     TOKENS,
     POSTS,
@@ -69,7 +69,7 @@ pub const STAGES: [StageEntry; 9] = [
     CLEANUP,
 ];
 
-/// How many partitions `dead-letters` has: it is read by people.
+/// How many partitions `dead-letters` has: operators read it, no consumer group.
 const DEAD_LETTER_PARTITIONS: i32 = 4;
 
 /// The stage that delivers this lane of this provider.
@@ -167,11 +167,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_read_is_also_created_and_only_outcomes_and_dead_letters_are_for_others() {
+    fn every_topic_that_is_read_is_created_and_only_outcomes_and_dead_letters_are_for_others() {
         let topics = topics(16);
         let created: BTreeSet<_> = topics.iter().map(|topic| topic.name).collect();
         let read: BTreeSet<_> = subscriptions().iter().map(|reads| reads.topic).collect();
-        assert_eq!(created.len(), topics.len(), "each once");
+        assert_eq!(created.len(), topics.len(), "each topic is created once");
         assert_eq!(created, BTreeSet::from(names::ALL));
         assert!(read.is_subset(&created));
         assert_eq!(created.difference(&read).collect::<Vec<_>>(), [&"dead-letters", &"push-outcomes"]);

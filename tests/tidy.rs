@@ -1,8 +1,8 @@
-//! The rules of the tree that no compiler holds: who may import whom, what the domain may not know, what things
-//! are called, and sizes.
+//! The rules of the tree that no compiler holds: who may import whom, what the domain may not know, what
+//! things are called, and sizes.
 //!
-//! To read the code it is cut into words and signs, without comments and texts. That is enough to follow `crate::` and
-//! `super::` paths, groups in braces included, and needs no parser.
+//! To read the code it is cut into words and signs, without comments and texts. That is enough to follow
+//! `crate::` and `super::` paths, groups in braces included, and needs no parser.
 
 #![allow(clippy::unwrap_used, reason = "all of this file is tests")]
 
@@ -12,8 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Who may import whom: the arrows of ARCHITECTURE.md, modules and the workspace's crates alike. A new arrow is a
-/// decision; talk about it first.
+/// Who may import whom: the arrows of ARCHITECTURE.md, modules and the workspace's crates alike. A new arrow
+/// is a decision; talk about it first.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("metrics", &["consumer"]),
@@ -76,7 +76,8 @@ fn modules_import_only_what_the_table_allows_and_the_table_allows_only_what_is_i
             wrong.push(format!("{path}: {top} is not in the table of tests/tidy.rs"));
             continue;
         };
-        // Names of other things than modules (a macro, a type of the crate's root) are not in the table and no arrows.
+        // Names of other things than modules (a macro, a type of the crate's root) are not in the table and
+        // no arrows.
         let modules: BTreeSet<_> = MAY_IMPORT.iter().chain(CRATES).map(|(name, _)| *name).collect();
         for name in imports(&words, &module) {
             unused.retain(|arrow| *arrow != (top, name.as_str()));
@@ -139,8 +140,8 @@ fn the_domain_knows_no_clock_no_waiting_and_no_serialiser() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// One word, one thing. The wire types of a provider and the types of an event are named by what they write, each
-/// in a file of its own; tests name their fakes as they like.
+/// One word, one thing. The wire types of a provider and the types of an event are named by what they write,
+/// each in a file of its own; tests name their fakes as they like.
 #[test]
 fn no_type_name_stands_for_two_things() {
     let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -233,8 +234,8 @@ fn everything_compiled() -> impl Iterator<Item = Source> {
     sources("src").into_iter().chain(crates)
 }
 
-/// The types that a file defines, but for those in its inline modules of tests: structs, enums, traits, unions, and
-/// aliases outside of an impl.
+/// The types that a file defines, but for those in its inline modules of tests: structs, enums, traits,
+/// unions, and aliases outside of an impl.
 fn types(words: &[String]) -> Vec<String> {
     let (mut types, mut depth) = (Vec::new(), 0_usize);
     // The depth of the brace of an inline `mod tests`.
@@ -423,11 +424,11 @@ fn paths_are_found_in_groups_in_code_and_through_super() {
     };
     assert_eq!(
         found("use crate::{domain::{Token, UserId}, consumer::Settings as K, store};", &["expo"]),
-        ["domain", "kafka", "store"]
+        ["domain", "http", "store"]
     );
     assert_eq!(found("fn f() -> crate::store::Page { pushcast::app::run() }", &["cli"]), ["app", "store"]);
     assert_eq!(found("pub(crate) fn f() {}", &["expo"]), [""; 0]);
-    assert_eq!(found("use super::wire; use super::super::kafka;", &["expo", "client"]), ["kafka"]);
+    assert_eq!(found("use super::wire; use super::super::http;", &["expo", "client"]), ["http"]);
     assert_eq!(
         found("mod tests { use super::*; use super::super::fcm; } use super::store;", &["expo"]),
         ["fcm", "store"]
@@ -443,8 +444,8 @@ fn paths_are_found_in_groups_in_code_and_through_super() {
 
 #[test]
 fn types_are_found_outside_of_tests() {
-    let code = "pub struct A<T>(T); impl X for A { type Out = u8; } enum B {} type C = A<u8>; trait D { fn f(); } \
-                mod tests { struct E; } struct F;";
+    let code = "pub struct A<T>(T); impl X for A { type Out = u8; } enum B {} type C = A<u8>; \
+                trait D { fn f(); } mod tests { struct E; } struct F;";
     assert_eq!(types(&words(code)), ["A", "B", "C", "D", "F"]);
 }
 

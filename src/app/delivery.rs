@@ -130,7 +130,7 @@ impl<S: Store> RunningProcess<S> {
     }
 }
 
-/// Shows what holds an open route in this instance, until its batcher has ended.
+/// Reports why this instance does not send although the route is open, until its batcher has ended.
 async fn show_local_status(
     id: ProviderId,
     mut local_status: watch::Receiver<Option<String>>,

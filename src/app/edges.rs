@@ -11,7 +11,7 @@ use crate::{
     store::Store,
 };
 
-/// How often the producer is asked whether it has given up; only a new process has a new one.
+/// How often the producer is checked for a fatal error; only a new process gets a new producer.
 const FATAL_EVERY: Duration = Duration::from_secs(5);
 
 impl<S: Store> RunningProcess<S> {
@@ -32,7 +32,7 @@ impl<S: Store> RunningProcess<S> {
             let mut look = interval(FATAL_EVERY);
             while let Some(_now) = stop.run_until_cancelled(look.tick()).await {
                 if let Some(why) = producer.fatal_error() {
-                    anyhow::bail!("it will never publish again: {why}");
+                    anyhow::bail!("fatal error, nothing will be published any more: {why}");
                 }
             }
             Ok(())
@@ -41,7 +41,7 @@ impl<S: Store> RunningProcess<S> {
         let kafka_health = health.clone();
         let stop = self.stop.clone();
         self.tasks.spawn("health of Kafka", async move {
-            // Of one topic that `run` has seen.
+            // The metadata of one topic, which `run` has checked.
             let ping = || producer.ping(topics::PUSH_OUTCOMES, http::ASK_EVERY);
             kafka_health.ask_kafka(ping, &stop).await;
             Ok(())

@@ -66,7 +66,7 @@ impl<S: Store> RunningProcess<S> {
         Ok(())
     }
 
-    /// Asks Expo what became of the messages that it took.
+    /// The stage that asks Expo for the receipts of messages that it has accepted.
     pub(super) fn receipts(&mut self, expo: Arc<Expo>) -> anyhow::Result<()> {
         let receipts = Receipts::new(
             expo,
@@ -90,7 +90,7 @@ impl<S: Store> RunningProcess<S> {
             let mut clock = interval(every);
             clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while let Some(_now) = stop.run_until_cancelled(clock.tick()).await {
-                // The next tick makes up for one that Kafka did not take.
+                // The next tick covers the time of one that Kafka did not take.
                 if let Err(err) = producer.publish(medication::clock_tick(Timestamp::now())).await {
                     warn!(error = %err, "A clock tick was not published");
                 }

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, str::FromStr};
 
 use crate::topology::STAGES;
 
-/// The stages that were picked. As text: names separated by commas; `delivery` and `delivery.expo` mean all
+/// The selected stages. As text: names separated by commas; `delivery` and `delivery.expo` select all stages
 /// below them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stages(BTreeSet<&'static str>);
 
 /// There is no such stage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no stage; there are {all}", all = STAGES.map(|stage| stage.name).join(", "))]
+#[error("there is no stage {0:?}; the stages are {all}", all = STAGES.map(|stage| stage.name).join(", "))]
 pub struct UnknownStage(String);
 
 impl Stages {
@@ -20,7 +20,7 @@ impl Stages {
         Self(STAGES.map(|stage| stage.name).into())
     }
 
-    /// Whether the stage of that name was picked.
+    /// Whether the stage of that name is selected.
     pub fn contains(&self, stage: &str) -> bool {
         self.0.contains(stage)
     }
@@ -30,7 +30,7 @@ impl FromStr for Stages {
     type Err = UnknownStage;
 
     fn from_str(list: &str) -> Result<Self, UnknownStage> {
-        let mut picked = BTreeSet::new();
+        let mut selected = BTreeSet::new();
         for name in list.split(',').map(str::trim) {
             let is_named = |stage: &&str| {
                 stage.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -39,9 +39,9 @@ impl FromStr for Stages {
             if named.is_empty() {
                 return Err(UnknownStage(name.to_owned()));
             }
-            picked.extend(named);
+            selected.extend(named);
         }
-        Ok(Self(picked))
+        Ok(Self(selected))
     }
 }
 
@@ -49,15 +49,15 @@ impl FromStr for Stages {
 mod tests {
     use super::*;
 
-    fn picked(list: &str) -> Vec<&'static str> {
+    fn selected(list: &str) -> Vec<&'static str> {
         list.parse::<Stages>().unwrap().0.into_iter().collect()
     }
 
     #[test]
-    fn stages_are_picked_by_name_or_by_what_stands_before_a_dot() {
-        assert_eq!(picked("tokens, cleanup"), ["cleanup", "tokens"]);
-        assert_eq!(picked("delivery.expo"), ["delivery.expo.bulk", "delivery.expo.urgent"]);
-        assert_eq!(picked("delivery").len(), 4);
+    fn stages_are_selected_by_name_or_by_a_prefix_that_ends_before_a_dot() {
+        assert_eq!(selected("tokens, cleanup"), ["cleanup", "tokens"]);
+        assert_eq!(selected("delivery.expo"), ["delivery.expo.bulk", "delivery.expo.urgent"]);
+        assert_eq!(selected("delivery").len(), 4);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Turns the partitions that a process owns into its share of a provider's rate.
 //!
-//! Partitions count only while the group confirms that we are its member. A process that is cut off from Kafka
-//! learns nothing of the partitions that it has lost; half a session later, before another process can own them,
-//! it stops sending.
+//! Partitions count only while the group confirms that we are its member. A process that is cut off from
+//! Kafka learns nothing of the partitions that it has lost; half a session later, before another process can
+//! own them, it stops sending.
 
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::dispatch::Share;
 
 /// What a share follows from.
 pub(super) struct LaneAssignment {
-    /// Of the provider's urgent jobs.
+    /// The lane of the provider's reminders.
     pub urgent: LaneShare,
-    /// Of its other ones.
+    /// The lane of its broadcasts.
     pub bulk: LaneShare,
     /// How long a confirmation is good for.
     pub trusted_for: Duration,
 }
 
-/// A lane as far as shares go.
+/// What a lane contributes to a share.
 pub(super) struct LaneShare {
-    /// What its consumer is assigned; none = this process does not run it.
+    /// The assignment of its consumer; none = this process does not run it.
     pub assignment: Option<watch::Receiver<Assignment>>,
-    /// Its topic.
+    /// The topic that its jobs are in.
     pub topic: &'static str,
-    /// How many partitions that had when the process started. It may get more.
+    /// How many partitions the topic had when the process started. It may get more.
     pub of: u32,
 }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_member_that_is_not_confirmed_stops_and_continues_when_it_is_confirmed_again() {
+    async fn a_member_that_is_not_confirmed_stops_sending_and_continues_when_it_is_confirmed_again() {
         let bulk = watch::Sender::new(assignment(16));
         let (mut shown, _tasks) = started(None, Some(&bulk));
         let begun = Instant::now();

@@ -1,4 +1,5 @@
-//! The tasks of a process: all in one [`JoinSet`], each with a name, and how their end is told apart from a stop.
+//! The tasks of a process: all in one [`JoinSet`], each with a name, and how an early end is
+//! distinguished from a stop.
 
 use std::{future::Future, time::Duration};
 
@@ -12,7 +13,6 @@ use tracing::{error, info, warn};
 pub(super) struct ProcessTasks(JoinSet<(String, anyhow::Result<()>)>);
 
 impl ProcessTasks {
-    /// Starts a task.
     pub(super) fn spawn(
         &mut self,
         name: impl Into<String>,
@@ -25,8 +25,8 @@ impl ProcessTasks {
         });
     }
 
-    /// Waits for the stop, or for a task that ends before it: that is an error, which names the task. It is logged
-    /// at once, because the drain that follows may take a minute.
+    /// Waits for the stop, or for a task that ends before it: that is an error, which names the task. It is
+    /// logged at once, because the drain that follows may take a minute.
     pub(super) async fn first_to_end(&mut self, stop: &CancellationToken) -> Option<anyhow::Error> {
         let first = tokio::select! {
             () = stop.cancelled() => None,
@@ -112,8 +112,8 @@ mod tests {
         let mut tasks = ProcessTasks::default();
         tasks.spawn("sweep", async { Ok(()) });
         assert_eq!(tasks.first_to_end(&stop).await.unwrap().to_string(), "sweep ended without a stop");
-        tasks.spawn("tokens", async { Err(anyhow!("away")) });
-        assert_eq!(format!("{:#}", tasks.first_to_end(&stop).await.unwrap()), "tokens failed: away");
+        tasks.spawn("tokens", async { Err(anyhow!("unavailable")) });
+        assert_eq!(format!("{:#}", tasks.first_to_end(&stop).await.unwrap()), "tokens failed: unavailable");
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,7 +143,11 @@ mod tests {
         tasks.drain(Duration::from_secs(100)).await;
         assert_eq!(drained.load(Ordering::Relaxed), 1);
         let ended = ended(early, Err(anyhow!("Kafka is unavailable: flushing the producer")));
-        assert_eq!(format!("{:#}", ended.unwrap_err()), "tokens failed: fenced", "not what the flush said");
+        assert_eq!(
+            format!("{:#}", ended.unwrap_err()),
+            "tokens failed: fenced",
+            "not the error of the flush"
+        );
     }
 
     struct Sink(Arc<Mutex<Vec<u8>>>);

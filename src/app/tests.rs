@@ -42,8 +42,12 @@ async fn a_process_may_run_any_stage_alone_and_ends_after_a_stop() {
         };
         tokio::select! {
             () = ready => {}
-            ended = process.join_next() => panic!("{stage} alone: {:#}", ended.unwrap().unwrap().unwrap_err()),
-            () = sleep(Duration::from_secs(30)) => panic!("{stage} alone is not ready: {:?}", health.report()),
+            ended = process.join_next() => {
+                panic!("{stage} alone: {:#}", ended.unwrap().unwrap().unwrap_err())
+            }
+            () = sleep(Duration::from_secs(30)) => {
+                panic!("{stage} alone is not ready: {:?}", health.report())
+            }
         }
         let [expo, fcm] =
             ProviderId::ALL.map(|id| health.report().details.get(&http::local_status_of(id)).cloned());

@@ -50,13 +50,13 @@ impl<S: Registry> Handler for Cleanup<S> {
         let revoked = self.store.revoke(&dead.token, judged(&dead, origin.timestamp), &dead.reason).await?;
         let change = if revoked { "revoked" } else { "spared" };
         self.metrics.token_changes_total.with_label_values(&[change]).inc();
-        tracing::debug!(token = %dead.token, change, "Token {} was {change}", dead.token);
+        tracing::debug!(token.hash = %dead.token, change, "Token {} was {change}", dead.token);
         Ok(Fate::Done)
     }
 }
 
-/// Which registration the verdict is about. Outsiders know no registrations: they mean the one that was current
-/// when they detected it.
+/// Which registration the verdict is about. Other systems know no registrations: their verdict is about the
+/// one that was current when they detected it.
 fn judged(dead: &DeadToken, written_at: Timestamp) -> Judged {
     match dead.registration {
         Some(version) => Judged::Registration(version),

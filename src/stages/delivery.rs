@@ -1,9 +1,9 @@
 //! Carries jobs out: one lane of one provider, record by record, each message to its outcome.
 //!
 //! A *part* of a broadcast is walked page by page (`broadcast`); a *dose* is claimed, sent and marked
-//! (`reminder`). Both submit their messages to the provider's batcher and then do what follows from the answers
-//! (`follow_up`), in an order in which a crash at any line costs at most a repeat. `route_sync` keeps this
-//! instance's copy of the route's state.
+//! (`reminder`). Both submit their messages to the provider's batcher and then do what follows from the
+//! answers (`follow_up`), in an order in which a crash at any line costs at most a repeat. `route_sync` keeps
+//! this instance's copy of the route's state.
 
 mod broadcast;
 mod follow_up;
@@ -136,7 +136,7 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
                     Ok(ended) => ended,
                     Err(panic) => {
                         self.finish_panicked(&job).await;
-                        resume_unwind(panic) // The runtime writes the record to the dead letters.
+                        resume_unwind(panic) // The runtime dead-letters the record.
                     }
                 }
             }
@@ -144,8 +144,9 @@ impl<S: Store, Q: Publish, P: Provider> Handler for Delivery<S, Q, P> {
     }
 }
 
-/// The stop of a record's partition, as one handling sees it. Nothing new starts after it. What has started may
-/// go on for a while: of a dose the next owner knows nothing but the mark, and would send it from the beginning.
+/// The stop of a record's partition, as one handling sees it. Nothing new starts after it. What has started
+/// may go on for a while: all that the next owner knows of a dose is the mark, and without it the dose is
+/// sent again.
 struct DrainWindow<'a> {
     stop: &'a CancellationToken,
     finish_within: Duration,
@@ -163,21 +164,21 @@ impl DrainWindow<'_> {
         self.stopped_at.get_or_init(Instant::now);
     }
 
-    /// Whether there is no time left for what has started either.
+    /// Whether there is no time left even for what has started.
     fn is_over(&self) -> bool {
         self.stop.is_cancelled() && self.stopped_at.get_or_init(Instant::now).elapsed() >= self.finish_within
     }
 
-    /// Returns when there is no time left for what has started either.
-    async fn last_call(&self) {
+    /// Returns when there is no time left even for what has started.
+    async fn over(&self) {
         self.stopped().await;
         sleep_until(*self.stopped_at.get_or_init(Instant::now) + self.finish_within).await;
     }
 }
 
-/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is never
-/// sent again because Kafka or the store was unavailable. The end of a drain aborts the handler, and only that
-/// ends this.
+/// Does what follows from a provider's answer, again and again until it succeeds: an answered message is
+/// never sent again because Kafka or the store was unavailable. The end of a drain aborts the handler, and
+/// only that ends this.
 async fn retry_until_settled<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
     log_throttle: &LogThrottle,
     mut follow: impl FnMut() -> F,
@@ -197,13 +198,13 @@ async fn retry_until_settled<T, E: Error + 'static, F: Future<Output = Result<T,
 
 fn log_unsettled(log_throttle: &LogThrottle, error: &(dyn Error + 'static)) {
     if log_throttle.now() {
-        warn!(error, "What follows from answers is not durable yet; it is tried again until it works");
+        warn!(error, "The effects of answers are not durable yet; they are retried until they are");
     } else {
-        debug!(error, "What follows from an answer is not durable yet");
+        debug!(error, "The effects of an answer are not durable yet");
     }
 }
 
-/// The moment on tokio's clock that is `at` on the wall; the present for a time that has passed.
+/// The moment on tokio's clock at which the wall clock shows `at`; the present for a time that has passed.
 fn instant(at: Timestamp, now: Timestamp) -> Instant {
     Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
 }

@@ -1,13 +1,13 @@
 //! Keeps regimens and their due rows; dispatches each dose at its time.
 //!
 //! A clock tick, from our ticker or from upstream, becomes one record per shard. A shard's tick reads which
-//! regimens are due, checks each against the regimen's current definition, dispatches the dose to delivery, and
-//! inserts the regimen's next due row. These due rows form a chain per regimen that never breaks, whatever
-//! crashes between two steps: `due_queue` has the argument. What is dispatched, and what a person reads, is
-//! `dose`'s.
+//! regimens are due, checks each against the regimen's current definition, dispatches the dose to delivery,
+//! and inserts the regimen's next due row. These due rows form a chain per regimen that never breaks,
+//! wherever a process crashes between two steps: `due_queue` has the argument. `dose` makes what is
+//! dispatched, and the text that the user reads.
 //!
-//! Everything here may happen twice: ticks overlap, records are delivered again. A dose dispatched twice has the
-//! same id both times, and delivery sends it once.
+//! Everything here may happen twice: ticks overlap, records are delivered again. A dose dispatched twice has
+//! the same id both times, and delivery sends it once.
 
 mod dose;
 mod due_queue;

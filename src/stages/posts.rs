@@ -2,11 +2,11 @@
 //!
 //! The first plan counts: text, audience and providers are decided once and kept in the broadcast's row. The
 //! parts are always produced from the stored plan, however often the record comes, because a crash may have
-//! come between the row and the last of its parts. A part that arrives twice finds its progress row and is not
-//! sent twice.
+//! come between the row and the last of its parts. A part that arrives twice finds its progress row and is
+//! not sent twice.
 //!
-//! A post whose parts are produced again after the broadcast was done costs a read of each part's row; that is
-//! accepted.
+//! A post whose parts are produced again after the broadcast was done costs a read of each part's row; that
+//! is accepted.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -196,7 +196,7 @@ fn parts(spec: &Spec) -> u32 {
     of_one.saturating_mul(providers)
 }
 
-/// The parts of a plan. Providers take turns, so that none waits for the other's last part.
+/// The parts of a plan. Providers alternate, so that none waits for the other's last part.
 fn part_jobs<'a>(id: &'a BroadcastId, spec: &'a Spec) -> Box<dyn Iterator<Item = Job> + Send + 'a> {
     let works: Box<dyn Iterator<Item = Work> + Send + 'a> = match &spec.audience {
         Audience::Everybody { slices, exclude, include_anonymous } => Box::new((0..*slices).map(|index| {

@@ -1,16 +1,18 @@
-//! What evidence closes a route: the one place that decides it, for the answers to messages and for receipts alike.
+//! What evidence closes a route: the one place that decides it, for the answers to messages and for receipts
+//! alike.
 //!
 //! **The brake.** Many dead tokens at once look the same when *we* are at fault (foreign credentials, another
-//! project): then no token is dead, and no user was reached. So the rate of dead tokens brakes the route before
-//! any of them is reported. Each instance counts the answers that it sees itself; what it finds, it writes into
-//! the route's row, and that brakes all instances. A release by the operator (`RouteState::Released`) lets pass
-//! what is held, and everything else that was written before it: the rest of the same broadcast would brake the
-//! route again at once, and the operator has looked at just that. Work that was written later counts from zero.
-//! A pause and a resume are no release.
+//! project): then no token is dead, and no user was reached. So the rate of dead tokens brakes the route
+//! before any of them is reported. Each instance counts the answers that it sees itself; what it finds, it
+//! writes into the route's row, and that brakes all instances. A release by the operator
+//! (`RouteState::Released`) lets pass what is held, and everything else that was written before it: the rest
+//! of the same broadcast would brake the route again at once, and the operator has looked at just that. Work
+//! that was written later counts from zero. A pause and a resume are no release.
 //!
-//! **Asked again.** What answers call dead is asked again when the route is open again: a token that was
-//! misjudged is sent to, a dead one is answered so once more. After a release that second answer is believed;
-//! after anything else it may brake the route again. Receipts can't be asked again; they wait for a release.
+//! **Sent again.** Tokens that answers call dead are sent to again when the route is open again: one that was
+//! misjudged gets its message, a dead one gets the same answer. After a release that second answer is
+//! believed; after anything else it may brake the route again. Receipts can't be had again; they wait for a
+//! release.
 //!
 //! **Refused credentials** in receipts halt the route, unless it was opened after the messages were sent.
 //!
@@ -67,7 +69,7 @@ pub(super) struct DeadTokenEvidence {
 pub(super) struct ReceiptEvidence {
     /// Receipts, and those that call the token dead.
     pub counts: AnswerCounts,
-    /// What Expo said of our credentials, if it refuses them.
+    /// Why Expo refuses our credentials, if it does.
     pub credentials_refused: Option<String>,
     /// When the messages were sent.
     pub sent_at: Timestamp,
@@ -80,7 +82,7 @@ pub(super) struct ReceiptEvidence {
 pub(super) enum Decision {
     /// Dead tokens may be reported.
     Report,
-    /// They were held, and the route is open: they are to be asked again.
+    /// They were held, and the route is open: they are to be sent to again.
     AskAgain,
     /// They are held.
     Hold,
@@ -132,8 +134,8 @@ pub(super) fn decide_answers(
     }
 }
 
-/// What the receipts of a batch lead to. Asked again after a row that could not be written, they are counted
-/// once all the same; [`ReceiptEvidence::judged`] ends that.
+/// What the receipts of a batch lead to. Called again because a row could not be written, it counts them once
+/// all the same; [`ReceiptEvidence::judged`] ends that.
 pub(super) fn decide_receipts(
     evidence: &mut ReceiptEvidence,
     route: &RouteRow,
@@ -225,7 +227,7 @@ impl ReceiptEvidence {
         Self { counts, credentials_refused, sent_at, counted: false, judged: false }
     }
 
-    /// The row that it closes the route with is written: it closes nothing again.
+    /// The row that closes the route is written: this evidence closes nothing again.
     pub(super) fn judged(&mut self) {
         self.judged = true;
     }
@@ -238,7 +240,7 @@ impl Brake {
         Self { thresholds, seconds: VecDeque::new() }
     }
 
-    /// The excess in words, for the route's row.
+    /// The excess as a sentence, for the route's row.
     fn describe(&self, excess: AnswerCounts, of: &str) -> String {
         format!(
             "{} of {} {of} in {:?} call the token dead",
@@ -348,7 +350,8 @@ mod tests {
         DeadTokenEvidence::of(&sent.chain(dead).collect::<Vec<_>>(), at(100))
     }
 
-    /// What each state of the route leads to for a page with so many dead tokens, and what a second look says.
+    /// The decision for a page with so many dead tokens in this state of the route, and after the route has
+    /// been opened.
     fn decided(state: RouteState, dead: usize) -> (Decision, Decision) {
         let mut brake = Brake::new(THRESHOLDS);
         let mut evidence = evidence(0, dead);

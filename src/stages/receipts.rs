@@ -1,8 +1,8 @@
 //! Asks Expo what became of messages that it took, and reports the dead tokens.
 //!
 //! A batch is asked for once it is due. What is not ready then goes to the tail of the topic with the time at
-//! which it was first sent, and is given up a day after that, when Expo no longer has it. Asking is reading:
-//! after a crash the whole batch is simply asked for again.
+//! which it was first sent, and counts as missing a day after that, when Expo no longer has it. Asking only
+//! reads: after a crash the whole batch is simply asked for again.
 //!
 //! What the answers may close, and what is held, is `quarantine`'s decision. Verdicts that it holds stay
 //! unsettled in Kafka until the operator has released the route.
@@ -82,7 +82,8 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
                     let error: &dyn Error = &err;
                     tracing::warn!(
                         error,
-                        "What follows from receipts waits, because {err}; it is tried again until it works"
+                        "The effects of receipts are not durable yet, because {err}; they are retried until they \
+                         are"
                     );
                 }
                 Err(_) => {}
@@ -174,7 +175,7 @@ struct ReceiptResults {
     dead: Vec<DeadToken>,
     /// To be asked for again.
     waiting: Option<TicketBatch>,
-    /// What Expo said of our credentials, if it refuses them.
+    /// Why Expo refuses our credentials, if it does.
     credentials_refused: Option<String>,
     credentials: u64,
     delivered: u64,
@@ -226,7 +227,7 @@ fn dead(ticket: Ticket, reason: &str, now: Timestamp) -> DeadToken {
 // === impl ReceiptResults ===
 
 impl ReceiptResults {
-    /// What they are for the route.
+    /// These results as evidence for the route.
     fn evidence(&self, sent_at: Timestamp) -> ReceiptEvidence {
         let counts = AnswerCounts { answers: self.answers(), dead: self.dead.len() as u64 };
         ReceiptEvidence::new(counts, self.credentials_refused.clone(), sent_at)

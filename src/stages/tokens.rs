@@ -57,7 +57,7 @@ impl<S: Registry> Handler for Tokens<S> {
         self.store.apply(&change, origin.version()).await?;
         self.metrics.token_changes_total.with_label_values(&[label(&change)]).inc();
         tracing::debug!(
-            token = token(&change).map(tracing::field::display),
+            token.hash = token(&change).map(tracing::field::display),
             change = label(&change),
             "Applied {}",
             label(&change)

@@ -82,7 +82,10 @@ async fn a_process_killed_in_the_middle_of_each_broadcast_loses_no_message() {
         let outcome = outcome_of(&deployment, &format!("post:p{round}")).await;
         deployment.wait_until_settled().await;
         let seen = deployment.statistics().await.expo;
-        println!("round {round}: killed when Expo had taken {}, {} duplicates", before.taken, seen.duplicates);
+        println!(
+            "round {round}: killed when Expo had taken {}, {} duplicates",
+            before.taken, seen.duplicates
+        );
         assert_eq!((seen.distinct_tokens, &outcome["sent"]), (PHONES, &json!(PHONES)));
         assert!(seen.duplicates <= PAGES * PAGE + 2, "{} duplicates", seen.duplicates);
         for (phone, at) in doses {

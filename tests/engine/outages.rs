@@ -138,7 +138,10 @@ async fn reminders_are_sent_within_two_seconds_of_the_end_of_a_short_outage() {
             futures::future::join_all((0..40).map(reminder)).await
         };
         let (outcomes, delays) = tokio::join!(sender.broadcast(phones(ProviderId::Expo, bulk)), reminders);
-        assert_eq!((outcomes.len(), all_sent(&outcomes), sandbox.statistics().expo.duplicates), (bulk, true, 0));
+        assert_eq!(
+            (outcomes.len(), all_sent(&outcomes), sandbox.statistics().expo.duplicates),
+            (bulk, true, 0)
+        );
         let first = delays.iter().min().unwrap();
         let last = delays.iter().max().unwrap();
         assert!(

@@ -144,7 +144,10 @@ fn a_kill_in_the_middle_repeats_little(world: &World, members: [Member; 3]) -> [
     check_total(world, "second");
 
     let seen = world.sandbox.statistics();
-    println!("duplicates: Expo {}, FCM {}; at most {AGAIN_MAX} each", seen.expo.duplicates, seen.fcm.duplicates);
+    println!(
+        "duplicates: Expo {}, FCM {}; at most {AGAIN_MAX} each",
+        seen.expo.duplicates, seen.fcm.duplicates
+    );
     for seen in [&seen.expo, &seen.fcm] {
         assert_eq!(seen.distinct_tokens, TOKENS, "no token missed");
         assert!(seen.duplicates <= AGAIN_MAX, "{} duplicates", seen.duplicates);

@@ -141,8 +141,8 @@ impl Expected {
         self.pushes.insert(name, taken);
     }
 
-    /// A dose sends one reminder to every phone of its user, however often it is published. In the scenario no
-    /// such phone is dead.
+    /// A dose sends one reminder to every phone of its user, however often it is published. In the scenario
+    /// no such phone is dead.
     fn dose(&mut self, phones: &Phones, regimen: &str, user: &str, at: Timestamp) {
         let recipients: BTreeSet<_> = phones.of(user).map(|phone| (phone.provider, phone.token())).collect();
         let id = format!("dose:{}:{regimen}:{at:.0}", profile(user));

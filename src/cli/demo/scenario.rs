@@ -153,8 +153,8 @@ pub fn registrations() -> Vec<ScenarioStep> {
         .collect()
 }
 
-/// The changes after it: phones move, get new tokens, are registered twice, are logged out; users are deleted;
-/// one record is unreadable.
+/// The changes after it: phones move, get new tokens, are registered twice, are logged out; users are
+/// deleted; one record is unreadable.
 pub fn changes() -> Vec<ScenarioStep> {
     let mut steps = vec![ScenarioStep::Unreadable];
     for phone in Phone::all() {
@@ -207,8 +207,8 @@ pub fn post_for_everybody(post: &str, author: u32) -> ScenarioStep {
     ScenarioStep::Posted { post: post.to_owned(), author: user(author), users: None }
 }
 
-/// A post for named users: some whose phone has moved to a newcomer, these newcomers, some who are deleted, an
-/// unknown one, and the author, who is not notified.
+/// A post for named users: some whose phone has moved to a newcomer, these newcomers, some who are deleted,
+/// an unknown one, and the author, who is not notified.
 pub fn post_for_some(post: &str, author: u32) -> ScenarioStep {
     let moved =
         Phone::all().filter(|phone| phone.number < 600 && phone.provider == ProviderId::Fcm && phone.moves());
@@ -218,7 +218,8 @@ pub fn post_for_some(post: &str, author: u32) -> ScenarioStep {
 }
 
 /// Regimens with a dose at `due`, each at that minute of its own zone. For most a reminder is sent; one ended
-/// yesterday, one is removed again, one is of a user whose phone has moved and one of the newcomer who has it.
+/// yesterday, one is removed again, one is of a user whose phone has moved and one of the newcomer who has
+/// it.
 pub fn regimens(due: Timestamp) -> Vec<ScenarioStep> {
     let of = |id: String, user: String, zone: &'static str, last_day: Option<Date>| ScenarioStep::Regimen {
         id,

@@ -50,7 +50,10 @@ async fn judged_by(record: &Record) -> Judged {
 
 #[tokio::test]
 async fn a_verdict_speaks_of_the_registration_that_it_names() {
-    let line = r#"{"token":"ExponentPushToken[AAA]","reason":"DeviceNotRegistered","registration":42,"detectedAt":"2026-11-20T00:00:00Z"}"#;
+    let line = concat!(
+        r#"{"token":"ExponentPushToken[AAA]","reason":"DeviceNotRegistered","registration":42,"#,
+        r#""detectedAt":"2026-11-20T00:00:00Z"}"#
+    );
     assert_eq!(judged_by(&record(line)).await, Judged::Registration(Version::from_i64(42)));
 }
 

@@ -1,9 +1,10 @@
-//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that have
-//! none when a stop comes are named in the checkpoint, and the next owner begins with them.
+//! A part of a broadcast: page by page, each checkpointed when its messages have their outcome. Those that
+//! have none when a stop comes are named in the checkpoint, and the next owner begins with them.
 //!
-//! The protocol of a part, step by step: take over, page, checkpoint, and at the end the part's number into the
-//! broadcast's set of finished parts *before* reading the set, the total before the broadcast is closed. A crash
-//! between any two steps repeats at most the open page; a second owner fails at its next checkpoint and stops.
+//! The protocol of a part, step by step: take over, page, checkpoint, and at the end the part's number into
+//! the broadcast's set of finished parts *before* reading the set, the total before the broadcast is closed.
+//! A crash between any two steps repeats at most the open page; a second owner fails at its next checkpoint
+//! and stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -83,8 +84,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
-    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so far:
-    /// otherwise its broadcast would stay open for ever. A replay goes on where it stopped.
+    /// A part whose handling panics becomes a dead letter. It counts as finished, with what it has sent so
+    /// far: otherwise its broadcast would stay open for ever. A replay goes on where it stopped.
     pub(super) async fn finish_panicked(&self, job: &Job) {
         let Some(part) = part_of(job) else { return };
         warn!(
@@ -189,7 +190,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The open tokens, as they are registered now: a phone may have changed hands in between.
+    /// The open tokens, as they are registered now: a device may have been registered for another user since.
     async fn page_of_open(&self, work: &Work, open: &[Token], end: Cursor) -> Result<Page, HandlerError> {
         let rows = stream::iter(0..open.len())
             .map(|index| self.store.inspect(&open[index]))
@@ -228,7 +229,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(page)
     }
 
-    /// Publishes and counts what the page's answers say.
+    /// Publishes and counts the page's outcomes.
     async fn follow_up(
         &self,
         record: &Record,
@@ -293,8 +294,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The part's number first, then the set: the part that sees it full publishes the total, and only then closes
-    /// the broadcast.
+    /// The part's number first, then the set: the part that sees it full publishes the total, and only then
+    /// closes the broadcast.
     async fn finish(&self, part: &PartId, parts: u32) -> Result<(), HandlerError> {
         let finished = self.store.finish_part(part).await?;
         let (_, state) = self.store.broadcast(&part.broadcast).await?;
@@ -304,8 +305,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         let asked_at = Timestamp::now();
         let Total { counts, at } = self.store.total(&part.broadcast, asked_at).await?;
         if at.as_microsecond() != asked_at.as_microsecond() {
-            // Another process saw the last parts end in the same moment, and asked first: it publishes the total,
-            // unless it has crashed.
+            // Another process saw the last parts end in the same moment, and asked first: it publishes the
+            // total, unless it has crashed.
             sleep(TOTAL_WITHIN).await;
             if let (_, Some(BroadcastState::Done)) = self.store.broadcast(&part.broadcast).await? {
                 return Ok(());
@@ -334,8 +335,8 @@ fn part_of(job: &Job) -> Option<PartId> {
     Some(PartId { broadcast: broadcast.clone(), provider: job.provider, part })
 }
 
-/// Whether a token before the cursor that is this user's now (`None` = a token of nobody) is to be sent to. A
-/// list comes to the users behind its cursor anyway.
+/// Whether a token before the cursor that is this user's now (`None` = a token without a user) is to be sent
+/// to. A list reaches the users behind its cursor anyway.
 fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     match work {
         Work::Slice(slice) => slice.to.include(user.map(UserId::as_str)),
@@ -344,8 +345,8 @@ fn is_meant(work: &Work, Cursor(done): Cursor, user: Option<&UserId>) -> bool {
     }
 }
 
-/// Moves the part's cursor past a page: behind the last message that has its outcome. Those before it that have
-/// none, or on its position, stay open. `false` = no message has an outcome, and nothing has changed.
+/// Moves the part's cursor past a page: behind the last message that has its outcome. Those before it that
+/// have none, or on its position, stay open. `false` = no message has an outcome, and nothing has changed.
 fn advance(progress: &mut Progress, page: &Page, returned: &Returned) -> bool {
     if returned.is_complete() {
         progress.cursor = Some(page.end);

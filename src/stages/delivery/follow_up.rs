@@ -1,8 +1,8 @@
-//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, unless the
-//! quarantine holds them; tickets are kept to be asked about; and everything is counted.
+//! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, unless
+//! the quarantine holds them; tickets are kept to be asked about; and everything is counted.
 //!
-//! Dead tokens that are held stay at their page until the route is open again, and are then asked again. A stop
-//! does not wait for that: they stay open, and the next owner asks again.
+//! Dead tokens that are held stay with their page until the route is open again, and are then sent to again.
+//! A stop does not wait for that: they stay open, and the next owner sends to them again.
 
 use std::{
     sync::{Arc, MutexGuard, PoisonError},
@@ -37,7 +37,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// Publishes what became of a notification.
+    /// Publishes the counts of a broadcast, or the outcome of a dose.
     pub(super) async fn publish_report(&self, report: &Report) {
         let (Report::Broadcast { notification, .. } | Report::Dose { notification, .. }) = report;
         let message = Message::new(
@@ -56,7 +56,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         outcomes: impl Iterator<Item = &'a MessageOutcome>,
         now: Timestamp,
     ) {
-        let [provider, lane] = [self.id().label(), lane.label()];
+        let provider = self.id().label();
+        let lane = lane.label();
         let seconds = now.duration_since(record.timestamp).as_secs_f64().max(0.0);
         // Local: one flush for them all, where each observation would be a handful of atomic operations.
         let durations = self.metrics.delivery_seconds.with_label_values(&[provider, lane]).local();
@@ -95,8 +96,9 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         self.brake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the dead tokens of a page may be reported. After a stop they may lose their outcome instead,
-    /// and the next owner asks them again; after a cancel they lose it for good, and are not counted.
+    /// Returns when the dead tokens of a page may be reported. After a stop they may lose their outcome
+    /// instead, and the next owner asks them again; after a cancel they lose it for good, and are not
+    /// counted.
     pub(super) async fn hold_dead_tokens(
         &self,
         record: &Record,
@@ -122,7 +124,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             let decision = tokio::select! {
                 biased;
                 decision = decided => decision,
-                () = drain.last_call() => Decision::Hold,
+                () = drain.over() => Decision::Hold,
                 () = self.stopped(broadcast) => Decision::Hold,
             };
             match decision {
@@ -154,8 +156,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         }
     }
 
-    /// The dead tokens of a page whose registration is still the current one: a phone may have changed hands while
-    /// the route was braked.
+    /// The dead tokens of a page whose registration is still the current one: a device may have been
+    /// registered for another user while the route was braked.
     async fn still_registered(&self, returned: &Returned) -> Vec<usize> {
         let dead = (0..returned.recipients.len())
             .filter(|&index| returned.outcomes[index].as_ref().is_some_and(is_dead));
@@ -174,7 +176,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 }
 
-/// Takes their outcome from dead tokens: the next owner of the page asks them again.
+/// Removes the outcome of dead tokens: the next owner of the page sends to them again.
 fn leave_dead_open(outcomes: &mut [Option<MessageOutcome>]) {
     for outcome in outcomes {
         outcome.take_if(|outcome| is_dead(outcome));

@@ -1,15 +1,15 @@
 //! A dose: claimed, sent to all of the user's devices of this provider, marked.
 //!
 //! The claim is a row with a lease. A request starts only while the lease outlasts it by a margin, so that no
-//! other process can own the dose while one of our requests may still reach the provider. What was answered is
-//! marked before anything of it is published; a process that finds the mark publishes the outcome again and is
-//! done. A crash between the answer and the mark is the one window in which a dose is sent twice.
+//! other process can own the dose while one of our requests may still reach the provider. What was answered
+//! is marked before anything of it is published; a process that finds the mark publishes the outcome again
+//! and is done. A crash between the answer and the mark is the one window in which a dose is sent twice.
 //!
-//! Which devices a handling has sent to is known to that handling alone. So once it has sent to one it doesn't
-//! give up: it waits for a store that is unavailable, and after a stop it tries the user's other devices for as
-//! long as the drain allows. And nothing comes between an answer and the mark, or the next claim, that could
-//! outlast the lease: tickets and verdicts wait for the end, and a look at the route that takes too long counts
-//! as a dead token that is held.
+//! Which devices a handling has sent to is known to that handling alone. So once it has sent to one it
+//! doesn't give up: it waits for a store that is unavailable, and after a stop it tries the user's other
+//! devices for as long as the drain allows. And nothing comes between an answer and the mark, or the next
+//! claim, that could outlast the lease: tickets and verdicts wait for the end, and dead tokens are held when
+//! the route can't be read in time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,8 +34,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const SKEW_MAX: Duration = Duration::from_secs(4);
 /// How long it may take to find out whether dead tokens are held.
 const JUDGE_WITHIN: Duration = Duration::from_secs(4);
-/// What a lease must outlast the last possible answer by: the look at the route, the time that the mark or the
-/// next claim takes, and the skew of two clocks.
+/// What a lease must outlast the last possible answer by: the look at the route, the time that the mark or
+/// the next claim takes, and the skew of two clocks.
 pub(super) const MARGIN: Duration = JUDGE_WITHIN.saturating_add(DECIDED_WITHIN).saturating_add(SKEW_MAX);
 
 /// One handling of a dose.
@@ -74,8 +74,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(Fate::Done)
     }
 
-    /// Returns when the dose is marked, here or by another process. `None` = it is left to the next owner, after
-    /// a stop.
+    /// Returns when the dose is marked, here or by another process. `None` = it is left to the next owner,
+    /// after a stop.
     async fn marked(
         &self,
         handling: &mut DoseHandling<'_>,
@@ -86,7 +86,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 let now = Timestamp::now();
                 self.store.claim(&handling.key, &handling.owner, now, now + LEASE)
             };
-            // Once one device was sent to the store is waited for: a new handling would send to it again.
+            // Once one device was sent to, the store is waited for: a new handling would send to it again.
             let claim = if handling.decided.is_empty() {
                 claim().await?
             } else {
@@ -177,7 +177,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             .cloned()
             .zip(returned.outcomes)
             .filter_map(|(to, outcome)| Some((to, outcome?)));
-        // Dead tokens are judged when all messages have their answer, and asked again with the others until then.
+        // Dead tokens are judged when all messages have their answer, and asked again with the others until
+        // then.
         let mut answered: Vec<(Recipient, MessageOutcome)> =
             answered.filter(|(_, outcome)| is_complete || !is_dead(outcome)).collect();
         let evidence = DeadTokenEvidence::of(answered.iter().map(|(_, outcome)| outcome), now);
@@ -199,7 +200,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(self.mark(handling, lease, mark).await)
     }
 
-    /// Whether dead tokens are to be asked again, because the route is braked or its state can't be read in time.
+    /// Whether dead tokens are to be asked again, because the route is braked or its state can't be read in
+    /// time.
     async fn is_held(&self, record: &Record, mut evidence: DeadTokenEvidence) -> bool {
         let judged = async {
             let is_held = self.judge(record.timestamp, &mut evidence).await != Decision::Report;
@@ -212,8 +214,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         timeout(JUDGE_WITHIN, judged).await.unwrap_or(true)
     }
 
-    /// The user's devices that have no outcome in this handling. Read again for each claim: a phone may have
-    /// changed hands.
+    /// The user's devices that have no outcome in this handling. Read again for each claim: a device may have
+    /// been registered for another user.
     async fn not_sent(&self, handling: &DoseHandling<'_>) -> Result<Vec<Recipient>, HandlerError> {
         let mut tokens = self.store.tokens_of(&handling.dose.user).await?;
         tokens.retain(|registration| {
@@ -240,7 +242,7 @@ impl DoseHandling<'_> {
 
     /// Returns when nothing more is to be sent.
     async fn withdrawal(&self, drain: &DrainWindow<'_>) {
-        if self.decided.is_empty() { drain.stopped().await } else { drain.last_call().await }
+        if self.decided.is_empty() { drain.stopped().await } else { drain.over().await }
     }
 
     /// Whether it goes on although a stop has come.

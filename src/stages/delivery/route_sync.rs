@@ -1,4 +1,4 @@
-//! Keeps this instance's copy of a route's state equal to the store's row, and writes halts down.
+//! Keeps this instance's copy of a route's state equal to the store's row, and writes halts to it.
 
 use std::{error::Error, time::Duration};
 
@@ -49,7 +49,8 @@ pub async fn sync_route<S: Routes>(
                     detail: why,
                 };
                 let write = retry_until_settled(&log_throttle, || store.set_route(provider, &halted));
-                // The gate is closed here whether it is written or not, so a stop needs not wait for the store.
+                // The gate is closed here whether it is written or not, so a stop need not wait for the
+                // store.
                 let _written = stop.run_until_cancelled(write).await;
             }
             _ = look.tick() => match store.route(provider).await {
@@ -68,8 +69,8 @@ pub async fn sync_route<S: Routes>(
                     show(&route);
                     route_sync.follow(gate(enabled, route.state));
                 }
-                // A store that is unavailable changes nothing: what is open stays open, and no page can be read to
-                // be sent anyway.
+                // A store that is unavailable changes nothing: what is open stays open, and no page can be
+                // read to be sent anyway.
                 Err(err) if !failure_logged => {
                     let error: &dyn Error = &err;
                     warn!(

@@ -1,22 +1,24 @@
 //! The queue of due rows.
 //!
-//! A due row says: look at this regimen at that time. Each regimen has one row ahead, and the process that looks
-//! at a row inserts the next one, so the chain of rows must not break: nothing would ever look at that regimen
-//! again (but for the sweep). Two watermarks a shard hold it together. *Read*: a tick has started to read up to
-//! here. *Dispatched*: every row up to here is dispatched, and its next row is inserted.
+//! A due row says: look at this regimen at that time. Each regimen has one row ahead, and the process that
+//! dispatches a row inserts the next one, so the chain of rows must not break: nothing would ever look at
+//! that regimen again (but for the sweep). Two watermarks a shard hold it together. *Read*: a tick has
+//! started to read up to here. *Dispatched*: every row up to here is dispatched, and its next row is
+//! inserted.
 //!
-//! - A tick raises *read* before it reads rows; a process that inserts a row reads *read* after it has inserted.
-//!   So either the tick's read finds the row, or its inserter finds that a tick may have missed it and
-//!   dispatches it itself.
-//! - A tick raises *dispatched* after its work. If it crashes before, the next tick reads the same rows again.
-//! - No tick goes beyond the clock: behind its watermark rows would have to be dispatched before their time.
+//! - A tick raises *read* before it reads rows; a process that inserts a row reads *read* after it has
+//!   inserted. So either the tick's read finds the row, or its inserter finds that a tick may have missed it
+//!   and dispatches it itself.
+//! - A tick raises *dispatched* after its work. If it crashes before, the next tick reads the same rows
+//!   again.
+//! - No tick goes beyond the clock: rows behind its watermark would have to be dispatched before their time.
 //!
-//! The order of these steps is the protocol; a random test (`tests/schedules.rs`) runs it with crashes between
-//! any two.
+//! The order of these steps is the protocol; a random test (`tests/schedules.rs`) runs it with crashes
+//! between any two.
 //!
-//! Two things are accepted. An edit that is applied between a dose's time and its tick takes the place of the old
-//! definition, so a dose that was due seconds before the edit may be dropped. And a definition that is applied
-//! late may dispatch a dose that a later edit, not applied yet, takes away.
+//! Two things are accepted. An edit that is applied between a dose's time and its tick takes the place of the
+//! old definition, so a dose that was due seconds before the edit may be dropped. And a definition that is
+//! applied late may dispatch a dose that a later edit, not applied yet, takes away.
 
 use std::time::Duration;
 
@@ -123,8 +125,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         }
     }
 
-    /// Inserts a due row; dispatches it, and the rows after it, where a tick may have read past it already. A row
-    /// that the inserting tick will read itself is left to it.
+    /// Inserts a due row; dispatches it, and the rows after it, where a tick may have read past it already. A
+    /// row that the inserting tick will read itself is left to it.
     async fn insert(&self, row: DueRow, reading: Option<&DueReading>) -> Result<(), HandlerError> {
         let mut next = Some(row);
         while let Some(row) = next {
@@ -136,8 +138,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             if reading.is_some_and(|reading| reading.will_read(&row)) {
                 return Ok(());
             }
-            // The read watermark never lies ahead of a clock, so it need not be read for what lies ahead of all
-            // clocks.
+            // The read watermark never lies ahead of a clock, so it need not be read for what lies ahead of
+            // all clocks.
             if earlier(row.due_at, CLOCKS_AGREE_WITHIN) > self.now()
                 || row.due_at > self.store.marks(shard).await?.read
             {
@@ -170,8 +172,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
             }
             (None, _) => {}
         }
-        // A regimen has one row per time. Upstream's dose may have taken the place of the regimen's own row, and
-        // then the chain continues from it.
+        // A regimen has one row per time. Upstream's dose may have taken the place of the regimen's own row,
+        // and then the chain continues from it.
         let continues = row.payload.is_none() || own;
         let next = regimen.filter(|_| continues).and_then(|regimen| regimen.next_after(row.due_at));
         Ok(next.map(|due_at| DueRow { due_at, regimen: row.regimen.clone(), payload: None }))
@@ -185,8 +187,8 @@ impl<S: Doses + Registry, P: Publish> Medication<S, P> {
         self.dispatch(&Dose::of_upstream(dose, regimen.as_ref())).await
     }
 
-    /// Inserts each regimen's next due row, in case it is missing (a restored backup, an expired row). Run it at
-    /// the start and daily; returns the number of regimens.
+    /// Inserts each regimen's next due row, in case it is missing (a restored backup, an expired row). Run it
+    /// at the start and daily; returns the number of regimens.
     ///
     /// # Errors
     /// The store or Kafka was unavailable; what was done stays done, and all of it may be done again.

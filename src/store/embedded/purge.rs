@@ -14,8 +14,8 @@ const STEP_ROWS: u32 = 500;
 
 const SECOND_US: i64 = 1_000_000;
 
-/// A table whose rows are removed when the time in their `age` column lies `kept` in the past. The column has an
-/// index.
+/// A table whose rows are removed when the time in their `age` column lies `kept` in the past. The column has
+/// an index.
 struct Aging {
     table: &'static str,
     key: &'static str,

@@ -77,8 +77,8 @@ impl<S: RecordSource> Intake<S> {
                     sleep_until(due_at).await;
                 }
                 let Some(permits) = self.admission.admit(&head.record).await else {
-                    // Nothing closes the semaphores. If anything did, the record would stay here, unread, and its
-                    // partition would stop: it is never passed on without permits, and never dropped.
+                    // Nothing closes the semaphores. If anything did, the record would stay here, unread, and
+                    // its partition would stop: it is never passed on without permits, and never dropped.
                     return pending().await;
                 };
                 if let Some(head) = self.head.take() {

@@ -446,8 +446,8 @@ fn scenario(random: &mut StdRng) -> (BTreeMap<String, &'static str>, Vec<Event>)
     (kinds, events)
 }
 
-/// Sets adjacent events to the same version where the order of the two changes nothing: registrations of two tokens,
-/// neither of which replaces another one.
+/// Sets adjacent events to the same version where the order of the two changes nothing: registrations of two
+/// tokens, neither of which replaces another one.
 fn make_some_versions_equal(events: &mut [Event]) {
     for pair in events.chunks_exact_mut(2) {
         if let [
