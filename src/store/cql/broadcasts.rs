@@ -33,7 +33,7 @@ const PLANNED_AT: i64 = 1;
 const STOPPED_AT: i64 = 2;
 const DONE_AT: i64 = 3;
 
-/// How long the rows of a broadcast live.
+/// The TTL of the rows of a broadcast.
 const KEPT_SECONDS: i32 = limits::BROADCASTS_KEPT.as_secs() as i32;
 
 /// The cursor of a part that has sent nothing yet: no token has this position.

@@ -170,7 +170,7 @@ impl CqlInner {
             tracing::warn!(
                 device.id = %device,
                 "Device {device} is named by more than {DEVICE_TOKENS_MAX} active tokens, so it is no single \
-                  device: they do not replace each other"
+                 device: they do not replace each other"
             );
         }
     }

@@ -5,7 +5,7 @@
 //! A damaged database file (`SQLITE_CORRUPT`) counts as unavailable: it is not the fault of the row that was
 //! asked for.
 
-use rusqlite::{Error, ErrorCode};
+use rusqlite::{Error, ErrorCode, ffi};
 
 use crate::store::StoreError;
 
@@ -18,24 +18,26 @@ pub(super) fn failed(context: &'static str, err: Error) -> StoreError {
         | Error::Utf8Error(..) => StoreError::corrupt(context, err),
         // A statement that does not compile, or a value that can't be bound to it.
         Error::SqlInputError { .. } | Error::ToSqlConversionFailure(_) => StoreError::rejected(context, err),
-        Error::SqliteFailure(failure, _) if is_rejection(failure.code) => StoreError::rejected(context, err),
+        Error::SqliteFailure(failure, _) if is_rejection(*failure) => StoreError::rejected(context, err),
         _ => StoreError::unavailable(context, err),
     }
 }
 
-fn is_rejection(code: ErrorCode) -> bool {
-    matches!(
-        code,
+fn is_rejection(failure: ffi::Error) -> bool {
+    match failure.code {
         ErrorCode::ConstraintViolation
-            | ErrorCode::TypeMismatch
-            | ErrorCode::TooBig
-            | ErrorCode::ParameterOutOfRange
-    )
+        | ErrorCode::TypeMismatch
+        | ErrorCode::TooBig
+        | ErrorCode::ParameterOutOfRange => true,
+        // The plain SQLITE_ERROR is an error in the SQL; its extended codes are not.
+        ErrorCode::Unknown => failure.extended_code == ffi::SQLITE_ERROR,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::{ffi, types::Type};
+    use rusqlite::types::Type;
 
     use super::*;
     use crate::store::embedded::values::unreadable;
@@ -60,7 +62,9 @@ mod tests {
 
     #[test]
     fn an_invalid_request_is_rejected() {
-        let no_table = rusqlite::Connection::open_in_memory().unwrap().prepare("SELECT 1 FROM nowhere").err();
+        let db = rusqlite::Connection::open_in_memory().unwrap();
+        let no_table = db.prepare("SELECT 1 FROM nowhere").err();
+        let no_statement = db.prepare("SELEKT 1").err();
         for err in [
             of_sqlite(ffi::SQLITE_CONSTRAINT),
             of_sqlite(ffi::SQLITE_CONSTRAINT_PRIMARYKEY),
@@ -69,6 +73,7 @@ mod tests {
             of_sqlite(ffi::SQLITE_RANGE),
             Error::ToSqlConversionFailure("too large".into()),
             no_table.expect("there is no such table"),
+            no_statement.expect("there is no such statement"),
         ] {
             let text = err.to_string();
             let failure = failed("write a regimen", err);
@@ -89,6 +94,7 @@ mod tests {
             ffi::SQLITE_CANTOPEN,
             ffi::SQLITE_INTERRUPT,
             ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_ERROR_RETRY,
         ] {
             let failure = failed("write a regimen", of_sqlite(code));
             assert!(matches!(failure, StoreError::Unavailable { .. }), "{code}: {failure:?}");

@@ -14,8 +14,7 @@ const STEP_ROWS: u32 = 500;
 
 const SECOND_US: i64 = 1_000_000;
 
-/// A table whose rows are removed when the time in their `age` column lies `kept` in the past. The column has
-/// an index.
+/// A table whose rows are removed when the time in their `age` column is `kept` ago. The column has an index.
 struct Aging {
     table: &'static str,
     key: &'static str,
@@ -117,7 +116,7 @@ impl Purge {
     }
 }
 
-/// The time before which what is kept that long is old, in microseconds since 1970.
+/// The time before which rows that are kept that long are old, in microseconds since 1970.
 fn before(now: Timestamp, kept: Duration) -> i64 {
     micros(now) - kept.as_secs().cast_signed() * SECOND_US
 }
