@@ -1,4 +1,4 @@
-//! The smallest fakes of the ports that the stages' tests need.
+//! The smallest fakes of the ports that the tests of several stages need.
 
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +31,7 @@ pub(super) fn key_of<H: Handler>(stage: &H, record: &Record) -> Option<OrderingK
     stage.key(&stage.read(record).ok()?)
 }
 
-/// A record written at a quiet moment of the past.
+/// A record without a key, at offset 7, written at 2026-11-20T01:00:00Z.
 pub(super) fn record(value: &str) -> Record {
     Record {
         topic: "topic".into(),
@@ -58,36 +58,37 @@ pub(super) fn written_in(record: Record, seconds: i64) -> Record {
     Record { timestamp: Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap(), ..record }
 }
 
-/// Keeps what is published; can be away for some messages.
+/// Keeps the messages that are published; can refuse some.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Topics(Arc<Mutex<Inside>>);
+pub(super) struct FakeProducer(Arc<Mutex<ProducerState>>);
 
 #[derive(Debug, Default)]
-struct Inside {
-    written: Vec<Message>,
+struct ProducerState {
+    published: Vec<Message>,
+    /// How many of the next messages are refused.
     refusals: usize,
 }
 
-impl Topics {
+impl FakeProducer {
     /// Refuses the next messages.
     pub(super) fn refuse(&self, messages: usize) {
         self.0.lock().unwrap().refusals = messages;
     }
 
-    /// Everything that was written since the last look.
+    /// All messages that were published since the last call.
     pub(super) fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut self.0.lock().unwrap().written)
+        std::mem::take(&mut self.0.lock().unwrap().published)
     }
 }
 
-impl Publish for Topics {
+impl Publish for FakeProducer {
     async fn publish(&self, message: Message) -> Result<(), PublishError> {
-        let mut inside = self.0.lock().unwrap();
-        if inside.refusals > 0 {
-            inside.refusals -= 1;
-            return Err(Unavailable::kafka("write a message", "away").into());
+        let mut state = self.0.lock().unwrap();
+        if state.refusals > 0 {
+            state.refusals -= 1;
+            return Err(Unavailable::kafka("write a message", "the test refuses it").into());
         }
-        inside.written.push(message);
+        state.published.push(message);
         Ok(())
     }
 }

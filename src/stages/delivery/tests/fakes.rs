@@ -1,4 +1,4 @@
-//! A store and a push service in memory: the store can be away, the push service answers as the test says.
+//! A store in memory that can be unavailable, and a push service in memory that gives the verdicts of the test.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -6,14 +6,12 @@ use std::{
     time::Duration,
 };
 
-use backoff::Backoff;
-
 use crate::{
-    dispatch::{PayloadRefused, Provider, ProviderBackoff, PushMessage, Reply, Verdict},
+    dispatch::{PayloadRefused, Provider, PushMessage, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
-        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, StopReason,
-        Timestamp, Token, TokenChange, TokenHash, UserId, Version,
+        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
+        Token, TokenChange, TokenHash, UserId, Version,
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Marked, Page,
@@ -23,13 +21,6 @@ use crate::{
 };
 
 type StoreResult<T> = Result<T, StoreError>;
-
-/// Like Expo's.
-pub const BACKOFF: ProviderBackoff = ProviderBackoff {
-    first: Duration::from_secs(1),
-    urgent_cap: Duration::from_secs(5),
-    throttled: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
-};
 
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
@@ -46,21 +37,21 @@ pub fn registration(name: &str) -> Registration {
 
 // === The store ===
 
-/// What delivery asks of a store.
+/// What delivery uses of a store.
 #[derive(Clone, Default)]
-pub struct Fake(Arc<Mutex<State>>);
+pub struct FakeStore(Arc<Mutex<StoreState>>);
 
 #[derive(Default)]
-pub struct State {
-    /// Operations that fail, and how often.
-    pub away: HashMap<&'static str, usize>,
+pub struct StoreState {
+    /// How many of the next calls of each operation fail.
+    pub unavailable: HashMap<&'static str, usize>,
     /// How long it takes to look a token up.
     pub inspect_takes: Duration,
-    /// How often each operation was asked for.
-    pub asked: HashMap<&'static str, usize>,
+    /// How often each operation was called.
+    pub calls: HashMap<&'static str, usize>,
     pub users: BTreeMap<UserId, Vec<Registration>>,
-    /// The send, of which every slice is the whole.
-    pub ring: Vec<Registration>,
+    /// The tokens of the broadcast: every slice has all of them.
+    pub audience: Vec<Registration>,
     pub plan: Option<Plan>,
     pub broadcast: Option<BroadcastState>,
     pub parts: BTreeMap<u32, Progress>,
@@ -71,31 +62,31 @@ pub struct State {
     pub route: Option<RouteRow>,
 }
 
-impl Fake {
-    pub fn state(&self) -> MutexGuard<'_, State> {
+impl FakeStore {
+    pub fn state(&self) -> MutexGuard<'_, StoreState> {
         self.0.lock().unwrap()
     }
 
-    fn ask(&self, operation: &'static str) -> StoreResult<MutexGuard<'_, State>> {
+    fn call(&self, operation: &'static str) -> StoreResult<MutexGuard<'_, StoreState>> {
         let mut state = self.state();
-        *state.asked.entry(operation).or_default() += 1;
-        match state.away.get_mut(operation) {
+        *state.calls.entry(operation).or_default() += 1;
+        match state.unavailable.get_mut(operation) {
             Some(times @ 1..) => {
                 *times -= 1;
-                Err(StoreError::unavailable(operation, "away"))
+                Err(StoreError::unavailable(operation, "the test makes it fail"))
             }
             _ => Ok(state),
         }
     }
 }
 
-impl Registry for Fake {
+impl Registry for FakeStore {
     async fn apply(&self, _: &TokenChange, _: Version) -> StoreResult<()> {
         unreachable!("delivery applies nothing")
     }
 
     async fn tokens_of(&self, user: &UserId) -> StoreResult<Vec<Registration>> {
-        Ok(self.ask("tokens_of")?.users.get(user).cloned().unwrap_or_default())
+        Ok(self.call("tokens_of")?.users.get(user).cloned().unwrap_or_default())
     }
 
     async fn revoke(&self, _: &Token, _: Judged, _: &str) -> StoreResult<bool> {
@@ -105,9 +96,9 @@ impl Registry for Fake {
     async fn inspect(&self, token: &Token) -> StoreResult<Option<TokenRow>> {
         let takes = self.state().inspect_takes;
         tokio::time::sleep(takes).await;
-        let state = self.ask("inspect")?;
+        let state = self.call("inspect")?;
         let registration = state
-            .ring
+            .audience
             .iter()
             .chain(state.users.values().flatten())
             .find(|registration| registration.token == *token);
@@ -126,11 +117,11 @@ impl Registry for Fake {
     }
 
     async fn census(&self) -> StoreResult<Vec<Census>> {
-        unreachable!("delivery counts nobody")
+        unreachable!("delivery counts no tokens")
     }
 }
 
-impl Audience for Fake {
+impl Audience for FakeStore {
     async fn page_of_slice(
         &self,
         _: ProviderId,
@@ -139,52 +130,52 @@ impl Audience for Fake {
         after: Option<Cursor>,
         limit: usize,
     ) -> StoreResult<Page> {
-        let state = self.ask("page_of_slice")?;
+        let state = self.call("page_of_slice")?;
         let from = after.map_or(0, |Cursor(at)| usize::try_from(at).unwrap());
-        let to = state.ring.len().min(from + limit);
+        let to = state.audience.len().min(from + limit);
         let positions = (from..to).map(|at| Cursor(i64::try_from(at).unwrap() + 1)).collect();
         let end = Cursor(i64::try_from(to).unwrap());
         Ok(Page {
-            recipients: state.ring[from..to].iter().cloned().map(Recipient::from).collect(),
+            recipients: state.audience[from..to].iter().cloned().map(Recipient::from).collect(),
             positions,
             end,
-            last: to == state.ring.len(),
+            last: to == state.audience.len(),
         })
     }
 }
 
-impl Broadcasts for Fake {
+impl Broadcasts for FakeStore {
     async fn plan(&self, _: &BroadcastId, _: &Plan, _: Timestamp) -> StoreResult<Plan> {
         unreachable!("delivery plans nothing")
     }
 
     async fn broadcast(&self, _: &BroadcastId) -> StoreResult<(Option<Plan>, Option<BroadcastState>)> {
-        let state = self.ask("broadcast")?;
+        let state = self.call("broadcast")?;
         Ok((state.plan.clone(), state.broadcast.clone()))
     }
 
-    async fn stop(&self, _: &BroadcastId, reason: &StopReason) -> StoreResult<()> {
-        self.ask("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.clone() });
+    async fn stop(&self, _: &BroadcastId, reason: &str) -> StoreResult<()> {
+        self.call("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.to_owned() });
         Ok(())
     }
 
     async fn close(&self, _: &BroadcastId) -> StoreResult<()> {
-        self.ask("close")?.broadcast = Some(BroadcastState::Done);
+        self.call("close")?.broadcast = Some(BroadcastState::Done);
         Ok(())
     }
 
     async fn take_over(&self, part: &PartId) -> StoreResult<Progress> {
-        let mut state = self.ask("take_over")?;
+        let mut state = self.call("take_over")?;
         let progress = state.parts.entry(part.part).or_default();
         progress.epoch += i32::from(!progress.done);
         Ok(progress.clone())
     }
 
     async fn checkpoint(&self, part: &PartId, progress: &Progress) -> StoreResult<Checkpoint> {
-        let mut state = self.ask("checkpoint")?;
+        let mut state = self.call("checkpoint")?;
         match state.parts.get_mut(&part.part) {
-            Some(standing) if standing.epoch == progress.epoch => {
-                standing.clone_from(progress);
+            Some(current) if current.epoch == progress.epoch => {
+                current.clone_from(progress);
                 Ok(Checkpoint::Kept)
             }
             _ => Ok(Checkpoint::Lost),
@@ -192,24 +183,24 @@ impl Broadcasts for Fake {
     }
 
     async fn finish_part(&self, part: &PartId) -> StoreResult<u32> {
-        let mut state = self.ask("finish_part")?;
+        let mut state = self.call("finish_part")?;
         state.finished.insert(part.part);
         Ok(u32::try_from(state.finished.len()).unwrap())
     }
 
     async fn progress(&self, _: &PartId) -> StoreResult<Option<Progress>> {
-        unreachable!("delivery looks at no other part")
+        unreachable!("delivery reads progress by taking a part over")
     }
 
     async fn total(&self, _: &BroadcastId, now: Timestamp) -> StoreResult<Total> {
-        let mut state = self.ask("total")?;
+        let mut state = self.call("total")?;
         let mut counts = Counts::default();
         state.parts.values().for_each(|part| counts += part.counts);
         Ok(Total { counts, at: *state.total_at.get_or_insert(now) })
     }
 }
 
-impl Doses for Fake {
+impl Doses for FakeStore {
     async fn put_regimen(&self, _: &RegimenId, _: Option<&Regimen>, _: Version) -> StoreResult<()> {
         unreachable!("delivery knows no regimen")
     }
@@ -249,9 +240,9 @@ impl Doses for Fake {
         unreachable!("delivery knows no shard")
     }
 
-    /// A foreign lease is over at once: the store's clock is not the test's.
+    /// The lease of another handling is over at once: leases go by the wall clock, which paused time does not move.
     async fn claim(&self, _: &DoseKey, owner: &str, _: Timestamp, until: Timestamp) -> StoreResult<Claim> {
-        let mut state = self.ask("claim")?;
+        let mut state = self.call("claim")?;
         if let Some((_, Some(mark))) = &state.claim {
             return Ok(Claim::Marked(mark.clone()));
         }
@@ -262,14 +253,14 @@ impl Doses for Fake {
     }
 
     async fn claimed(&self, _: &DoseKey) -> StoreResult<Option<Claimed>> {
-        unreachable!("only people ask that")
+        unreachable!("only an operator asks for that")
     }
 
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
-        let mut state = self.ask("mark")?;
+        let mut state = self.call("mark")?;
         match &mut state.claim {
-            Some((standing, marked))
-                if (&standing.owner, standing.attempt) == (&lease.owner, lease.attempt) =>
+            Some((current, marked))
+                if (&current.owner, current.attempt) == (&lease.owner, lease.attempt) =>
             {
                 marked.get_or_insert_with(|| mark.clone());
                 Ok(Marked::Kept)
@@ -279,7 +270,7 @@ impl Doses for Fake {
     }
 }
 
-impl Routes for Fake {
+impl Routes for FakeStore {
     async fn route(&self, _: ProviderId) -> StoreResult<RouteRow> {
         let running = || RouteRow {
             state: RouteState::Running,
@@ -287,53 +278,53 @@ impl Routes for Fake {
             set_by: String::new(),
             detail: String::new(),
         };
-        Ok(self.ask("route")?.route.clone().unwrap_or_else(running))
+        Ok(self.call("route")?.route.clone().unwrap_or_else(running))
     }
 
     async fn set_route(&self, _: ProviderId, route: &RouteRow) -> StoreResult<()> {
-        self.ask("set_route")?.route = Some(route.clone());
+        self.call("set_route")?.route = Some(route.clone());
         Ok(())
     }
 }
 
-impl Store for Fake {
+impl Store for FakeStore {
     async fn ping(&self) -> StoreResult<()> {
-        unreachable!("delivery listens to no pulse")
+        unreachable!("delivery does not ping")
     }
 }
 
 // === The push service ===
 
-/// Accepts everything that the test has no other verdict for, and remembers what it took.
+/// Accepts every message that the test gives no other verdict for, and counts what it has accepted.
 #[derive(Clone, Default)]
-pub struct Service(Arc<Mutex<Answers>>);
+pub struct FakeProvider(Arc<Mutex<ProviderState>>);
 
 #[derive(Default)]
-struct Answers {
+struct ProviderState {
     verdicts: HashMap<String, VecDeque<Verdict>>,
     sent: HashMap<String, usize>,
     refuses_all: bool,
 }
 
-impl Service {
-    /// The next verdicts on a token.
+impl FakeProvider {
+    /// Sets the next verdicts for a token.
     pub fn answers(&self, name: &str, verdicts: impl IntoIterator<Item = Verdict>) {
         let token = registration(name).token;
         self.0.lock().unwrap().verdicts.entry(token.as_str().to_owned()).or_default().extend(verdicts);
     }
 
-    /// Refuses every request from now on, and says of none why.
+    /// Refuses every request as a whole from now on.
     pub fn refuses_all(&self) {
         self.0.lock().unwrap().refuses_all = true;
     }
 
-    /// How often the token rang.
+    /// How often a message to the token was accepted.
     pub fn times_sent(&self, name: &str) -> usize {
         self.0.lock().unwrap().sent.get(registration(name).token.as_str()).copied().unwrap_or(0)
     }
 }
 
-impl Provider for Service {
+impl Provider for FakeProvider {
     type Body = ();
 
     fn id(&self) -> ProviderId {
@@ -342,10 +333,6 @@ impl Provider for Service {
 
     fn batch_max(&self) -> usize {
         100
-    }
-
-    fn backoff(&self) -> ProviderBackoff {
-        BACKOFF
     }
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {
@@ -359,17 +346,17 @@ impl Provider for Service {
 
     async fn send(&self, messages: &[PushMessage<'_, ()>]) -> Reply {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let mut answers = self.0.lock().unwrap();
-        let answers = &mut *answers;
-        if answers.refuses_all {
+        let mut state = self.0.lock().unwrap();
+        let state = &mut *state;
+        if state.refuses_all {
             return Reply::Refused { why: "HTTP 400".to_owned() };
         }
         let verdict = |message: &PushMessage<'_, ()>| {
             let token = message.token.as_str();
-            let scripted = answers.verdicts.get_mut(token).and_then(VecDeque::pop_front);
+            let scripted = state.verdicts.get_mut(token).and_then(VecDeque::pop_front);
             let verdict = scripted.unwrap_or(Verdict::Accepted { ticket: Some(token.into()) });
             if matches!(verdict, Verdict::Accepted { .. }) {
-                *answers.sent.entry(token.to_owned()).or_default() += 1;
+                *state.sent.entry(token.to_owned()).or_default() += 1;
             }
             verdict
         };
