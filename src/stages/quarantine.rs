@@ -83,7 +83,7 @@ pub(super) enum Decision {
     /// Dead tokens may be reported.
     Report,
     /// They were held, and the route is open: they are to be sent to again.
-    AskAgain,
+    SendAgain,
     /// They are held.
     Hold,
     /// This row is to be written; a row that brakes holds them too.
@@ -99,7 +99,7 @@ pub(super) fn decide_answers(
     now: Timestamp,
 ) -> Decision {
     if evidence.held && route.state.sends() {
-        return Decision::AskAgain;
+        return Decision::SendAgain;
     }
     if route.lets_pass(written_at) {
         return Decision::Report;
@@ -118,7 +118,7 @@ pub(super) fn decide_answers(
             evidence.held = true;
             None
         }
-        // Closed for another reason; opening it says nothing of these tokens.
+        // Closed for another reason; opening it is no evidence for these tokens.
         RouteState::Paused | RouteState::Halted => {
             evidence.held |= brake.excess(now).is_some();
             None
@@ -366,18 +366,18 @@ mod tests {
         for state in [RouteState::Running, RouteState::Released, RouteState::Paused, RouteState::Halted] {
             assert_eq!(decided(state, 10).0, Decision::Report, "{state:?}");
         }
-        assert_eq!(decided(RouteState::Braked, 10), (Decision::Hold, Decision::AskAgain));
+        assert_eq!(decided(RouteState::Braked, 10), (Decision::Hold, Decision::SendAgain));
     }
 
     #[test]
-    fn many_dead_tokens_brake_an_open_route_are_held_by_a_closed_one_and_asked_again() {
+    fn many_dead_tokens_brake_an_open_route_are_held_by_a_closed_one_and_sent_to_again() {
         let (closes, again) = decided(RouteState::Running, 60);
         let Decision::Close(row) = closes else { panic!("{closes:?}") };
         assert_eq!((row.state, row.set_by.as_str()), (RouteState::Braked, "delivery"));
         assert_eq!(row.detail, "60 of 60 answers in 300s call the token dead");
-        assert_eq!(again, Decision::AskAgain);
+        assert_eq!(again, Decision::SendAgain);
         for state in [RouteState::Braked, RouteState::Paused, RouteState::Halted] {
-            assert_eq!(decided(state, 60), (Decision::Hold, Decision::AskAgain), "{state:?}");
+            assert_eq!(decided(state, 60), (Decision::Hold, Decision::SendAgain), "{state:?}");
         }
     }
 

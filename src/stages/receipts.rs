@@ -82,8 +82,7 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
                     let error: &dyn Error = &err;
                     tracing::warn!(
                         error,
-                        "The effects of receipts are not durable yet, because {err}; they are retried until they \
-                         are"
+                        "The effects of receipts are not durable yet; they are retried until they are"
                     );
                 }
                 Err(_) => {}
@@ -103,7 +102,7 @@ impl<R: dispatch::ReceiptSource, S: Routes, P: Publish> Receipts<R, S, P> {
         if results.answers() > 0 {
             let route = self.routes.route(ProviderId::Expo).await?;
             match self.decide(evidence, &route) {
-                Decision::Hold | Decision::AskAgain => return Ok(SettleStep::Held),
+                Decision::Hold | Decision::SendAgain => return Ok(SettleStep::Held),
                 Decision::Close(row) => {
                     self.routes.set_route(ProviderId::Expo, &row).await?;
                     evidence.judged();

@@ -9,11 +9,11 @@ use crate::{
     store::{Census, StoreError, TokenRow},
 };
 
-/// Writes down who is to be revoked, and spares everybody but `AAA`.
+/// Records what is to be revoked, and revokes only `AAA`.
 #[derive(Clone, Default)]
-struct Verdicts(Arc<Mutex<Vec<(Judged, String)>>>);
+struct FakeRegistry(Arc<Mutex<Vec<(Judged, String)>>>);
 
-impl Registry for Verdicts {
+impl Registry for FakeRegistry {
     async fn apply(&self, _: &TokenChange, _: Version) -> Result<(), StoreError> {
         unreachable!("this stage only revokes")
     }
@@ -41,15 +41,15 @@ impl Registry for Verdicts {
 }
 
 async fn judged_by(record: &Record) -> Judged {
-    let verdicts = Verdicts::default();
-    let stage = Cleanup::new(verdicts.clone(), Arc::new(Metrics::new()));
+    let registry = FakeRegistry::default();
+    let stage = Cleanup::new(registry.clone(), Arc::new(Metrics::new()));
     assert_eq!(handle(&stage, record, &CancellationToken::default()).await.unwrap(), Fate::Done);
-    let judged: Vec<_> = verdicts.0.lock().unwrap().iter().map(|(judged, _)| *judged).collect();
+    let judged: Vec<_> = registry.0.lock().unwrap().iter().map(|(judged, _)| *judged).collect();
     judged[0]
 }
 
 #[tokio::test]
-async fn a_verdict_speaks_of_the_registration_that_it_names() {
+async fn a_verdict_is_about_the_registration_that_it_names() {
     let line = concat!(
         r#"{"token":"ExponentPushToken[AAA]","reason":"DeviceNotRegistered","registration":42,"#,
         r#""detectedAt":"2026-11-20T00:00:00Z"}"#
@@ -58,7 +58,7 @@ async fn a_verdict_speaks_of_the_registration_that_it_names() {
 }
 
 #[tokio::test]
-async fn an_outsiders_verdict_speaks_of_the_earlier_of_its_two_times() {
+async fn a_verdict_of_another_system_is_about_the_earlier_of_its_two_times() {
     let at = |text: &str| Judged::AsOf(text.parse().unwrap());
     let line = |detected_at| {
         record(&format!(r#"{{"token":"ExponentPushToken[AAA]","reason":"gone"{detected_at}}}"#))
@@ -66,14 +66,14 @@ async fn an_outsiders_verdict_speaks_of_the_earlier_of_its_two_times() {
     assert_eq!(judged_by(&line("")).await, at("2026-11-20T01:00:00Z"));
     assert_eq!(judged_by(&line(r#","detectedAt":"2026-11-20T00:00:00Z""#)).await, at("2026-11-20T00:00:00Z"));
     assert_eq!(judged_by(&line(r#","detectedAt":"2030-01-01T00:00:00Z""#)).await, at("2026-11-20T01:00:00Z"));
-    // A replay is as old as its original, or it would hit who has come back since.
+    // A replay is as old as its original, or it would revoke tokens that were registered again since.
     assert_eq!(judged_by(&replayed(line(""), "1700000000000", "3")).await, at("2023-11-14T22:13:20Z"));
 }
 
 #[tokio::test]
 async fn the_revoked_and_the_spared_are_counted() {
     let metrics = Arc::new(Metrics::new());
-    let stage = Cleanup::new(Verdicts::default(), metrics.clone());
+    let stage = Cleanup::new(FakeRegistry::default(), metrics.clone());
     for token in ["AAA", "BBB", "CCC"] {
         let line = format!(r#"{{"token":"ExponentPushToken[{token}]","reason":"gone"}}"#);
         assert_eq!(handle(&stage, &record(&line), &CancellationToken::default()).await.unwrap(), Fate::Done);
@@ -84,7 +84,7 @@ async fn the_revoked_and_the_spared_are_counted() {
 
 #[tokio::test]
 async fn a_verdict_without_a_reason_is_a_dead_letter() {
-    let stage = Cleanup::new(Verdicts::default(), Arc::new(Metrics::new()));
+    let stage = Cleanup::new(FakeRegistry::default(), Arc::new(Metrics::new()));
     let record = record(r#"{"token":"ExponentPushToken[AAA]"}"#);
     let fate = handle(&stage, &record, &CancellationToken::default()).await.unwrap();
     assert_eq!(fate, Fate::DeadLetter(Cause::unreadable("missing field `reason`")));

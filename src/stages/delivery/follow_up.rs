@@ -1,5 +1,5 @@
 //! What follows from a provider's answers, beside the progress of the job: dead tokens are reported, unless
-//! the quarantine holds them; tickets are kept to be asked about; and everything is counted.
+//! the quarantine holds them; tickets are kept for the receipts; and everything is counted.
 //!
 //! Dead tokens that are held stay with their page until the route is open again, and are then sent to again.
 //! A stop does not wait for that: they stay open, and the next owner sends to them again.
@@ -97,7 +97,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
     }
 
     /// Returns when the dead tokens of a page may be reported. After a stop they may lose their outcome
-    /// instead, and the next owner asks them again; after a cancel they lose it for good, and are not
+    /// instead, and the next owner sends to them again; after a cancel they lose it for good, and are not
     /// counted.
     pub(super) async fn hold_dead_tokens(
         &self,
@@ -113,7 +113,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 loop {
                     match self.judge(record.timestamp, &mut evidence).await {
                         Decision::Report => return Decision::Report,
-                        Decision::AskAgain => return Decision::AskAgain,
+                        Decision::SendAgain => return Decision::SendAgain,
                         Decision::Hold | Decision::Close(_) => tokio::select! {
                             () = sleep(BRAKED_LOOK_EVERY) => {}
                             () = drain.stopped() => return Decision::Hold,
@@ -129,7 +129,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             };
             match decision {
                 Decision::Report => return,
-                Decision::AskAgain => {}
+                Decision::SendAgain => {}
                 Decision::Hold | Decision::Close(_) => return leave_dead_open(&mut returned.outcomes),
             }
             let again = self.still_registered(returned).await;
@@ -138,8 +138,8 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
                 stale_at: Instant::now() + self.limits.page_stale_after,
                 ..page_of(recipients)
             };
-            let asked = self.batcher.submit(page, self.withdrawal(broadcast, drain)).await;
-            let mut outcomes = asked.map(|asked| asked.outcomes).unwrap_or_default();
+            let sent_again = self.batcher.submit(page, self.withdrawal(broadcast, drain)).await;
+            let mut outcomes = sent_again.map(|returned| returned.outcomes).unwrap_or_default();
             outcomes.resize(again.len(), None);
             let is_complete = outcomes.iter().all(Option::is_some);
             evidence = DeadTokenEvidence::of(outcomes.iter().flatten(), Timestamp::now());
@@ -183,7 +183,7 @@ fn leave_dead_open(outcomes: &mut [Option<MessageOutcome>]) {
     }
 }
 
-/// The records that keep tickets to be asked about.
+/// The records that keep tickets, for which the receipts will be asked.
 pub(super) fn tickets<'a>(
     decided: impl Iterator<Item = (&'a Recipient, &'a MessageOutcome)>,
 ) -> Vec<Message> {

@@ -177,7 +177,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
             .cloned()
             .zip(returned.outcomes)
             .filter_map(|(to, outcome)| Some((to, outcome?)));
-        // Dead tokens are judged when all messages have their answer, and asked again with the others until
+        // Dead tokens are judged when all messages have their answer, and sent to again with the others until
         // then.
         let mut answered: Vec<(Recipient, MessageOutcome)> =
             answered.filter(|(_, outcome)| is_complete || !is_dead(outcome)).collect();
@@ -200,7 +200,7 @@ impl<S: Store, Q: Publish, P: Provider> Delivery<S, Q, P> {
         Ok(self.mark(handling, lease, mark).await)
     }
 
-    /// Whether dead tokens are to be asked again, because the route is braked or its state can't be read in
+    /// Whether dead tokens are to be sent to again, because the route is braked or its state can't be read in
     /// time.
     async fn is_held(&self, record: &Record, mut evidence: DeadTokenEvidence) -> bool {
         let judged = async {

@@ -12,10 +12,11 @@ use tokio::{sync::watch, task::JoinSet};
 use self::fakes::{FakeProvider, FakeStore, registration};
 use super::*;
 use crate::{
-    dispatch::{Batcher, Gate, RateLimiter, RouteSync, Share, Verdict, route},
+    dispatch::{Batcher, ClosedBy, Gate, RateLimiter, RouteSync, Share, Verdict, route},
     domain::{
-        BroadcastId, BroadcastState, DoseJob, DoseOutcome, ListJob, Listeners, Notification, NotificationId,
-        Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, UserId,
+        BroadcastId, BroadcastState, Data, DoseJob, DoseOutcome, ListJob, Listeners, Notification,
+        NotificationId, Plan, PostId, ProfileId, RegimenId, Registration, Slice, SliceJob, StopReason,
+        UserId,
     },
     events::topics,
     stages::fakes::{FakeProducer, handle},
@@ -52,12 +53,12 @@ impl World {
         let share = watch::Sender::new(Share::WHOLE);
         let shared = Arc::new(provider.clone());
         let limiter = RateLimiter::new(0, Duration::ZERO, Instant::now());
-        let (batcher, handle) =
+        let (batcher, batcher_handle) =
             Batcher::new(Arc::clone(&shared), 8, limiter, share.subscribe(), route, Arc::clone(&metrics));
         let mut tasks = JoinSet::new();
         tasks.spawn(batcher.run());
         let stage =
-            Arc::new(Delivery::new(shared, handle, store.clone(), producer.clone(), LIMITS, metrics));
+            Arc::new(Delivery::new(shared, batcher_handle, store.clone(), producer.clone(), LIMITS, metrics));
         Self { store, provider, producer, stage, route_sync, _tasks: tasks, _share: share }
     }
 
@@ -110,6 +111,27 @@ impl World {
         Some(self.store.state().claim.as_ref()?.1.as_ref()?.outcome)
     }
 
+    /// Keeps the gate equal to the row, and releases the route a minute after the start, if it is braked.
+    async fn release_after_a_minute(&self) {
+        let started_at = Instant::now();
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            self.route_sync.follow(if is_braked(self) { Gate::Closed(ClosedBy::Braked) } else { Gate::Open });
+            if started_at.elapsed() >= Duration::from_secs(60) && is_braked(self) {
+                assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
+                self.store.state().route = Some(released());
+            }
+        }
+    }
+
+    async fn handle_until_released(&self, work: Work) -> Fate {
+        let stop = CancellationToken::new();
+        tokio::select! {
+            fate = self.handle(work, &stop) => fate,
+            () = self.release_after_a_minute() => unreachable!("it does not end"),
+        }
+    }
+
     /// How often messages to the tokens t0, t1, … were accepted.
     fn times_sent(&self, tokens: usize) -> Vec<usize> {
         (0..tokens).map(|i| self.provider.times_sent(&format!("t{i}"))).collect()
@@ -143,7 +165,7 @@ fn job(work: Work, expires_at: Timestamp) -> Job {
         id: NotificationId::new("n1"),
         title: "Ping".to_owned(),
         body: String::new(),
-        data: serde_json::Map::new(),
+        data: Data::new(),
         sound: None,
         channel: "default".to_owned(),
         expires_at,
@@ -153,6 +175,23 @@ fn job(work: Work, expires_at: Timestamp) -> Job {
 
 fn busy(seconds: u64) -> Verdict {
     Verdict::DeviceBusy { retry_after: Some(Duration::from_secs(seconds)) }
+}
+
+fn dead() -> Verdict {
+    Verdict::Dead { reason: "DeviceNotRegistered".to_owned() }
+}
+
+fn is_braked(w: &World) -> bool {
+    w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
+}
+
+fn released() -> RouteRow {
+    RouteRow {
+        state: RouteState::Released,
+        since: Timestamp::now(),
+        set_by: "operator".to_owned(),
+        detail: String::new(),
+    }
 }
 
 /// Cancels `stop` after that time.

@@ -1,6 +1,6 @@
 //! The queue of due rows.
 //!
-//! A due row says: look at this regimen at that time. Each regimen has one row ahead, and the process that
+//! A due row means: check this regimen at that time. Each regimen has one row ahead, and the process that
 //! dispatches a row inserts the next one, so the chain of rows must not break: nothing would ever look at
 //! that regimen again (but for the sweep). Two watermarks a shard hold it together. *Read*: a tick has
 //! started to read up to here. *Dispatched*: every row up to here is dispatched, and its next row is

@@ -1,6 +1,6 @@
-//! The stage over a store and a Kafka in memory.
+//! The stage over a store and a producer in memory.
 
-mod fake;
+mod fakes;
 mod schedules;
 
 use std::sync::{
@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
-use self::fake::Fake;
+use self::fakes::FakeBackend;
 use super::*;
 use crate::{
     domain::{
@@ -18,10 +18,10 @@ use crate::{
     stages::fakes::{handle, key_of, replayed},
 };
 
-/// A stage, its store, its Kafka and its clock.
+/// The stage, with its store, its producer and its clock.
 struct World {
-    fake: Fake,
-    stage: Medication<Fake, Fake>,
+    backend: FakeBackend,
+    stage: Medication<FakeBackend, FakeBackend>,
     metrics: Arc<Metrics>,
     now_ms: Arc<AtomicI64>,
 }
@@ -73,29 +73,29 @@ fn dose_id(regimen: &str, time: &str) -> NotificationId {
 }
 
 impl World {
-    /// At that time, marks written, `u1` with an Expo and an FCM token.
+    /// At that time; the watermarks are written, and `u1` has an Expo and an FCM token.
     async fn at(now: &str) -> Self {
-        let fake = Fake::default();
+        let backend = FakeBackend::default();
         let now_ms = Arc::new(AtomicI64::new(at(now).as_millisecond()));
         let metrics = Arc::new(Metrics::new());
         let urgent_life = Duration::from_secs(60);
         let providers = ProviderId::ALL.to_vec();
         let stage = Medication::new(
-            fake.clone(),
-            fake.clone(),
+            backend.clone(),
+            backend.clone(),
             settings(),
             providers,
             urgent_life,
             Arc::clone(&metrics),
             clock_of(&now_ms),
         );
-        fake.init_marks(at(now)).await.unwrap();
-        fake.register("u1", "ExponentPushToken[AAA]");
-        fake.register("u1", &format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134)));
-        Self { fake, stage, metrics, now_ms }
+        backend.init_marks(at(now)).await.unwrap();
+        backend.register("u1", "ExponentPushToken[AAA]");
+        backend.register("u1", &format!("cIBxWSjHTQCvp4QfBUPZ1a:APA91b{}", "x".repeat(134)));
+        Self { backend, stage, metrics, now_ms }
     }
 
-    fn time_is(&self, now: &str) {
+    fn set_time(&self, now: &str) {
         self.now_ms.store(at(now).as_millisecond(), Ordering::SeqCst);
     }
 
@@ -129,7 +129,7 @@ impl World {
     }
 
     fn due(&self) -> Vec<String> {
-        self.fake.due(&RegimenId::new("r1")).iter().map(|row| format!("{:.0}", row.due_at)).collect()
+        self.backend.due(&RegimenId::new("r1")).iter().map(|row| format!("{:.0}", row.due_at)).collect()
     }
 }
 
@@ -184,7 +184,7 @@ async fn a_clock_tick_becomes_one_record_per_shard() {
     let clock = clock_tick(at("2026-11-20T07:59:59Z"));
     assert_eq!(world.handle(&record(&clock.topic, world.now(), clock.value.unwrap())).await, Fate::Done);
 
-    let published = world.fake.published();
+    let published = world.backend.published();
     assert_eq!(published.len(), usize::from(SHARDS));
     for (shard, message) in (0..SHARDS).zip(published) {
         let tick = events::medication_ticks::write(&Tick::Shard { shard, at: at("2026-11-20T07:59:59Z") });
@@ -203,7 +203,7 @@ async fn a_clock_tick_counts_from_its_own_time_or_the_records_and_never_beyond_t
         (r#"{"at":"2026-11-20T10:00:00Z"}"#, "2026-11-20T07:00:00Z", "2026-11-20T08:00:00Z"),
     ] {
         world.handle(&record(topics::MEDICATION_TICKS, at(written), tick)).await;
-        let shard = world.fake.published().remove(0);
+        let shard = world.backend.published().remove(0);
         assert_eq!(
             shard.value.unwrap(),
             events::medication_ticks::write(&Tick::Shard { shard: 0, at: at(expected) }),
@@ -213,54 +213,54 @@ async fn a_clock_tick_counts_from_its_own_time_or_the_records_and_never_beyond_t
 }
 
 #[tokio::test]
-async fn a_dose_rings_once_however_many_ticks_there_are() {
+async fn a_dose_is_dispatched_once_however_many_ticks_there_are() {
     let world = World::at("2026-11-19T23:00:00Z").await;
     world.regimen("Asia/Bangkok", &["08:00", "20:00"]).await;
     assert_eq!(world.due(), ["2026-11-20T01:00:00Z"]);
 
-    world.time_is("2026-11-20T01:00:05Z");
+    world.set_time("2026-11-20T01:00:05Z");
     world.tick().await;
     world.tick().await;
-    world.time_is("2026-11-20T01:00:20Z");
+    world.set_time("2026-11-20T01:00:20Z");
     world.tick().await;
 
-    assert_eq!(world.fake.published(), jobs("2026-11-20T01:00:00Z", "08:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T01:00:00Z", "08:00"));
     assert_eq!(world.due(), ["2026-11-20T01:00:00Z", "2026-11-20T13:00:00Z"]);
 }
 
 #[tokio::test]
-async fn nothing_rings_before_its_time_though_a_tick_lies_ahead_of_the_clock() {
+async fn no_dose_is_dispatched_before_its_time_although_a_tick_is_ahead_of_the_clock() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00"]).await;
-    world.time_is("2026-11-20T07:59:59Z");
+    world.set_time("2026-11-20T07:59:59Z");
 
     assert_eq!(world.tick_at(at("2026-11-20T09:00:00Z")).await, Fate::Done);
-    assert_eq!(world.fake.published(), []);
-    assert_eq!(world.fake.marks(Shard::of(&RegimenId::new("r1"))).await.unwrap().read, world.now());
+    assert_eq!(world.backend.published(), []);
+    assert_eq!(world.backend.marks(Shard::of(&RegimenId::new("r1"))).await.unwrap().read, world.now());
 
-    world.time_is("2026-11-20T08:00:00Z");
+    world.set_time("2026-11-20T08:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
 }
 
 #[tokio::test]
-async fn an_edited_regimen_sends_at_its_new_time_only() {
+async fn an_edited_regimen_is_dispatched_at_its_new_time_only() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00"]).await;
-    world.time_is("2026-11-20T07:30:00Z");
+    world.set_time("2026-11-20T07:30:00Z");
     world.regimen("UTC", &["09:00"]).await;
 
-    world.time_is("2026-11-20T08:30:00Z");
+    world.set_time("2026-11-20T08:30:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), []);
+    assert_eq!(world.backend.published(), []);
 
-    world.time_is("2026-11-20T09:00:00Z");
+    world.set_time("2026-11-20T09:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
 }
 
 #[tokio::test]
-async fn an_older_definition_that_comes_late_changes_nothing() {
+async fn an_older_definition_that_arrives_late_changes_nothing() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     let older = record(
         topics::MEDICATION_REGIMENS,
@@ -270,33 +270,34 @@ async fn an_older_definition_that_comes_late_changes_nothing() {
     world.regimen("UTC", &["09:00"]).await;
     assert_eq!(world.handle(&older).await, Fate::Done);
 
-    world.time_is("2026-11-20T09:00:00Z");
+    world.set_time("2026-11-20T09:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
 }
 
 #[tokio::test]
-async fn a_removed_or_disabled_regimen_rings_nothing() {
+async fn a_removed_or_disabled_regimen_dispatches_nothing() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00"]).await;
-    world.time_is("2026-11-20T07:10:00Z");
+    world.set_time("2026-11-20T07:10:00Z");
     let mut erased = record(topics::MEDICATION_REGIMENS, world.now(), "");
-    (erased.key, erased.value) = (Some(b"r1".to_vec()), None);
+    erased.key = Some(b"r1".to_vec());
+    erased.value = None;
     assert_eq!(world.handle(&erased).await, Fate::Done);
-    world.time_is("2026-11-20T08:00:00Z");
+    world.set_time("2026-11-20T08:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), []);
+    assert_eq!(world.backend.published(), []);
 
     let disabled =
         record(topics::MEDICATION_REGIMENS, world.now(), regimen_json("r1", "UTC", &["09:00"], false));
     assert_eq!(world.handle(&disabled).await, Fate::Done);
-    world.time_is("2026-11-20T09:00:00Z");
+    world.set_time("2026-11-20T09:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), []);
+    assert_eq!(world.backend.published(), []);
 }
 
 #[tokio::test]
-async fn a_definition_applied_after_the_tick_has_passed_rings_its_dose_itself() {
+async fn a_definition_applied_after_the_tick_has_passed_dispatches_its_dose_itself() {
     let world = World::at("2026-11-20T08:00:00Z").await;
     world.tick().await;
     let late = record(
@@ -307,98 +308,98 @@ async fn a_definition_applied_after_the_tick_has_passed_rings_its_dose_itself() 
     assert_eq!(world.handle(&late).await, Fate::Done);
 
     // 07:40 was before the definition's own time.
-    assert_eq!(world.fake.published(), jobs("2026-11-20T07:55:00Z", "07:55"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T07:55:00Z", "07:55"));
     assert_eq!(world.due(), ["2026-11-20T07:55:00Z", "2026-11-20T12:00:00Z"]);
 }
 
 #[tokio::test]
-async fn a_dose_found_too_late_is_missed_and_the_next_one_rings() {
+async fn a_dose_found_too_late_is_missed_and_the_next_one_is_dispatched() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00", "10:00"]).await;
-    world.time_is("2026-11-20T09:00:01Z");
+    world.set_time("2026-11-20T09:00:01Z");
     world.tick().await;
     assert_eq!(
-        world.fake.published(),
+        world.backend.published(),
         not_sent(DoseOutcome::Missed, "2026-11-20T08:00:00Z", at("2026-11-20T09:00:00Z"))
     );
 
-    world.time_is("2026-11-20T11:00:00Z");
+    world.set_time("2026-11-20T11:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T10:00:00Z", "10:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T10:00:00Z", "10:00"));
 }
 
 #[tokio::test]
-async fn after_a_long_outage_every_dose_is_looked_at_once() {
+async fn after_a_long_outage_every_dose_is_dispatched_or_missed_once() {
     let world = World::at("2026-11-01T00:00:00Z").await;
     let times: Vec<String> = (0..24).map(|hour| format!("{hour:02}:30")).collect();
     world.regimen("UTC", &times.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    world.time_is("2026-12-01T00:00:00Z");
+    world.set_time("2026-12-01T00:00:00Z");
     world.tick().await;
-    let published = world.fake.published();
+    let published = world.backend.published();
     assert_eq!(published.len(), 30 * 24 + 1, "29 days and 23 hours missed, the last dose for two providers");
 }
 
 #[tokio::test]
 async fn a_user_without_a_device_is_not_sent_to_and_the_outcome_is_published() {
     let world = World::at("2026-11-20T07:00:00Z").await;
-    world.fake.forget("u1");
+    world.backend.remove_tokens_of("u1");
     world.regimen("UTC", &["08:00"]).await;
-    world.time_is("2026-11-20T08:00:10Z");
+    world.set_time("2026-11-20T08:00:10Z");
     world.tick().await;
     assert_eq!(
-        world.fake.published(),
+        world.backend.published(),
         not_sent(DoseOutcome::NoTokens, "2026-11-20T08:00:00Z", at("2026-11-20T08:00:00Z"))
     );
 }
 
 #[tokio::test]
-async fn a_provider_that_is_not_configured_is_given_nothing() {
+async fn nothing_is_dispatched_to_a_provider_that_is_not_configured() {
     let mut world = World::at("2026-11-20T07:00:00Z").await;
     world.stage.providers = vec![ProviderId::Fcm];
     world.regimen("UTC", &["08:00"]).await;
-    world.time_is("2026-11-20T08:00:00Z");
+    world.set_time("2026-11-20T08:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), [job(ProviderId::Fcm, "2026-11-20T08:00:00Z", "08:00")]);
+    assert_eq!(world.backend.published(), [job(ProviderId::Fcm, "2026-11-20T08:00:00Z", "08:00")]);
 }
 
 #[tokio::test]
-async fn a_dose_in_a_skipped_hour_rings_when_the_clock_jumps_and_says_that_time() {
+async fn a_dose_in_a_skipped_hour_is_dispatched_when_the_clock_jumps_and_shows_that_time() {
     let world = World::at("2026-03-28T22:00:00Z").await;
     world.regimen("Europe/Berlin", &["02:30"]).await;
-    world.time_is("2026-03-29T01:00:00Z");
+    world.set_time("2026-03-29T01:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-03-29T01:00:00Z", "03:00"));
+    assert_eq!(world.backend.published(), jobs("2026-03-29T01:00:00Z", "03:00"));
     assert_eq!(world.due().last().unwrap(), "2026-03-30T00:30:00Z");
 }
 
 #[tokio::test]
-async fn upstreams_dose_rings_now_or_when_its_time_comes() {
+async fn an_upstream_dose_is_dispatched_now_or_when_its_time_comes() {
     let world = World::at("2026-11-20T08:00:10Z").await;
     world.upstream("r1", "2026-11-20T08:00:00Z", None).await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
 
     world.upstream("r1", "2026-11-20T09:00:00Z", Some("Asia/Bangkok")).await;
-    assert_eq!(world.fake.published(), []);
-    world.time_is("2026-11-20T09:00:00Z");
+    assert_eq!(world.backend.published(), []);
+    world.set_time("2026-11-20T09:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "16:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T09:00:00Z", "16:00"));
     assert_eq!(world.due(), ["2026-11-20T09:00:00Z"]);
 }
 
 #[tokio::test]
-async fn the_chain_goes_on_where_upstreams_dose_sits_in_the_regimens_place() {
+async fn the_chain_continues_where_an_upstream_dose_has_replaced_the_regimens_row() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.upstream("r1", "2026-11-20T08:00:00Z", None).await;
     world.regimen("UTC", &["08:00", "20:00"]).await;
     assert_eq!(world.due(), ["2026-11-20T08:00:00Z"]);
-    world.time_is("2026-11-20T08:00:00Z");
+    world.set_time("2026-11-20T08:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
     assert_eq!(world.due(), ["2026-11-20T08:00:00Z", "2026-11-20T20:00:00Z"]);
 }
 
 #[tokio::test]
-async fn a_record_that_makes_no_sense_is_a_dead_letter() {
+async fn an_unreadable_or_invalid_record_is_a_dead_letter() {
     let world = World::at("2026-11-20T08:00:00Z").await;
     let dead = async |topic: &str, timestamp: &str, value: &str| match world
         .handle(&record(topic, at(timestamp), value))
@@ -424,32 +425,32 @@ async fn a_record_that_makes_no_sense_is_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_replayed_regimen_takes_the_place_that_its_original_had() {
+async fn a_replayed_regimen_has_the_version_of_its_original() {
     let world = World::at("2026-11-20T07:00:00Z").await;
-    let written = |at_: &str, times: &[&str]| {
-        record(topics::MEDICATION_REGIMENS, at(at_), regimen_json("r1", "UTC", times, true))
+    let written = |written_at: &str, times: &[&str]| {
+        record(topics::MEDICATION_REGIMENS, at(written_at), regimen_json("r1", "UTC", times, true))
     };
     let edit = written("2026-11-20T06:30:00Z", &["08:00"]);
     assert_eq!(world.handle(&edit).await, Fate::Done);
 
-    // What was said before the edit and comes again after it changes nothing.
+    // A definition from before the edit that is replayed after it changes nothing.
     let replay = |ms: i64| replayed(written("2026-11-20T07:00:00Z", &["09:00"]), &ms.to_string(), "3");
     assert_eq!(world.handle(&replay(at("2026-11-20T06:00:00Z").as_millisecond())).await, Fate::Done);
-    world.time_is("2026-11-20T09:00:00Z");
+    world.set_time("2026-11-20T09:00:00Z");
     world.tick().await;
-    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
 
-    // What was said after it wins.
+    // One from after the edit wins.
     let replay = replay(at("2026-11-20T06:45:00Z").as_millisecond());
     assert_eq!(world.handle(&replay).await, Fate::Done);
-    assert_eq!(world.fake.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T09:00:00Z", "09:00"));
 
     let Fate::DeadLetter(cause) = world.handle(&replayed(edit, "yesterday", "3")).await else { panic!() };
     assert_eq!(cause.label(), "invalid");
 }
 
 #[tokio::test]
-async fn ticks_of_one_shard_and_records_of_one_regimen_keep_their_order_and_nothing_else_waits() {
+async fn ticks_of_one_shard_and_records_of_one_regimen_keep_their_order_and_others_run_concurrently() {
     let world = World::at("2026-11-20T08:00:00Z").await;
     let key = |topic: &str, value: Vec<u8>| key_of(&world.stage, &record(topic, world.now(), value));
     let tick = |tick: Tick| key(topics::MEDICATION_TICKS, events::medication_ticks::write(&tick));
@@ -467,10 +468,10 @@ async fn ticks_of_one_shard_and_records_of_one_regimen_keep_their_order_and_noth
 }
 
 #[tokio::test]
-async fn a_tick_that_is_stopped_leaves_off_in_good_order() {
+async fn a_tick_that_is_stopped_ends_after_a_whole_page() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00", "09:00"]).await;
-    world.time_is("2026-11-20T08:30:00Z");
+    world.set_time("2026-11-20T08:30:00Z");
     let stop = tokio_util::sync::CancellationToken::new();
     stop.cancel();
     let Shard(shard) = Shard::of(&RegimenId::new("r1"));
@@ -481,32 +482,40 @@ async fn a_tick_that_is_stopped_leaves_off_in_good_order() {
     );
 
     assert_eq!(handle(&world.stage, &tick, &stop).await.unwrap(), Fate::Unfinished);
-    assert_eq!(world.fake.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
-    let handed = world.fake.marks(Shard(shard)).await.unwrap().dispatched;
-    assert_eq!(handed, at("2026-11-20T07:59:59.999Z"));
+    assert_eq!(world.backend.published(), jobs("2026-11-20T08:00:00Z", "08:00"));
+    let dispatched = world.backend.marks(Shard(shard)).await.unwrap().dispatched;
+    assert_eq!(dispatched, at("2026-11-20T07:59:59.999Z"));
 }
 
 #[tokio::test]
-async fn a_sweep_restores_due_rows_that_are_missing_and_rings_nothing() {
+async fn a_sweep_restores_missing_due_rows_and_dispatches_nothing() {
     let world = World::at("2026-11-20T07:00:00Z").await;
     world.regimen("UTC", &["08:00", "20:00"]).await;
-    world.fake.lose_due_rows();
-    world.time_is("2026-11-20T08:30:00Z");
+    world.backend.remove_due_rows();
+    world.set_time("2026-11-20T08:30:00Z");
     world.tick().await;
 
     assert_eq!(world.stage.sweep().await.unwrap(), 1);
-    assert_eq!(world.fake.published(), []);
+    assert_eq!(world.backend.published(), []);
     assert_eq!(world.due(), ["2026-11-20T20:00:00Z"]);
 }
 
 #[test]
-fn a_dose_lives_at_least_as_long_as_it_may_be_late() {
+fn a_dose_expires_no_earlier_than_it_may_be_late() {
     let stage = |life: u64| {
-        let fake = Fake::default();
+        let backend = FakeBackend::default();
         let metrics = Arc::new(Metrics::new());
         let clock = clock_of(&Arc::default());
-        Medication::new(fake.clone(), fake, settings(), Vec::new(), Duration::from_secs(life), metrics, clock)
-            .life
+        Medication::new(
+            backend.clone(),
+            backend,
+            settings(),
+            Vec::new(),
+            Duration::from_secs(life),
+            metrics,
+            clock,
+        )
+        .life
     };
     assert_eq!(stage(60), Duration::from_secs(3600));
     assert_eq!(stage(7200), Duration::from_secs(7200));

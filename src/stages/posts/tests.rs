@@ -3,17 +3,17 @@ use std::{collections::HashMap, sync::Mutex};
 use super::*;
 use crate::{
     domain::{BroadcastState, DataValue, PartId, PostId, Progress},
-    stages::fakes::{Topics, handle, key_of, record, written_in},
+    stages::fakes::{FakeProducer, handle, key_of, record, written_in},
     store::{Checkpoint, StoreError, Total},
 };
 
-type Row = (Option<Plan>, Option<BroadcastState>);
+type BroadcastRow = (Option<Plan>, Option<BroadcastState>);
 
-/// Broadcasts and what was done to them.
+/// The rows of broadcasts, in memory.
 #[derive(Clone, Default)]
-struct Rows(Arc<Mutex<HashMap<BroadcastId, Row>>>);
+struct FakeBroadcasts(Arc<Mutex<HashMap<BroadcastId, BroadcastRow>>>);
 
-impl Broadcasts for Rows {
+impl Broadcasts for FakeBroadcasts {
     async fn plan(&self, broadcast: &BroadcastId, plan: &Plan, _: Timestamp) -> Result<Plan, StoreError> {
         Ok(self
             .0
@@ -26,7 +26,7 @@ impl Broadcasts for Rows {
             .clone())
     }
 
-    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<Row, StoreError> {
+    async fn broadcast(&self, broadcast: &BroadcastId) -> Result<BroadcastRow, StoreError> {
         Ok(self.0.lock().unwrap().get(broadcast).cloned().unwrap_or_default())
     }
 
@@ -54,7 +54,7 @@ impl Broadcasts for Rows {
     }
 
     async fn progress(&self, _: &PartId) -> Result<Option<Progress>, StoreError> {
-        unreachable!("planning looks at no part")
+        unreachable!("this stage only plans")
     }
 
     async fn total(&self, _: &BroadcastId, _: Timestamp) -> Result<Total, StoreError> {
@@ -82,15 +82,16 @@ fn rules(providers: &[ProviderId]) -> PlanRules {
 }
 
 struct World {
-    rows: Rows,
-    topics: Topics,
-    stage: Posts<Rows, Topics>,
+    broadcasts: FakeBroadcasts,
+    producer: FakeProducer,
+    stage: Posts<FakeBroadcasts, FakeProducer>,
 }
 
 fn world(providers: &[ProviderId]) -> World {
-    let rows = Rows::default();
-    let topics = Topics::default();
-    World { stage: Posts::new(rows.clone(), topics.clone(), rules(providers)), rows, topics }
+    let broadcasts = FakeBroadcasts::default();
+    let producer = FakeProducer::default();
+    let stage = Posts::new(broadcasts.clone(), producer.clone(), rules(providers));
+    World { broadcasts, producer, stage }
 }
 
 impl World {
@@ -100,11 +101,11 @@ impl World {
 
     async fn post(&self, line: &str) -> Vec<Message> {
         assert_eq!(self.handle(&record(line)).await.unwrap(), Fate::Done);
-        self.topics.take()
+        self.producer.take()
     }
 
-    async fn row(&self, post: &str) -> Row {
-        self.rows.broadcast(&BroadcastId::of_post(&PostId::new(post))).await.unwrap()
+    async fn row(&self, post: &str) -> BroadcastRow {
+        self.broadcasts.broadcast(&BroadcastId::of_post(&PostId::new(post))).await.unwrap()
     }
 }
 
@@ -120,7 +121,7 @@ fn post(line: &str) -> Post {
 }
 
 #[tokio::test]
-async fn a_post_for_everybody_becomes_slices_dealt_out_to_the_partitions() {
+async fn a_post_for_everybody_becomes_slices_that_are_spread_over_the_partitions() {
     let world = world(&ProviderId::ALL);
     let messages = world.post(POST).await;
     assert_eq!(messages.len(), 128);
@@ -160,15 +161,15 @@ async fn named_users_become_lists_of_at_most_500_without_the_author() {
         lists.iter().map(|list| (list.part, list.users.len())).collect::<Vec<_>>(),
         [(0, 500), (1, 500)]
     );
-    let told: HashSet<_> = lists.into_iter().flat_map(|list| list.users).collect();
-    assert_eq!(told.len(), 1000);
-    assert!(!told.contains(&UserId::new("u1")));
+    let listed: HashSet<_> = lists.into_iter().flat_map(|list| list.users).collect();
+    assert_eq!(listed.len(), 1000);
+    assert!(!listed.contains(&UserId::new("u1")));
     assert_eq!(messages[1].key.as_deref(), Some(b"post:p1:1".as_slice()));
     assert_eq!(world.row("p1").await.0.unwrap().parts, 2);
 }
 
 #[tokio::test]
-async fn the_first_plan_stands_and_its_parts_are_produced_every_time() {
+async fn the_first_plan_counts_and_its_parts_are_produced_every_time() {
     let world = world(&[ProviderId::Expo]);
     let first = world.post(POST).await;
     let again = world.post(r#"{"postId":"p1","title":"Another text","audience":{"users":["u9"]}}"#).await;
@@ -178,15 +179,15 @@ async fn the_first_plan_stands_and_its_parts_are_produced_every_time() {
 #[tokio::test]
 async fn parts_that_kafka_did_not_take_are_produced_again() {
     let world = world(&[ProviderId::Expo]);
-    world.topics.refuse(1);
+    world.producer.refuse(1);
     world.handle(&record(POST)).await.unwrap_err();
-    let before = world.topics.take().len();
+    let before = world.producer.take().len();
     assert!(before < 64);
     assert_eq!(world.post(POST).await.len(), 64);
 }
 
 #[tokio::test]
-async fn a_post_for_nobody_is_done_at_once() {
+async fn a_broadcast_without_parts_is_done_at_once() {
     let alone = r#"{"postId":"p1","authorId":"u1","audience":{"users":["u1"]}}"#;
     let empty = r#"{"postId":"p1","audience":{"users":[]}}"#;
     for (world, line) in
@@ -208,7 +209,7 @@ async fn a_post_for_nobody_is_done_at_once() {
 }
 
 #[tokio::test]
-async fn a_cancelled_post_is_stopped_even_before_it_comes() {
+async fn a_cancelled_post_is_stopped_even_before_it_arrives() {
     let world = world(&[ProviderId::Expo]);
     assert_eq!(world.post(r#"{"event":"cancelled","postId":"p1"}"#).await, []);
     let cancelled = Some(BroadcastState::Stopped { reason: StopReason::Cancelled });
@@ -218,10 +219,10 @@ async fn a_cancelled_post_is_stopped_even_before_it_comes() {
 }
 
 #[tokio::test]
-async fn a_post_dated_ahead_does_not_live_longer() {
+async fn a_post_with_a_future_timestamp_does_not_expire_later() {
     let world = world(&[ProviderId::Expo]);
     world.handle(&written_in(record(POST), 90 * 24 * 3600)).await.unwrap();
-    let messages = world.topics.take();
+    let messages = world.producer.take();
     let tomorrow = Timestamp::now().as_second() + 24 * 3600;
     assert!(job(&messages[0]).notification.expires_at.as_second() <= tomorrow);
 }
@@ -233,7 +234,7 @@ async fn a_line_that_is_no_post_is_a_dead_letter() {
 }
 
 #[test]
-fn a_post_and_its_cancelling_share_a_key() {
+fn a_post_and_its_cancellation_share_a_key() {
     let stage = world(&[]).stage;
     let cancelled = record(r#"{"event":"cancelled","postId":"p1"}"#);
     assert_eq!(key_of(&stage, &record(POST)), key_of(&stage, &cancelled));
@@ -260,7 +261,7 @@ fn a_value_is_never_read_as_a_template() {
 }
 
 #[test]
-fn the_posts_own_data_goes_over_what_the_app_needs() {
+fn the_posts_own_data_overrides_what_is_added_for_the_app() {
     let data = data(&post(r#"{"postId":"p1","data":{"screen":"prayer","n":1}}"#), "post_detail");
     let expected = Data::from([
         ("post_id".to_owned(), "p1".into()),

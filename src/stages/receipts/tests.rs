@@ -9,58 +9,70 @@ use super::*;
 use crate::{
     dispatch::ProviderUnavailable,
     domain::{Token, Version},
-    stages::fakes::{Topics, handle, record, written_in},
+    stages::fakes::{FakeProducer, handle, record, written_in},
     store::StoreError,
 };
 
 const THRESHOLDS: BrakeThresholds =
     BrakeThresholds { dead_min: 50, dead_percent: 30, window: Duration::from_secs(300) };
 
-/// Expo: knows some receipts, and counts how often it is asked.
+/// Expo's receipts: has some, and counts the requests for them.
 #[derive(Clone, Default)]
-struct Expo(Arc<Mutex<(HashMap<String, Receipt>, usize)>>);
+struct FakeReceiptSource(Arc<Mutex<KnownReceipts>>);
 
-impl dispatch::ReceiptSource for Expo {
+#[derive(Default)]
+struct KnownReceipts {
+    receipts: HashMap<String, Receipt>,
+    requests: usize,
+}
+
+impl dispatch::ReceiptSource for FakeReceiptSource {
     async fn receipts(&self, tickets: &[Arc<str>]) -> Result<Vec<(String, Receipt)>, ProviderUnavailable> {
-        let mut inside = self.0.lock().unwrap();
-        inside.1 += 1;
+        let mut known = self.0.lock().unwrap();
+        known.requests += 1;
         assert!(tickets.len() <= 1000);
-        Ok(tickets.iter().filter_map(|id| Some((id.to_string(), inside.0.get(&**id)?.clone()))).collect())
+        Ok(tickets
+            .iter()
+            .filter_map(|id| Some((id.to_string(), known.receipts.get(&**id)?.clone())))
+            .collect())
     }
 }
 
-/// The route of Expo.
+/// The row of Expo's route.
 #[derive(Clone)]
-struct OneRoute(Arc<Mutex<RouteRow>>, Arc<AtomicUsize>);
+struct FakeRoutes {
+    row: Arc<Mutex<RouteRow>>,
+    /// How many of the next writes fail.
+    failures: Arc<AtomicUsize>,
+}
 
-impl Routes for OneRoute {
+impl Routes for FakeRoutes {
     async fn route(&self, _: ProviderId) -> Result<RouteRow, StoreError> {
-        Ok(self.0.lock().unwrap().clone())
+        Ok(self.row.lock().unwrap().clone())
     }
 
     async fn set_route(&self, _: ProviderId, route: &RouteRow) -> Result<(), StoreError> {
-        // The number of writes that fail from now on.
         let fails = |left: usize| left.checked_sub(1);
-        if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fails).is_ok() {
-            return Err(StoreError::unavailable("writing a route", "away"));
+        if self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fails).is_ok() {
+            return Err(StoreError::unavailable("writing a route", "the test makes it fail"));
         }
-        *self.0.lock().unwrap() = route.clone();
+        *self.row.lock().unwrap() = route.clone();
         Ok(())
     }
 }
 
 struct World {
-    expo: Expo,
-    route: OneRoute,
-    topics: Topics,
+    expo: FakeReceiptSource,
+    routes: FakeRoutes,
+    producer: FakeProducer,
     metrics: Arc<Metrics>,
-    stage: Arc<Receipts<Expo, OneRoute, Topics>>,
+    stage: Arc<Receipts<FakeReceiptSource, FakeRoutes, FakeProducer>>,
     stop: CancellationToken,
 }
 
 fn world() -> World {
-    let expo = Expo::default();
-    let topics = Topics::default();
+    let expo = FakeReceiptSource::default();
+    let producer = FakeProducer::default();
     let metrics = Arc::new(Metrics::new());
     let running = RouteRow {
         state: RouteState::Running,
@@ -68,21 +80,21 @@ fn world() -> World {
         set_by: String::new(),
         detail: String::new(),
     };
-    let route = OneRoute(Arc::new(Mutex::new(running)), Arc::default());
+    let routes = FakeRoutes { row: Arc::new(Mutex::new(running)), failures: Arc::default() };
     let stage = Receipts::new(
         expo.clone(),
-        route.clone(),
-        topics.clone(),
+        routes.clone(),
+        producer.clone(),
         Duration::from_secs(900),
         THRESHOLDS,
         metrics.clone(),
     );
-    World { expo, route, topics, metrics, stage: Arc::new(stage), stop: CancellationToken::new() }
+    World { expo, routes, producer, metrics, stage: Arc::new(stage), stop: CancellationToken::new() }
 }
 
 impl World {
     fn answers(&self, id: &str, receipt: Receipt) {
-        self.expo.0.lock().unwrap().0.insert(id.to_owned(), receipt);
+        self.expo.0.lock().unwrap().receipts.insert(id.to_owned(), receipt);
     }
 
     async fn handle(&self, record: &Record) -> Fate {
@@ -94,11 +106,11 @@ impl World {
     }
 
     fn state(&self) -> RouteState {
-        self.route.0.lock().unwrap().state
+        self.routes.row.lock().unwrap().state
     }
 
     fn release(&self) {
-        let mut route = self.route.0.lock().unwrap();
+        let mut route = self.routes.row.lock().unwrap();
         route.state = RouteState::Released;
         route.since = Timestamp::now();
     }
@@ -122,15 +134,15 @@ fn unregistered() -> Receipt {
     Receipt::Dead { reason: "DeviceNotRegistered".to_owned() }
 }
 
-/// A world in which every token of a batch is called dead.
-fn flood(world: &World) -> Record {
+/// A record of more tickets than the brake allows dead, all of which Expo calls dead.
+fn too_many_dead(world: &World) -> Record {
     let ids: Vec<String> = (0..60).map(|n| format!("t{n}")).collect();
     ids.iter().for_each(|id| world.answers(id, unregistered()));
     sent(&ids.iter().map(String::as_str).collect::<Vec<_>>(), 900)
 }
 
 #[test]
-fn a_batch_is_due_when_expo_may_have_an_answer() {
+fn a_batch_is_due_after_the_receipt_delay() {
     let record = record("{}");
     assert_eq!(world().stage.due(&record).unwrap().to_string(), "2026-11-20T01:15:00Z");
 }
@@ -142,7 +154,7 @@ async fn a_dead_token_is_published_with_the_registration_that_was_sent_to() {
     world.answers("b", unregistered());
     world.answers("c", Receipt::Failed { why: "MessageTooBig".to_owned() });
     assert_eq!(world.handle(&sent(&["a", "b", "c"], 900)).await, Fate::Done);
-    let messages = world.topics.take();
+    let messages = world.producer.take();
     let [message] = messages.as_slice() else { panic!("{messages:?}") };
     assert_eq!(
         (message.topic.as_str(), message.key.as_deref()),
@@ -155,21 +167,21 @@ async fn a_dead_token_is_published_with_the_registration_that_was_sent_to() {
 }
 
 #[tokio::test]
-async fn what_is_not_ready_goes_to_the_tail_with_the_time_of_its_first_sending() {
+async fn what_is_not_ready_goes_to_the_tail_of_the_topic_with_the_time_at_which_it_was_first_sent() {
     let world = world();
     world.answers("a", Receipt::Delivered);
     let record = sent(&["a", "b"], 900);
     world.handle(&record).await;
-    let messages = world.topics.take();
+    let messages = world.producer.take();
     let [message] = messages.as_slice() else { panic!("{messages:?}") };
     assert_eq!(message.topic, topics::EXPO_RECEIPTS);
     let expected = TicketBatch { tickets: vec![ticket("b")], first_sent_at: Some(record.timestamp) };
     assert_eq!(receipts::read(None, message.value.as_deref()), Ok(expected));
 
-    // And keeps that time from then on.
+    // It keeps that time when it is not ready again.
     let back = Record { value: message.value.clone(), ..sent(&[], 0) };
     world.handle(&back).await;
-    assert_eq!(world.topics.take()[0].value, message.value);
+    assert_eq!(world.producer.take()[0].value, message.value);
     assert_eq!(world.count("missing"), 0);
 }
 
@@ -177,59 +189,59 @@ async fn what_is_not_ready_goes_to_the_tail_with_the_time_of_its_first_sending()
 async fn after_a_day_a_receipt_is_missing() {
     let world = world();
     assert_eq!(world.handle(&sent(&["a", "b"], 24 * 3600)).await, Fate::Done);
-    assert_eq!(world.topics.take(), []);
+    assert_eq!(world.producer.take(), []);
     assert_eq!(world.count("missing"), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn kafka_being_away_does_not_make_us_ask_again() {
+async fn an_unavailable_kafka_causes_no_second_request() {
     let world = world();
     world.answers("a", unregistered());
-    world.topics.refuse(3);
+    world.producer.refuse(3);
     assert_eq!(world.handle(&sent(&["a"], 900)).await, Fate::Done);
-    assert_eq!(world.topics.take().len(), 1);
-    assert_eq!((world.expo.0.lock().unwrap().1, world.count("dead")), (1, 1));
+    assert_eq!(world.producer.take().len(), 1);
+    assert_eq!((world.expo.0.lock().unwrap().requests, world.count("dead")), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_dead_tokens_is_held_until_somebody_has_looked() {
+async fn too_many_dead_tokens_are_held_until_a_release() {
     let world = world();
-    let record = flood(&world);
+    let record = too_many_dead(&world);
     let stage = world.stage.clone();
     let stop = world.stop.clone();
     let handling = async { handle(&*stage, &record, &stop).await.unwrap() };
-    let looking = async {
+    let operator = async {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(world.state(), RouteState::Braked);
-        assert_eq!(world.topics.take(), []);
+        assert_eq!(world.producer.take(), []);
         world.release();
     };
-    let (fate, ()) = tokio::join!(handling, looking);
+    let (fate, ()) = tokio::join!(handling, operator);
     assert_eq!(fate, Fate::Done);
-    let tokens: HashSet<_> = world.topics.take().into_iter().map(|message| message.key).collect();
+    let tokens: HashSet<_> = world.producer.take().into_iter().map(|message| message.key).collect();
     assert_eq!(tokens.len(), 60);
-    assert_eq!(world.state(), RouteState::Released, "the held ones don't brake it again");
+    assert_eq!(world.state(), RouteState::Released, "the held receipts don't brake it again");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_and_a_resume_do_not_disarm_the_brake() {
+async fn a_resume_does_not_let_dead_tokens_pass() {
     let world = world();
-    let record = flood(&world);
-    world.route.0.lock().unwrap().since = Timestamp::now();
+    let record = too_many_dead(&world);
+    world.routes.row.lock().unwrap().since = Timestamp::now();
     let stage = world.stage.clone();
     let stop = world.stop.clone();
     let _held = tokio::time::timeout(Duration::from_secs(60), handle(&*stage, &record, &stop)).await;
-    assert_eq!((world.state(), world.topics.take().len()), (RouteState::Braked, 0));
+    assert_eq!((world.state(), world.producer.take().len()), (RouteState::Braked, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn receipts_are_counted_once_though_the_routes_row_can_not_be_written_at_first() {
+async fn receipts_are_counted_once_although_the_routes_row_can_not_be_written_at_first() {
     let world = world();
-    let record = flood(&world);
-    world.route.1.store(5, Ordering::Relaxed);
+    let record = too_many_dead(&world);
+    world.routes.failures.store(5, Ordering::Relaxed);
     let handling = handle(&*world.stage, &record, &world.stop);
     let _held = tokio::time::timeout(Duration::from_secs(60), handling).await;
-    let route = world.route.0.lock().unwrap().clone();
+    let route = world.routes.row.lock().unwrap().clone();
     assert_eq!(route.state, RouteState::Braked);
     assert!(route.detail.starts_with("60 of 60 receipts"), "{}", route.detail);
 }
@@ -237,7 +249,7 @@ async fn receipts_are_counted_once_though_the_routes_row_can_not_be_written_at_f
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_the_wait_and_leaves_the_record_to_its_next_owner() {
     let world = world();
-    let record = flood(&world);
+    let record = too_many_dead(&world);
     let token = tokio_util::sync::CancellationToken::new();
     let stop = token.clone();
     let stopping = async {
@@ -246,11 +258,11 @@ async fn a_stop_ends_the_wait_and_leaves_the_record_to_its_next_owner() {
     };
     let (fate, ()) = tokio::join!(handle(&*world.stage, &record, &stop), stopping);
     assert_eq!(fate.unwrap(), Fate::Unfinished);
-    assert_eq!(world.topics.take(), []);
+    assert_eq!(world.producer.take(), []);
 }
 
 #[tokio::test]
-async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
+async fn refused_credentials_halt_the_route_unless_it_was_opened_after_the_messages() {
     let world = world();
     world.answers("a", Receipt::CredentialsRefused { why: "InvalidCredentials".to_owned() });
     world.handle(&sent(&["a"], 900)).await;
@@ -258,7 +270,7 @@ async fn refused_credentials_halt_the_route_but_not_once_they_are_mended() {
     world.release();
     world.handle(&sent(&["a"], 900)).await;
     assert_eq!(world.state(), RouteState::Released);
-    assert_eq!(world.topics.take(), [], "no token dies of our credentials");
+    assert_eq!(world.producer.take(), [], "refused credentials say nothing about tokens");
 }
 
 #[tokio::test]
@@ -269,17 +281,17 @@ async fn a_batch_that_can_not_be_read_is_a_dead_letter() {
         Fate::DeadLetter(Cause::unreadable("missing field `tickets`"))
     );
     assert_eq!(world.handle(&record(r#"{"tickets":[]}"#)).await, Fate::Done);
-    assert_eq!(world.expo.0.lock().unwrap().1, 0);
+    assert_eq!(world.expo.0.lock().unwrap().requests, 0);
 }
 
 #[tokio::test]
-async fn a_thousand_tickets_are_one_question() {
+async fn a_thousand_tickets_are_one_request() {
     let world = world();
     let ids: Vec<String> = (0..1_000).map(|n| format!("t{n}")).collect();
     ids.iter().skip(1).for_each(|id| world.answers(id, Receipt::Delivered));
     let record = sent(&ids.iter().map(String::as_str).collect::<Vec<_>>(), 900);
     assert_eq!(world.handle(&record).await, Fate::Done);
-    assert_eq!((world.expo.0.lock().unwrap().1, world.count("delivered")), (1, 999));
-    let [late] = &world.topics.take()[..] else { panic!("the one without a receipt") };
+    assert_eq!((world.expo.0.lock().unwrap().requests, world.count("delivered")), (1, 999));
+    let [late] = &world.producer.take()[..] else { panic!("the one without a receipt") };
     assert_eq!(receipts::read(None, late.value.as_deref()).unwrap().tickets, [ticket("t0")]);
 }

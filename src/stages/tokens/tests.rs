@@ -9,11 +9,11 @@ use crate::{
     store::{Census, StoreError, TokenRow},
 };
 
-/// Writes down what is applied.
+/// Records which changes are applied, with their versions.
 #[derive(Clone, Default)]
-struct Applied(Arc<Mutex<Vec<(TokenChange, Version)>>>);
+struct FakeRegistry(Arc<Mutex<Vec<(TokenChange, Version)>>>);
 
-impl Registry for Applied {
+impl Registry for FakeRegistry {
     async fn apply(&self, change: &TokenChange, version: Version) -> Result<(), StoreError> {
         self.0.lock().unwrap().push((change.clone(), version));
         Ok(())
@@ -43,15 +43,15 @@ impl Registry for Applied {
 const SEEN: &str = r#"{"event":"seen","token":"ExponentPushToken[AAA]"}"#;
 
 struct World {
-    applied: Applied,
+    registry: FakeRegistry,
     metrics: Arc<Metrics>,
-    stage: Tokens<Applied>,
+    stage: Tokens<FakeRegistry>,
 }
 
 fn world() -> World {
-    let applied = Applied::default();
+    let registry = FakeRegistry::default();
     let metrics = Arc::new(Metrics::new());
-    World { stage: Tokens::new(applied.clone(), metrics.clone()), applied, metrics }
+    World { stage: Tokens::new(registry.clone(), metrics.clone()), registry, metrics }
 }
 
 impl World {
@@ -60,7 +60,7 @@ impl World {
     }
 
     fn versions(&self) -> Vec<Version> {
-        self.applied.0.lock().unwrap().iter().map(|(_, version)| *version).collect()
+        self.registry.0.lock().unwrap().iter().map(|(_, version)| *version).collect()
     }
 }
 
@@ -73,12 +73,12 @@ async fn an_event_is_applied_with_the_version_of_its_record() {
         TokenChange::Seen(Token::parse("ExponentPushToken[AAA]").unwrap()),
         Version::of_record(record.timestamp, 7),
     );
-    assert_eq!(*world.applied.0.lock().unwrap(), [expected]);
+    assert_eq!(*world.registry.0.lock().unwrap(), [expected]);
     assert_eq!(world.metrics.token_changes_total.with_label_values(&["seen"]).get(), 1);
 }
 
 #[tokio::test]
-async fn a_replayed_dead_letter_keeps_the_version_of_its_original() {
+async fn a_replayed_dead_letter_has_the_version_of_its_original() {
     let world = world();
     let original = record(SEEN);
     let replay = replayed(written_in(record(SEEN), 0), &original.timestamp.as_millisecond().to_string(), "7");
@@ -94,7 +94,7 @@ async fn a_record_from_the_future_is_a_dead_letter() {
     assert_eq!(world.handle(&written_in(record(SEEN), 200)).await, Fate::Done);
     let late = written_in(record(SEEN), 400);
     let Fate::DeadLetter(Cause::Invalid(_)) = world.handle(&late).await else { panic!() };
-    // Neither does a header help it.
+    // The header of a replay is checked likewise.
     let header = replayed(record(SEEN), &late.timestamp.as_millisecond().to_string(), "7");
     let Fate::DeadLetter(Cause::Invalid(_)) = world.handle(&header).await else { panic!() };
     let Fate::DeadLetter(cause) = world.handle(&replayed(record(SEEN), "yesterday", "7")).await else {

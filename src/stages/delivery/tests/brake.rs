@@ -2,50 +2,6 @@
 
 use super::*;
 
-fn dead() -> Verdict {
-    Verdict::Dead { reason: "DeviceNotRegistered".to_owned() }
-}
-
-fn is_braked(w: &World) -> bool {
-    w.store.state().route.as_ref().is_some_and(|route| route.state == RouteState::Braked)
-}
-
-fn released() -> RouteRow {
-    RouteRow {
-        state: RouteState::Released,
-        since: Timestamp::now(),
-        set_by: "operator".to_owned(),
-        detail: String::new(),
-    }
-}
-
-impl World {
-    /// The gate follows the row, and the route is released after a minute, if it was braked.
-    async fn released_after_a_minute(&self) {
-        let begun = Instant::now();
-        loop {
-            sleep(Duration::from_millis(100)).await;
-            self.route_sync.follow(if is_braked(self) {
-                Gate::Closed { state: "braked" }
-            } else {
-                Gate::Open
-            });
-            if begun.elapsed() >= Duration::from_secs(60) && is_braked(self) {
-                assert_eq!(self.published(topics::INVALID_TOKENS), Vec::<String>::new());
-                self.store.state().route = Some(released());
-            }
-        }
-    }
-
-    async fn handle_until_released(&self, work: Work) -> Fate {
-        let stop = CancellationToken::new();
-        tokio::select! {
-            fate = self.handle(work, &stop) => fate,
-            () = self.released_after_a_minute() => unreachable!("it does not end"),
-        }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn too_many_dead_tokens_brake_the_route_and_are_sent_to_again_after_a_release() {
     let w = World::new();
@@ -67,10 +23,10 @@ async fn the_dead_tokens_of_a_page_are_looked_up_concurrently_when_the_route_is_
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.provider.answers(&format!("t{i}"), [dead()]));
     w.store.state().inspect_takes = Duration::from_millis(100);
-    let begun = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(w.handle_until_released(slice).await, Fate::Done);
     // One after the other they would take ten seconds.
-    assert!(begun.elapsed() < Duration::from_secs(65), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(65), "{:?}", started_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,7 +39,10 @@ async fn a_device_that_was_registered_again_while_the_route_was_braked_is_not_se
         w.store.state().audience[7].version = crate::domain::Version::from_i64(4);
         std::future::pending::<()>().await;
     };
-    tokio::select! { fate = w.handle_until_released(slice) => assert_eq!(fate, Fate::Done), () = registered_again => {} }
+    tokio::select! {
+        fate = w.handle_until_released(slice) => assert_eq!(fate, Fate::Done),
+        () = registered_again => unreachable!("it does not end"),
+    }
     let sent = w.times_sent(300);
     assert_eq!((sent[7], sent.iter().sum::<usize>()), (0, 299));
     let reported = w.published(topics::INVALID_TOKENS);
@@ -137,12 +96,12 @@ async fn a_stop_leaves_held_dead_tokens_to_the_next_owner_and_sends_nothing_twic
     let slice = w.broadcast_to(300);
     (0..100).for_each(|i| w.provider.answers(&format!("t{i}"), [dead()]));
     let stop = CancellationToken::new();
-    let begun = Instant::now();
+    let started_at = Instant::now();
     tokio::join!(w.handle(slice.clone(), &stop), stop_after(Duration::from_secs(60), &stop));
-    assert!(begun.elapsed() < Duration::from_secs(66), "{:?}", begun.elapsed());
-    let topics: Vec<_> = w.producer.take().into_iter().map(|message| message.topic).collect();
-    assert!(topics.iter().any(|topic| topic == topics::EXPO_RECEIPTS), "tickets are not held");
-    assert!(topics.iter().all(|topic| topic != topics::INVALID_TOKENS), "{topics:?}");
+    assert!(started_at.elapsed() < Duration::from_secs(66), "{:?}", started_at.elapsed());
+    let published: Vec<_> = w.producer.take().into_iter().map(|message| message.topic).collect();
+    assert!(published.iter().any(|topic| topic == topics::EXPO_RECEIPTS), "tickets are not held");
+    assert!(published.iter().all(|topic| topic != topics::INVALID_TOKENS), "{published:?}");
     let part = w.store.state().parts[&0].clone();
     assert_eq!((part.counts.sent, part.counts.dead, part.open.len(), part.done), (200, 0, 100, false));
 
@@ -168,7 +127,11 @@ async fn dead_tokens_of_jobs_written_before_a_release_are_reported_and_a_resume_
         };
         tokio::join!(handle, stop_after(Duration::from_secs(60), &stop));
         let published = w.published(topics::INVALID_TOKENS).len();
-        assert_eq!((is_braked(&w), published), (!is_reported, if is_reported { 100 } else { 0 }), "{state:?}");
+        assert_eq!(
+            (is_braked(&w), published),
+            (!is_reported, if is_reported { 100 } else { 0 }),
+            "{state:?}"
+        );
     }
 }
 

@@ -134,7 +134,7 @@ async fn a_cancelled_broadcast_ends_with_the_count_of_what_was_sent() {
     w.provider.answers("t10", [busy(500)]);
     let cancel = async {
         sleep(Duration::from_secs(5)).await;
-        w.store.state().broadcast = Some(BroadcastState::Stopped { reason: "cancelled".to_owned() });
+        w.store.state().broadcast = Some(BroadcastState::Stopped { reason: StopReason::Cancelled });
     };
     let stop = CancellationToken::new();
     let (fate, ()) = tokio::join!(w.handle(slice, &stop), cancel);

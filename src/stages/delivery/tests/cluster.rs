@@ -1,6 +1,6 @@
-//! A store in memory that several processes share, with the steps of `store::cql` over its own rows: a process
-//! that asks for a conditional write may never learn its result. And the defects that it can have, one at a
-//! time.
+//! A store in memory that several processes share, with the steps of `store::cql` over its own rows: a
+//! process that asks for a conditional write may never learn its result. And the defects that it can have,
+//! one at a time.
 
 mod ports;
 
@@ -77,7 +77,8 @@ pub struct Cluster {
     counted_beside: u64,
     dose: CasRow<Claimed>,
     pub route: RouteRow,
-    /// The probability that the route's row can't be read or written, which the process learns only after a while.
+    /// The probability that the route's row can't be read or written, which the process learns only after a
+    /// while.
     route_unavailable: f64,
     /// The probability that Kafka takes nothing, which the process learns only after a while.
     kafka_unavailable: f64,
@@ -98,8 +99,8 @@ pub struct ClusterClient {
     pub lost: Arc<Mutex<BTreeSet<u32>>>,
 }
 
-/// A row that only conditional writes change. A write that is not answered has been applied, or never will be, or
-/// is pending: the next read applies it or discards it.
+/// A row that only conditional writes change. A write that is not answered has been applied, or never will
+/// be, or is pending: the next read applies it or discards it.
 struct CasRow<T> {
     value: Option<T>,
     pending: Option<T>,
@@ -263,11 +264,7 @@ impl ClusterClient {
 struct PartRow<'a>(&'a ClusterClient, u32);
 
 impl PartRow<'_> {
-    async fn write_if(
-        &self,
-        condition: impl FnOnce(Option<&Progress>) -> bool,
-        new: Progress,
-    ) -> CasResult {
+    async fn write_if(&self, condition: impl FnOnce(Option<&Progress>) -> bool, new: Progress) -> CasResult {
         let write = |cluster: &mut Cluster| {
             let row = cluster.parts.entry(self.1).or_default();
             row.write_if(&mut cluster.rng, cluster.unanswered, condition, new)

@@ -39,13 +39,13 @@ async fn an_unavailable_store_between_claim_and_tokens_does_not_delay_a_dose_to_
     let w = World::new();
     let dose = w.dose_for(&["a"]);
     w.store.state().unavailable.insert("tokens_of", 5);
-    let begun = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(w.handle(dose, &CancellationToken::default()).await, Fate::Done);
     assert_eq!(
         (w.provider.times_sent("a"), w.mark(), w.store.state().calls["claim"]),
         (1, Some(DoseOutcome::Sent), 1)
     );
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(6), "{:?}", started_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -54,14 +54,14 @@ async fn a_store_that_cannot_read_the_users_tokens_does_not_delay_a_stop() {
     let dose = w.dose_for(&["a"]);
     w.store.state().unavailable.insert("tokens_of", usize::MAX);
     let stop = CancellationToken::new();
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(
         (fate, w.store.state().calls["claim"]),
         (Fate::Unfinished, 2),
         "the second claim ends the lease"
     );
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(2), "{:?}", started_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,16 +97,16 @@ async fn a_dose_that_cannot_be_finished_after_a_stop_is_left_to_the_next_owner_i
     let dose = w.dose_for(&["a", "b"]);
     w.provider.answers("b", [busy(30), busy(30), busy(30)]);
     let stop = CancellationToken::new();
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let (fate, ()) = tokio::join!(w.handle(dose, &stop), stop_after(Duration::from_secs(1), &stop));
     assert_eq!(fate, Fate::Unfinished);
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(started_at.elapsed() < Duration::from_secs(6), "{:?}", started_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_renews_its_claim_and_is_sent_when_the_route_opens() {
     let w = World::new();
-    w.route_sync.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed(ClosedBy::Paused));
     let dose = w.dose_for(&["a"]);
     let reopen = async {
         sleep(Duration::from_secs(100)).await;
@@ -121,11 +121,11 @@ async fn a_dose_on_a_closed_route_renews_its_claim_and_is_sent_when_the_route_op
 #[tokio::test(start_paused = true)]
 async fn a_dose_on_a_closed_route_expires_in_time() {
     let w = World::new();
-    w.route_sync.follow(Gate::Closed { state: "paused" });
+    w.route_sync.follow(Gate::Closed(ClosedBy::Paused));
     let job = job(w.dose_for(&["a"]), Timestamp::now() + Duration::from_secs(20));
-    let begun = Instant::now();
+    let started_at = Instant::now();
     assert_eq!(w.handle_job(&job, &CancellationToken::default()).await, Fate::Done);
-    assert_eq!((w.mark(), begun.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
+    assert_eq!((w.mark(), started_at.elapsed().as_secs().div_ceil(10)), (Some(DoseOutcome::Expired), 2));
 }
 
 #[tokio::test(start_paused = true)]

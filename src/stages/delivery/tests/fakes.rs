@@ -1,4 +1,5 @@
-//! A store in memory that can be unavailable, and a push service in memory that gives the verdicts of the test.
+//! A store in memory that can be unavailable, and a push service in memory that gives the verdicts of the
+//! test.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -6,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use backoff::Backoff;
+
 use crate::{
-    dispatch::{PayloadRefused, Provider, PushMessage, Reply, Verdict},
+    dispatch::{PayloadRefused, Provider, ProviderBackoff, PushMessage, Reply, Verdict},
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, Notification,
-        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, Timestamp,
-        Token, TokenChange, TokenHash, UserId, Version,
+        PartId, Plan, Progress, ProviderId, Recipient, Regimen, RegimenId, Registration, Slice, StopReason,
+        Timestamp, Token, TokenChange, TokenHash, UserId, Version,
     },
     store::{
         Audience, Broadcasts, Census, Checkpoint, Claim, Claimed, DoseMark, Doses, Lease, Marked, Page,
@@ -21,6 +24,13 @@ use crate::{
 };
 
 type StoreResult<T> = Result<T, StoreError>;
+
+/// Like Expo's.
+pub const BACKOFF: ProviderBackoff = ProviderBackoff {
+    first: Duration::from_secs(1),
+    urgent_cap: Duration::from_secs(5),
+    throttled: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
+};
 
 /// A token of that name.
 pub fn registration(name: &str) -> Registration {
@@ -154,8 +164,8 @@ impl Broadcasts for FakeStore {
         Ok((state.plan.clone(), state.broadcast.clone()))
     }
 
-    async fn stop(&self, _: &BroadcastId, reason: &str) -> StoreResult<()> {
-        self.call("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.to_owned() });
+    async fn stop(&self, _: &BroadcastId, reason: &StopReason) -> StoreResult<()> {
+        self.call("stop")?.broadcast = Some(BroadcastState::Stopped { reason: reason.clone() });
         Ok(())
     }
 
@@ -240,7 +250,8 @@ impl Doses for FakeStore {
         unreachable!("delivery knows no shard")
     }
 
-    /// The lease of another handling is over at once: leases go by the wall clock, which paused time does not move.
+    /// The lease of another handling is over at once: leases go by the wall clock, which paused time does not
+    /// move.
     async fn claim(&self, _: &DoseKey, owner: &str, _: Timestamp, until: Timestamp) -> StoreResult<Claim> {
         let mut state = self.call("claim")?;
         if let Some((_, Some(mark))) = &state.claim {
@@ -259,9 +270,7 @@ impl Doses for FakeStore {
     async fn mark(&self, _: &DoseKey, lease: &Lease, mark: &DoseMark) -> StoreResult<Marked> {
         let mut state = self.call("mark")?;
         match &mut state.claim {
-            Some((current, marked))
-                if (&current.owner, current.attempt) == (&lease.owner, lease.attempt) =>
-            {
+            Some((current, marked)) if (&current.owner, current.attempt) == (&lease.owner, lease.attempt) => {
                 marked.get_or_insert_with(|| mark.clone());
                 Ok(Marked::Kept)
             }
@@ -333,6 +342,10 @@ impl Provider for FakeProvider {
 
     fn batch_max(&self) -> usize {
         100
+    }
+
+    fn backoff(&self) -> ProviderBackoff {
+        BACKOFF
     }
 
     fn body(&self, notification: &Notification) -> Result<(), PayloadRefused> {

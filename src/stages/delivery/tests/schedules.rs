@@ -1,15 +1,16 @@
-//! Several processes at one broadcast, or at one dose, under random schedules: a process dies, or freezes and
-//! comes back; a record goes to two of them; a part is taken away in the middle; a conditional write is not
-//! answered; clocks differ; providers are slow or refuse; the route is braked, and its row can't be read;
-//! Kafka is away.
+//! Several processes with one broadcast, or with one dose, under random schedules: a process crashes, or
+//! freezes and continues; a record goes to two processes; a part is revoked in the middle; a conditional
+//! write is not answered; clocks differ; providers are slow or refuse; the route is braked, and its row can't
+//! be read; Kafka is unavailable.
 //!
 //! It is the real stage, with its batcher and the steps of `store::cql`, on tokio's paused clock. Promised of
-//! a part: that everybody is sent, that a take-over repeats at most one page, and one total, which is the sum
-//! of the checkpoints. Of a dose: that it sends and is marked, and twice only where somebody died or froze in
-//! the middle. The same schedules must go wrong when a step is left out or swapped, or else they prove
-//! nothing.
+//! a part: every token is sent to, a take-over repeats at most one page, and there is one total, which is the
+//! sum of the checkpoints. Of a dose: it is sent and marked, and sent twice only where a process crashed or
+//! froze in the middle. The same schedules must violate that when a step is left out or swapped, or else they
+//! prove nothing.
 //!
-//! A failure prints its seed. It repeats the schedule but for the jitter of pauses and the dice of `select!`.
+//! A failure prints its seed, which repeats the schedule except for the jitter of pauses and the random
+//! branches of `select!`.
 
 use std::{collections::HashMap, future::poll_fn, pin::pin, sync::MutexGuard, task::Poll};
 
@@ -19,7 +20,7 @@ use tokio::{runtime, sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    cluster::{Broken, Cluster, Seat},
+    cluster::{Cluster, ClusterClient, Defect},
     *,
 };
 use crate::{
@@ -33,135 +34,140 @@ const ENDS_WITHIN: Duration = Duration::from_secs(6 * 60 * 60);
 /// Two clocks differ by no more.
 const SKEW: Duration = Duration::from_secs(3);
 
-/// What can go wrong in a schedule.
+/// What happens to processes; answers get lost, records go to two processes and clocks differ in any case.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Weather {
-    /// Answers get lost, records go to two processes, clocks differ.
-    Calm,
-    /// Processes die and freeze as well.
-    Rough,
+enum ProcessFaults {
+    None,
+    CrashesAndFreezes,
 }
 
 struct Schedule {
-    dice: StdRng,
+    rng: StdRng,
     cluster: Arc<Mutex<Cluster>>,
     limits: DeliveryLimits,
-    service: Service,
+    provider: RandomProvider,
     processes: Mutex<Vec<Process>>,
 }
 
 /// One process: the stage with its batcher, and what it is handling.
 struct Process {
-    seat: Seat,
-    stage: Arc<Delivery<Seat, Seat, Service>>,
-    /// It stands still until then.
-    frozen: Arc<Mutex<Instant>>,
+    cluster: ClusterClient,
+    stage: Arc<Delivery<ClusterClient, ClusterClient, RandomProvider>>,
+    /// Until when it is frozen.
+    frozen_until: Arc<Mutex<Instant>>,
     tasks: JoinSet<()>,
     _share: watch::Sender<Share>,
 }
 
-/// A push service that takes its time.
+/// A push service with random verdicts and latency.
 #[derive(Clone)]
-struct Service {
-    dice: Arc<Mutex<StdRng>>,
-    /// How often it asks to come back later.
+struct RandomProvider {
+    rng: Arc<Mutex<StdRng>>,
+    /// The probability that it calls a device busy.
     busy: f64,
-    /// How often it calls a token dead.
+    /// The probability that it calls a token dead.
     dead: f64,
-    /// How often each token was answered for.
+    /// How often each token was accepted or called dead.
     answered: Arc<Mutex<HashMap<String, usize>>>,
-    /// How often each token rang.
+    /// How often a message to each token was accepted.
     sent: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 // === What must hold ===
 
 #[test]
-fn every_device_is_sent_to_and_the_total_is_right_whatever_crashes_and_whatever_is_not_answered() {
+fn every_token_is_sent_to_and_the_total_is_right_whatever_crashes_and_whatever_is_not_answered() {
     for seed in 0..1_000 {
-        assert_eq!(broadcast_under(seed, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+        assert_eq!(broadcast_under(seed, Defect::None), Vec::<String>::new(), "seed {seed}");
     }
 }
 
 #[test]
 fn a_dose_is_sent_once_where_no_process_crashes_or_freezes() {
     for seed in 0..1_000 {
-        assert_eq!(dose_under(seed, Weather::Calm, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+        assert_eq!(dose_under(seed, ProcessFaults::None, Defect::None), Vec::<String>::new(), "seed {seed}");
     }
 }
 
 #[test]
-fn a_dose_rings_and_is_marked_whatever_dies_and_freezes() {
+fn a_dose_is_sent_and_marked_whichever_processes_crash_or_freeze() {
     for seed in 0..1_000 {
-        assert_eq!(dose_under(seed, Weather::Rough, Broken::Nothing), Vec::<String>::new(), "seed {seed}");
+        assert_eq!(
+            dose_under(seed, ProcessFaults::CrashesAndFreezes, Defect::None),
+            Vec::<String>::new(),
+            "seed {seed}"
+        );
     }
 }
 
-macro_rules! goes_wrong {
-    ($under:expr; $($name:ident: $broken:ident;)+) => {$(
+/// Some schedule violates a promise where the protocol has this defect: the schedules prove something.
+macro_rules! is_found {
+    ($under:expr; $($name:ident: $defect:ident;)+) => {$(
         #[test]
         fn $name() {
-            let wrong = (0..20_000).map(|seed| (seed, $under(seed, Broken::$broken))).find(|(_, wrong)| !wrong.is_empty());
-            println!("{wrong:?}");
-            assert!(wrong.is_some(), "the schedules do not notice it");
+            let mut violations = (0..20_000).map(|seed| (seed, $under(seed, Defect::$defect)));
+            let found = violations.find(|(_, violations)| !violations.is_empty());
+            println!("{found:?}");
+            assert!(found.is_some(), "no schedule finds the defect");
         }
     )+};
 }
 
-goes_wrong! {
+is_found! {
     broadcast_under;
-    with_the_epoch_ignored_it_goes_wrong: EpochIgnored;
-    with_the_checkpoint_before_the_page_it_goes_wrong: CheckpointFirst;
-    with_pages_cut_inside_a_position_it_goes_wrong: PositionsCut;
-    with_an_unknown_checkpoint_taken_as_kept_it_goes_wrong: UnknownIsKept;
-    with_what_is_open_forgotten_it_goes_wrong: OpenForgotten;
-    with_a_record_settled_by_whoever_lost_it_goes_wrong: LostIsSettled;
-    with_the_finished_parts_read_before_the_own_one_is_added_it_goes_wrong: FinishedReadFirst;
-    with_the_broadcast_closed_before_its_total_it_goes_wrong: ClosedFirst;
-    with_counts_beside_the_checkpoint_it_goes_wrong: CountedBeside;
+    the_schedules_find_a_checkpoint_that_ignores_the_epoch: EpochIgnored;
+    the_schedules_find_a_checkpoint_before_its_page: CheckpointBeforePage;
+    the_schedules_find_a_page_that_ends_inside_a_position: PositionSplit;
+    the_schedules_find_an_unknown_checkpoint_taken_as_kept: UnknownCheckpointIsKept;
+    the_schedules_find_a_checkpoint_without_the_open_tokens: OpenTokensDropped;
+    the_schedules_find_a_record_settled_by_the_process_that_lost_the_part: LostPartIsSettled;
+    the_schedules_find_finished_parts_that_are_read_before_the_own_one_is_added: FinishedReadFirst;
+    the_schedules_find_a_broadcast_closed_before_its_total: ClosedBeforeTotal;
+    the_schedules_find_counts_beside_the_checkpoint: CountsBesideCheckpoint;
 }
 
-goes_wrong! {
-    |seed, broken| dose_under(seed, Weather::Calm, broken);
-    with_a_claim_of_the_process_it_goes_wrong: OwnerIsTheProcess;
-    with_requests_after_the_lease_it_goes_wrong: NoDeadline;
-    with_a_lease_without_margin_it_goes_wrong: NoMargin;
-    with_an_unknown_claim_taken_as_won_it_goes_wrong: UnknownIsWon;
-    with_a_lease_that_is_not_awaited_it_goes_wrong: LeaseNotAwaited;
-    with_a_mark_tried_once_it_goes_wrong: MarkedOnce;
+is_found! {
+    |seed, defect| dose_under(seed, ProcessFaults::None, defect);
+    the_schedules_find_a_claim_owned_by_the_process: OwnerIsTheProcess;
+    the_schedules_find_requests_after_the_lease: NoDeadline;
+    the_schedules_find_a_lease_without_margin: NoMargin;
+    the_schedules_find_an_unknown_claim_taken_as_won: UnknownClaimIsWon;
+    the_schedules_find_a_lease_that_is_not_awaited: LeaseNotAwaited;
+    the_schedules_find_a_mark_tried_once: MarkTriedOnce;
 }
 
 // === Schedules ===
 
-/// Lets a broadcast of a few parts run to its end, and says what is wrong then.
-fn broadcast_under(seed: u64, broken: Broken) -> Vec<String> {
+/// Runs a broadcast of a few parts to its end, and returns which promises it violated.
+fn broadcast_under(seed: u64, defect: Defect) -> Vec<String> {
     on_paused_time(async {
-        let mut schedule = Schedule::of(seed, broken, LIMITS.brake.dead_min);
+        let mut schedule = Schedule::of(seed, defect, LIMITS.brake.dead_min);
         schedule.audience();
         let parts = schedule.cluster().audiences.len();
         let jobs: Vec<Job> = (0..u32::try_from(parts).unwrap()).map(part_job).collect();
         let settled = join_all(jobs.iter().map(|job| schedule.settle(job, 0.0)));
-        let twice: Vec<&Job> =
-            jobs.iter().flat_map(|job| std::iter::repeat_n(job, schedule.roll(0..3))).collect();
-        let faults = schedule.roll(0..5);
-        let is_calm = faults == 0 && twice.is_empty();
-        let doubled = join_all(twice.into_iter().map(|job| schedule.handle_too(job, 30.0)));
+        let duplicates: Vec<&Job> =
+            jobs.iter().flat_map(|job| std::iter::repeat_n(job, schedule.random(0..3))).collect();
+        let faults = schedule.random(0..5);
+        let has_one_owner = faults == 0 && duplicates.is_empty();
+        let duplicated = join_all(duplicates.into_iter().map(|job| schedule.handle_duplicate(job, 30.0)));
         let faults = join_all((0..faults).map(|_| schedule.fault(30.0)));
-        let all = join(faults, join(doubled, settled));
+        let all = join(faults, join(duplicated, settled));
         if timeout(ENDS_WITHIN, all).await.is_err() {
             return vec!["it does not end".to_owned()];
         }
-        schedule.wrong_with_the_broadcast(is_calm)
+        schedule.broadcast_violations(has_one_owner)
     })
 }
 
-/// Lets a dose, which Kafka may hold several times, run to its end, and says what is wrong then.
-fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
+/// Runs a dose, whose record Kafka may have several times, to its end, and returns which promises it
+/// violated.
+fn dose_under(seed: u64, process_faults: ProcessFaults, defect: Defect) -> Vec<String> {
     on_paused_time(async {
         let dead_min = if seed.is_multiple_of(2) { 1 } else { LIMITS.brake.dead_min };
-        let schedule = Schedule::of(seed, broken, dead_min);
+        let schedule = Schedule::of(seed, defect, dead_min);
         schedule.cluster().devices =
-            (0..schedule.roll(1..3)).map(|n| registration(&format!("d{n}"))).collect();
+            (0..schedule.random(1..3)).map(|n| registration(&format!("d{n}"))).collect();
         let job = job(
             Work::Dose(DoseJob {
                 profile: ProfileId::new("pr1"),
@@ -171,18 +177,21 @@ fn dose_under(seed: u64, weather: Weather, broken: Broken) -> Vec<String> {
             }),
             Timestamp::now() + Duration::from_secs(24 * 60 * 60),
         );
-        let within = *[0.0, 5.0, 120.0].choose(&mut schedule.cluster().dice).unwrap();
-        let settled = join_all((0..schedule.roll(1..4)).map(|_| schedule.settle(&job, within)));
-        let doubled = join_all((0..schedule.roll(0..2)).map(|_| schedule.handle_too(&job, 60.0)));
-        let faults = if weather == Weather::Rough { schedule.roll(0..3) } else { 0 };
-        let all = join(join_all((0..faults).map(|_| schedule.fault(40.0))), join(doubled, settled));
+        let within = *[0.0, 5.0, 120.0].choose(&mut schedule.cluster().rng).unwrap();
+        let settled = join_all((0..schedule.random(1..4)).map(|_| schedule.settle(&job, within)));
+        let duplicated = join_all((0..schedule.random(0..2)).map(|_| schedule.handle_duplicate(&job, 60.0)));
+        let faults = match process_faults {
+            ProcessFaults::None => 0,
+            ProcessFaults::CrashesAndFreezes => schedule.random(0..3),
+        };
+        let all = join(join_all((0..faults).map(|_| schedule.fault(40.0))), join(duplicated, settled));
         tokio::select! {
             ended = timeout(ENDS_WITHIN, all) => if ended.is_err() {
                 return vec!["it does not end".to_owned()];
             },
             () = schedule.releases() => {}
         }
-        schedule.wrong_with_the_dose(faults)
+        schedule.dose_violations(faults)
     })
 }
 
@@ -203,98 +212,100 @@ fn part_job(part: u32) -> Job {
 // === impl Schedule ===
 
 impl Schedule {
-    /// So many dead tokens are a flood, if nearly nobody else is reached.
-    fn of(seed: u64, broken: Broken, dead_min: u64) -> Self {
-        let mut dice = StdRng::seed_from_u64(seed);
+    /// `dead_min` is that of the brake.
+    fn of(seed: u64, defect: Defect, dead_min: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
         let brake = BrakeThresholds { dead_min, ..LIMITS.brake };
-        let limits = DeliveryLimits { page_size: dice.random_range(1..4), brake, ..LIMITS };
+        let limits = DeliveryLimits { page_size: rng.random_range(1..4), brake, ..LIMITS };
         let cluster = Arc::new(Mutex::new(Cluster::new(StdRng::seed_from_u64(seed ^ 0x5eed))));
-        let service = Service {
-            busy: *[0.0, 0.2, 0.7].choose(&mut dice).unwrap(),
-            dead: *[0.0, 0.3].choose(&mut dice).unwrap(),
-            dice: Arc::new(Mutex::new(StdRng::seed_from_u64(seed ^ 0xca11))),
+        let provider = RandomProvider {
+            busy: *[0.0, 0.2, 0.7].choose(&mut rng).unwrap(),
+            dead: *[0.0, 0.3].choose(&mut rng).unwrap(),
+            rng: Arc::new(Mutex::new(StdRng::seed_from_u64(seed ^ 0xca11))),
             answered: Arc::default(),
             sent: Arc::default(),
         };
-        let processes = (0..dice.random_range(2..4)).map(|process| {
-            let ahead = SKEW.mul_f64(dice.random_range(0.0..1.0));
-            let seat = Seat { cluster: Arc::clone(&cluster), broken, process, ahead, lost: Arc::default() };
-            Process::start(seat, &service, limits)
+        let processes = (0..rng.random_range(2..4)).map(|process| {
+            let clock_ahead = SKEW.mul_f64(rng.random_range(0.0..1.0));
+            let cluster = Arc::clone(&cluster);
+            let lost = Arc::default();
+            let client = ClusterClient { cluster, defect, process, clock_ahead, lost };
+            Process::start(client, &provider, limits)
         });
         let processes = Mutex::new(processes.collect());
-        Self { dice, cluster, limits, service, processes }
+        Self { rng, cluster, limits, provider, processes }
     }
 
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().unwrap()
     }
 
-    fn roll(&self, range: std::ops::Range<usize>) -> usize {
-        self.cluster().dice.random_range(range)
+    fn random(&self, range: std::ops::Range<usize>) -> usize {
+        self.cluster().rng.random_range(range)
     }
 
     async fn pause(&self, seconds: f64) {
-        let pause = Duration::from_secs_f64(seconds * self.cluster().dice.random_range(0.0..=1.0));
+        let pause = Duration::from_secs_f64(seconds * self.cluster().rng.random_range(0.0..=1.0));
         sleep(pause).await;
     }
 
     /// A few tokens a part; some share a position.
     fn audience(&mut self) {
-        let parts = *[1, 2, 2, 3].choose(&mut self.dice).unwrap();
+        let parts = *[1, 2, 2, 3].choose(&mut self.rng).unwrap();
         for part in 0..parts {
-            let mut audience: Vec<_> = (0..self.dice.random_range(0..7))
-                .map(|n| (Cursor(self.dice.random_range(1..7)), registration(&format!("s{part}t{n}"))))
+            let mut audience: Vec<_> = (0..self.rng.random_range(0..7))
+                .map(|n| (Cursor(self.rng.random_range(1..7)), registration(&format!("s{part}t{n}"))))
                 .collect();
             audience.sort_by_key(|(position, _)| *position);
             self.cluster().audiences.push(audience);
         }
     }
 
-    /// Kafka: the record goes to some process, and to another one if that one dies or has to stop.
+    /// As Kafka does: the record goes to some process, and to another one if that one crashes or has to stop.
     async fn settle(&self, job: &Job, within: f64) {
         self.pause(within).await;
         while self.handle(job).await.is_none_or(|fate| fate == Fate::Unfinished) {
-            let silence = *[1.0, 10.0, 45.0, 90.0].choose(&mut self.cluster().dice).unwrap();
+            let silence = *[1.0, 10.0, 45.0, 90.0].choose(&mut self.cluster().rng).unwrap();
             sleep(Duration::from_secs_f64(silence)).await;
         }
     }
 
-    /// Kafka takes the record for somebody else's in the meantime.
-    async fn handle_too(&self, job: &Job, within: f64) {
+    /// The record goes to some process although another one may have it.
+    async fn handle_duplicate(&self, job: &Job, within: f64) {
         self.pause(within).await;
         self.handle(job).await;
     }
 
-    /// Lets some process handle the record. `None` = it died.
+    /// Some process handles the record. `None` = the process crashed.
     async fn handle(&self, job: &Job) -> Option<Fate> {
         let handled = {
             let mut processes = self.processes.lock().unwrap();
-            let process = self.roll(0..processes.len());
-            // A dose that is left in the middle may send again.
-            let is_stopped = job.work.lane() == Lane::Bulk && self.roll(0..4) == 0;
+            let process = self.random(0..processes.len());
+            // A dose that is left in the middle may be sent again.
+            let is_stopped = job.work.lane() == Lane::Bulk && self.random(0..4) == 0;
             let stop =
-                is_stopped.then(|| Duration::from_secs_f64(self.cluster().dice.random_range(0.0..20.0)));
+                is_stopped.then(|| Duration::from_secs_f64(self.cluster().rng.random_range(0.0..20.0)));
             processes[process].handle(job, stop)
         };
         handled.await.ok()
     }
 
-    /// Some process dies and comes back as another one, or freezes for a while.
+    /// Some process crashes and is started again, or freezes for a while.
     async fn fault(&self, within: f64) {
         self.pause(within).await;
         let mut processes = self.processes.lock().unwrap();
-        let process = self.roll(0..processes.len());
-        if self.roll(0..2) == 0 {
-            let seat = processes[process].seat.clone();
-            processes[process] =
-                Process::start(Seat { lost: Arc::default(), ..seat }, &self.service, self.limits);
+        let process = self.random(0..processes.len());
+        if self.random(0..2) == 0 {
+            let client = processes[process].cluster.clone();
+            let client = ClusterClient { lost: Arc::default(), ..client };
+            processes[process] = Process::start(client, &self.provider, self.limits);
         } else {
-            let freeze = Duration::from_secs([2, 20, 70, 200][self.roll(0..4)]);
-            *processes[process].frozen.lock().unwrap() = Instant::now() + freeze;
+            let freeze = Duration::from_secs([2, 20, 70, 200][self.random(0..4)]);
+            *processes[process].frozen_until.lock().unwrap() = Instant::now() + freeze;
         }
     }
 
-    /// Somebody looks now and then, and releases what is braked.
+    /// The operator, who releases a braked route now and then.
     async fn releases(&self) {
         loop {
             self.pause(60.0).await;
@@ -306,39 +317,44 @@ impl Schedule {
     }
 
     fn answered(&self, to: &Registration) -> usize {
-        self.service.answered.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
+        self.provider.answered.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
     }
 
     fn times_sent(&self, to: &Registration) -> usize {
-        self.service.sent.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
+        self.provider.sent.lock().unwrap().get(to.token.as_str()).copied().unwrap_or(0)
     }
 
-    /// In a calm schedule nothing but stops comes in between.
-    fn wrong_with_the_broadcast(&self, is_calm: bool) -> Vec<String> {
-        let mut wrong = Vec::new();
+    /// With one owner at a time, which stops in good order, nothing may be repeated.
+    fn broadcast_violations(&self, has_one_owner: bool) -> Vec<String> {
+        let mut violations = Vec::new();
         let mut sum = Counts::default();
         let audiences = self.cluster().audiences.clone();
         for (part, audience) in (0..).zip(&audiences) {
             let Some(progress) = self.cluster().progress(part).filter(|progress| progress.done) else {
-                wrong.push(format!("part {part} is not done"));
+                violations.push(format!("part {part} is not done"));
                 continue;
             };
             sum += progress.counts;
             if progress.counts.total() != audience.len() as u64 {
-                wrong.push(format!("part {part} says {:?} of {} tokens", progress.counts, audience.len()));
+                violations.push(format!(
+                    "part {part} has {:?} of {} tokens",
+                    progress.counts,
+                    audience.len()
+                ));
             }
             let answered: Vec<usize> = audience.iter().map(|(_, to)| self.answered(to)).collect();
             if answered.contains(&0) {
-                wrong.push(format!("part {part} rang {answered:?}"));
+                violations.push(format!("part {part} sent {answered:?}"));
             }
-            // Of each owner but the last one at most the page that he had not checkpointed.
+            // Of each owner but the last one at most the page that it had not checkpointed.
             let repeats = answered.iter().sum::<usize>().saturating_sub(audience.len());
-            let pages = if is_calm { 0 } else { usize::try_from(progress.epoch).unwrap() - 1 };
+            let pages = if has_one_owner { 0 } else { usize::try_from(progress.epoch).unwrap() - 1 };
             let of_a_position = |at: &Cursor| audience.iter().filter(|(position, _)| position == at).count();
             let page_max = self.limits.page_size - 1
                 + audience.iter().map(|(position, _)| of_a_position(position)).max().unwrap_or(1);
             if repeats > pages * page_max {
-                wrong.push(format!("part {part} repeated {repeats}, {pages} pages of {page_max} at most"));
+                violations
+                    .push(format!("part {part} repeated {repeats}, {pages} pages of {page_max} at most"));
             }
         }
         let cluster = self.cluster();
@@ -346,16 +362,16 @@ impl Schedule {
         let mut outcomes = cluster.outcomes().to_vec();
         outcomes.dedup();
         if outcomes.len() != 1 || !outcomes[0].contains(&numbers) {
-            wrong.push(format!("told {outcomes:?}, not {numbers}"));
+            violations.push(format!("published {outcomes:?}, not {numbers}"));
         }
         if cluster.state != BroadcastState::Done {
-            wrong.push("it is not closed".to_owned());
+            violations.push("it is not closed".to_owned());
         }
-        wrong
+        violations
     }
 
-    fn wrong_with_the_dose(&self, faults: usize) -> Vec<String> {
-        let mut wrong = Vec::new();
+    fn dose_violations(&self, faults: usize) -> Vec<String> {
+        let mut violations = Vec::new();
         let devices = self.cluster().devices.clone();
         let mut cluster = self.cluster();
         let repeats = faults + cluster.slow_marks;
@@ -363,39 +379,39 @@ impl Schedule {
             let answered = self.answered(device);
             let sent = self.times_sent(device);
             if answered == 0 || sent > 1 + repeats {
-                wrong.push(format!(
-                    "sent {sent} times of {answered}, with {repeats} deaths, freezes and slow marks"
+                violations.push(format!(
+                    "sent {sent} times of {answered}, with {repeats} crashes, freezes and slow marks"
                 ));
             }
         }
         match cluster.mark() {
             Some(mark) if mark.counts.total() == devices.len() as u64 => {}
-            mark => wrong.push(format!("marked {mark:?}, {} devices", devices.len())),
+            mark => violations.push(format!("marked {mark:?}, {} devices", devices.len())),
         }
         if cluster.outcomes().is_empty() {
-            wrong.push("nobody told of it".to_owned());
+            violations.push("no outcome was published".to_owned());
         }
-        wrong
+        violations
     }
 }
 
 // === impl Process ===
 
 impl Process {
-    fn start(seat: Seat, service: &Service, limits: DeliveryLimits) -> Self {
+    fn start(cluster: ClusterClient, provider: &RandomProvider, limits: DeliveryLimits) -> Self {
         let (route, route_sync) = route();
         route_sync.follow(Gate::Open);
         let share = watch::Sender::new(Share::WHOLE);
-        let provider = Arc::new(service.clone());
+        let provider = Arc::new(provider.clone());
         let metrics = Arc::new(Metrics::new());
-        let pace = RateLimiter::new(0, Duration::ZERO, Instant::now());
-        let (batcher, submit_to) =
-            Batcher::new(Arc::clone(&provider), 8, pace, share.subscribe(), route, Arc::clone(&metrics));
-        let frozen = Arc::new(Mutex::new(Instant::now()));
+        let limiter = RateLimiter::new(0, Duration::ZERO, Instant::now());
+        let (batcher, batcher_handle) =
+            Batcher::new(Arc::clone(&provider), 8, limiter, share.subscribe(), route, Arc::clone(&metrics));
+        let frozen_until = Arc::new(Mutex::new(Instant::now()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(while_not_frozen(Arc::clone(&frozen), batcher.run()));
-        let keeps = sync_route(
-            seat.clone(),
+        tasks.spawn(while_not_frozen(Arc::clone(&frozen_until), batcher.run()));
+        let route_synced = sync_route(
+            cluster.clone(),
             ProviderId::Expo,
             true,
             String::new(),
@@ -403,14 +419,15 @@ impl Process {
             CancellationToken::new(),
             |_| {},
         );
-        tasks.spawn(while_not_frozen(Arc::clone(&frozen), keeps));
-        let stage = Arc::new(Delivery::new(provider, submit_to, seat.clone(), seat.clone(), limits, metrics));
-        Self { seat, stage, frozen, tasks, _share: share }
+        tasks.spawn(while_not_frozen(Arc::clone(&frozen_until), route_synced));
+        let delivery =
+            Delivery::new(provider, batcher_handle, cluster.clone(), cluster.clone(), limits, metrics);
+        Self { cluster, stage: Arc::new(delivery), frozen_until, tasks, _share: share }
     }
 
-    /// As Kafka's consumer does: again while a dependency is away, until a stop comes.
+    /// As the consumer does: again while a dependency is unavailable, until a stop comes.
     fn handle(&mut self, job: &Job, stop_after: Option<Duration>) -> oneshot::Receiver<Fate> {
-        let (settled, hears) = oneshot::channel();
+        let (settled, fate) = oneshot::channel();
         let stage = Arc::clone(&self.stage);
         let record = record(job);
         let stop = CancellationToken::new();
@@ -428,16 +445,16 @@ impl Process {
             };
             drop(settled.send(fate));
         };
-        self.tasks.spawn(while_not_frozen(Arc::clone(&self.frozen), handling));
-        hears
+        self.tasks.spawn(while_not_frozen(Arc::clone(&self.frozen_until), handling));
+        fate
     }
 }
 
-/// Does the work, but for the time that its process is frozen.
-async fn while_not_frozen<T>(frozen: Arc<Mutex<Instant>>, work: impl Future<Output = T>) -> T {
+/// Polls the work, except while its process is frozen.
+async fn while_not_frozen<T>(frozen_until: Arc<Mutex<Instant>>, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     loop {
-        let until = || *frozen.lock().unwrap();
+        let until = || *frozen_until.lock().unwrap();
         let step = poll_fn(|task| match Instant::now() < until() {
             true => Poll::Ready(None),
             false => work.as_mut().poll(task).map(Some),
@@ -449,9 +466,9 @@ async fn while_not_frozen<T>(frozen: Arc<Mutex<Instant>>, work: impl Future<Outp
     }
 }
 
-// === impl Service ===
+// === impl RandomProvider ===
 
-impl Provider for Service {
+impl Provider for RandomProvider {
     type Body = ();
 
     fn id(&self) -> ProviderId {
@@ -463,7 +480,7 @@ impl Provider for Service {
     }
 
     fn backoff(&self) -> ProviderBackoff {
-        super::fake::BACKOFF
+        super::fakes::BACKOFF
     }
 
     fn body(&self, _: &Notification) -> Result<(), PayloadRefused> {
@@ -472,10 +489,10 @@ impl Provider for Service {
 
     async fn send(&self, messages: &[PushMessage<'_, ()>]) -> Reply {
         let takes = {
-            let mut dice = self.dice.lock().unwrap();
-            let takes = match dice.random_range(0..10) {
-                0..6 => dice.random_range(0.1..1.0),
-                6..8 => dice.random_range(1.0..LIMITS.request_timeout.as_secs_f64()),
+            let mut rng = self.rng.lock().unwrap();
+            let takes = match rng.random_range(0..10) {
+                0..6 => rng.random_range(0.1..1.0),
+                6..8 => rng.random_range(1.0..LIMITS.request_timeout.as_secs_f64()),
                 _ => LIMITS.request_timeout.as_secs_f64(),
             };
             Duration::from_secs_f64(takes)
@@ -487,18 +504,18 @@ impl Provider for Service {
     }
 }
 
-impl Service {
+impl RandomProvider {
     fn verdict(&self, message: &PushMessage<'_, ()>) -> Verdict {
-        let mut dice = self.dice.lock().unwrap();
-        if dice.random_bool(self.busy) {
-            let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut dice).unwrap() * dice.random_range(0.5..1.5);
+        let mut rng = self.rng.lock().unwrap();
+        if rng.random_bool(self.busy) {
+            let later = *[0.5, 2.0, 8.0, 30.0].choose(&mut rng).unwrap() * rng.random_range(0.5..1.5);
             return Verdict::DeviceBusy { retry_after: Some(Duration::from_secs_f64(later)) };
         }
         let count = |times: &Mutex<HashMap<String, usize>>| {
             *times.lock().unwrap().entry(message.token.as_str().to_owned()).or_default() += 1
         };
         count(&self.answered);
-        if dice.random_bool(self.dead) {
+        if rng.random_bool(self.dead) {
             return dead();
         }
         count(&self.sent);

@@ -9,8 +9,8 @@ use super::{CasRow, Cluster, ClusterClient, Defect, DoseRow, PartRow, StoreResul
 use crate::{
     domain::{
         BroadcastId, BroadcastState, Counts, Cursor, DoseKey, DueRow, Judged, Listeners, PartId, Plan,
-        Progress, ProviderId, Regimen, RegimenId, Registration, Slice, Timestamp, Token, TokenChange,
-        TokenHash, UserId, Version,
+        Progress, ProviderId, Regimen, RegimenId, Registration, Slice, StopReason, Timestamp, Token,
+        TokenChange, TokenHash, UserId, Version,
     },
     events::topics,
     stages::delivery::reminder,
@@ -37,7 +37,7 @@ impl Broadcasts for ClusterClient {
         Ok(self.call(read).await)
     }
 
-    async fn stop(&self, _: &BroadcastId, _: &str) -> StoreResult<()> {
+    async fn stop(&self, _: &BroadcastId, _: &StopReason) -> StoreResult<()> {
         unreachable!("no test stops the broadcast")
     }
 
@@ -147,7 +147,9 @@ impl Doses for ClusterClient {
             _ => Duration::ZERO,
         };
         Ok(match claim::claim(&DoseRow(self), owner, now, until, "claim a dose").await? {
-            Claim::Mine(lease) => Claim::Mine(Lease { until: self.on_the_test_clock(lease.until) + extra, ..lease }),
+            Claim::Mine(lease) => {
+                Claim::Mine(Lease { until: self.on_the_test_clock(lease.until) + extra, ..lease })
+            }
             Claim::Held(until) => Claim::Held(self.on_the_test_clock(until)),
             marked @ Claim::Marked(_) => marked,
         })

@@ -1,5 +1,5 @@
-//! A store and a Kafka in memory, which can be made to take their time and to break the promises that the
-//! chain leans on.
+//! A store and a producer in memory, with random latency, and with defects in what the chain of due rows
+//! relies on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,59 +25,61 @@ use crate::{
 
 type StoreResult<T> = Result<T, StoreError>;
 
-/// What the store gets wrong: each stands for an order of steps that the chain must not have.
+/// A defect of the store. Each stands for an order of steps that the chain must not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// As if a tick raised `opened` after it has read the marks and the rows.
-    OpenedAfterTheRows,
-    /// As if `opened` were read before the row is inserted.
-    RowsShowLate,
-    /// As if a tick raised `handed` before its work.
-    HandedBeforeTheWork,
-    /// As if there were no `opened`: whoever inserts a row goes by `handed` and what a tick may be ahead of
-    /// it.
-    SlackForOpened,
-    /// As if who inserts a row left it to the ticks, whatever they have read.
-    InsertedIsLeft,
+pub enum Defect {
+    /// As if a tick raised the read watermark after it has read the rows.
+    ReadRaisedAfterTheRows,
+    /// As if the read watermark were read before the row is inserted.
+    RowsVisibleLate,
+    /// As if a tick raised the dispatched watermark before its work.
+    DispatchedRaisedBeforeTheWork,
+    /// As if there were no read watermark, and the process that inserts a row went by the dispatched one and
+    /// how far a tick may be ahead of that.
+    SlackInsteadOfRead,
+    /// As if the process that inserts a row left it to the ticks, whatever they have read.
+    InsertedRowIsLeft,
     /// As if the first due row were inserted before its definition.
-    RegimensShowLate,
-    /// As if a tick went beyond the clock. The store has no part in this one.
-    TickAheadOfTheClock,
+    DefinitionsVisibleLate,
+    /// As if a tick went beyond the clock. The schedule does this one, not the store.
+    TicksBeyondTheClock,
 }
 
-/// What stands for `opened` where there is none.
+/// How far a tick may be ahead of the dispatched watermark, for [`Defect::SlackInsteadOfRead`].
 const SLACK: Duration = Duration::from_secs(3 * 60);
-/// How many operations, anybody's, come before what a broken store keeps back.
+/// After how many operations, of all tasks, a late effect becomes visible.
 const OPERATIONS_LATE: u32 = 8;
 
+/// The store and the producer of the stage, in one state: so a schedule orders the operations on both.
 #[derive(Clone, Default)]
-pub struct Fake {
-    state: Arc<Mutex<State>>,
+pub struct FakeBackend {
+    state: Arc<Mutex<BackendState>>,
     /// Decides how long every operation takes; none = no time at all.
-    pace: Option<Arc<Mutex<StdRng>>>,
-    broken: Option<Broken>,
+    latency: Option<Arc<Mutex<StdRng>>>,
+    defect: Option<Defect>,
 }
 
 #[derive(Default)]
-struct State {
+struct BackendState {
     regimens: BTreeMap<RegimenId, (Version, Option<Regimen>)>,
     due: BTreeMap<(Shard, Timestamp, RegimenId), Option<String>>,
-    /// Rows that are acknowledged but do not show yet, and for how many operations.
-    hidden: Vec<(u32, Shard, DueRow)>,
+    /// Due rows that are acknowledged but can't be read yet, and for how many operations.
+    late_rows: Vec<(u32, Shard, DueRow)>,
     marks: BTreeMap<Shard, Watermarks>,
-    /// Watermarks that are acknowledged but not raised yet, likewise.
-    opened_late: Vec<(u32, Shard, Timestamp)>,
+    /// Read watermarks that are acknowledged but not raised yet, likewise.
+    late_reads: Vec<(u32, Shard, Timestamp)>,
     /// Definitions that are acknowledged but can't be read yet, likewise.
-    regimens_late: Vec<(u32, RegimenId, Option<Regimen>, Version)>,
+    late_definitions: Vec<(u32, RegimenId, Option<Regimen>, Version)>,
     registrations: BTreeMap<UserId, Vec<Registration>>,
     published: Vec<Message>,
+    /// The keys of everything that was ever published.
     all_keys: BTreeSet<Vec<u8>>,
 }
 
-impl Fake {
-    pub fn paced(seed: u64, broken: Option<Broken>) -> Self {
-        let pace = Some(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
-        Self { pace, broken, ..Self::default() }
+impl FakeBackend {
+    pub fn with_latency(seed: u64, defect: Option<Defect>) -> Self {
+        let latency = Some(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
+        Self { latency, defect, ..Self::default() }
     }
 
     pub fn register(&self, user: &str, token: &str) {
@@ -93,11 +95,11 @@ impl Fake {
         self.state().registrations.entry(user).or_default().push(registration);
     }
 
-    pub fn forget(&self, user: &str) {
+    pub fn remove_tokens_of(&self, user: &str) {
         self.state().registrations.remove(&UserId::new(user));
     }
 
-    pub fn lose_due_rows(&self) {
+    pub fn remove_due_rows(&self) {
         self.state().due.clear();
     }
 
@@ -113,7 +115,7 @@ impl Fake {
         .collect()
     }
 
-    /// What was published since the last look.
+    /// What was published since the last call.
     pub fn published(&self) -> Vec<Message> {
         std::mem::take(&mut self.state().published)
     }
@@ -123,16 +125,16 @@ impl Fake {
         self.state().all_keys.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BackendState> {
         self.state.lock().unwrap()
     }
 
     fn chance(&self, probability: f64) -> bool {
-        self.pace.as_ref().is_some_and(|pace| pace.lock().unwrap().random_bool(probability))
+        self.latency.as_ref().is_some_and(|rng| rng.lock().unwrap().random_bool(probability))
     }
 
-    /// Every operation waits here, so that others may come between it and the one before.
-    async fn turn(&self) -> MutexGuard<'_, State> {
+    /// Every operation waits here, so that those of other tasks may come between it and the one before.
+    async fn operation(&self) -> MutexGuard<'_, BackendState> {
         poll_fn(|task| {
             if self.chance(0.5) {
                 task.waker().wake_by_ref();
@@ -142,37 +144,37 @@ impl Fake {
         })
         .await;
         let mut state = self.state();
-        state.let_show();
+        state.apply_late_effects();
         state
     }
 }
 
-impl State {
-    fn let_show(&mut self) {
-        let rows = self.hidden.iter_mut().map(|late| &mut late.0);
-        let marks = self.opened_late.iter_mut().map(|late| &mut late.0);
-        let regimens = self.regimens_late.iter_mut().map(|late| &mut late.0);
-        rows.chain(marks).chain(regimens).for_each(|wait| *wait -= 1);
-        for (_, shard, row) in self.hidden.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
+impl BackendState {
+    fn apply_late_effects(&mut self) {
+        let rows = self.late_rows.iter_mut().map(|late| &mut late.0);
+        let marks = self.late_reads.iter_mut().map(|late| &mut late.0);
+        let regimens = self.late_definitions.iter_mut().map(|late| &mut late.0);
+        rows.chain(marks).chain(regimens).for_each(|operations| *operations -= 1);
+        for (_, shard, row) in self.late_rows.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
             self.insert(shard, row);
         }
-        for (_, shard, opened) in self.opened_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
-            self.raise(shard, Watermark::Read, opened);
+        for (_, shard, read) in self.late_reads.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>() {
+            self.raise(shard, Watermark::Read, read);
         }
         for (_, regimen, definition, version) in
-            self.regimens_late.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>()
+            self.late_definitions.extract_if(.., |late| late.0 == 0).collect::<Vec<_>>()
         {
             self.define(regimen, definition, version);
         }
     }
 
     fn define(&mut self, regimen: RegimenId, definition: Option<Regimen>, version: Version) {
-        if self.regimens.get(&regimen).is_none_or(|(held, _)| *held < version) {
+        if self.regimens.get(&regimen).is_none_or(|(current, _)| *current < version) {
             self.regimens.insert(regimen, (version, definition));
         }
     }
 
-    /// The regimen's own row never takes the place of a dose that upstream found.
+    /// The regimen's own row never replaces an upstream dose.
     fn insert(&mut self, shard: Shard, row: DueRow) {
         let payload = self.due.entry((shard, row.due_at, row.regimen)).or_default();
         if row.payload.is_some() {
@@ -181,7 +183,7 @@ impl State {
     }
 
     fn raise(&mut self, shard: Shard, mark: Watermark, to: Timestamp) {
-        let marks = self.marks.get_mut(&shard).expect("the marks are written");
+        let marks = self.marks.get_mut(&shard).expect("the watermarks are initialised");
         let mark = match mark {
             Watermark::Read => &mut marks.read,
             Watermark::Dispatched => &mut marks.dispatched,
@@ -190,16 +192,16 @@ impl State {
     }
 }
 
-impl Doses for Fake {
+impl Doses for FakeBackend {
     async fn put_regimen(
         &self,
         regimen: &RegimenId,
         definition: Option<&Regimen>,
         version: Version,
     ) -> StoreResult<()> {
-        let mut state = self.turn().await;
-        if self.broken == Some(Broken::RegimensShowLate) {
-            state.regimens_late.push((OPERATIONS_LATE, regimen.clone(), definition.cloned(), version));
+        let mut state = self.operation().await;
+        if self.defect == Some(Defect::DefinitionsVisibleLate) {
+            state.late_definitions.push((OPERATIONS_LATE, regimen.clone(), definition.cloned(), version));
         } else {
             state.define(regimen.clone(), definition.cloned(), version);
         }
@@ -207,7 +209,7 @@ impl Doses for Fake {
     }
 
     async fn regimen(&self, regimen: &RegimenId) -> StoreResult<Option<Regimen>> {
-        Ok(self.turn().await.regimens.get(regimen).and_then(|(_, definition)| definition.clone()))
+        Ok(self.operation().await.regimens.get(regimen).and_then(|(_, definition)| definition.clone()))
     }
 
     async fn regimens(
@@ -215,16 +217,16 @@ impl Doses for Fake {
         after: Option<&RegimenId>,
         limit: usize,
     ) -> StoreResult<Vec<(RegimenId, Regimen)>> {
-        let state = self.turn().await;
-        let living =
+        let state = self.operation().await;
+        let current =
             state.regimens.iter().filter_map(|(id, (_, definition))| Some((id.clone(), definition.clone()?)));
-        Ok(living.filter(|(id, _)| after.is_none_or(|after| after < id)).take(limit).collect())
+        Ok(current.filter(|(id, _)| after.is_none_or(|after| after < id)).take(limit).collect())
     }
 
     async fn insert_due(&self, shard: Shard, row: &DueRow) -> StoreResult<()> {
-        let mut state = self.turn().await;
-        if self.broken == Some(Broken::RowsShowLate) {
-            state.hidden.push((OPERATIONS_LATE, shard, row.clone()));
+        let mut state = self.operation().await;
+        if self.defect == Some(Defect::RowsVisibleLate) {
+            state.late_rows.push((OPERATIONS_LATE, shard, row.clone()));
         } else {
             state.insert(shard, row.clone());
         }
@@ -239,9 +241,9 @@ impl Doses for Fake {
         past: Option<&DueRow>,
         limit: usize,
     ) -> StoreResult<Vec<DueRow>> {
-        let mut state = self.turn().await;
-        // Small pages where schedules are tried out, so that there are many.
-        let limit = if self.pace.is_some() { 2 } else { limit };
+        let mut state = self.operation().await;
+        // Small pages under random schedules, so that there are many.
+        let limit = if self.latency.is_some() { 2 } else { limit };
         let rows = state.due.iter().filter(|((of, due_at, regimen), _)| {
             *of == shard
                 && after < *due_at
@@ -256,17 +258,17 @@ impl Doses for Fake {
                 payload: payload.clone(),
             })
             .collect();
-        if self.broken == Some(Broken::HandedBeforeTheWork) {
+        if self.defect == Some(Defect::DispatchedRaisedBeforeTheWork) {
             state.raise(shard, Watermark::Dispatched, until);
         }
         Ok(page)
     }
 
     async fn marks(&self, shard: Shard) -> StoreResult<Watermarks> {
-        let marks = self.turn().await.marks[&shard];
-        Ok(match self.broken {
-            Some(Broken::SlackForOpened) => Watermarks { read: marks.dispatched + SLACK, ..marks },
-            Some(Broken::InsertedIsLeft) => Watermarks { read: Timestamp::UNIX_EPOCH, ..marks },
+        let marks = self.operation().await.marks[&shard];
+        Ok(match self.defect {
+            Some(Defect::SlackInsteadOfRead) => Watermarks { read: marks.dispatched + SLACK, ..marks },
+            Some(Defect::InsertedRowIsLeft) => Watermarks { read: Timestamp::UNIX_EPOCH, ..marks },
             _ => marks,
         })
     }
@@ -280,9 +282,9 @@ impl Doses for Fake {
     }
 
     async fn raise(&self, shard: Shard, mark: Watermark, to: Timestamp) -> StoreResult<()> {
-        let mut state = self.turn().await;
-        if self.broken == Some(Broken::OpenedAfterTheRows) && mark == Watermark::Read {
-            state.opened_late.push((OPERATIONS_LATE, shard, to));
+        let mut state = self.operation().await;
+        if self.defect == Some(Defect::ReadRaisedAfterTheRows) && mark == Watermark::Read {
+            state.late_reads.push((OPERATIONS_LATE, shard, to));
         } else {
             state.raise(shard, mark, to);
         }
@@ -294,7 +296,7 @@ impl Doses for Fake {
     }
 
     async fn claimed(&self, _: &DoseKey) -> StoreResult<Option<Claimed>> {
-        unreachable!("only people ask that")
+        unreachable!("only an operator asks for that")
     }
 
     async fn mark(&self, _: &DoseKey, _: &Lease, _: &DoseMark) -> StoreResult<Marked> {
@@ -302,9 +304,9 @@ impl Doses for Fake {
     }
 }
 
-impl Registry for Fake {
+impl Registry for FakeBackend {
     async fn tokens_of(&self, user: &UserId) -> StoreResult<Vec<Registration>> {
-        Ok(self.turn().await.registrations.get(user).cloned().unwrap_or_default())
+        Ok(self.operation().await.registrations.get(user).cloned().unwrap_or_default())
     }
 
     async fn apply(&self, _: &TokenChange, _: Version) -> StoreResult<()> {
@@ -316,21 +318,21 @@ impl Registry for Fake {
     }
 
     async fn inspect(&self, _: &Token) -> StoreResult<Option<TokenRow>> {
-        unreachable!("people inspect")
+        unreachable!("only an operator inspects")
     }
 
     async fn inspect_hash(&self, _: TokenHash) -> StoreResult<Option<TokenRow>> {
-        unreachable!("people inspect")
+        unreachable!("only an operator inspects")
     }
 
     async fn census(&self) -> StoreResult<Vec<Census>> {
-        unreachable!("people count")
+        unreachable!("only an operator counts")
     }
 }
 
-impl Publish for Fake {
+impl Publish for FakeBackend {
     async fn publish(&self, message: Message) -> Result<(), PublishError> {
-        let mut state = self.turn().await;
+        let mut state = self.operation().await;
         state.all_keys.extend(message.key.clone());
         state.published.push(message);
         Ok(())
