@@ -126,7 +126,7 @@ async fn check_tries_the_credentials_of_fcm() {
 
     sandbox.faults().change(|faults| faults.oauth.refused = true);
     let stdout = check().await;
-    assert!(stdout.contains("fcm            Google refuses the service account: "), "{stdout}");
+    assert!(stdout.contains("fcm            Google refuses the account: "), "{stdout}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,7 @@ impl ExpoRequest<'_> {
                 error(400, "VALIDATION_ERROR", &format!("\"{token}\" is not a valid Expo push token"), None),
             );
         }
-        if !self.shared.expo.admission.admit(messages as u64, self.faults.rate_limit) {
+        if !self.shared.expo.admitted.admit(messages as u64, self.faults.rate_limit) {
             return answered(Answer::Throttled, rate_limited(self.faults));
         }
         if let Some(reply) = several_projects(batch, &token_faults) {

@@ -91,9 +91,9 @@ fn remaining(running: Option<&RunningOutage>, now: Instant) -> Option<Outage> {
 
 /// The rate limit of a provider: counts the messages of the last second that were within it.
 #[derive(Debug, Default)]
-pub(super) struct Admission(Mutex<RateWindow>);
+pub(super) struct AdmittedMessages(Mutex<RateWindow>);
 
-impl Admission {
+impl AdmittedMessages {
     /// Whether that many more messages are within the limit. Only then they count.
     pub fn admit(&self, messages: u64, limit: Option<u32>) -> bool {
         let Some(limit) = limit else { return true };
@@ -136,18 +136,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_limit_holds_in_every_second_and_what_is_refused_does_not_count() {
-        let admission = Admission::default();
-        assert!(admission.admit(2, Some(3)));
+        let admitted = AdmittedMessages::default();
+        assert!(admitted.admit(2, Some(3)));
         tokio::time::advance(Duration::from_millis(500)).await;
-        assert!(!admission.admit(2, Some(3)) && admission.admit(1, Some(3)));
+        assert!(!admitted.admit(2, Some(3)) && admitted.admit(1, Some(3)));
         tokio::time::advance(Duration::from_millis(499)).await;
-        assert!(!admission.admit(1, Some(3)));
+        assert!(!admitted.admit(1, Some(3)));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(
-            admission.admit(2, Some(3)) && !admission.admit(1, Some(3)),
+            admitted.admit(2, Some(3)) && !admitted.admit(1, Some(3)),
             "the first two are a second old, the third is not"
         );
-        assert!(admission.admit(1_000, None));
+        assert!(admitted.admit(1_000, None));
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl FcmRequest<'_> {
             Ok(envelope) => envelope,
             Err(err) => return invalid_payload(err),
         };
-        if !self.shared.fcm.admission.admit(1, self.faults.fcm.rate_limit) {
+        if !self.shared.fcm.admitted.admit(1, self.faults.fcm.rate_limit) {
             return answered(Answer::Throttled, self.project_quota());
         }
         self.answer_by_token(project, envelope, body)

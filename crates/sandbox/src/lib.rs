@@ -184,7 +184,7 @@ struct Shared {
 struct ProviderState {
     counts: counts::MessageCounts,
     outage: faults::OutageState,
-    admission: faults::Admission,
+    admitted: faults::AdmittedMessages,
 }
 
 impl Shared {

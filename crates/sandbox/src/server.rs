@@ -54,7 +54,7 @@ async fn serve_connection(stream: TcpStream, router: Router) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http2().max_concurrent_streams(STREAMS_MAX);
     let service = TowerToHyperService::new(router.layer(Extension(reset.clone())));
-    let stream = GatheredWrites { stream, reset: reset.clone() };
+    let stream = UnvectoredStream { stream, reset: reset.clone() };
     // The client sees for itself that a connection broke.
     let _broken = reset.0.run_until_cancelled(server.serve_connection(TokioIo::new(stream), service)).await;
 }
@@ -62,12 +62,12 @@ async fn serve_connection(stream: TcpStream, router: Router) {
 /// A stream without vectored writes. `h2` writes each frame of a vectored stream to the socket as soon as it
 /// is encoded, one system call an answer; without them it buffers, and writes once per poll. That makes small
 /// answers several times cheaper.
-struct GatheredWrites {
+struct UnvectoredStream {
     stream: TcpStream,
     reset: ConnectionReset,
 }
 
-impl Drop for GatheredWrites {
+impl Drop for UnvectoredStream {
     fn drop(&mut self) {
         if self.reset.0.is_cancelled() {
             // A socket closed with zero linger sends RST. If that fails, the client sees an early end of the
@@ -77,7 +77,7 @@ impl Drop for GatheredWrites {
     }
 }
 
-impl AsyncRead for GatheredWrites {
+impl AsyncRead for UnvectoredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,7 +87,7 @@ impl AsyncRead for GatheredWrites {
     }
 }
 
-impl AsyncWrite for GatheredWrites {
+impl AsyncWrite for UnvectoredStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

@@ -233,8 +233,8 @@ mod tests {
             registered(2, "bob"),
             registered(13, "cat"),
             registered(29, "dan"),
-            scenario::post_for_everybody("a", 9),
-            scenario::post_for_everybody("a", 9),
+            scenario::post_for_all("a", 9),
+            scenario::post_for_all("a", 9),
             ScenarioStep::Posted { post: "b".to_owned(), author: "bob".to_owned(), users: None },
         ];
         let expected = Expected::of(&steps);
@@ -277,7 +277,7 @@ mod tests {
             ScenarioStep::UserDeleted { user: "ann".to_owned() },
             ScenarioStep::Unregistered { phone: phone(2) },
             ScenarioStep::Registered { phone: phone(6), owner: None, previous: Some(phone(4)) },
-            scenario::post_for_everybody("a", 9),
+            scenario::post_for_all("a", 9),
         ];
         assert_eq!(recipients(&Expected::of(&steps), "post:a"), [phone(6).token()]);
     }

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{watch::Push, world::World};
 
 const POLL_EVERY: Duration = Duration::from_millis(100);
-/// Messages printed per poll; a post for everybody has thousands.
+/// Messages printed per poll; a post for all users has thousands.
 const SHOWN_MAX: usize = 10;
 
 /// Shell commands that write to and read from each topic.

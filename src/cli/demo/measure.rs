@@ -62,10 +62,10 @@ impl Measured {
     /// the others.
     pub fn reminders(&self, pushes: &[Push], provider: ProviderId, during_fault: bool) -> Option<Latency> {
         let is_affected = |at: Timestamp| {
-            self.faults.iter().any(|attack| {
-                attack.provider == provider
-                    && attack.from - AFFECTED_BEFORE <= at
-                    && at <= attack.until + AFFECTED_AFTER
+            self.faults.iter().any(|fault| {
+                fault.provider == provider
+                    && fault.from - AFFECTED_BEFORE <= at
+                    && at <= fault.until + AFFECTED_AFTER
             })
         };
         let published = self.reminders.iter().filter(|(_, at)| is_affected(**at) == during_fault);

@@ -24,27 +24,27 @@ const ZONES: [&str; 8] = [
 /// Users whose doses are due at the full minute.
 const PATIENTS: u32 = 60;
 
-/// A token, made from a number.
+/// A phone, from which its token, first user and device follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Phone {
-    /// Who delivers to it.
+    /// The provider of its token.
     pub provider: ProviderId,
-    /// Which one.
+    /// Unique among the phones of a provider.
     pub number: u32,
 }
 
-/// What a provider says of a phone. The sandbox finds it out by a word in the token.
+/// How a provider answers messages to a phone. The sandbox reads it from a word in the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// The provider takes its messages.
     Alive,
     /// The first message is answered with "not registered".
     Dead,
-    /// The first message is taken, and its receipt says "not registered". Expo only.
+    /// The first message is taken, and its receipt is "not registered". Expo only.
     DeadOnReceipt,
 }
 
-/// A record that the demonstration publishes.
+/// A record that the demo publishes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScenarioStep {
     /// A token is registered; `owner` is none before login.
@@ -131,7 +131,7 @@ impl Phone {
     }
 }
 
-/// Beyond every number of [`Phone::all`].
+/// Added to a phone's number for the token that replaces its own: above every number of [`Phone::all`].
 const REPLACEMENT: u32 = 50_000;
 
 /// The first user of the phones with that number.
@@ -203,7 +203,7 @@ pub fn describe(changes: &[ScenarioStep]) -> String {
 }
 
 /// A post for all users but its author.
-pub fn post_for_everybody(post: &str, author: u32) -> ScenarioStep {
+pub fn post_for_all(post: &str, author: u32) -> ScenarioStep {
     ScenarioStep::Posted { post: post.to_owned(), author: user(author), users: None }
 }
 
@@ -355,8 +355,8 @@ mod tests {
             .collect();
         let of = |provider| tokens.iter().filter(|phone| phone.provider == provider).count();
         assert_eq!((of(ProviderId::Expo), of(ProviderId::Fcm)), (6_000, 14_000));
-        let gone = tokens.iter().filter(|phone| phone.condition() != Condition::Alive).count();
-        assert!((400..800).contains(&gone), "{gone}");
+        let dead = tokens.iter().filter(|phone| phone.condition() != Condition::Alive).count();
+        assert!((400..800).contains(&dead), "{dead}");
     }
 
     #[test]
@@ -409,7 +409,7 @@ mod tests {
                 matches!(step, ScenarioStep::Registered { .. })
             );
         }
-        for step in [post_for_everybody("p", 1), post_for_some("p", 1)] {
+        for step in [post_for_all("p", 1), post_for_some("p", 1)] {
             posts_created::read(None, step.message().value.as_deref()).unwrap();
         }
         for step in regimens(due) {

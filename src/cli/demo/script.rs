@@ -180,12 +180,12 @@ impl<'a> Runner<'a> {
     }
 
     async fn first_broadcast(&self) -> anyhow::Result<()> {
-        let broadcast = self.start_broadcast("walk", vec![scenario::post_for_everybody("walk", 4)]).await?;
+        let broadcast = self.start_broadcast("walk", vec![scenario::post_for_all("walk", 4)]).await?;
         let fault = async {
             self.wait_for("the middle of the broadcast", || self.progress(&broadcast, Expo) > 0.2).await;
             self.time_reminder("a reminder in the middle of the broadcast").await?;
             self.wait_for("the middle of the broadcast", || self.progress(&broadcast, Expo) > 0.4).await;
-            self.screen.print(format!("fault: Expo answers 503 for {}", format_duration(FAULT_FOR)));
+            self.screen.print(format!("FAULT: Expo answers 503 for {}", format_duration(FAULT_FOR)));
             self.record_fault(Expo);
             let over = Instant::now() + FAULT_FOR;
             self.world.sandbox.faults().change(|faults| {
@@ -214,11 +214,11 @@ impl<'a> Runner<'a> {
 
     async fn second_broadcast(&self) -> anyhow::Result<()> {
         self.screen.print("the next post is published twice: it must be one broadcast");
-        let broadcast = self.start_broadcast("sea", vec![scenario::post_for_everybody("sea", 6); 2]).await?;
+        let broadcast = self.start_broadcast("sea", vec![scenario::post_for_all("sea", 6); 2]).await?;
         let fault = async {
             self.wait_for("the middle of the broadcast", || self.progress(&broadcast, Fcm) > 0.2).await;
             self.screen.print(format!(
-                "fault: FCM takes {CUT_RATE} messages/s and answers the others with 429, for {}",
+                "FAULT: FCM accepts {CUT_RATE} messages/s and answers the others with 429, for {}",
                 format_duration(FAULT_FOR)
             ));
             self.record_fault(Fcm);
@@ -227,7 +227,7 @@ impl<'a> Runner<'a> {
             self.world.sandbox.faults().change(|faults| faults.fcm.rate_limit = None);
             let refused = self.world.sandbox.statistics().fcm.answered(Answer::Throttled);
             self.screen.print(format!(
-                "FCM takes everything again: {refused} messages met a 429 and are tried again"
+                "FCM accepts everything again: {refused} messages were answered with 429 and are tried again"
             ));
             Ok(())
         };
@@ -238,7 +238,7 @@ impl<'a> Runner<'a> {
 
     async fn named_users(&self) -> anyhow::Result<()> {
         self.screen
-            .print("a post for named users: who has lost the phone must not be told, who has it now must");
+            .print("a post for named users: on a phone that has moved, only its new user must be notified");
         let broadcast = self.start_broadcast("friends", vec![scenario::post_for_some("friends", 2)]).await?;
         self.follow(&broadcast).await
     }

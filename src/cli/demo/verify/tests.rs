@@ -1,7 +1,7 @@
 use pushcast::domain::{Counts, DeadToken, DoseOutcome, NotificationId, Token};
 
 use super::*;
-use crate::cli::demo::scenario::{Phone, ScenarioStep, dose_twice, post_for_everybody};
+use crate::cli::demo::scenario::{Phone, ScenarioStep, dose_twice, post_for_all};
 
 const AT: &str = "2026-11-20T01:00:00Z";
 
@@ -19,7 +19,7 @@ fn published() -> Expected {
         registered(29, "cat"),
         registered(3_000, "user-3000"),
     ];
-    steps.push(post_for_everybody("walk", 9));
+    steps.push(post_for_all("walk", 9));
     steps.extend(dose_twice(AT.parse().unwrap()));
     steps.push(ScenarioStep::Unreadable);
     Expected::of(&steps)
