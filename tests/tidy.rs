@@ -25,8 +25,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("expo", &["backoff", "dispatch", "domain", "metrics"]),
     ("fcm", &["backoff", "dispatch", "domain", "metrics"]),
     ("stages", &["backoff", "consumer", "dispatch", "domain", "events", "metrics", "store", "telemetry"]),
-    ("http", &["dispatch", "domain", "events", "metrics", "store"]),
-    ("config", &["consumer", "dispatch", "expo", "fcm", "http", "stages", "store", "telemetry"]),
+    ("http", &["domain", "events", "metrics", "store"]),
+    ("config", &["consumer", "dispatch", "domain", "expo", "fcm", "http", "stages", "store", "telemetry"]),
     (
         "app",
         &[
@@ -423,7 +423,7 @@ fn paths_are_found_in_groups_in_code_and_through_super() {
         imports(&words(code), &module).into_iter().collect::<Vec<_>>()
     };
     assert_eq!(
-        found("use crate::{domain::{Token, UserId}, consumer::Settings as K, store};", &["expo"]),
+        found("use crate::{domain::{Token, UserId}, http::Settings as K, store};", &["expo"]),
         ["domain", "http", "store"]
     );
     assert_eq!(found("fn f() -> crate::store::Page { pushcast::app::run() }", &["cli"]), ["app", "store"]);
@@ -462,7 +462,7 @@ fn a_crate_of_the_workspace_counts_as_a_module() {
 #[test]
 fn comments_texts_and_characters_are_no_code() {
     let code = r####"// crate::a
-        /* crate::b /* crate::c */ crate::d */ let x = "crate::e \" crate::f"; let y = r#"crate::g " crate::h"#;
-        let q = '"'; let n = '\''; fn f<'a>(x: &'a crate::i::J) {} //"####;
+        /* crate::b /* crate::c */ crate::d */ let x = "crate::e \" crate::f";
+        let y = r#"crate::g " crate::h"#; let q = '"'; let n = '\''; fn f<'a>(x: &'a crate::i::J) {} //"####;
     assert_eq!(imports(&words(code), &["expo".to_owned()]).into_iter().collect::<Vec<_>>(), ["i"]);
 }
