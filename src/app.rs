@@ -1,6 +1,6 @@
 //! Ties everything together: the only place that knows all types.
 //!
-//! A process is a set of named tasks in one `JoinSet` ([`tasks`]): a consumer per stage, a batcher per
+//! A process is a set of named tasks in one `JoinSet` (`app/tasks.rs`): a consumer per stage, a batcher per
 //! provider, and the small loops beside them. The first to end before the stop ends the process, with its
 //! name. The order of a stop follows from what reacts to it: consumers, timers and listeners do; a batcher
 //! ends when the last handler that could submit a page has ended, and then the producer is flushed.
