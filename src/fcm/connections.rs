@@ -1,9 +1,11 @@
 //! The HTTP/2 connections that carry requests to FCM: a few, kept open, each with as many streams as both
 //! sides allow.
 //!
-//! This is not reqwest, because there a message costs several times more CPU (ARCHITECTURE.md has the
-//! figures): `h2` is used directly, over a stream that gathers small writes (`dial`), and what all requests
-//! have in common is built once.
+//! This is not reqwest but `h2`, on which reqwest stands. FCM takes one message a request, so what a request
+//! costs is what a message costs: with `h2`, over a stream that gathers small writes (`dial`) and with the
+//! common part of all requests built once, pushcast sends 1.2 to 1.8 times as many messages per CPU second as
+//! a bare loop of reqwest, reading tokens and keeping the rate included
+//! (`cargo bench --bench broadcast -- 15 1000000 fcm`). HTTP proxies are not supported.
 //!
 //! Each connection has a task, which opens it, drives it, and closes its slot of the [`Pool`] when it ends. A
 //! request takes a permit for a stream of an open connection, and waits only while none is free. So a slot
