@@ -72,10 +72,10 @@ impl From<Unreadable> for Rejected {
 /// retried like an unavailable store.
 impl From<StoreError> for HandlerError {
     fn from(error: StoreError) -> Self {
-        let context = error.to_string();
-        let source = match error {
-            StoreError::Unavailable { source, .. } => source,
-            StoreError::Rejected { source, .. } | StoreError::Corrupt { source, .. } => Some(source),
+        let text = error.to_string();
+        let (context, source) = match error {
+            StoreError::Unavailable { context, source } => (context, source),
+            StoreError::Rejected { source, .. } | StoreError::Corrupt { source, .. } => (text, Some(source)),
         };
         Unavailable { dependency: "the store", context, source }.into()
     }

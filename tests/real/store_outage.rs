@@ -63,8 +63,8 @@ pub async fn outages_are_waited_for() {
     // A stage logs this once in a while, not at each outage.
     for stage in ["tokens", "delivery.expo.bulk"] {
         assert!(
-            world.log().iter().any(|line| line.contains(&format!("Stage {stage} waits"))),
-            "stage {stage} has not logged that it waits"
+            world.log().iter().any(|line| line.contains(&format!("Stage {stage} retries"))),
+            "stage {stage} has not logged that it retries"
         );
     }
     assert!(running.stop().success(), "a graceful stop");
